@@ -1,0 +1,46 @@
+# Everything here needs only python3, git and make; the first call creates .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow bench docs lint format clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# The stamp is newer than pyproject.toml exactly when the installed extras are the declared ones.
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed  ## create .venv and install the package with its extras
+
+demo: install  ## train on real glyph-caption pairs, then write tables and plots to runs/demo
+	$(BIN)/python examples/clip_glyphs.py --out runs/demo
+
+test: install  ## the test suite
+	$(BIN)/python -m pytest -n 2
+
+test-slow: install  ## the long-running tests as well
+	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
+
+bench: install  ## speed of the objective, as ratios in one run
+	$(BIN)/python benchmarks/objective_overhead.py
+
+docs: install  ## build the site strictly into site/
+	$(BIN)/python -m mkdocs build --strict
+
+lint: install  ## style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## rewrite the files as `make lint` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) site runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,69 @@
+"""Personalised temperatures and distributionally robust losses for PyTorch."""
+
+from dro_temp import datasets, distributed, estimators, evaluation, functional, hosts, losses, predictors
+from dro_temp.estimators import ConstantGamma, CosineGamma, Estimator, Exact, GammaSchedule, LogMovingAverage
+from dro_temp.interfaces import (
+    HostAdapter,
+    LinearScores,
+    Reading,
+    RobustLoss,
+    Rows,
+    Staged,
+    Support,
+    TemperaturePredictor,
+)
+from dro_temp.losses import InfoNCELoss, KLRobustLoss
+from dro_temp.objective import Objective, Output
+from dro_temp.optim import CompositionalOptimizer
+from dro_temp.predictors import (
+    ConstantTemperature,
+    GradientUpdate,
+    IndividualTemperature,
+    LearnableTemperature,
+    LogitEncoder,
+    OptimalTemperature,
+    PrototypeEncoder,
+    TempNet,
+    TempNetEncoder,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CompositionalOptimizer",
+    "ConstantGamma",
+    "ConstantTemperature",
+    "CosineGamma",
+    "Estimator",
+    "Exact",
+    "GammaSchedule",
+    "GradientUpdate",
+    "HostAdapter",
+    "IndividualTemperature",
+    "InfoNCELoss",
+    "KLRobustLoss",
+    "LearnableTemperature",
+    "LinearScores",
+    "LogMovingAverage",
+    "LogitEncoder",
+    "Objective",
+    "OptimalTemperature",
+    "Output",
+    "PrototypeEncoder",
+    "Reading",
+    "RobustLoss",
+    "Rows",
+    "Staged",
+    "Support",
+    "TempNet",
+    "TempNetEncoder",
+    "TemperaturePredictor",
+    "datasets",
+    "distributed",
+    "estimators",
+    "evaluation",
+    "functional",
+    "hosts",
+    "losses",
+    "predictors",
+]

@@ -1,0 +1,30 @@
+"""The contract of an estimator."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from dro_temp._typing import PerRow, RowIndex, RowMask
+
+
+class Estimator(nn.Module, ABC):
+    """Estimates log E_j exp(h_ij / tau_i), the log of the inner mean of a row, from minibatches."""
+
+    #: True if `propose` needs the rows' numbers in the data set.
+    needs_index: bool = False
+
+    @abstractmethod
+    def propose(self, index: RowIndex | None, log_g: PerRow, valid: RowMask) -> Tensor | None:
+        """The estimate after having seen `log_g`; None where `log_g` itself is exact.
+
+        Staged for a later commit in training mode with gradients enabled; otherwise only computed.
+
+        Args:
+            index: the rows' numbers in the data set.
+            log_g: log of the minibatch mean of each row.
+            valid: rows that count; the others leave no trace.
+        """
+
+    @abstractmethod
+    def population(self, batch_support: int) -> int:
+        """Number of outcomes that the estimated mean runs over, given the number in the batch."""

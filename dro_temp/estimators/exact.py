@@ -1,0 +1,23 @@
+"""The estimator of rows that see their whole support."""
+
+from dro_temp._typing import PerRow, RowIndex, RowMask
+from dro_temp.estimators._base import Estimator
+
+
+class Exact(Estimator):
+    r"""The batch's own mean, taken as it is: $\log u = \log g$.
+
+    Right for tokens and classes, whose support is all there. For pairs it is the plug-in over the batch's
+    negatives, which is biased: $\tau \log$ of a sampled mean lies below $\tau \log$ of the mean.
+
+    Example:
+        >>> import dro_temp as dt
+        >>> loss = dt.KLRobustLoss(rho=1.0, estimator=dt.Exact())
+    """
+
+    def propose(self, index: RowIndex | None, log_g: PerRow, valid: RowMask) -> None:
+        """Nothing is held."""
+
+    def population(self, batch_support: int) -> int:
+        """The batch's support is the population."""
+        return batch_support

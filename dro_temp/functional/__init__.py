@@ -1,0 +1,34 @@
+"""Pure functions of tensors: the mathematics of the library, exact in float64.
+
+No module, buffer or device is mentioned here. Notation: a row has scores `s_j` over a support of `m`
+outcomes and a target `t`; its margins are `h_j = s_j - s_t`; `tau` is its temperature, `rho` the radius of
+the KL ball, `U` the uniform distribution over the support.
+"""
+
+from dro_temp.functional.averaging import combine_duplicates, log_average, mean_duplicates
+from dro_temp.functional.bounds import clip_between, logit_between, sigmoid_between
+from dro_temp.functional.kl import (
+    dual_value,
+    kl_divergence,
+    kl_dual,
+    kl_weights,
+    log_mean_exp,
+    margins,
+    optimal_tau,
+)
+
+__all__ = [
+    "clip_between",
+    "combine_duplicates",
+    "dual_value",
+    "kl_divergence",
+    "kl_dual",
+    "kl_weights",
+    "log_average",
+    "log_mean_exp",
+    "logit_between",
+    "margins",
+    "mean_duplicates",
+    "optimal_tau",
+    "sigmoid_between",
+]

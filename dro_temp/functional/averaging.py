@@ -1,0 +1,78 @@
+"""Moving averages of positive numbers, kept as logarithms, and what to do with one sample seen twice."""
+
+import torch
+from torch import Tensor
+
+from dro_temp._typing import PerRow, RowIndex
+
+
+def log_average(log_u: PerRow, log_g: PerRow, gamma: float | Tensor) -> PerRow:
+    r"""$\log\left((1-\gamma) u + \gamma g\right)$ from $\log u$ and $\log g$.
+
+    Args:
+        log_u: log of the average so far; -inf means "never seen" (0 is a legal value), and the result is then
+            `log_g`: a first visit is not damped by gamma.
+        log_g: log of the new value.
+        gamma: weight of the new value, in (0, 1].
+
+    Returns:
+        Log of the new average.
+
+    Example:
+        >>> log_average(torch.tensor([float("-inf"), 0.0]), torch.tensor([2.0, 0.0]), 0.5)
+        tensor([2., 0.])
+
+    Source: arXiv 2202.12387 (SogCLR), equation 7, in the log domain.
+    """
+    weight = torch.as_tensor(gamma, dtype=log_g.dtype, device=log_g.device)
+    blended = torch.logaddexp(torch.log1p(-weight) + log_u, weight.log() + log_g)
+    return torch.where(torch.isneginf(log_u), log_g, blended)
+
+
+def _segments(index: RowIndex, x: PerRow) -> tuple[Tensor, Tensor]:
+    """Order that sorts by (index, x), and each sorted row's segment number.
+
+    Sorting by value as well makes every later sum independent of the order in which rows arrived.
+    """
+    by_value = x.argsort(stable=True)
+    order = by_value[index[by_value].argsort(stable=True)]
+    ordered = index[order]
+    segment = torch.cat([ordered.new_zeros(1), (ordered[1:] != ordered[:-1]).long().cumsum(0)])
+    return order, segment[: len(index)]
+
+
+def mean_duplicates(index: RowIndex, x: PerRow) -> PerRow:
+    """Mean of `x` over all rows with the same index, given back to each of those rows.
+
+    Deterministic, and independent of the order of the rows.
+
+    Example:
+        >>> mean_duplicates(torch.tensor([7, 3, 7]), torch.tensor([1.0, 5.0, 3.0]))
+        tensor([2., 5., 2.])
+    """
+    order, segment = _segments(index, x)
+    total = torch.zeros_like(x).index_add(0, segment, x[order])
+    count = torch.zeros_like(x).index_add(0, segment, torch.ones_like(x))
+    mean = (total / count.clamp(min=1))[segment]
+    return torch.empty_like(x).index_copy(0, order, mean)
+
+
+def combine_duplicates(index: RowIndex, log_g: PerRow) -> PerRow:
+    """Log-mean-exp of `log_g` over all rows with the same index, given back to each of those rows.
+
+    Two draws of one sample are two estimates of the same mean, so their mean is the better estimate.
+
+    Example:
+        >>> combine_duplicates(torch.tensor([7, 3, 7]), torch.tensor([0.0, 5.0, 0.0]))
+        tensor([0., 5., 0.])
+    """
+    order, segment = _segments(index, log_g)
+    top = torch.full_like(log_g, -torch.inf).scatter_reduce(0, segment, log_g[order], "amax")[segment]
+    top = top.masked_fill(top.isneginf(), 0.0)
+    shifted = torch.empty_like(log_g).index_copy(0, order, (log_g[order] - top).exp())
+    mean = mean_duplicates(index, shifted)
+    # One value is returned as it came: exp and log would cost it its last digit.
+    size = torch.zeros_like(log_g).index_add(0, segment, torch.ones_like(log_g))[segment]
+    size = torch.empty_like(log_g).index_copy(0, order, size)
+    top = torch.empty_like(log_g).index_copy(0, order, top)
+    return torch.where(size == 1, log_g, mean.log() + top)

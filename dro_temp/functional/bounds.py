@@ -1,0 +1,60 @@
+"""Two ways to keep a number inside an interval, and the inverse of the smooth one."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def sigmoid_between(raw: Tensor, lower: float, upper: float) -> Tensor:
+    r"""$lower + (upper - lower)\,\sigma(raw)$: smooth, and never outside the interval even after rounding.
+
+    Example:
+        >>> sigmoid_between(torch.tensor([0.0, 1e6]), 1.0, 3.0)
+        tensor([2., 3.])
+    """
+    return (lower + (upper - lower) * raw.sigmoid()).clamp(lower, upper)
+
+
+def logit_between(tau: float, lower: float, upper: float) -> float:
+    r"""Inverse of `sigmoid_between`: the raw number whose bounded value is `tau`.
+
+    Example:
+        >>> logit_between(2.0, 1.0, 3.0)
+        0.0
+    """
+    share = (tau - lower) / (upper - lower)
+    return math.log(share) - math.log1p(-share)
+
+
+class _ClipBetween(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor, lower: float, upper: float) -> Tensor:
+        ctx.save_for_backward(raw)
+        ctx.interval = (lower, upper)
+        return raw.clamp(lower, upper)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (raw,), (grad,) = ctx.saved_tensors, grads
+        lower, upper = ctx.interval
+        # A descent step moves against the gradient: keep it unless it points out of the interval.
+        outward = ((raw >= upper) & (grad < 0)) | ((raw <= lower) & (grad > 0))
+        return grad.masked_fill(outward, 0.0), None, None
+
+
+def clip_between(raw: Tensor, lower: float, upper: float) -> Tensor:
+    """Clip to an interval, with the gradient of a projection.
+
+    `torch.clamp` has zero gradient outside the interval, so a parameter that once stepped out never returns.
+    Here a gradient that points back inside passes; only one that points further out is stopped.
+
+    Example:
+        >>> x = torch.tensor([5.0], requires_grad=True)
+        >>> clip_between(x, 0.0, 1.0).sum().backward()
+        >>> x.grad
+        tensor([1.])
+    """
+    clipped: Tensor = _ClipBetween.apply(raw, lower, upper)  # type: ignore[no-untyped-call]
+    return clipped

@@ -1,0 +1,209 @@
+"""KL-constrained distributionally robust optimisation, row by row.
+
+    max_{p: KL(p||U) <= rho} sum_j p_j h_j - tau_min KL(p||U)
+        = min_{tau >= tau_min} F(tau) - tau_min rho,      F(tau) = tau (log g(tau) + rho),
+    g(tau) = mean_j exp(h_j / tau).
+
+Source: arXiv 2404.04575, sections 3 and 4.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from dro_temp._typing import Mask, PerRow, RowIndex, Scores
+
+
+def margins(scores: Scores, target: RowIndex) -> Scores:
+    r"""Score of every outcome minus the score of the row's target, $h_{ij} = s_{ij} - s_{i t_i}$.
+
+    Args:
+        scores: any real scores.
+        target: column of each row's target.
+
+    Returns:
+        Margins; zero at the target. Both scores of a margin carry gradient.
+
+    Example:
+        >>> margins(torch.tensor([[1.0, 3.0]]), torch.tensor([1]))
+        tensor([[-2.,  0.]])
+    """
+    return scores - scores.gather(1, target[:, None])
+
+
+def log_mean_exp(x: Scores, mask: Mask | None = None) -> PerRow:
+    r"""$\log \frac{1}{m} \sum_j e^{x_j}$ over the support of each row, without overflow.
+
+    Args:
+        x: exponents.
+        mask: True where an outcome belongs to the row's support; everything if None. Masked entries receive
+            exactly zero gradient.
+
+    Returns:
+        The log of the mean; -inf, with zero gradient, for a row whose support is empty.
+
+    Example:
+        >>> log_mean_exp(torch.tensor([[0.0, 0.0, 1e4]]), torch.tensor([[True, True, False]]))
+        tensor([0.])
+    """
+    if mask is None:
+        if x.shape[1] == 0:
+            return x.new_full((x.shape[0],), -math.inf)
+        return x.logsumexp(1) - math.log(x.shape[1])
+    count = mask.sum(1)
+    empty = count == 0
+    # An all -inf row would make logsumexp's gradient NaN: let it see finite numbers, then drop the result.
+    inside = x.masked_fill(~(mask | empty[:, None]), -math.inf)
+    log_sum = inside.logsumexp(1) if x.shape[1] else x.new_zeros(x.shape[0])
+    return (log_sum - count.clamp(min=1).to(x.dtype).log()).masked_fill(empty, -math.inf)
+
+
+def dual_value(log_g: PerRow, tau: PerRow, *, rho: float, log_u: PerRow | None = None) -> PerRow:
+    r"""The dual $F = \tau(\log g + \rho)$ from $\log g$, with an optional held estimate of $\log g$.
+
+    With `log_u`, the value is $\tau(\log u + \rho)$ and the gradient is the compositional one,
+    $\nabla \log g$ replaced by $\nabla g / u$: `tau * (log_u + r - stop(r) + rho)`, `r = exp(log_g - log_u)`.
+    Since `u` holds at least a share gamma of `g`, `r <= 1/gamma`.
+
+    Args:
+        log_g: log of the minibatch mean, with gradient.
+        tau: temperatures, > 0.
+        rho: radius of the KL ball, >= 0.
+        log_u: held estimate of the log of the population mean; no gradient flows to it. None: `log_g` is exact.
+
+    Returns:
+        One value per row.
+
+    Example:
+        >>> dual_value(torch.zeros(2), torch.ones(2), rho=0.5)
+        tensor([0.5000, 0.5000])
+
+    Source: arXiv 2202.12387 (SogCLR), in the log domain.
+    """
+    if log_u is None:
+        return tau * (log_g + rho)
+    held = log_u.detach()
+    ratio = (log_g - held).exp()
+    return tau * (held + ratio - ratio.detach() + rho)
+
+
+def kl_dual(
+    margins: Scores, tau: PerRow, *, rho: float, mask: Mask | None = None, log_u: PerRow | None = None
+) -> PerRow:
+    r"""The dual of KL-constrained DRO, $F(\tau) = \tau \left(\log \frac1m \sum_j e^{h_j/\tau} + \rho\right)$.
+
+    For every tau > 0 it bounds the constrained maximum from above (up to the constant -tau_min rho), it is
+    convex in tau, and dF/dtau = rho - KL(p||U) at p = softmax(h / tau).
+
+    Args:
+        margins: score minus target score.
+        tau: temperature of each row, > 0, in units of the scores.
+        rho: radius of the KL ball in nats, 0 <= rho < log m.
+        mask: True inside the support.
+        log_u: held estimate, see `dual_value`.
+
+    Returns:
+        One value per row.
+
+    Example:
+        >>> kl_dual(torch.zeros(1, 4), torch.ones(1), rho=1.0)
+        tensor([1.])
+
+    Source: arXiv 2404.04575, equation 6.
+    """
+    return dual_value(log_mean_exp(margins / tau[:, None], mask), tau, rho=rho, log_u=log_u)
+
+
+def kl_weights(margins: Scores, tau: PerRow, mask: Mask | None = None) -> Scores:
+    r"""The worst-case distribution $p_j = e^{h_j/\tau} / \sum_k e^{h_k/\tau}$ on the support; zero outside.
+
+    It is also dF/dh: the gradient of the robust loss has no 1/tau factor.
+
+    Example:
+        >>> kl_weights(torch.zeros(1, 2), torch.ones(1))
+        tensor([[0.5000, 0.5000]])
+    """
+    z = margins / tau[:, None]
+    if mask is None:
+        return z.softmax(1)
+    empty = ~mask.any(1, keepdim=True)
+    return z.masked_fill(~(mask | empty), -math.inf).softmax(1).masked_fill(~mask, 0.0)
+
+
+def kl_divergence(margins: Scores, tau: PerRow, mask: Mask | None = None) -> PerRow:
+    r"""$\mathrm{KL}(p\|U)$ of the worst-case distribution: decreasing in tau, between 0 and log m.
+
+    Example:
+        >>> kl_divergence(torch.tensor([[0.0, -1e4]]), torch.ones(1))
+        tensor([0.6931])
+    """
+    return _tilt(margins, tau, mask)[0]
+
+
+def _tilt(margins: Scores, tau: PerRow, mask: Mask | None) -> tuple[PerRow, PerRow]:
+    """KL(p||U) and Var_p(h / tau) = -dKL/dlog(tau) of p = softmax(h / tau)."""
+    p = kl_weights(margins, tau, mask)
+    inside = margins if mask is None else margins.masked_fill(~mask, -math.inf)
+    # Centred at the maximum the difference below keeps its digits when h / tau is large.
+    top = inside.amax(1, keepdim=True)
+    top = top.masked_fill(top.isneginf(), 0.0)
+    z = (inside - top) / tau[:, None]
+    size = torch.full_like(tau, z.shape[1]) if mask is None else mask.sum(1).to(tau.dtype)
+    z_inside = z.masked_fill(p == 0.0, 0.0)  # p z -> 0 where p underflows, also for z = -inf
+    mean = (p * z_inside).sum(1)
+    kl = (mean - (z.logsumexp(1) - size.log())).masked_fill(size == 0, 0.0)
+    variance = (p * (z_inside - mean[:, None]).square()).sum(1)
+    return kl, variance
+
+
+@torch.no_grad()
+def optimal_tau(
+    margins: Scores,
+    *,
+    rho: float,
+    tau_min: float,
+    tau_max: float,
+    mask: Mask | None = None,
+    iterations: int = 40,
+) -> PerRow:
+    r"""The exact temperature of each row, $\arg\min_{\tau_{min} \le \tau \le \tau_{max}} F(\tau)$.
+
+    KL(p||U) decreases in tau, so the minimiser is the root of KL = rho, or a bound. Newton in log tau, kept
+    inside a bracket that at least halves whenever Newton leaves it. The number of iterations is fixed: there
+    is no data-dependent control flow. No gradient flows through the solution (none is needed, since
+    dF/dtau = 0 there).
+
+    Args:
+        margins: score minus target score.
+        rho: radius of the KL ball in nats.
+        tau_min: lower bound, > 0.
+        tau_max: upper bound, > tau_min.
+        mask: True inside the support.
+        iterations: Newton or bisection steps; 40 give float64 accuracy for ranges up to 1e-4 .. 1e4.
+
+    Returns:
+        One temperature per row.
+
+    Example:
+        >>> h = torch.tensor([[0.0, 1.0, 2.0]], dtype=torch.float64)
+        >>> tau = optimal_tau(h, rho=0.5, tau_min=0.01, tau_max=10.0)
+        >>> kl_divergence(h, tau)
+        tensor([0.5000], dtype=torch.float64)
+    """
+    low = margins.new_full((margins.shape[0],), math.log(tau_min))
+    high = margins.new_full((margins.shape[0],), math.log(tau_max))
+    at_floor = kl_divergence(margins, low.exp(), mask) <= rho
+    at_ceiling = kl_divergence(margins, high.exp(), mask) >= rho
+    x = 0.5 * (low + high)
+    for _ in range(iterations):
+        kl, variance = _tilt(margins, x.exp(), mask)
+        excess = kl - rho  # positive: tau is too small
+        low = torch.where(excess > 0, x, low)
+        high = torch.where(excess > 0, high, x)
+        newton = x + excess / variance.clamp(min=torch.finfo(x.dtype).tiny)
+        inside = (newton > low) & (newton < high)
+        x = torch.where(inside, newton, 0.5 * (low + high))
+    tau: Tensor = x.exp().clamp(tau_min, tau_max)
+    tau = tau.masked_fill(at_ceiling, tau_max)
+    return tau.masked_fill(at_floor & ~at_ceiling, tau_min)

@@ -1,0 +1,6 @@
+"""Host adapters: the user's own model, seen as rows of scores."""
+
+from dro_temp.hosts.classifier import Classifier
+from dro_temp.hosts.two_tower import TwoTower
+
+__all__ = ["Classifier", "TwoTower"]

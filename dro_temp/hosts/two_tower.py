@@ -1,0 +1,74 @@
+"""Two encoders into one space."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dro_temp import distributed
+from dro_temp.interfaces import HostAdapter, LinearScores, Rows
+
+
+class TwoTower(HostAdapter):
+    r"""Any two encoders, scored by cosine similarity: $s_{ij} = x_i^\top y_j$ with $\|x\| = \|y\| = 1$.
+
+    An image row scores one image against all texts of the batch, a text row one text against all images. The
+    target is the row's own partner and is not in its support: the adversary weighs the others. In several
+    processes rows are local, and columns come from all of them.
+
+    Args:
+        image_encoder: module with `image_encoder(images) -> [n d]`; any length.
+        text_encoder: module with `text_encoder(texts) -> [n d]`.
+        frozen: True to leave both encoders alone.
+
+    Raises:
+        ValueError: encodings that are not two-dimensional, or differ in number or width.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> host = dt.hosts.TwoTower(torch.nn.Linear(6, 4), torch.nn.Linear(5, 4))
+        >>> rows = host(torch.randn(8, 6), torch.randn(8, 5))
+        >>> list(rows), rows["image"].support_size
+        (['image', 'text'], 7)
+    """
+
+    views = ("image", "text")
+
+    def __init__(self, image_encoder: nn.Module, text_encoder: nn.Module, *, frozen: bool = False) -> None:
+        super().__init__(frozen=frozen)
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+
+    def encode(self, images: Any, texts: Any) -> tuple[Tensor, Tensor]:
+        """Unit vectors of both sides, in float32 or better."""
+        image, text = self.image_encoder(images), self.text_encoder(texts)
+        if image.dim() != 2 or text.dim() != 2 or image.shape != text.shape:
+            raise ValueError(
+                "expected both encoders to return [n, d] with the same n and d, received "
+                f"{list(image.shape)} from the image encoder and {list(text.shape)} from the text encoder. "
+                "Pool to one vector per input, project both to one width, and pass as many images as texts."
+            )
+        return _unit(image), _unit(text)
+
+    def rows(self, images: Any, texts: Any, *, index: Tensor | None = None) -> dict[str, Rows]:
+        """Image rows and text rows of a batch of pairs.
+
+        Args:
+            images: whatever the image encoder takes.
+            texts: whatever the text encoder takes.
+            index: the pairs' numbers in the data set.
+        """
+        image, text = self.encode(images, texts)
+        all_images, start = distributed.gather_rows_with_gradient(image)
+        all_texts, _ = distributed.gather_rows_with_gradient(text)
+        target = torch.arange(start, start + len(image), device=image.device)
+        return {
+            "image": Rows(LinearScores(image, all_texts), target, image, index, target_in_support=False),
+            "text": Rows(LinearScores(text, all_images), target, text, index, target_in_support=False),
+        }
+
+
+def _unit(x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return nn.functional.normalize(x, dim=1)

@@ -1,0 +1,24 @@
+"""The contrastive baseline."""
+
+from dro_temp._typing import PerRow
+from dro_temp.interfaces import RobustLoss, Rows
+
+
+class InfoNCELoss(RobustLoss):
+    r"""Cross-entropy of the target among all columns, $\log \sum_j e^{h_j / \tau}$ with the target included.
+
+    With one global learnable temperature this is CLIP's loss. Unlike the robust loss it is not scaled by tau,
+    and it treats a sampled set of negatives as the whole.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> rows = dt.Rows(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
+        >>> dt.InfoNCELoss()(rows, 1.0)
+        tensor([0.1269])
+
+    Source: arXiv 1807.03748 (CPC); arXiv 2103.00020 (CLIP).
+    """
+
+    def values(self, rows: Rows, tau: PerRow) -> PerRow:
+        """Minus the log-probability of the target."""
+        return (rows.margins / tau[:, None]).logsumexp(1)

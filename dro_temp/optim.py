@@ -1,0 +1,150 @@
+"""The compositional optimizer: any torch optimizer, and the memory that its steps write."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dro_temp.estimators import GammaSchedule, LogMovingAverage
+from dro_temp.estimators.gamma import as_schedule
+from dro_temp.objective import Objective
+
+
+class CompositionalOptimizer(Optimizer):
+    r"""Steps a base optimizer, then commits what the objective's forward proposed.
+
+    The robust loss is a nonlinear function of an expectation, so its gradient needs a running estimate of that
+    expectation. Forward reads the estimate and proposes a new one; it is written here, once, when a step was
+    really taken. Where a gradient scaler skips a step, the proposals are dropped with the gradients.
+
+    It *is* a `torch.optim.Optimizer`: it shares `param_groups`, `state` and `state_dict` with the base, so
+    learning-rate schedulers, gradient scalers and accelerate treat it as one. The estimators' memory is saved
+    with the objective: save `objective.state_dict()` and `optimizer.state_dict()`.
+
+    Args:
+        base: any torch optimizer over the objective's parameters.
+        objective: the objective whose memory is committed, also wrapped (DistributedDataParallel).
+        gamma: inner learning rate or schedule for all of the objective's `LogMovingAverage` estimators; None
+            keeps theirs.
+
+    Raises:
+        TypeError: `base` is no torch optimizer, or `objective` no Objective.
+        ValueError: `base` trains none of the objective's parameters, or gamma is outside (0, 1], or the
+            objective has no estimator that gamma could apply to.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> host = dt.hosts.TwoTower(torch.nn.Linear(6, 4), torch.nn.Linear(5, 4))
+        >>> loss = {v: dt.KLRobustLoss(1.0, estimator=dt.LogMovingAverage(100)) for v in host.views}
+        >>> objective = dt.Objective(host, dt.ConstantTemperature(0.1), loss)
+        >>> optimizer = dt.CompositionalOptimizer(torch.optim.AdamW(objective.param_groups(lr=1e-3)), objective)
+        >>> objective(torch.randn(8, 6), torch.randn(8, 5), index=torch.arange(8)).loss.backward()
+        >>> optimizer.step()
+        >>> int(objective.losses["image"].estimator.log_u.isfinite().sum())
+        8
+
+    Source: arXiv 2404.04575, algorithm 1; arXiv 2202.12387 (SogCLR).
+    """
+
+    # A gradient scaler calls step() even on overflow, with found_inf set, if the optimizer says that it copes:
+    # the only way to learn of a skipped step.
+    _step_supports_amp_scaling = True
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+    base: Optimizer
+    objective: Objective
+
+    def __init__(
+        self, base: Optimizer, objective: nn.Module, *, gamma: float | GammaSchedule | None = None
+    ) -> None:
+        if not isinstance(base, Optimizer):
+            raise TypeError(
+                f"expected a torch optimizer as the base, received {type(base).__name__}. Write "
+                "CompositionalOptimizer(torch.optim.AdamW(objective.param_groups(lr=...)), objective)."
+            )
+        # Optimizer.__init__ would make a second list of parameter groups; this is the rest of it.
+        super().__setstate__({"base": base, "objective": _unwrapped(objective), "defaults": base.defaults})
+        ours = {id(p) for p in self.objective.parameters()}
+        if not any(id(p) in ours for group in base.param_groups for p in group["params"]):
+            raise ValueError(
+                "expected a base optimizer over the objective's parameters, received one that trains none of "
+                "them. Build it from objective.param_groups(lr=..., tau_lr=...)."
+            )
+        if gamma is not None:
+            self._set_gamma(as_schedule(gamma))
+
+    def _set_gamma(self, gamma: GammaSchedule) -> None:
+        estimators = [m for m in self.objective.modules() if isinstance(m, LogMovingAverage)]
+        if not estimators:
+            raise ValueError(
+                f"expected an objective with a LogMovingAverage for gamma={gamma}, received none. Pass "
+                "KLRobustLoss(rho, estimator=LogMovingAverage(len(dataset))), or leave gamma out."
+            )
+        for estimator in estimators:
+            estimator.gamma = gamma
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The base's own groups."""
+        groups: list[dict[str, Any]] = self.base.param_groups
+        return groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The base's own state."""
+        return self.base.state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base."""
+        self.base.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's state; the memory is part of `objective.state_dict()`."""
+        state: dict[str, Any] = self.base.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the base's state and drop proposals made before."""
+        self.base.load_state_dict(state_dict)
+        self.objective.discard()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear gradients. Proposals stay: forward may have run already."""
+        self.base.zero_grad(set_to_none)
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take the base's step and commit, or, where a gradient scaler found an overflow, do neither.
+
+        Args:
+            closure: re-evaluates the objective, for optimizers that need it.
+        """
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and bool(found_inf):
+            self.objective.discard()
+            return None
+        scale = getattr(self, "grad_scale", None)
+        if scale is not None:
+            grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+            torch._foreach_mul_(grads, scale.double().reciprocal().float().item())
+        loss: float | None = self.base.step() if closure is None else self.base.step(closure)
+        self.objective.commit()
+        return loss
+
+    def __repr__(self) -> str:
+        """The base inside."""
+        return f"CompositionalOptimizer({self.base!r})"
+
+
+def _unwrapped(objective: nn.Module) -> Objective:
+    inner: Any = objective
+    # DistributedDataParallel and its like keep the module as `module`, torch.compile as `_orig_mod`.
+    while not isinstance(inner, Objective) and (hasattr(inner, "module") or hasattr(inner, "_orig_mod")):
+        inner = inner.module if hasattr(inner, "module") else inner._orig_mod
+    if not isinstance(inner, Objective):
+        raise TypeError(
+            f"expected an Objective, received {type(objective).__name__}. Wrap the model first: "
+            "Objective(host, predictor, loss)."
+        )
+    return inner

@@ -1,0 +1,43 @@
+"""One temperature, set by hand."""
+
+import torch
+from torch import Tensor, nn
+
+from dro_temp._checks import check_positive
+from dro_temp._typing import PerRow
+from dro_temp.interfaces import Reading, TemperaturePredictor
+
+
+class ConstantTemperature(TemperaturePredictor):
+    r"""$\tau_i = \tau$. Nothing is read and nothing is trained.
+
+    Args:
+        tau: temperature, > 0, in units of the scores.
+
+    Raises:
+        ValueError: tau is not a finite positive number.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> dt.ConstantTemperature(0.07)(torch.randn(3, 512))
+        tensor([0.0700, 0.0700, 0.0700])
+    """
+
+    reads = frozenset()
+    tau: Tensor
+
+    def __init__(self, tau: float) -> None:
+        # The interval is one point, which the base rightly refuses from everyone else.
+        nn.Module.__init__(self)
+        check_positive("tau", tau)
+        self.tau_min = self.tau_max = float(tau)
+        # float64, so that half-precision models and float64 tests both read the number that was typed.
+        self.register_buffer("tau", torch.tensor(float(tau), dtype=torch.float64), persistent=False)
+
+    def raw(self, reading: Reading) -> PerRow:
+        """The number itself."""
+        return self.tau.expand(reading.n)
+
+    def bound(self, raw: PerRow) -> PerRow:
+        """Already where it should be."""
+        return raw.to(torch.get_default_dtype())

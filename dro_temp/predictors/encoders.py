@@ -1,0 +1,135 @@
+"""What TempNet reads, and how it turns it into a set of similarities for its pooling layer."""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from dro_temp._checks import check_count, check_within
+from dro_temp._typing import Features
+from dro_temp.interfaces import Readable, Reading
+
+
+class TempNetEncoder(nn.Module, ABC):
+    """Transformation and projection: from what is read to `width` similarities per row."""
+
+    #: What `forward` needs of a reading.
+    reads: frozenset[Readable]
+    #: Number of similarities per row.
+    width: int
+    #: Where the log of the pooling's sharpness starts.
+    log_sharpness: float = 0.0
+
+    @abstractmethod
+    def forward(self, reading: Reading) -> Features:
+        """Similarities v, [n width], which the pooling weighs."""
+
+    @abstractmethod
+    def pooled(self, similarities: Features) -> Features:
+        """What is averaged under those weights, [n width]."""
+
+
+class PrototypeEncoder(TempNetEncoder):
+    r"""Similarities of an embedding with learned prototypes of the other side.
+
+    $x = \mathrm{dropout}(\sigma(A f + b))$, $v_k = x^\top c_k / \|c_k\|$.
+
+    Args:
+        features: width d of the embedding.
+        prototypes: number of prototypes.
+        dropout: share of x that is dropped in training, in [0, 1).
+
+    Source: arXiv 2404.04575, section 4.2 and appendix.
+    """
+
+    reads = frozenset({"features"})
+    log_sharpness = math.log(0.01)
+
+    def __init__(self, features: int, *, prototypes: int = 256, dropout: float = 0.5) -> None:
+        super().__init__()
+        check_count("features", features)
+        check_count("prototypes", prototypes)
+        check_within("dropout", dropout, 0.0, 1.0)
+        self.width = prototypes
+        self.transform = nn.Sequential(nn.Linear(features, features), nn.Sigmoid(), nn.Dropout(dropout))
+        self.prototypes = nn.Parameter(torch.randn(prototypes, features))
+
+    def forward(self, reading: Reading) -> Features:
+        """Dot products with the normalised prototypes."""
+        assert reading.features is not None
+        features = reading.features.to(self.prototypes.dtype)
+        directions = nn.functional.normalize(self.prototypes, dim=1)
+        similarities: Tensor = self.transform(features) @ directions.T
+        return similarities
+
+    def pooled(self, similarities: Features) -> Features:
+        """Squashed, so that no single prototype dominates."""
+        return similarities.sigmoid()
+
+    @torch.no_grad()
+    def set_prototypes(self, embeddings: Features) -> None:
+        """Start the prototypes from embeddings of the *other* side, repeated if there are too few.
+
+        Args:
+            embeddings: at least one vector of width d; lengths do not matter.
+
+        Raises:
+            ValueError: the width is another one, or there is no embedding.
+        """
+        if embeddings.dim() != 2 or embeddings.shape[1] != self.prototypes.shape[1] or len(embeddings) == 0:
+            raise ValueError(
+                f"expected embeddings of shape [k >= 1, {self.prototypes.shape[1]}], received "
+                f"{list(embeddings.shape)}. Pass features of the other tower, one per line."
+            )
+        take = torch.arange(self.width, device=embeddings.device) % len(embeddings)
+        chosen = nn.functional.normalize(embeddings[take], dim=1)
+        self.prototypes.copy_(chosen)
+
+
+class LogitEncoder(TempNetEncoder):
+    r"""A projection of the normalised logits.
+
+    $v = B\,\mathrm{dropout}(\sigma(A z / \|z\| + a)) + b$.
+
+    Args:
+        outcomes: number of logits (vocabulary, classes).
+        width: hidden width.
+        dropout: share of the hidden units that is dropped in training, in [0, 1).
+        centred: True to subtract each row's maximum first. The paper's code trains on raw logits and centres
+            them in generation; say which a checkpoint was trained with.
+
+    Source: arXiv 2404.04575, section 4.1 and appendix.
+    """
+
+    reads = frozenset({"support"})
+
+    def __init__(
+        self, outcomes: int, *, width: int = 256, dropout: float = 0.5, centred: bool = False
+    ) -> None:
+        super().__init__()
+        check_count("outcomes", outcomes)
+        check_count("width", width)
+        check_within("dropout", dropout, 0.0, 1.0)
+        self.width, self.centred = width, centred
+        self.first = nn.Linear(outcomes, width)
+        self.rest = nn.Sequential(nn.Sigmoid(), nn.Dropout(dropout), nn.Linear(width, width))
+
+    def forward(self, reading: Reading) -> Features:
+        """Hidden projection of the normalised logits."""
+        assert reading.support is not None
+        logits = reading.support.scores.to(self.first.weight.dtype)
+        if logits.shape[1] != self.first.in_features:
+            raise ValueError(
+                f"expected rows of {self.first.in_features} logits, received {logits.shape[1]}. "
+                f"Build TempNet.for_logits({logits.shape[1]}, ...); for pairs, whose support is the batch, "
+                "use TempNet(width of the embedding, ...)."
+            )
+        if self.centred:
+            logits = logits - logits.amax(1, keepdim=True)
+        hidden: Tensor = self.rest(self.first(nn.functional.normalize(logits, dim=1)))
+        return hidden
+
+    def pooled(self, similarities: Features) -> Features:
+        """The projection itself."""
+        return similarities

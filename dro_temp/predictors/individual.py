@@ -1,0 +1,145 @@
+"""A table with one temperature per sample."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dro_temp import distributed
+from dro_temp import functional as F
+from dro_temp._checks import check_count, check_index, check_positive, check_within
+from dro_temp._typing import PerRow, RowIndex
+from dro_temp.interfaces import Reading, Staged, TemperaturePredictor
+
+
+@dataclass(frozen=True)
+class GradientUpdate:
+    r"""iSogCLR's update of a sample's temperature.
+
+    $$m \leftarrow (1-\beta)\, m + \beta\,\mathrm{clip}(G), \qquad \tau \leftarrow \tau - \eta\, m$$
+
+    `G = dF_i/dtau_i` is the row's own gradient, whatever the batch size, the accumulation or a gradient
+    scaler make of it in the mean. `beta = 1` is the plain (clipped) gradient step.
+
+    Args:
+        lr: step eta, > 0.
+        beta: weight of the new gradient, in (0, 1].
+        clip: largest |G|, > 0; 5 for pairs, 3 for one modality.
+
+    Raises:
+        ValueError: a number outside its range.
+
+    Source: arXiv 2305.11965 (iSogCLR), algorithm 1.
+    """
+
+    lr: float = 0.01
+    beta: float = 0.9
+    clip: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check_positive("lr", self.lr)
+        check_positive("clip", self.clip)
+        check_positive("beta", self.beta)
+        check_within("beta", self.beta, 0.0, 1.0)
+
+
+class IndividualTemperature(TemperaturePredictor, Staged):
+    r"""$\tau_i$, one number for every sample of the data set: the scheme of iSogCLR.
+
+    A table cannot say anything about a sample that it never saw, and every entry learns only when its sample
+    comes by; `TempNet` shares what it learns. The table is written when an optimizer step is taken, or, with
+    `update=None`, is an ordinary parameter for the base optimizer (whose momentum then moves every entry at
+    every step, and whose gradient is that of the mean).
+
+    Args:
+        num_samples: size of the data set.
+        tau_min: lower bound, > 0.
+        tau_max: upper bound.
+        tau_init: where every entry starts; the geometric middle if None.
+        update: how an entry follows its gradient; None leaves that to the base optimizer.
+
+    Raises:
+        ValueError: bounds that are no interval, a start outside it, num_samples < 1.
+        IndexError: a sample number outside the table.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> predictor = dt.IndividualTemperature(100, tau_min=0.01, tau_max=1.0)
+        >>> predictor.eval()(index=torch.tensor([3, 4]))
+        tensor([0.1000, 0.1000])
+
+    Source: arXiv 2305.11965 (iSogCLR).
+    """
+
+    reads = frozenset({"index"})
+    tau: Tensor
+    momentum: Tensor
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        tau_min: float,
+        tau_max: float,
+        tau_init: float | None = None,
+        update: GradientUpdate | None = GradientUpdate(),
+    ) -> None:
+        super().__init__(tau_min=tau_min, tau_max=tau_max)
+        check_count("num_samples", num_samples)
+        start = (tau_min * tau_max) ** 0.5 if tau_init is None else tau_init
+        check_within("tau_init", start, tau_min, tau_max)
+        self.num_samples, self.update = num_samples, update
+        table = torch.full((num_samples,), start)
+        if update is None:
+            self.tau = nn.Parameter(table)
+        else:
+            self.register_buffer("tau", table)
+            self.register_buffer("momentum", torch.zeros(num_samples))
+        self.observes_gradient = update is not None
+        self._staged: list[tuple[Tensor, Tensor]] = []
+
+    def raw(self, reading: Reading) -> PerRow:
+        """The entries."""
+        assert reading.index is not None
+        entries = self.tau[check_index(reading.index, self.num_samples)]
+        if self.observes_gradient and self.training and torch.is_grad_enabled():
+            return entries.requires_grad_()
+        return entries
+
+    def bound(self, raw: PerRow) -> PerRow:
+        """Clipped, as iSogCLR does."""
+        return F.clip_between(raw, self.tau_min, self.tau_max)
+
+    def observe(self, index: RowIndex, gradient: PerRow) -> None:
+        """Stage each row's own gradient."""
+        self._staged.append((index.long(), gradient.detach()))
+
+    @property
+    def pending(self) -> bool:
+        """True while gradients wait."""
+        return bool(self._staged)
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Step the entries whose gradients were observed, on every process alike."""
+        if self.update is None or not (self._staged or distributed.world_size() > 1):
+            return
+        empty = (torch.empty(0, dtype=torch.long, device=self.tau.device), self.tau.new_empty(0))
+        index, gradient = (torch.cat(p) for p in zip(empty, *self._staged, strict=True))
+        self._staged.clear()
+        index, _ = distributed.gather_rows(index)
+        gradient, _ = distributed.gather_rows(gradient)
+        gradient = F.mean_duplicates(index, gradient).clamp(-self.update.clip, self.update.clip)
+        momentum = (1 - self.update.beta) * self.momentum[index] + self.update.beta * gradient
+        self.momentum[index] = momentum.to(self.momentum.dtype)
+        tau = self.tau[index] - self.update.lr * momentum
+        self.tau[index] = tau.clamp(self.tau_min, self.tau_max).to(self.tau.dtype)
+
+    def discard(self) -> None:
+        """Forget the observed gradients."""
+        self._staged.clear()
+
+    def extra_repr(self) -> str:
+        """Size and update."""
+        return f"{self.num_samples}, tau_min={self.tau_min}, tau_max={self.tau_max}, update={self.update}"

@@ -1,0 +1,50 @@
+"""One temperature, trained."""
+
+import math
+
+import torch
+from torch import nn
+
+from dro_temp import functional as F
+from dro_temp._checks import check_within
+from dro_temp._typing import PerRow
+from dro_temp.interfaces import Reading, TemperaturePredictor
+
+
+class LearnableTemperature(TemperaturePredictor):
+    r"""$\tau_i = \tau$, one trained number, stored as $\log\tau$.
+
+    Under `InfoNCELoss` it is CLIP's `logit_scale` (the same gradient, since log tau = -logit_scale); under
+    `KLRobustLoss` it follows dF/dtau and is the global scheme of FastCLIP v3 (RGCL-g).
+
+    Args:
+        tau_init: where it starts, in [tau_min, tau_max].
+        tau_min: lower bound, > 0. CLIP's clamp of the scale at 100 is tau_min = 0.01.
+        tau_max: upper bound.
+
+    Raises:
+        ValueError: bounds that are no interval, or a start outside it.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> dt.LearnableTemperature(0.07, tau_min=0.01, tau_max=1.0)(torch.randn(2, 512))
+        tensor([0.0700, 0.0700], grad_fn=<ViewBackward0>)
+
+    Source: arXiv 2103.00020 (CLIP), section 2.5; arXiv 2407.01445 (FastCLIP).
+    """
+
+    reads = frozenset()
+
+    def __init__(self, tau_init: float = 0.07, *, tau_min: float = 0.01, tau_max: float = 1.0) -> None:
+        super().__init__(tau_min=tau_min, tau_max=tau_max)
+        check_within("tau_init", tau_init, tau_min, tau_max)
+        self.log_tau = nn.Parameter(torch.tensor(math.log(tau_init)))
+
+    def raw(self, reading: Reading) -> PerRow:
+        """Log tau."""
+        return self.log_tau.expand(reading.n)
+
+    def bound(self, raw: PerRow) -> PerRow:
+        """Clipped in the log domain, so that a step past a bound can be taken back."""
+        log_tau = F.clip_between(raw, math.log(self.tau_min), math.log(self.tau_max))
+        return log_tau.exp().clamp(self.tau_min, self.tau_max)
