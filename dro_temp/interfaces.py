@@ -9,7 +9,6 @@ written when an optimizer step was really taken.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeAlias, final
 
 import torch
@@ -71,6 +70,11 @@ class LinearScores:
             if self.bias is not None:
                 scores = scores + self.bias
             return scores if self.transform is None else self.transform(scores)
+
+    def detached(self) -> "LinearScores":
+        """The same scores, through which no gradient flows."""
+        bias = None if self.bias is None else self.bias.detach()
+        return LinearScores(self.queries.detach(), self.keys.detach(), bias, self.transform)
 
 
 @dataclass(frozen=True)
@@ -149,14 +153,14 @@ class Rows:
         """Number of outcomes that the adversary may weigh in this batch, m."""
         return self.scores.shape[1] - (0 if self.target_in_support else 1)
 
-    @cached_property
+    @property
     def dense_scores(self) -> Scores:
-        """The score matrix in float32 or better."""
+        """The score matrix in float32 or better; a product of `LinearScores` is computed at every call."""
         if isinstance(self.scores, LinearScores):
             return self.scores.dense()
         return _at_least_float32(self.scores)
 
-    @cached_property
+    @property
     def mask(self) -> Mask | None:
         """True inside the support; None where every outcome is in it."""
         if self.target_in_support:
@@ -164,17 +168,17 @@ class Rows:
         inside = torch.ones(self.scores.shape, dtype=torch.bool, device=self.target.device)
         return inside.scatter(1, self.target.long()[:, None], False)
 
-    @cached_property
+    @property
     def margins(self) -> Scores:
         """Scores minus the target's score, in float32 or better."""
         return F.margins(self.dense_scores, self.target.long())
 
-    @cached_property
+    @property
     def support(self) -> Support:
         """What a predictor that reads scores may see: detached, and without the target's identity."""
         return Support(self.dense_scores.detach(), self.mask)
 
-    @cached_property
+    @property
     def valid(self) -> RowMask:
         """True for the rows that count: positive weight and a support that is not empty."""
         if self.support_size == 0:
@@ -182,6 +186,17 @@ class Rows:
         if self.weight is None:
             return torch.ones_like(self.target, dtype=torch.bool)
         return self.weight > 0
+
+    def dense(self) -> "Rows":
+        """The same rows with the score matrix computed, so that it is computed once."""
+        return replace(self, scores=self.dense_scores)
+
+    def detached(self) -> "Rows":
+        """The same rows, through which no gradient flows to the host."""
+        scores = self.scores.detached() if isinstance(self.scores, LinearScores) else self.scores.detach()
+        return replace(
+            self, scores=scores, features=None if self.features is None else self.features.detach()
+        )
 
     def inert_where_invalid(self) -> "Rows":
         """The same rows with the scores of rows that do not count set to zero.
@@ -347,7 +362,7 @@ class RobustLoss(nn.Module, ABC):
             tau: temperature of each row, > 0, or one for all.
         """
         with torch.autocast(rows.target.device.type, enabled=False):
-            rows = rows.inert_where_invalid()
+            rows = rows.dense().inert_where_invalid()
             tau = torch.as_tensor(tau, device=rows.target.device)
             if tau.dim() > 1 or (tau.dim() == 1 and len(tau) != len(rows)):
                 raise ValueError(
@@ -380,8 +395,12 @@ class HostAdapter(nn.Module, ABC):
     @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(self, *args: Any, **batch: Any) -> dict[str, Rows]:
         """Run the model on a batch."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        if not self.frozen:
             return self.rows(*args, **batch)
+        with torch.no_grad():
+            rows = self.rows(*args, **batch)
+        # Scores that are still a product to come would meet trainable keys (a head's weight) later.
+        return {view: r.detached() for view, r in rows.items()}
 
     def train(self, mode: bool = True) -> "HostAdapter":
         """A frozen host stays in eval mode."""

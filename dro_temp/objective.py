@@ -99,7 +99,7 @@ class Objective(nn.Module):
         return output
 
     def _forward(self, args: tuple[Any, ...], count: float | Tensor | None, batch: dict[str, Any]) -> Output:
-        rows = self.host(*args, **batch)
+        rows = {view: r.dense() for view, r in self.host(*args, **batch).items()}
         taus: dict[str, Tensor] = {}
         values: dict[str, Tensor] = {}
         for view in self.host.views:

@@ -24,20 +24,25 @@ class ConstantTemperature(TemperaturePredictor):
     """
 
     reads = frozenset()
-    tau: Tensor
+    anchor: Tensor
 
     def __init__(self, tau: float) -> None:
         # The interval is one point, which the base rightly refuses from everyone else.
         nn.Module.__init__(self)
         check_positive("tau", tau)
         self.tau_min = self.tau_max = float(tau)
-        # float64, so that half-precision models and float64 tests both read the number that was typed.
-        self.register_buffer("tau", torch.tensor(float(tau), dtype=torch.float64), persistent=False)
+        # Follows .to(): says on which device, and whether in float64. The number itself is never rounded.
+        self.register_buffer("anchor", torch.empty(0), persistent=False)
 
     def raw(self, reading: Reading) -> PerRow:
         """The number itself."""
-        return self.tau.expand(reading.n)
+        dtype = torch.promote_types(self.anchor.dtype, torch.float32)
+        return torch.full((reading.n,), self.tau_min, dtype=dtype, device=self.anchor.device)
 
     def bound(self, raw: PerRow) -> PerRow:
         """Already where it should be."""
-        return raw.to(torch.get_default_dtype())
+        return raw
+
+    def extra_repr(self) -> str:
+        """The number."""
+        return f"{self.tau_min}"

@@ -1,0 +1,119 @@
+"""What a case tells the suite about a class: how to build one, and what to feed it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dro_temp.estimators import Estimator, GammaSchedule
+from dro_temp.interfaces import HostAdapter, RobustLoss, Rows, Support, TemperaturePredictor
+
+
+@dataclass(frozen=True)
+class Case:
+    """Anything with a name, which the test report shows."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class PredictorCase(Case):
+    """A predictor and the sizes of what it reads.
+
+    Args:
+        name: shown in the test report.
+        build: makes a fresh predictor.
+        width: width of the features.
+        outcomes: number of outcomes in the support.
+        num_samples: size of the data set.
+    """
+
+    build: Callable[[], TemperaturePredictor]
+    width: int = 8
+    outcomes: int = 12
+    num_samples: int = 50
+
+    def inputs(self, n: int, *, seed: int = 0, scale: float = 1.0) -> dict[str, Any]:
+        """Random features, sample numbers and support for `n` rows."""
+        generator = torch.Generator().manual_seed(seed)
+        return {
+            "features": scale * torch.randn(n, self.width, generator=generator),
+            "index": torch.randperm(self.num_samples, generator=generator)[:n],
+            "support": Support(scale * torch.randn(n, self.outcomes, generator=generator)),
+        }
+
+
+@dataclass(frozen=True)
+class LossCase(Case):
+    """A loss and how it scales.
+
+    Args:
+        name: shown in the test report.
+        build: makes a fresh loss.
+        degree: k in F(c h, c tau) = c^k F(h, tau): 1 for the robust loss, 0 for a log-likelihood.
+        outcomes: columns of the rows that it is fed.
+        num_samples: size of the data set.
+    """
+
+    build: Callable[[], RobustLoss]
+    degree: int = 1
+    outcomes: int = 12
+    num_samples: int = 50
+
+    def rows(self, n: int, *, seed: int = 0, scale: float = 1.0, pairs: bool = False, **changes: Any) -> Rows:
+        """Random float64 rows: classes, or pairs whose target is outside the support."""
+        generator = torch.Generator().manual_seed(seed)
+        scores = scale * torch.randn(n, self.outcomes, generator=generator, dtype=torch.float64)
+        index = torch.randperm(self.num_samples, generator=generator)[:n]
+        target = torch.randint(self.outcomes, (n,), generator=generator)
+        parts: dict[str, Any] = {"scores": scores, "target": target, "index": index}
+        return Rows(**(parts | {"target_in_support": not pairs} | changes))
+
+    def tau(self, n: int, *, seed: int = 0, scale: float = 1.0) -> Tensor:
+        """Random temperatures between 0.5 and 1.5 times `scale`."""
+        generator = torch.Generator().manual_seed(seed + 1)
+        return scale * (0.5 + torch.rand(n, generator=generator, dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class HostCase(Case):
+    """A host, batches for it, and the bare model's own scores.
+
+    Args:
+        name: shown in the test report.
+        build: makes a fresh host; `build(frozen=True)` a frozen one.
+        batch: makes a batch of n as the keyword arguments of the host, with an `index`.
+        scores: the scores of each view as the bare model computes them, from (host, batch).
+    """
+
+    build: Callable[..., HostAdapter]
+    batch: Callable[[int], dict[str, Any]]
+    scores: Callable[[Any, dict[str, Any]], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class EstimatorCase(Case):
+    """An estimator over a data set.
+
+    Args:
+        name: shown in the test report.
+        build: makes a fresh estimator.
+        num_samples: size of the data set.
+    """
+
+    build: Callable[[], Estimator]
+    num_samples: int = 50
+
+
+@dataclass(frozen=True)
+class GammaCase(Case):
+    """A schedule of gamma.
+
+    Args:
+        name: shown in the test report.
+        build: makes the schedule.
+    """
+
+    build: Callable[[], GammaSchedule]

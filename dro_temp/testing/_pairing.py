@@ -1,0 +1,38 @@
+"""Pairs every case with the contracts of its kind."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from dro_temp.testing import _estimators, _gamma, _hosts, _losses, _predictors
+from dro_temp.testing._cases import Case, EstimatorCase, GammaCase, HostCase, LossCase, PredictorCase
+
+#: The contracts of each kind of case, in the order in which they are run.
+CONTRACTS: dict[type[Case], tuple[Callable[[Any], None], ...]] = {
+    PredictorCase: _predictors.CONTRACTS,
+    LossCase: _losses.CONTRACTS,
+    HostCase: _hosts.CONTRACTS,
+    EstimatorCase: _estimators.CONTRACTS,
+    GammaCase: _gamma.CONTRACTS,
+}
+
+
+def pair(cases: Iterable[Case]) -> list[Any]:
+    """`(case, contract)` parameters for `pytest.mark.parametrize`, named case-contract.
+
+    Args:
+        cases: any mixture of cases.
+
+    Example:
+        >>> import dro_temp as dt
+        >>> from dro_temp import testing
+        >>> case = testing.GammaCase("constant", lambda: dt.ConstantGamma(0.8))
+        >>> [parameter.id for parameter in testing.pair([case])]
+        ['constant-stays_in_range', 'constant-never_rises', 'constant-is_a_function_of_steps']
+    """
+    import pytest
+
+    return [
+        pytest.param(case, contract, id=f"{case.name}-{contract.__name__}")
+        for case in cases
+        for contract in CONTRACTS[type(case)]
+    ]

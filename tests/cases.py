@@ -1,0 +1,113 @@
+"""One case per public class: what the contract suite runs over. A newcomer adds one line."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import dro_temp as dt
+from dro_temp import testing
+
+torch.manual_seed(0)  # cases build modules at import of the test session; the numbers are the same each time
+
+PREDICTORS = (
+    testing.PredictorCase("constant", lambda: dt.ConstantTemperature(0.07)),
+    testing.PredictorCase("learnable", lambda: dt.LearnableTemperature(0.07)),
+    testing.PredictorCase("individual", lambda: dt.IndividualTemperature(50, tau_min=0.01, tau_max=1.0)),
+    testing.PredictorCase(
+        "individual-parameter",
+        lambda: dt.IndividualTemperature(50, tau_min=0.01, tau_max=1.0, update=None),
+    ),
+    testing.PredictorCase("tempnet-embeddings", lambda: dt.TempNet(8, tau_min=0.005, tau_max=0.05)),
+    testing.PredictorCase("tempnet-logits", lambda: dt.TempNet.for_logits(12, tau_min=0.1, tau_max=4.0)),
+    testing.PredictorCase(
+        "tempnet-logits-centred",
+        lambda: dt.TempNet(dt.LogitEncoder(12, centred=True), tau_min=0.1, tau_max=4.0, tau_init=1.0),
+    ),
+    testing.PredictorCase(
+        "tempnet-prototypes",
+        lambda: dt.TempNet(dt.PrototypeEncoder(8, prototypes=4, dropout=0.0), tau_min=0.1, tau_max=4.0),
+    ),
+    testing.PredictorCase("optimal", lambda: dt.OptimalTemperature(1.0, tau_min=0.01, tau_max=10.0)),
+)
+
+LOSSES = (
+    testing.LossCase("infonce", dt.InfoNCELoss, degree=0),
+    testing.LossCase("kl-exact", lambda: dt.KLRobustLoss(rho=1.0, estimator=dt.Exact())),
+    testing.LossCase(
+        "kl-moving-average", lambda: dt.KLRobustLoss(rho=1.0, estimator=dt.LogMovingAverage(50, gamma=0.3))
+    ),
+)
+
+ESTIMATORS = (
+    testing.EstimatorCase("exact", dt.Exact),
+    testing.EstimatorCase("log-moving-average", lambda: dt.LogMovingAverage(50, gamma=0.3)),
+    testing.EstimatorCase("log-moving-average-plain", lambda: dt.LogMovingAverage(50, gamma=1.0)),
+)
+
+GAMMAS = (
+    testing.GammaCase("constant", lambda: dt.ConstantGamma(0.8)),
+    testing.GammaCase("cosine", lambda: dt.CosineGamma(0.2, epochs=10, steps_per_epoch=20)),
+)
+
+
+def _two_tower_batch(n: int) -> dict[str, Any]:
+    g = torch.Generator().manual_seed(n)
+    return {
+        "images": torch.randn(n, 6, generator=g),
+        "texts": torch.randn(n, 5, generator=g),
+        "index": torch.randperm(50, generator=g)[:n],
+    }
+
+
+def _two_tower_scores(host: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+    cosine = nn.functional.cosine_similarity(
+        host.image_encoder(batch["images"])[:, None], host.text_encoder(batch["texts"])[None], dim=2
+    )
+    return {"image": cosine, "text": cosine.T}
+
+
+def _classifier_batch(n: int) -> dict[str, Any]:
+    g = torch.Generator().manual_seed(n)
+    return {
+        "inputs": torch.randn(n, 6, generator=g),
+        "labels": torch.randint(4, (n,), generator=g),
+        "index": torch.randperm(50, generator=g)[:n],
+    }
+
+
+def _classifier_scores(host: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+    output = host.model(batch["inputs"])
+    return {"class": output if host.head is None else host.head(output)}
+
+
+HOSTS = (
+    testing.HostCase(
+        "two-tower",
+        lambda **options: dt.hosts.TwoTower(nn.Linear(6, 4), nn.Linear(5, 4), **options),
+        _two_tower_batch,
+        _two_tower_scores,
+    ),
+    testing.HostCase(
+        "classifier",
+        lambda **options: dt.hosts.Classifier(nn.Linear(6, 4), **options),
+        _classifier_batch,
+        _classifier_scores,
+    ),
+    testing.HostCase(
+        "classifier-linear-head",
+        lambda **options: dt.hosts.Classifier(nn.Linear(6, 3), nn.Linear(3, 4), **options),
+        _classifier_batch,
+        _classifier_scores,
+    ),
+    testing.HostCase(
+        "classifier-any-head",
+        lambda **options: dt.hosts.Classifier(
+            nn.Linear(6, 3), nn.Sequential(nn.Tanh(), nn.Linear(3, 4)), **options
+        ),
+        _classifier_batch,
+        _classifier_scores,
+    ),
+)
+
+CASES: tuple[testing.Case, ...] = PREDICTORS + LOSSES + ESTIMATORS + GAMMAS + HOSTS

@@ -1,0 +1,33 @@
+"""Shape checks on every call, and the same examples on every run."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from jaxtyping import config, install_import_hook
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+# The pure functions and the leaves are checked against their shape types. interfaces.py, objective.py and
+# optim.py are not: there a wrong shape must meet the library's own three-part error.
+CHECKED = [
+    "dro_temp.functional",
+    "dro_temp.estimators",
+    "dro_temp.predictors",
+    "dro_temp.losses",
+    "dro_temp.hosts",
+]
+_hook = install_import_hook(CHECKED, "beartype.beartype")
+
+settings.register_profile("dro_temp", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("dro_temp")
+
+
+@pytest.fixture()
+def no_shape_checks() -> Iterator[None]:
+    """For torch.compile, which cannot trace a type check of a tensor."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

@@ -1,0 +1,45 @@
+"""Every case against every contract of its kind, and no public class without a case."""
+
+import inspect
+
+import pytest
+from cases import CASES, ESTIMATORS, GAMMAS, HOSTS, LOSSES, PREDICTORS
+from torch import nn
+
+import dro_temp as dt
+from dro_temp import testing
+
+
+@pytest.mark.parametrize(("case", "contract"), testing.pair(CASES))
+def test_contract(case, contract, request):
+    if "compiles" in contract.__name__:
+        request.getfixturevalue("no_shape_checks")
+    contract(case)
+
+
+def _covered() -> set[type]:
+    built = [case.build() for case in PREDICTORS + LOSSES + ESTIMATORS + GAMMAS + HOSTS]
+    modules = [m for b in built for m in (b.modules() if isinstance(b, nn.Module) else [b])]
+    return {type(m) for m in modules}
+
+
+def test_every_public_concrete_class_has_a_case():
+    contracts = (
+        dt.TemperaturePredictor,
+        dt.TempNetEncoder,
+        dt.RobustLoss,
+        dt.HostAdapter,
+        dt.Estimator,
+        dt.GammaSchedule,
+    )
+    public = {
+        getattr(module, name)
+        for module in (dt, dt.predictors, dt.losses, dt.hosts, dt.estimators)
+        for name in module.__all__
+    }
+    concrete = {
+        c for c in public if inspect.isclass(c) and issubclass(c, contracts) and not inspect.isabstract(c)
+    }
+    missing = sorted(c.__name__ for c in concrete - _covered())
+    assert not missing, f"add a case to tests/cases.py for {missing}"
+    assert len(concrete) >= 12
