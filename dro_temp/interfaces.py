@@ -211,21 +211,40 @@ class Rows:
 class Staged(ABC):
     """Memory that forward reads and an optimizer step writes.
 
-    A second forward, a step that a gradient scaler skipped, validation: none of them may change it.
+    A second forward, a step that a gradient scaler skipped, validation: none of them may change it. A leaf
+    calls `stage` in forward and fills in `write`.
     """
 
     @property
-    @abstractmethod
+    def staged(self) -> list[tuple[Tensor, ...]]:
+        """What was proposed since the last commit, oldest first; never part of the saved state."""
+        proposals: list[tuple[Tensor, ...]] = self.__dict__.setdefault("_staged", [])
+        return proposals
+
+    @property
     def pending(self) -> bool:
         """True while there are proposals that were neither committed nor discarded."""
+        return bool(self.staged)
+
+    def stage(self, *proposal: Tensor) -> None:
+        """Propose; all proposals between two commits have the same parts."""
+        self.staged.append(tuple(part.detach() for part in proposal))
 
     @abstractmethod
+    def write(self, *parts: Tensor) -> None:
+        """Write the concatenated parts of all proposals; none are passed if nothing was proposed."""
+
+    @final
+    @torch.no_grad()
     def commit(self) -> None:
         """Write what was proposed; a parameter step was taken."""
+        self.write(*(torch.cat(parts) for parts in zip(*self.staged, strict=True)))
+        self.staged.clear()
 
-    @abstractmethod
-    def discard(self) -> None:
-        """Forget what was proposed; the step was skipped."""
+    @final
+    def discard(self, keep: int = 0) -> None:
+        """Forget what was proposed, except the oldest `keep`; the step was skipped, or the forward failed."""
+        del self.staged[keep:]
 
 
 def staged_modules(modules: Iterable[nn.Module]) -> list[Staged]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dro_temp import distributed
 from dro_temp._typing import PerRow, Scalar
-from dro_temp.interfaces import HostAdapter, RobustLoss, Rows, TemperaturePredictor, staged_modules
+from dro_temp.interfaces import HostAdapter, RobustLoss, Rows, Staged, TemperaturePredictor, staged_modules
 
 Part = TypeVar("Part", bound=nn.Module)
 PerView: TypeAlias = Part | Mapping[str, Part]
@@ -89,10 +89,14 @@ class Objective(nn.Module):
             **batch: what the host takes.
         """
         self._refuse_uncommitted()
+        before = {staged: len(staged.staged) for staged in self._memory()}
         try:
             output = self._forward(args, count, batch)
         except BaseException:
-            self.discard()  # nothing half-proposed stays behind
+            # Nothing half-proposed stays behind. Only this forward's: activation checkpointing ends its
+            # recomputation by an exception, too.
+            for staged, keep in before.items():
+                staged.discard(keep)
             raise
         if self.pending:
             self._versions_when_staged = self._parameter_versions()
@@ -135,19 +139,23 @@ class Objective(nn.Module):
         values.register_hook(upstream.append)  # type: ignore[no-untyped-call]
         tau.register_hook(observe)  # type: ignore[no-untyped-call]
 
+    def _memory(self) -> list[Staged]:
+        # The host, which may have thousands of modules, has none.
+        return staged_modules([*self.predictors.modules(), *self.losses.modules()])
+
     @property
     def pending(self) -> bool:
         """True while a forward's proposals were neither committed nor discarded."""
-        return any(staged.pending for staged in staged_modules(self.modules()))
+        return any(staged.pending for staged in self._memory())
 
     def commit(self) -> None:
         """Write what forward proposed. `CompositionalOptimizer` calls it after each step that was taken."""
-        for staged in staged_modules(self.modules()):
+        for staged in self._memory():
             staged.commit()
 
     def discard(self) -> None:
         """Forget what forward proposed. `CompositionalOptimizer` calls it after each step that was skipped."""
-        for staged in staged_modules(self.modules()):
+        for staged in self._memory():
             staged.discard()
 
     def _parameter_versions(self) -> int:

@@ -128,9 +128,22 @@ class CompositionalOptimizer(Optimizer):
         if scale is not None:
             grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
             torch._foreach_mul_(grads, scale.double().reciprocal().float().item())
-        loss: float | None = self.base.step() if closure is None else self.base.step(closure)
+        loss: float | None = self.base.step() if closure is None else self.base.step(self._once(closure))
         self.objective.commit()
         return loss
+
+    def _once(self, closure: Callable[[], float]) -> Callable[[], float]:
+        """A closure that is evaluated several times in one step proposes once: the last time."""
+
+        def evaluate() -> float:
+            self.objective.discard()
+            return closure()
+
+        return evaluate
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copied and pickled as a whole: base and objective keep sharing their parameters."""
+        return {"base": self.base, "objective": self.objective, "defaults": self.defaults}
 
     def __repr__(self) -> str:
         """The base inside."""

@@ -25,7 +25,7 @@ settings.register_profile("dro_temp", deadline=None, derandomize=True, print_blo
 settings.load_profile("dro_temp")
 
 
-@pytest.fixture()
+@pytest.fixture
 def no_shape_checks() -> Iterator[None]:
     """For torch.compile, which cannot trace a type check of a tensor."""
     config.update("jaxtyping_disable", True)

@@ -89,9 +89,10 @@ def test_optimal_tau_agrees_with_scipy(h, share):
     rho = share * math.log(h.shape[1])
     tau = F.optimal_tau(h, rho=rho, tau_min=0.01, tau_max=100.0)
     for row, t in zip(h, tau, strict=True):
-        value = lambda x, row=row: F.kl_dual(
-            row[None], torch.tensor([math.exp(x)], dtype=float64), rho=rho
-        ).item()  # noqa: E731
+
+        def value(log_tau, row=row):
+            return F.kl_dual(row[None], torch.tensor([math.exp(log_tau)], dtype=float64), rho=rho).item()
+
         found = minimize_scalar(
             value, bounds=(math.log(0.01), math.log(100.0)), method="bounded", options={"xatol": 1e-10}
         )
@@ -133,7 +134,9 @@ def test_high_temperature_gives_the_mean_and_low_the_maximum(h):
 
 @given(margins(), taus, taus, st.floats(0, 1))
 def test_convex_in_tau(h, first, second, share):
-    at = lambda t: F.kl_dual(h, torch.full((h.shape[0],), t, dtype=float64), rho=0.7)  # noqa: E731
+    def at(t):
+        return F.kl_dual(h, torch.full((h.shape[0],), t, dtype=float64), rho=0.7)
+
     middle = at(share * first + (1 - share) * second)
     chord = share * at(first) + (1 - share) * at(second)
     assert bool((middle <= chord + 1e-8 * (1 + chord.abs())).all())

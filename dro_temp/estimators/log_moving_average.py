@@ -57,7 +57,6 @@ class LogMovingAverage(Estimator, Staged):
         # -inf, not 0, says "never seen": 0 is the legal estimate of a row whose margins are all zero.
         self.register_buffer("log_u", torch.full((num_samples,), -math.inf))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self._staged: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def propose(self, index: RowIndex | None, log_g: PerRow, valid: RowMask) -> PerRow:
         """The average as it would be after this minibatch; staged in training with gradients enabled."""
@@ -75,7 +74,7 @@ class LogMovingAverage(Estimator, Staged):
             n = len(index)
             index, start = distributed.gather_rows(index)
             log_g, _ = distributed.gather_rows(log_g)
-            self._staged.append((index, log_g, index >= 0))
+            self.stage(index, log_g)
             return self._averaged(index, log_g)[start : start + n]
         return self._averaged(index, log_g)
 
@@ -83,24 +82,14 @@ class LogMovingAverage(Estimator, Staged):
         held = self.log_u[index.clamp(min=0)].to(log_g.dtype)
         return F.log_average(held, F.combine_duplicates(index, log_g), self.gamma(self.steps))
 
-    @property
-    def pending(self) -> bool:
-        """True while proposals wait."""
-        return bool(self._staged)
-
-    @torch.no_grad()
-    def commit(self) -> None:
+    def write(self, *parts: Tensor) -> None:
         """Write the staged averages and advance gamma."""
-        if self._staged:
-            index, log_g, valid = (torch.cat(parts) for parts in zip(*self._staged, strict=True))
+        if parts:
+            index, log_g = parts
+            valid = index >= 0
             index, log_g = index[valid], log_g[valid]
             self.log_u[index] = self._averaged(index, log_g).to(self.log_u.dtype)
         self.steps += 1
-        self._staged.clear()
-
-    def discard(self) -> None:
-        """Forget the staged averages."""
-        self._staged.clear()
 
     def population(self, batch_support: int) -> int:
         """All other samples of the data set, or the whole support if that is larger."""

@@ -97,7 +97,6 @@ class IndividualTemperature(TemperaturePredictor, Staged):
             self.register_buffer("tau", table)
             self.register_buffer("momentum", torch.zeros(num_samples))
         self.observes_gradient = update is not None
-        self._staged: list[tuple[Tensor, Tensor]] = []
 
     def raw(self, reading: Reading) -> PerRow:
         """The entries."""
@@ -113,21 +112,13 @@ class IndividualTemperature(TemperaturePredictor, Staged):
 
     def observe(self, index: RowIndex, gradient: PerRow) -> None:
         """Stage each row's own gradient."""
-        self._staged.append((index.long(), gradient.detach()))
+        self.stage(index.long(), gradient)
 
-    @property
-    def pending(self) -> bool:
-        """True while gradients wait."""
-        return bool(self._staged)
-
-    @torch.no_grad()
-    def commit(self) -> None:
+    def write(self, *parts: Tensor) -> None:
         """Step the entries whose gradients were observed, on every process alike."""
-        if self.update is None or not (self._staged or distributed.world_size() > 1):
+        if self.update is None:
             return
-        empty = (torch.empty(0, dtype=torch.long, device=self.tau.device), self.tau.new_empty(0))
-        index, gradient = (torch.cat(p) for p in zip(empty, *self._staged, strict=True))
-        self._staged.clear()
+        index, gradient = parts or (torch.zeros_like(self.tau[:0], dtype=torch.long), self.tau[:0])
         index, _ = distributed.gather_rows(index)
         gradient, _ = distributed.gather_rows(gradient)
         gradient = F.mean_duplicates(index, gradient).clamp(-self.update.clip, self.update.clip)
@@ -135,10 +126,6 @@ class IndividualTemperature(TemperaturePredictor, Staged):
         self.momentum[index] = momentum.to(self.momentum.dtype)
         tau = self.tau[index] - self.update.lr * momentum
         self.tau[index] = tau.clamp(self.tau_min, self.tau_max).to(self.tau.dtype)
-
-    def discard(self) -> None:
-        """Forget the observed gradients."""
-        self._staged.clear()
 
     def extra_repr(self) -> str:
         """Size and update."""

@@ -1,5 +1,7 @@
 """What every schedule of gamma must do."""
 
+from itertools import pairwise
+
 import torch
 
 from dro_temp.testing._cases import GammaCase
@@ -16,7 +18,7 @@ def never_rises(case: GammaCase) -> None:
     """Memory grows longer with time, never shorter."""
     schedule = case.build()
     values = [float(schedule(torch.tensor(steps))) for steps in range(0, 2000, 7)]
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(values, values[1:], strict=False))
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(values))
 
 
 def is_a_function_of_steps(case: GammaCase) -> None:
