@@ -1,0 +1,10 @@
+"""Data that is on every machine, and wrappers that number samples.
+
+Nothing is downloaded, and importing this package imports no optional package.
+"""
+
+from dro_temp.datasets.glyphs import GlyphCaptions
+from dro_temp.datasets.indexed import Indexed
+from dro_temp.datasets.words import WordTokenizer
+
+__all__ = ["GlyphCaptions", "Indexed", "WordTokenizer"]

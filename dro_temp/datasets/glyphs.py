@@ -1,0 +1,151 @@
+"""Real image-text pairs that need no network: characters and their Unicode names."""
+
+import operator
+import os
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dro_temp._checks import check_count
+from dro_temp.datasets import _glyph_cache, _glyph_splits
+from dro_temp.datasets._glyph_splits import SPLITS
+
+
+class GlyphCaptions(Dataset[tuple[Any, str, int]]):
+    """Glyphs of the fonts that matplotlib ships, each with its Unicode name: "greek small letter tau".
+
+    Every visible character of every font is one grey image of 32 x 32 pixels, horizontally centred, on a common
+    baseline and in a common font size; what would not fit is moved or scaled. The names are long-tailed (hundreds
+    of accented letters, rare symbols), and one name occurs in up to 30 fonts: true false negatives for a
+    contrastive loss. Many characters look alike under different names (Latin, Greek and Cyrillic capital A), so
+    no model can reach 100 %.
+
+    Splits:
+        train: seen names in the training fonts.
+        val_seen, test_seen: names that occur in train, in fonts that do not.
+        val_unseen, test_unseen: names that do not occur in train, in any font; none is in both.
+
+    Sibling fonts share drawings: a third of DejaVu Sans exists pixel by pixel in a sister font, so a font held
+    out at random would test little. Held out for **test** is the whole STIX family: 0.4 % of its images lie
+    within 30 % (Euclidean distance by own norm) of a training image of the same name. Held out for **validation**
+    are the Computer Modern fonts, a whole family too, but small, and DejaVu Sans Mono Bold with its oblique. Those
+    two have sisters in train, which makes validation easier than test (14 % within 30 %); all four Mono fonts
+    would cost train a sixth of its images. Compare validation numbers with validation numbers only. Images equal
+    to a training image of the same name are left out of both.
+
+    `seed` chooses the held-out names and the subset of `size`; the held-out fonts are the same for all seeds.
+
+    The first use renders the glyphs, in seconds, into a file below `root` which later uses read; it is replaced as
+    a whole, so several processes and Ctrl-C may come at any time, and a damaged file is rendered again.
+
+    Args:
+        split: one of `train`, `val_seen`, `val_unseen`, `test_seen`, `test_unseen`.
+        root: folder of the rendered images; `$XDG_CACHE_HOME/dro_temp` or `~/.cache/dro_temp` if None.
+        size: number of *training* samples, drawn at random from all of them; None for all. Give every split of
+            one experiment the same `size`: for an evaluation split it means "the one that belongs to
+            train with this size". `*_seen` then hold only names of that subset; `*_unseen` do not depend on it.
+            It does not bound the size of an evaluation split. Smaller subsets lie in larger ones.
+        seed: chooses names and subset; the global random state is neither read nor changed.
+        transform: applied to each image, a float32 tensor [1 32 32] in [0, 1], when it is asked for.
+
+    Attributes:
+        images: uint8 [n 32 32], white on black.
+        captions: lower-case Unicode name of each sample.
+        names: the different captions, sorted.
+        name_index: int64 [n], place of each sample's caption in `names`.
+        fonts: name of each sample's font.
+        codepoints: Unicode code point of each sample.
+
+    Raises:
+        ImportError: a package of the `recipes` extra is not installed.
+        OSError: the cache folder cannot be written to.
+        ValueError: an unknown split, or a `size` below 1 or above the number of training samples.
+        TypeError: a `size` or `seed` that is no int.
+
+    Example:
+        >>> data = GlyphCaptions("test_seen")
+        >>> image, caption, index = data[0]
+        >>> image.shape, data.captions[index] == caption
+        (torch.Size([1, 32, 32]), True)
+
+    Source: the fonts' own character maps, and the Unicode Character Database in Python's `unicodedata`.
+    """
+
+    images: UInt8[Tensor, "n 32 32"]
+    captions: list[str]
+    names: list[str]
+    name_index: Int[Tensor, "n"]
+    fonts: list[str]
+    codepoints: list[int]
+
+    def __init__(
+        self,
+        split: str = "train",
+        *,
+        root: str | os.PathLike[str] | None = None,
+        size: int | None = None,
+        seed: int = 0,
+        transform: Callable[[Tensor], Any] | None = None,
+    ) -> None:
+        if split not in SPLITS:
+            raise ValueError(
+                f"expected split to be one of {', '.join(SPLITS)}, received {split!r}. "
+                "Type for example GlyphCaptions('val_seen')."
+            )
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(
+                f"expected seed as an int, received {type(seed).__name__} ({seed!r}). Pass seed=0."
+            )
+        if size is not None:
+            check_count("size", size)
+        self.split, self.size, self.seed, self.transform = split, size, seed, transform
+        glyphs = _glyph_cache.load(root)
+        rows = _glyph_splits.divide(glyphs, seed)
+        if size is not None:
+            available = len(rows["train"])
+            if size > available:
+                raise ValueError(
+                    f"expected size of at most {available}, the number of training samples, received size={size}. "
+                    "Leave size out to use all of them."
+                )
+            rows = _glyph_splits.shrink(rows, glyphs, seed, size)
+        chosen = rows[split]
+        self.images = glyphs.images[torch.tensor(chosen, dtype=torch.long)]
+        self.fonts = [glyphs.fonts[row] for row in chosen]
+        self.codepoints = [glyphs.codepoints[row] for row in chosen]
+        self.captions = [unicodedata.name(chr(code)).lower() for code in self.codepoints]
+        self.names = sorted(set(self.captions))
+        place = {name: i for i, name in enumerate(self.names)}
+        self.name_index = torch.tensor([place[caption] for caption in self.captions], dtype=torch.long)
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.captions)
+
+    def __getitem__(self, index: int) -> tuple[Any, str, int]:
+        """Image (float32 [1 32 32] in [0, 1], or what `transform` makes of it), caption and sample number.
+
+        Raises:
+            IndexError: `index` is not in [0, len).
+        """
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(
+                f"expected a sample number from 0 to {len(self) - 1}, received {index}. "
+                "Count from 0 to len(dataset) - 1; for the last sample type dataset[len(dataset) - 1]."
+            )
+        image = self.images[index].float().div(255.0).unsqueeze(0)
+        return image if self.transform is None else self.transform(image), self.captions[index], index
+
+    def __repr__(self) -> str:
+        """Split, and numbers of samples, names and fonts."""
+        belongs = "" if self.size is None else f", size={self.size}"
+        return (
+            f"GlyphCaptions({self.split!r}{belongs}, seed={self.seed}: {len(self)} images, "
+            f"{len(self.names)} names, {len(set(self.fonts))} fonts)"
+        )

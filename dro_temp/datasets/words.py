@@ -1,0 +1,140 @@
+"""From captions to word numbers."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from dro_temp._checks import check_count
+
+PAD, UNKNOWN = 0, 1
+_SPECIAL = ["<pad>", "<unknown>"]
+
+
+class WordTokenizer:
+    """Numbers for the words of a caption: 0 fills up, 1 is any word that was not there when fitting.
+
+    Words are split at spaces and hyphens, in lower case. A name never seen still consists mostly of words that
+    were; only a word never seen becomes 1.
+
+    Args:
+        vocabulary: word of each number; starts with `<pad>` and `<unknown>`. `len(vocabulary)` is the number of
+            rows of an embedding.
+        length: number of words in a row; longer captions lose their last words.
+
+    Raises:
+        ValueError: a vocabulary that starts otherwise, or with a word twice; a length below 1.
+
+    Example:
+        >>> tokenizer = WordTokenizer.fit(["greek small letter tau", "hyphen-minus"])
+        >>> tokenizer.vocabulary
+        ['<pad>', '<unknown>', 'greek', 'hyphen', 'letter', 'minus', 'small', 'tau']
+        >>> tokenizer(["greek capital letter tau", "minus"])
+        tensor([[2, 1, 4, 7],
+                [5, 0, 0, 0]])
+    """
+
+    def __init__(self, vocabulary: Sequence[str], length: int) -> None:
+        check_count("length", length)
+        self.vocabulary = list(vocabulary)
+        self.length = length
+        if self.vocabulary[:2] != _SPECIAL or len(set(self.vocabulary)) != len(self.vocabulary):
+            raise ValueError(
+                f"expected a vocabulary that starts with {_SPECIAL} and has each word once, received "
+                f"{self.vocabulary[:4]} (the first of {len(self.vocabulary)}). "
+                "Build it with WordTokenizer.fit(captions)."
+            )
+        self._number = {word: i for i, word in enumerate(self.vocabulary) if i > UNKNOWN}
+
+    @staticmethod
+    def words(caption: str) -> list[str]:
+        """The words of one caption.
+
+        Example:
+            >>> WordTokenizer.words("HYPHEN-MINUS sign")
+            ['hyphen', 'minus', 'sign']
+        """
+        return caption.lower().replace("-", " ").split()
+
+    @classmethod
+    def fit(cls, captions: Iterable[str], max_words: int | None = None) -> "WordTokenizer":
+        """Vocabulary and length from captions, the most frequent words first, equals in alphabetical order.
+
+        Args:
+            captions: the *training* captions, once per sample.
+            max_words: at most so many words beside `<pad>` and `<unknown>`, the most frequent; None for all.
+
+        Raises:
+            TypeError: one string in place of several, or a `max_words` that is no int.
+            ValueError: no words at all, or `max_words` below 1.
+
+        Example:
+            >>> WordTokenizer.fit(["small a", "small b"], max_words=1).vocabulary
+            ['<pad>', '<unknown>', 'small']
+        """
+        if max_words is not None:
+            check_count("max_words", max_words)
+        split = [cls.words(caption) for caption in _several(captions)]
+        count = Counter(word for words in split for word in words if word not in _SPECIAL)
+        if not count:
+            raise ValueError(
+                f"expected captions with at least one word, received {len(split)} captions without any. "
+                "Pass the captions of the training split, for example GlyphCaptions('train').captions."
+            )
+        order = sorted(count, key=lambda word: (-count[word], word))[:max_words]
+        return cls(_SPECIAL + order, max(map(len, split)))
+
+    def __call__(self, captions: Iterable[str]) -> Int[Tensor, "n length"]:
+        """Word numbers, int64 [n length], filled up with 0.
+
+        Raises:
+            TypeError: one string in place of several.
+        """
+        rows = [
+            [self._number.get(word, UNKNOWN) for word in self.words(c)[: self.length]]
+            for c in _several(captions)
+        ]
+        padded = [row + [PAD] * (self.length - len(row)) for row in rows]
+        return torch.tensor(padded, dtype=torch.long).view(len(rows), self.length)
+
+    def to_dict(self) -> dict[str, Any]:
+        """State that JSON and `torch.save` can hold.
+
+        Example:
+            >>> WordTokenizer.fit(["a b"]).to_dict()
+            {'vocabulary': ['<pad>', '<unknown>', 'a', 'b'], 'length': 2}
+        """
+        return {"vocabulary": list(self.vocabulary), "length": self.length}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> "WordTokenizer":
+        """The tokenizer whose `to_dict` this was.
+
+        Raises:
+            ValueError: keys other than `vocabulary` and `length`.
+
+        Example:
+            >>> WordTokenizer.from_dict(WordTokenizer.fit(["a b"]).to_dict()).length
+            2
+        """
+        if set(state) != {"vocabulary", "length"}:
+            raise ValueError(
+                f"expected the keys vocabulary and length, received {', '.join(map(str, state)) or 'none'}. "
+                "Pass what WordTokenizer.to_dict() returned."
+            )
+        return cls(state["vocabulary"], state["length"])
+
+    def __repr__(self) -> str:
+        """Sizes."""
+        return f"WordTokenizer({len(self.vocabulary)} words, length={self.length})"
+
+
+def _several(captions: Iterable[str]) -> Iterable[str]:
+    if isinstance(captions, str):
+        raise TypeError(
+            f"expected a list of captions, received one string ({captions!r}). Pass [caption] for a single one."
+        )
+    return captions

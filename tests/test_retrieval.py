@@ -1,0 +1,130 @@
+"""Retrieval against a brute-force reference, and what ties and broken models must not gain."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dro_temp.evaluation import retrieval, retrieval_recall
+
+
+def reference(queries, gallery, query_label, gallery_label, ks):
+    """One query at a time, in integers: sort with wrong items before right ones of the same similarity."""
+    found = dict.fromkeys(ks, 0)
+    for query, label in zip(queries.tolist(), query_label.tolist(), strict=True):
+        items = [
+            (-sum(a * b for a, b in zip(query, item, strict=True)), other == label)
+            for item, other in zip(gallery.tolist(), gallery_label.tolist(), strict=True)
+        ]
+        for k in ks:
+            found[k] += any(right for _, right in sorted(items)[:k])
+    return {k: 100 * count / len(queries) for k, count in found.items()}
+
+
+def integers(seed, n, m, d, labels):
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda high, *shape: torch.randint(high, shape, generator=generator)  # noqa: E731
+    gallery_label = draw(labels, m)
+    query_label = gallery_label[draw(m, n)]
+    return draw(5, n, d) - 2, draw(5, m, d) - 2, query_label, gallery_label
+
+
+SHAPES = {
+    "seed": st.integers(0, 10**6),
+    "n": st.integers(1, 12),
+    "m": st.integers(1, 12),
+    "d": st.integers(1, 4),
+    "labels": st.integers(1, 5),
+}
+
+
+@given(**SHAPES, dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+def test_equals_brute_force(seed, n, m, d, labels, dtype):
+    queries, gallery, query_label, gallery_label = integers(seed, n, m, d, labels)
+    got = retrieval_recall(queries.to(dtype), gallery.to(dtype), query_label, gallery_label, ks=(1, 2, 5))
+    assert got == pytest.approx(reference(queries, gallery, query_label, gallery_label, (1, 2, 5)))
+
+
+@given(**SHAPES)
+def test_order_of_the_gallery_does_not_matter(seed, n, m, d, labels):
+    queries, gallery, query_label, gallery_label = integers(seed, n, m, d, labels)
+    order = torch.randperm(m, generator=torch.Generator().manual_seed(seed))
+    both = [
+        retrieval_recall(queries.float(), gallery[o].float(), query_label, gallery_label[o])
+        for o in (torch.arange(m), order)
+    ]
+    assert both[0] == both[1]
+    assert both[0][1] <= both[0][5]
+
+
+def test_blocks_do_not_matter(monkeypatch):
+    torch.manual_seed(0)
+    queries, gallery = torch.randn(50, 16), torch.randn(70, 16)
+    query_label, gallery_label = torch.randint(20, (50,)), torch.arange(70) % 20
+    whole = retrieval_recall(queries, gallery, query_label, gallery_label)
+    held = []
+    inner = torch.Tensor.__matmul__
+    monkeypatch.setattr(retrieval, "_BLOCK", 3 * 70)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: held.append(len(a)) or inner(a, b))
+    assert retrieval_recall(queries, gallery, query_label, gallery_label) == whole
+    assert max(held) == 3
+
+
+def test_a_perfect_model_finds_all():
+    x = torch.nn.functional.normalize(torch.randn(40, 32, generator=torch.Generator().manual_seed(0)), dim=1)
+    label = torch.arange(40)
+    assert retrieval_recall(x, x, label, label) == {1: 100.0, 5: 100.0}
+
+
+@pytest.mark.parametrize("m", [2, 33, 257])
+def test_a_collapsed_model_finds_nothing(m):
+    # Rounding may differ between the columns of one product; that must not decide.
+    one = torch.nn.functional.normalize(torch.randn(1, 96, generator=torch.Generator().manual_seed(m)), dim=1)
+    x, label = one.expand(m, 96), torch.arange(m)
+    assert retrieval_recall(x, x, label, label, ks=(1,)) == {1: 0.0}
+
+
+def test_right_items_may_be_tied_with_each_other():
+    x = torch.ones(6, 3)
+    label = torch.zeros(6, dtype=torch.long)
+    assert retrieval_recall(x, x, label, label, ks=(1,)) == {1: 100.0}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_diverged_model_finds_nothing(value, side):
+    label = torch.arange(4)
+    pair = [torch.eye(4), torch.eye(4)]
+    pair[side] = torch.full((4, 4), value)
+    assert retrieval_recall(*pair, label, label, ks=(1,)) == {1: 0.0}
+
+
+def test_no_gradient_is_kept():
+    x = torch.eye(4, requires_grad=True)
+    label = torch.arange(4)
+    assert retrieval_recall(x, x, label, label, ks=(1,)) == {1: 100.0}
+
+
+LABEL = torch.arange(3)
+EYE = torch.eye(3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ks", "error", "said"),
+    [
+        ((EYE, EYE, LABEL + 1, LABEL), (1,), ValueError, "label 3 of query 2"),
+        ((EYE, EYE[:, :2], LABEL, LABEL), (1,), ValueError, "[3, 2]"),
+        ((EYE, EYE, LABEL[:2], LABEL), (1,), ValueError, "[2]"),
+        ((EYE, EYE, LABEL, LABEL[:2]), (1,), ValueError, "[2]"),
+        ((EYE[0], EYE, LABEL, LABEL), (1,), ValueError, "[3], [3, 3]"),
+        ((EYE[:0], EYE, LABEL[:0], LABEL), (1,), ValueError, "[0, 3]"),
+        ((EYE, EYE[:0], LABEL, LABEL[:0]), (1,), ValueError, "label 0 of query 0"),
+        ((EYE, EYE, LABEL, LABEL), (), ValueError, "ks=(1, 5)"),
+        ((EYE, EYE, LABEL, LABEL), (0,), ValueError, "k=0"),
+        ((EYE, EYE, LABEL, LABEL), (1.5,), TypeError, "float"),
+    ],
+)
+def test_refuses(arguments, ks, error, said):
+    with pytest.raises(error, match=r"expected .* received") as caught:
+        retrieval_recall(*arguments, ks=ks)
+    assert said in str(caught.value)
