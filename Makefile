@@ -31,7 +31,7 @@ bench: install  ## speed of the objective, as ratios in one run
 	$(BIN)/python benchmarks/objective_overhead.py
 
 docs: install  ## build the site strictly into site/
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: install  ## style, formatting and types
 	$(BIN)/ruff check .
@@ -43,4 +43,4 @@ format: install  ## rewrite the files as `make lint` wants them
 	$(BIN)/ruff format .
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) site runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site runs .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,12 +8,22 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Number of processes that train together; 1 without a process group."""
+    """Number of processes that train together; 1 without a process group.
+
+    Example:
+        >>> world_size()
+        1
+    """
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number; 0 without a process group."""
+    """This process's number; 0 without a process group.
+
+    Example:
+        >>> rank()
+        0
+    """
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -51,6 +61,10 @@ def gather_rows(x: Tensor) -> tuple[Tensor, int]:
     """Rows of all processes in rank order, and where this process's rows start. No gradient.
 
     Processes may hold different numbers of rows.
+
+    Example:
+        >>> gather_rows(torch.tensor([1.0, 2.0]))
+        (tensor([1., 2.]), 0)
     """
     if world_size() == 1:
         return x.detach(), 0
@@ -63,6 +77,13 @@ def gather_rows_with_gradient(x: Tensor) -> tuple[Tensor, int]:
 
     With DistributedDataParallel, which averages parameter gradients over processes, the result is the
     gradient of the mean of the processes' losses.
+
+    Example:
+        >>> x = torch.ones(2, 3, requires_grad=True)
+        >>> gathered, start = gather_rows_with_gradient(x)
+        >>> gathered.sum().backward()
+        >>> x.grad.shape, start
+        (torch.Size([2, 3]), 0)
     """
     if world_size() == 1:
         return x, 0
@@ -72,7 +93,12 @@ def gather_rows_with_gradient(x: Tensor) -> tuple[Tensor, int]:
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
-    """Sum over processes; no gradient."""
+    """Sum over processes; no gradient.
+
+    Example:
+        >>> sum_over_processes(torch.tensor(3.0))
+        tensor(3.)
+    """
     if world_size() == 1:
         return x.detach()
     total = x.detach().clone()

@@ -248,7 +248,14 @@ class Staged(ABC):
 
 
 def staged_modules(modules: Iterable[nn.Module]) -> list[Staged]:
-    """Those of the modules that hold staged memory."""
+    """Those of the modules that hold staged memory.
+
+    Example:
+        >>> import dro_temp as dt
+        >>> loss = dt.KLRobustLoss(1.0, estimator=dt.LogMovingAverage(100))
+        >>> staged_modules(loss.modules())
+        [LogMovingAverage(100)]
+    """
     return [module for module in modules if isinstance(module, Staged)]
 
 

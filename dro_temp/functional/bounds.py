@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def sigmoid_between(raw: Tensor, lower: float, upper: float) -> Tensor:
-    r"""$lower + (upper - lower)\,\sigma(raw)$: smooth, and never outside the interval even after rounding.
+    r"""$\mathrm{lower} + (\mathrm{upper} - \mathrm{lower})\,\sigma(\mathrm{raw})$: smooth, and never outside the interval even after rounding.
 
     Example:
         >>> sigmoid_between(torch.tensor([0.0, 1e6]), 1.0, 3.0)

@@ -167,7 +167,7 @@ def optimal_tau(
     mask: Mask | None = None,
     iterations: int = 40,
 ) -> PerRow:
-    r"""The exact temperature of each row, $\arg\min_{\tau_{min} \le \tau \le \tau_{max}} F(\tau)$.
+    r"""The exact temperature of each row, $\arg\min_{\tau_{\min} \le \tau \le \tau_{\max}} F(\tau)$.
 
     KL(p||U) decreases in tau, so the minimiser is the root of KL = rho, or a bound. Newton in log tau, kept
     inside a bracket that at least halves whenever Newton leaves it. The number of iterations is fixed: there

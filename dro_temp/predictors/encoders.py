@@ -40,6 +40,13 @@ class PrototypeEncoder(TempNetEncoder):
         prototypes: number of prototypes.
         dropout: share of x that is dropped in training, in [0, 1).
 
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> encoder = dt.PrototypeEncoder(512, prototypes=64)
+        >>> encoder.set_prototypes(torch.randn(200, 512))  # embeddings of the other side
+        >>> dt.TempNet(encoder, tau_min=0.005, tau_max=0.05)(torch.randn(8, 512)).shape
+        torch.Size([8])
+
     Source: arXiv 2404.04575, section 4.2 and appendix.
     """
 
@@ -98,6 +105,12 @@ class LogitEncoder(TempNetEncoder):
         dropout: share of the hidden units that is dropped in training, in [0, 1).
         centred: True to subtract each row's maximum first. The paper's code trains on raw logits and centres
             them in generation; say which a checkpoint was trained with.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> tempnet = dt.TempNet(dt.LogitEncoder(10, width=32, centred=True), tau_min=0.1, tau_max=4.0)
+        >>> tempnet(support=dt.Support(torch.randn(5, 10))).shape
+        torch.Size([5])
 
     Source: arXiv 2404.04575, section 4.1 and appendix.
     """

@@ -15,7 +15,7 @@ class TempNet(TemperaturePredictor):
 
     With similarities $v$ from the encoder, $a = \mathrm{softmax}(v / e^\varphi)$ and
 
-    $$\tau = \tau_{min} + (\tau_{max} - \tau_{min})\,
+    $$\tau = \tau_{\min} + (\tau_{\max} - \tau_{\min})\,
     \sigma\left(w^\top \left[(a - \tfrac1K) \odot y\right] + b\right),$$
 
     $y$ what the encoder pools. The form follows from the closed-form optimum: a softmax-weighted mean of
