@@ -1,6 +1,16 @@
 """Personalised temperatures and distributionally robust losses for PyTorch."""
 
-from dro_temp import datasets, distributed, estimators, evaluation, functional, hosts, losses, predictors
+from dro_temp import (
+    datasets,
+    distributed,
+    estimators,
+    evaluation,
+    functional,
+    hosts,
+    losses,
+    plotting,
+    predictors,
+)
 from dro_temp.estimators import ConstantGamma, CosineGamma, Estimator, Exact, GammaSchedule, LogMovingAverage
 from dro_temp.interfaces import (
     HostAdapter,
@@ -65,5 +75,6 @@ __all__ = [
     "functional",
     "hosts",
     "losses",
+    "plotting",
     "predictors",
 ]

@@ -298,6 +298,9 @@ class TemperaturePredictor(nn.Module, ABC):
         """The map into the bounds; smooth unless a leaf says otherwise."""
         return F.sigmoid_between(raw, self.tau_min, self.tau_max)
 
+    def start_prototypes(self, others: Features) -> None:
+        """Start from features of the other views, if this predictor compares rows with them; else do nothing."""
+
     def observe(self, index: RowIndex, gradient: PerRow) -> None:
         """Take note of each row's own dF/dtau, unscaled by reduction; only for `observes_gradient`."""
         raise NotImplementedError(f"{type(self).__name__} declares observes_gradient but does not observe")

@@ -23,8 +23,8 @@ class Output:
         loss: the number to call `backward` on: the mean over the views of each view's weighted mean over rows.
         values: loss of each row, per view.
         tau: temperature of each row, per view, detached.
-        metrics: numbers that one would log, `"{view}/loss"`, `"{view}/tau_mean"` and so on: detached scalars on
-            the device, so that logging waits for it only when they are read.
+        metrics: numbers that one would log, `"loss"`, `"{view}/loss"`, `"{view}/tau_mean"` and so on: detached
+            scalars on the device, so that logging waits for it only when they are read.
     """
 
     loss: Scalar
@@ -58,7 +58,7 @@ class Objective(nn.Module):
         >>> output = objective(torch.randn(8, 6), torch.randint(10, (8,)))
         >>> output.loss.backward()
         >>> sorted(output.metrics)
-        ['class/loss', 'class/tau_max', 'class/tau_mean', 'class/tau_min', 'class/tau_std']
+        ['class/loss', 'class/tau_max', 'class/tau_mean', 'class/tau_min', 'class/tau_std', 'loss']
     """
 
     def __init__(
@@ -113,11 +113,12 @@ class Objective(nn.Module):
         if self.check_finite:
             _refuse_non_finite(rows, values)
         per_view = {view: _mean(values[view], rows[view], count) for view in self.host.views}
-        metrics: dict[str, Tensor] = {}
+        loss = torch.stack(list(per_view.values())).mean()
+        metrics: dict[str, Tensor] = {"loss": loss.detach()}
         for view in self.host.views:
             metrics |= _metrics(view, per_view[view], taus[view])
         return Output(
-            loss=torch.stack(list(per_view.values())).mean(),
+            loss=loss,
             values=values,
             tau={view: tau.detach() for view, tau in taus.items()},
             metrics=metrics,
@@ -138,6 +139,30 @@ class Objective(nn.Module):
 
         values.register_hook(upstream.append)  # type: ignore[no-untyped-call]
         tau.register_hook(observe)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def start_prototypes(self, *args: Any, **batch: Any) -> None:
+        """Start each view's predictor from the features of the other views in one batch, as the paper does.
+
+        Call it once, before training, with a batch of a few hundred samples. Predictors without prototypes are
+        left as they are.
+
+        Args:
+            *args: what the host takes.
+            **batch: what the host takes.
+
+        Raises:
+            ValueError: the host has one view only.
+        """
+        if len(self.host.views) < 2:
+            raise ValueError(
+                "expected a host with at least two views, whose features can start each other's prototypes, "
+                f"received one with {list(self.host.views)}. Call encoder.set_prototypes(embeddings) yourself."
+            )
+        rows = self.host(*args, **batch)
+        for view in self.host.views:
+            others = [r.features for other, r in rows.items() if other != view and r.features is not None]
+            self.predictors[view].start_prototypes(torch.cat(others))  # type: ignore[operator]
 
     def _memory(self) -> list[Staged]:
         # The host, which may have thousands of modules, has none.

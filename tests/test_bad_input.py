@@ -368,7 +368,7 @@ def test_a_plain_optimizer_is_found_out_at_the_next_forward():
     plain = torch.optim.Adam(objective.parameters())
     objective(IMAGES[SOME], TEXTS[SOME], index=SOME).loss.backward()
     plain.step()
-    with pytest.raises(RuntimeError, match="(?s)expected.*committed.*received.*CompositionalOptimizer"):
+    with pytest.raises(RuntimeError, match=r"(?s)expected.*committed.*received.*CompositionalOptimizer"):
         objective(IMAGES[SOME], TEXTS[SOME], index=SOME)
 
 

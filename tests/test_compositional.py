@@ -119,7 +119,7 @@ def test_against_the_formula_written_out_with_plain_averages():
         objective.commit()
 
         objective.zero_grad()
-        x, y = objective.host.encode(images[index], texts[index])
+        x, y = objective.host.encode_image(images[index]), objective.host.encode_text(texts[index])
         s, b = x @ y.T, len(index)
         surrogate = 0.0
         for view, scores in (("image", s), ("text", s.T)):

@@ -65,7 +65,7 @@ def same(a, b):
 
 def test_sizes(splits):
     sizes = {split: len(data) for split, data in splits[None].items()}
-    assert sizes["train"] >= 35_000
+    assert sizes["train"] >= 30_000
     assert sizes["test_seen"] >= 5_000
     assert sizes["test_unseen"] >= 5_000
     assert min(sizes.values()) >= 1_500

@@ -18,7 +18,9 @@ def test_output_says_what_one_would_log():
     expected = {
         f"{v}/{m}" for v in ("image", "text") for m in ("loss", "tau_mean", "tau_std", "tau_min", "tau_max")
     }
-    assert set(out.metrics) == expected
+    assert set(out.metrics) == expected | {"loss"}
+    assert out.metrics["loss"] == out.loss.detach()
+    assert not any(value.requires_grad for value in out.metrics.values())
     assert out.metrics["image/tau_mean"].item() == pytest.approx(out.tau["image"].mean().item())
     mean = (out.values["image"].mean() + out.values["text"].mean()) / 2
     torch.testing.assert_close(out.loss, mean)
@@ -34,7 +36,7 @@ def test_infonce_with_a_learnable_temperature_is_clip():
     ours = [p.grad.clone() for p in objective.parameters()]
 
     objective.zero_grad()
-    x, y = host.encode(images, texts)
+    x, y = host.encode_image(images), host.encode_text(texts)
     logits = x @ y.T * (-predictor.log_tau).exp()
     label = torch.arange(small.N)
     clip = (nn.functional.cross_entropy(logits, label) + nn.functional.cross_entropy(logits.T, label)) / 2
@@ -169,6 +171,26 @@ def test_prototypes_start_from_the_other_side():
     torch.testing.assert_close(tempnet.encoder.prototypes.detach(), nn.functional.normalize(other[:6], dim=1))
     tempnet.encoder.set_prototypes(other[:2])
     assert torch.equal(tempnet.encoder.prototypes[0], tempnet.encoder.prototypes[4])
+
+
+def test_an_objective_starts_the_prototypes_of_each_view_from_the_other():
+    images, texts = small.data()
+    objective = small.objective("tempnet")
+    before = objective.host.state_dict()
+    objective.start_prototypes(images, texts, index=torch.arange(small.N))
+    for view, other in (
+        ("image", objective.host.encode_text(texts)),
+        ("text", objective.host.encode_image(images)),
+    ):
+        torch.testing.assert_close(objective.predictors[view].encoder.prototypes.detach(), other[:6].detach())
+    assert not objective.pending
+    for name, value in objective.host.state_dict().items():
+        assert torch.equal(value, before[name])
+    small.objective("learnable").start_prototypes(images, texts)  # nothing to start
+    with pytest.raises(ValueError, match=r"expected.*two views.*received.*class"):
+        dt.Objective(
+            dt.hosts.Classifier(nn.Linear(6, 5)), dt.ConstantTemperature(1.0), dt.KLRobustLoss(0.5)
+        ).start_prototypes(torch.zeros(2, 6), torch.zeros(2, dtype=torch.long))
 
 
 def test_tempnet_starts_as_the_paper_says():

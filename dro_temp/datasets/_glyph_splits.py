@@ -8,7 +8,7 @@ from dro_temp.datasets._glyph_render import Glyphs
 SPLITS = ("train", "val_seen", "val_unseen", "test_seen", "test_unseen")
 
 # Fonts by the beginning of their names. See GlyphCaptions for why these.
-TEST_FONTS = ("STIX",)
+TEST_FONTS = ("STIX", "DejaVuSans-BoldOblique")
 VAL_FONTS = ("cm", "DejaVuSansMono-Bold")
 
 # Shares of all images whose names are held out.

@@ -8,7 +8,9 @@ from torch import Tensor
 
 
 def sigmoid_between(raw: Tensor, lower: float, upper: float) -> Tensor:
-    r"""$\mathrm{lower} + (\mathrm{upper} - \mathrm{lower})\,\sigma(\mathrm{raw})$: smooth, and never outside the interval even after rounding.
+    r"""A smooth map into an interval, never outside it even after rounding.
+
+    $$\mathrm{lower} + (\mathrm{upper} - \mathrm{lower})\,\sigma(\mathrm{raw})$$
 
     Example:
         >>> sigmoid_between(torch.tensor([0.0, 1e6]), 1.0, 3.0)

@@ -39,16 +39,13 @@ class TwoTower(HostAdapter):
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
 
-    def encode(self, images: Any, texts: Any) -> tuple[Tensor, Tensor]:
-        """Unit vectors of both sides, in float32 or better."""
-        image, text = self.image_encoder(images), self.text_encoder(texts)
-        if image.dim() != 2 or text.dim() != 2 or image.shape != text.shape:
-            raise ValueError(
-                "expected both encoders to return [n, d] with the same n and d, received "
-                f"{list(image.shape)} from the image encoder and {list(text.shape)} from the text encoder. "
-                "Pool to one vector per input, project both to one width, and pass as many images as texts."
-            )
-        return _unit(image), _unit(text)
+    def encode_image(self, images: Any) -> Tensor:
+        """Unit vectors [n d] of images, in float32 or better: what image rows' predictors read."""
+        return _unit(self.image_encoder(images))
+
+    def encode_text(self, texts: Any) -> Tensor:
+        """Unit vectors [n d] of texts, in float32 or better: what text rows' predictors read."""
+        return _unit(self.text_encoder(texts))
 
     def rows(self, images: Any, texts: Any, *, index: Tensor | None = None) -> dict[str, Rows]:
         """Image rows and text rows of a batch of pairs.
@@ -58,7 +55,13 @@ class TwoTower(HostAdapter):
             texts: whatever the text encoder takes.
             index: the pairs' numbers in the data set.
         """
-        image, text = self.encode(images, texts)
+        image, text = self.encode_image(images), self.encode_text(texts)
+        if image.dim() != 2 or image.shape != text.shape:
+            raise ValueError(
+                "expected both encoders to return [n, d] with the same n and d, received "
+                f"{list(image.shape)} from the image encoder and {list(text.shape)} from the text encoder. "
+                "Pool to one vector per input, project both to one width, and pass as many images as texts."
+            )
         all_images, start = distributed.gather_rows_with_gradient(image)
         all_texts, _ = distributed.gather_rows_with_gradient(text)
         target = torch.arange(start, start + len(image), device=image.device)
@@ -71,4 +74,4 @@ class TwoTower(HostAdapter):
 def _unit(x: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        return nn.functional.normalize(x, dim=1)
+        return nn.functional.normalize(x, dim=-1)

@@ -25,6 +25,9 @@ class TempNetEncoder(nn.Module, ABC):
     def forward(self, reading: Reading) -> Features:
         """Similarities v, [n width], which the pooling weighs."""
 
+    def set_prototypes(self, embeddings: Features) -> None:
+        """Start from embeddings of the other side, if this encoder has prototypes; else do nothing."""
+
     @abstractmethod
     def pooled(self, similarities: Features) -> Features:
         """What is averaged under those weights, [n width]."""

@@ -99,6 +99,10 @@ class TempNet(TemperaturePredictor):
         encoder = LogitEncoder(outcomes, width=width, dropout=dropout, centred=centred)
         return cls(encoder, tau_min=tau_min, tau_max=tau_max, tau_init=tau_init)
 
+    def start_prototypes(self, others: Features) -> None:
+        """Start the encoder's prototypes, if it has any, from features of the other side."""
+        self.encoder.set_prototypes(others)
+
     def raw(self, reading: Reading) -> PerRow:
         """The readout, before it is squashed into the bounds."""
         similarities: Features = self.encoder(reading)

@@ -1,0 +1,1 @@
+"""The parts of the glyph-caption example: options, data, model, training, report."""

@@ -1,0 +1,211 @@
+"""One run: a method with a seed, trained step by step, stopped and resumed without a trace."""
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+import dro_temp as dt
+from dro_temp.evaluation.retrieval import retrieval_recall
+
+from .config import Config, Method
+from .data import Data, Pairs
+from .model import WIDTH, TextEncoder, as_float, image_encoder
+
+VIEWS = dt.hosts.TwoTower.views
+
+
+_PROGRESS = ("epoch", "step", "sums", "history", "seconds", "result", "rng")
+
+
+class Watcher(Protocol):
+    """Someone who wants to see how training goes."""
+
+    def step(self, seen: dict[str, float]) -> None:
+        """A step was taken."""
+
+    def epoch(self) -> None:
+        """An epoch was finished and validated."""
+
+
+def build_objective(method: Method, config: Config, vocabulary: int) -> dt.Objective:
+    """Host, predictors and losses: all that the methods differ in is on this page."""
+    host = dt.hosts.TwoTower(image_encoder(), TextEncoder(vocabulary))
+    bounds = {"tau_min": config.tau_min, "tau_max": config.tau_max}
+    if method == "infonce":
+        return dt.Objective(host, dt.LearnableTemperature(config.tau_init, **bounds), dt.InfoNCELoss())
+    if method == "infonce-constant":
+        return dt.Objective(host, dt.ConstantTemperature(config.tau_init), dt.InfoNCELoss())
+    predictors: dict[str, Callable[[], dt.TemperaturePredictor]] = {
+        "tempnet": lambda: dt.TempNet(WIDTH, tau_init=config.tau_init, **bounds),
+        "constant": lambda: dt.ConstantTemperature(config.tau_init),
+        "learnable": lambda: dt.LearnableTemperature(config.tau_init, **bounds),
+        "individual": lambda: dt.IndividualTemperature(config.train_size, tau_init=config.tau_init, **bounds),
+    }
+    loss = {
+        view: dt.KLRobustLoss(
+            config.rho, estimator=dt.LogMovingAverage(config.train_size, gamma=config.gamma)
+        )
+        for view in VIEWS
+    }
+    return dt.Objective(host, {view: predictors[method]() for view in VIEWS}, loss)
+
+
+class Run:
+    """Everything that changes while one method trains, and that its checkpoint holds."""
+
+    def __init__(self, method: Method, seed: int, config: Config, data: Data) -> None:
+        self.method, self.seed, self.config, self.data = method, seed, config, data
+        self.train = data.splits["train"]
+        torch.manual_seed(seed)
+        self.objective = build_objective(method, config, data.vocabulary)
+        groups = self.objective.param_groups(lr=config.lr, tau_lr=config.tau_lr, weight_decay=0.02)
+        self.optimizer = dt.CompositionalOptimizer(torch.optim.AdamW(groups), self.objective)
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, T_max=config.epochs * config.steps_per_epoch
+        )
+        self.epoch = self.step = 0  # finished epochs; finished steps of the epoch under way
+        self.sums: dict[str, float] = {}  # of that epoch's steps
+        self.history: dict[str, list[float]] = {}
+        self.seconds = 0.0
+        self.result: dict[str, Any] | None = None
+        # Prototypes of one side start as embeddings of the other; only TempNet has any.
+        self.objective.start_prototypes(*self._batch(self._order()[: 2 * config.batch_size]))
+        self.rng = torch.get_rng_state()  # TempNet's dropout draws from it; each run has its own stream
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What decides the outcome."""
+        return {"method": self.method, "seed": self.seed, **self.config.of_a_run()}
+
+    def _order(self) -> Tensor:
+        # A function of seed and epoch, not of what was drawn before: a resumed epoch has the same order.
+        generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {self.epoch}").getrandbits(60))
+        return torch.randperm(len(self.train), generator=generator)
+
+    def _batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        return as_float(self.train.images[index]), self.train.tokens[self.train.name_index[index]]
+
+    def train_step(self, index: Tensor) -> dict[str, float]:
+        """One optimizer step on the pairs with these numbers."""
+        output = self.objective(*self._batch(index), index=index)
+        self.optimizer.zero_grad()
+        output.loss.backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        seen = {"loss": float(output.metrics["loss"])} | {
+            f"tau_{view}": float(output.metrics[f"{view}/tau_mean"]) for view in VIEWS
+        }
+        self.step += 1
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in seen.items()}
+        return seen
+
+    def fit(
+        self,
+        *,
+        save: Callable[["Run"], None],
+        should_stop: Callable[[], bool] = lambda: False,
+        watch: Watcher | None = None,
+    ) -> None:
+        """Train to the end and test; save after each epoch, and before stopping early.
+
+        Raises:
+            KeyboardInterrupt: `should_stop` said so. All that is needed to go on was saved.
+        """
+        steps, batch = self.config.steps_per_epoch, self.config.batch_size
+        torch.set_rng_state(self.rng)
+        began = time.perf_counter() - self.seconds
+        while self.result is None:
+            if self.epoch < self.config.epochs:
+                self.objective.train()
+                batches = self._order()[: steps * batch].view(steps, batch)
+                for index in batches[self.step :]:
+                    seen = self.train_step(index)
+                    if watch is not None:
+                        watch.step(seen)
+                    if should_stop():
+                        break
+                if self.step == steps:
+                    self._finish_epoch()
+                    if watch is not None:
+                        watch.epoch()
+            else:
+                self.result = self._test()
+            self.seconds, self.rng = time.perf_counter() - began, torch.get_rng_state()
+            save(self)
+            if self.result is None and should_stop():
+                raise KeyboardInterrupt
+
+    def _finish_epoch(self) -> None:
+        seen = {name: total / self.step for name, total in self.sums.items()}
+        recalls = {k: v for split in ("val_seen", "val_unseen") for k, v in self.recalls(split).items()}
+        seen["val_r1"] = mean_r1(recalls)
+        for name, value in seen.items():
+            self.history.setdefault(name, []).append(value)
+        self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
+
+    @torch.no_grad()
+    def embed(self, pairs: Pairs) -> dict[str, Tensor]:
+        """Unit vectors of the images, and of the names."""
+        self.objective.eval()
+        host = self.objective.host
+        return {
+            "image": torch.cat([host.encode_image(as_float(x)) for x in pairs.images.split(512)]),
+            "text": torch.cat([host.encode_text(x) for x in pairs.tokens.split(512)]),
+        }
+
+    def recalls(self, split: str) -> dict[str, float]:
+        """R@1 and R@5 in percent: images find their name among all names, names find any of their images."""
+        pairs = self.data.splits[split]
+        side = self.embed(pairs)
+        names = torch.arange(len(pairs.names))
+        found = {
+            "i2t": retrieval_recall(side["image"], side["text"], pairs.name_index, names, ks=(1, 5)),
+            "t2i": retrieval_recall(side["text"], side["image"], names, pairs.name_index, ks=(1, 5)),
+        }
+        return {f"{split}/{way}_r{k}": float(r) for way, by_k in found.items() for k, r in by_k.items()}
+
+    @torch.no_grad()
+    def temperatures(self, split: str) -> dict[str, Tensor]:
+        """Temperature of every image and of every name; of the training pairs for a table, which knows no others."""
+        predictors = self.objective.predictors
+        if self.method == "individual":
+            return {view: predictors[view].tau.clone() for view in VIEWS}
+        return {view: predictors[view](x) for view, x in self.embed(self.data.splits[split]).items()}
+
+    def _test(self) -> dict[str, Any]:
+        recalls = self.recalls("test_seen") | self.recalls("test_unseen")
+        tau = self.temperatures("test_seen")
+        spread = {
+            f"tau_{view}_{name}": float(value)
+            for view, x in tau.items()
+            for name, value in (("mean", x.mean()), ("std", x.std(correction=0)))
+        }
+        return {"metrics": recalls | {"mean_r1": mean_r1(recalls)} | spread, "tau": tau}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides the rest of the run. The estimators' memory is part of the objective's state."""
+        return {
+            "run": self.options,
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            **{name: getattr(self, name) for name in _PROGRESS},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where that state was taken."""
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        for name in _PROGRESS:
+            setattr(self, name, state[name])
+
+
+def mean_r1(recalls: dict[str, float]) -> float:
+    """Mean of the four R@1: two splits, both ways."""
+    r1 = [value for name, value in recalls.items() if name.endswith("_r1")]
+    return sum(r1) / len(r1)
