@@ -1,6 +1,9 @@
 """Checks shared by all layers. Every message says what was expected, what arrived, what to type instead."""
 
 import math
+import operator
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,18 +33,32 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"expected a finite {name} > 0, received {name}={value}. Pass a positive number.")
 
 
-def check_count(name: str, value: int, minimum: int = 1) -> None:
-    """Raise unless `value` is a whole number of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+def check_count(name: str, value: Any, minimum: int = 1) -> int:
+    """Return `value` as an int (NumPy's included), or raise unless it is a whole number >= `minimum`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(
             f"expected {name} as an int, received {type(value).__name__} ({value!r}). Pass len(dataset) or the like."
         )
-    if value < minimum:
-        raise ValueError(f"expected {name} >= {minimum}, received {name}={value}. Pass a larger number.")
+    count = operator.index(value)
+    if count < minimum:
+        raise ValueError(f"expected {name} >= {minimum}, received {name}={count}. Pass a larger number.")
+    return count
+
+
+def check_kind(name: str, value: Any, kind: type, instead: str) -> None:
+    """Raise unless `value` is an instance of `kind`."""
+    if not isinstance(value, kind):
+        raise TypeError(
+            f"expected {name} to be a {kind.__name__}, received {type(value).__name__}. {instead}"
+        )
 
 
 def check_radius(rho: float) -> None:
     """Raise unless `0 <= rho < inf`."""
+    if isinstance(rho, bool) or not isinstance(rho, Real):
+        raise TypeError(
+            f"expected rho as a number, received {type(rho).__name__} ({rho!r}). Pass rho=1.0, say."
+        )
     if not (0.0 <= rho < math.inf):
         raise ValueError(
             f"expected a finite radius rho >= 0, received rho={rho}. Useful values lie between 0 and "
@@ -74,7 +91,7 @@ def check_index(index: Tensor, num_samples: int) -> Tensor:
     # Reading values waits for the device, and stops a graph that is being captured or compiled.
     if torch.compiler.is_compiling() or index.numel() == 0:
         return index
-    low, high = int(index.min()), int(index.max())
+    low, high = torch.stack(index.aminmax()).tolist()  # one wait, not two
     if low < 0 or high >= num_samples:
         raise IndexError(
             f"expected sample numbers from 0 to {num_samples - 1}, received numbers from {low} to {high}. "

@@ -50,9 +50,11 @@ class _GatherWithGradient(torch.autograd.Function):
         return _gather(x, counts)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         # Every rank's loss depends on every rank's rows: their gradients add up.
-        total = grads[0].contiguous()
+        # A copy: autograd may have handed the same gradient to somebody else.
+        total = grads[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total[ctx.start : ctx.start + ctx.length], None
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp import functional as F
-from dro_temp._checks import check_bounds
+from dro_temp._checks import check_bounds, check_positive
 from dro_temp._typing import Features, Mask, PerRow, RowIndex, RowMask, Scores
 
 Readable: TypeAlias = Literal["features", "index", "support"]
@@ -84,10 +84,17 @@ class Support:
     Args:
         scores: one row of scores per row.
         mask: True where an outcome belongs to the row's support; None: all do.
+        outcomes: number of outcomes in every row's support; that of the columns if None.
     """
 
     scores: Scores
     mask: Mask | None = None
+    outcomes: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of outcomes in every row's support."""
+        return self.scores.shape[1] if self.outcomes is None else self.outcomes
 
 
 @dataclass(frozen=True)
@@ -176,7 +183,7 @@ class Rows:
     @property
     def support(self) -> Support:
         """What a predictor that reads scores may see: detached, and without the target's identity."""
-        return Support(self.dense_scores.detach(), self.mask)
+        return Support(self.dense_scores.detach(), self.mask, self.support_size)
 
     @property
     def valid(self) -> RowMask:
@@ -199,21 +206,36 @@ class Rows:
         )
 
     def inert_where_invalid(self) -> "Rows":
-        """The same rows with the scores of rows that do not count set to zero.
+        """The same rows with harmless numbers in those that do not count.
 
         A product with a zero weight would not do: zero times NaN is NaN.
         """
         if self.weight is None and self.support_size > 0:
             return self
-        return replace(self, scores=self.dense_scores.masked_fill(~self.valid[:, None], 0.0))
+        out = ~self.valid
+        return replace(
+            self,
+            scores=self.dense_scores.masked_fill(out[:, None], 0.0),
+            target=self.target.masked_fill(out & (self.target < 0), 0),
+            features=None if self.features is None else self.features.masked_fill(out[:, None], 0.0),
+            index=None if self.index is None else self.index.masked_fill(out, 0),
+        )
 
 
-class Staged(ABC):
+class Staged(nn.Module, ABC):
     """Memory that forward reads and an optimizer step writes.
 
     A second forward, a step that a gradient scaler skipped, validation: none of them may change it. A leaf
-    calls `stage` in forward and fills in `write`.
+    calls `stage` in forward or backward and fills in `write`.
     """
+
+    #: Names of the buffers or parameters that remember; they are never rounded below float32.
+    memory: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def expects_proposals(self) -> bool:
+        """True if every training step proposes something; a step without is then an error."""
+        return True
 
     @property
     def staged(self) -> list[tuple[Tensor, ...]]:
@@ -245,6 +267,32 @@ class Staged(ABC):
     def discard(self, keep: int = 0) -> None:
         """Forget what was proposed, except the oldest `keep`; the step was skipped, or the forward failed."""
         del self.staged[keep:]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Staged":
+        # model.bfloat16() must not round the memory: near 100, bfloat16 numbers are 0.5 apart.
+        before = {name: getattr(self, name) for name in self.memory if name in self._buffers}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, exact in before.items():
+            now = getattr(self, name)
+            if now.dtype in (torch.float16, torch.bfloat16):
+                setattr(self, name, exact.to(now.device))
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in self.memory:
+            loaded, ours = state_dict.get(prefix + name), getattr(self, name, None)
+            if loaded is not None and ours is not None and loaded.shape != ours.shape:
+                raise ValueError(
+                    f"expected the memory of {ours.numel()} samples at {prefix}{name}, received one of "
+                    f"{loaded.numel()}. Build {type(self).__name__}({loaded.numel()}, ...) for the data set that it "
+                    "was saved with, or delete the key and load with strict=False to start afresh."
+                )
+        self.discard()
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles start without proposals: those belong to the forward that made them."""
+        return {name: value for name, value in self.__dict__.items() if name != "_staged"}
 
 
 def staged_modules(modules: Iterable[nn.Module]) -> list[Staged]:
@@ -340,7 +388,9 @@ class TemperaturePredictor(nn.Module, ABC):
             shape = _leading_shape(features, index, support)
         reading = Reading(
             shape.numel(),
-            features=None if features is None else features.detach().reshape(shape.numel(), -1),
+            features=None
+            if features is None
+            else features.detach().reshape(shape.numel(), features.shape[-1]),
             index=None if index is None else index.reshape(-1),
             support=support,
         )
@@ -348,7 +398,11 @@ class TemperaturePredictor(nn.Module, ABC):
 
     @final
     def of(self, rows: Rows) -> PerRow:
-        """Temperatures of rows: hands over exactly what `reads` declares."""
+        """Temperatures of rows: hands over exactly what `reads` declares.
+
+        Rows that do not count get some temperature, whatever they hold.
+        """
+        rows = rows.inert_where_invalid()
         tau: Tensor = self(
             rows.features,
             index=rows.index,
@@ -392,6 +446,8 @@ class RobustLoss(nn.Module, ABC):
         """
         with torch.autocast(rows.target.device.type, enabled=False):
             rows = rows.dense().inert_where_invalid()
+            if isinstance(tau, float | int):
+                check_positive("tau", tau)
             tau = torch.as_tensor(tau, device=rows.target.device)
             if tau.dim() > 1 or (tau.dim() == 1 and len(tau) != len(rows)):
                 raise ValueError(
@@ -399,6 +455,7 @@ class RobustLoss(nn.Module, ABC):
                     "Pass predictor.of(rows)."
                 )
             tau = _at_least_float32(tau).to(rows.dense_scores.dtype).expand(len(rows))
+            tau = tau.masked_fill(~rows.valid, 1.0)
             return self.values(rows, tau).masked_fill(~rows.valid, 0.0)
 
 
@@ -416,6 +473,7 @@ class HostAdapter(nn.Module, ABC):
     def __init__(self, *, frozen: bool = False) -> None:
         super().__init__()
         self.frozen = frozen
+        self.objective_trains = True
 
     @abstractmethod
     def rows(self, *args: Any, **batch: Any) -> dict[str, Rows]:
@@ -432,7 +490,8 @@ class HostAdapter(nn.Module, ABC):
         return {view: r.detached() for view, r in rows.items()}
 
     def train(self, mode: bool = True) -> "HostAdapter":
-        """A frozen host stays in eval mode."""
+        """A frozen host stays in eval mode; `objective_trains` says what was asked for."""
+        self.objective_trains = mode
         super().train(mode and not self.frozen)
         return self
 

@@ -1,6 +1,6 @@
 """Objective = host + predictor + loss. With optim.py, the only place that knows all three."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp import distributed
+from dro_temp._checks import check_kind, check_positive
 from dro_temp._typing import PerRow, Scalar
 from dro_temp.interfaces import HostAdapter, RobustLoss, Rows, Staged, TemperaturePredictor, staged_modules
 
@@ -33,6 +34,18 @@ class Output:
     metrics: dict[str, Scalar]
 
 
+class _Forward:
+    """What one forward proposed, and whether its loss was backpropagated."""
+
+    def __init__(self, proposals: dict[Staged, int], reached: bool) -> None:
+        self.proposals = proposals
+        self.reached = reached
+
+    def reach(self, gradient: Tensor) -> None:
+        """Hook on the rows' values."""
+        self.reached = True
+
+
 class Objective(nn.Module):
     r"""Composes a host, a predictor and a robust loss into one number to minimise.
 
@@ -43,11 +56,13 @@ class Objective(nn.Module):
         predictor: one for all views, or one per view.
         loss: one for all views, or one per view. A loss that remembers samples must be given per view, since
             image row 7 and text row 7 are different rows.
-        check_finite: True to stop with the row's number at the first NaN or infinity in features or values. It
-            waits for the device once per call; turn it off for float16 with a gradient scaler, which handles
-            overflow by itself.
+        check_finite: True to stop with the row's number at the first NaN or infinity in features, temperatures or
+            values. It waits for the device once per call (as does each check of sample numbers); turn it off for
+            float16 with a gradient scaler, which handles overflow by itself. Under `torch.compile` these checks
+            are left out.
 
     Raises:
+        TypeError: a host, predictor or loss of another kind.
         ValueError: parts missing for a view, parts for unknown views, one memory used by two views.
         FloatingPointError: non-finite features or values.
 
@@ -70,12 +85,24 @@ class Objective(nn.Module):
         check_finite: bool = True,
     ) -> None:
         super().__init__()
+        check_kind(
+            "host", host, HostAdapter, "Wrap the model: dro_temp.hosts.TwoTower(...) or Classifier(...)."
+        )
         self.host = host
-        self.predictors = nn.ModuleDict(_per_view("predictor", predictor, host.views))
-        self.losses = nn.ModuleDict(_per_view("loss", loss, host.views))
+        self.predictors = nn.ModuleDict(_per_view("predictor", predictor, host.views, TemperaturePredictor))
+        self.losses = nn.ModuleDict(_per_view("loss", loss, host.views, RobustLoss))
         _refuse_shared_memory(self.predictors, self.losses)
         self.check_finite = check_finite
-        self._versions_when_staged: int | None = None
+        self._forwards: list[_Forward] = []
+        self._versions: list[tuple[Tensor, int]] = []
+        # Every process commits the same memory; sending it around at each forward would cost more than the step.
+        self._ddp_params_and_buffers_to_ignore = [
+            f"{name}.{buffer}"
+            for name, module in self.named_modules()
+            if isinstance(module, Staged)
+            for buffer in module.memory
+            if buffer in module._buffers
+        ]
         if host.frozen:
             host.requires_grad_(False).eval()
 
@@ -85,11 +112,11 @@ class Objective(nn.Module):
         Args:
             *args: what the host takes.
             count: divide each view's weighted sum by this instead of by its sum of weights: the number of rows
-                in a whole accumulation window, say.
+                in a whole accumulation window, say. In several processes, that of all of them.
             **batch: what the host takes.
         """
         self._refuse_uncommitted()
-        before = {staged: len(staged.staged) for staged in self._memory()}
+        before = {staged: len(staged.staged) for staged in self.memory_modules()}
         try:
             output = self._forward(args, count, batch)
         except BaseException:
@@ -98,12 +125,25 @@ class Objective(nn.Module):
             for staged, keep in before.items():
                 staged.discard(keep)
             raise
-        if self.pending:
-            self._versions_when_staged = self._parameter_versions()
+        self._remember(output, before)
         return output
 
+    def _remember(self, output: Output, before: dict[Staged, int]) -> None:
+        proposals = {staged: len(staged.staged) - keep for staged, keep in before.items()}
+        if not any(proposals.values()):
+            return
+        compiling = torch.compiler.is_compiling()
+        forward = _Forward(proposals, reached=compiling)
+        self._forwards.append(forward)
+        if compiling:
+            return
+        for values in output.values.values():
+            if values.requires_grad:
+                values.register_hook(forward.reach)  # type: ignore[no-untyped-call]
+        self._versions = [(p, p._version) for p in self.parameters() if p.requires_grad]
+
     def _forward(self, args: tuple[Any, ...], count: float | Tensor | None, batch: dict[str, Any]) -> Output:
-        rows = {view: r.dense() for view, r in self.host(*args, **batch).items()}
+        rows = {view: r.dense().inert_where_invalid() for view, r in self.host(*args, **batch).items()}
         taus: dict[str, Tensor] = {}
         values: dict[str, Tensor] = {}
         for view in self.host.views:
@@ -111,12 +151,12 @@ class Objective(nn.Module):
             values[view] = self.losses[view](rows[view], taus[view])
             self._let_observe(view, rows[view], taus[view], values[view])
         if self.check_finite:
-            _refuse_non_finite(rows, values)
-        per_view = {view: _mean(values[view], rows[view], count) for view in self.host.views}
+            _refuse_non_finite(rows, taus, values)
+        per_view = {view: _mean(values[view], rows[view], count, self.training) for view in self.host.views}
         loss = torch.stack(list(per_view.values())).mean()
         metrics: dict[str, Tensor] = {"loss": loss.detach()}
         for view in self.host.views:
-            metrics |= _metrics(view, per_view[view], taus[view])
+            metrics |= _metrics(view, per_view[view], taus[view], rows[view].valid)
         return Output(
             loss=loss,
             values=values,
@@ -130,14 +170,15 @@ class Objective(nn.Module):
         if not (predictor.observes_gradient and self.training and values.requires_grad and tau.requires_grad):
             return
         assert rows.index is not None
-        upstream: list[Tensor] = []  # d(loss)/d(values): reduction, accumulation and loss scale together
+        # d(loss)/d(values): reduction, accumulation and loss scale together
+        upstream: dict[str, Tensor] = {}
 
         def observe(gradient: Tensor) -> None:
-            scale = upstream.pop()
+            scale = upstream["scale"]
             counted = scale != 0
             predictor.observe(rows.index[counted], gradient[counted] / scale[counted])  # type: ignore[index]
 
-        values.register_hook(upstream.append)  # type: ignore[no-untyped-call]
+        values.register_hook(lambda gradient: upstream.__setitem__("scale", gradient))  # type: ignore[no-untyped-call]
         tau.register_hook(observe)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
@@ -164,38 +205,76 @@ class Objective(nn.Module):
             others = [r.features for other, r in rows.items() if other != view and r.features is not None]
             self.predictors[view].start_prototypes(torch.cat(others))  # type: ignore[operator]
 
-    def _memory(self) -> list[Staged]:
-        # The host, which may have thousands of modules, has none.
+    def memory_modules(self) -> list[Staged]:
+        """The estimators and predictors that remember samples; hosts, which may be large, have none."""
         return staged_modules([*self.predictors.modules(), *self.losses.modules()])
 
     @property
     def pending(self) -> bool:
         """True while a forward's proposals were neither committed nor discarded."""
-        return any(staged.pending for staged in self._memory())
+        return any(staged.pending for staged in self.memory_modules())
 
     def commit(self) -> None:
-        """Write what forward proposed. `CompositionalOptimizer` calls it after each step that was taken."""
-        for staged in self._memory():
+        """Write what was proposed by forwards whose loss was backpropagated; forget the rest.
+
+        `CompositionalOptimizer` calls it after each step.
+        """
+        self._keep(lambda forward: forward.reached)
+        for staged in self.memory_modules():
             staged.commit()
+        self._forwards.clear()
 
     def discard(self) -> None:
-        """Forget what forward proposed. `CompositionalOptimizer` calls it after each step that was skipped."""
-        for staged in self._memory():
+        """Forget everything that was proposed."""
+        for staged in self.memory_modules():
             staged.discard()
+        self._forwards.clear()
 
-    def _parameter_versions(self) -> int:
-        return sum(p._version for p in self.parameters() if p.requires_grad)
+    def discard_backpropagated(self) -> None:
+        """Forget what belongs to gradients that are being cleared without a step having been taken.
+
+        A gradient scaler that finds an overflow skips the step and says so to nobody; the clearing of the
+        gradients tells. Forwards that are still to be backpropagated keep their proposals.
+        """
+        self._keep(lambda forward: not forward.reached)
+        for predictor in self.predictors.modules():  # their proposals are made in backward
+            if isinstance(predictor, Staged):
+                predictor.discard()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear gradients, and the proposals that go with them."""
+        super().zero_grad(set_to_none)
+        self.discard_backpropagated()
+
+    def _keep(self, wanted: Callable[[_Forward], bool]) -> None:
+        for staged in self.memory_modules():
+            kept: list[tuple[Tensor, ...]] = []
+            start = 0
+            for forward in self._forwards:
+                end = start + forward.proposals.get(staged, 0)
+                kept += staged.staged[start:end] if wanted(forward) else []
+                start = end
+            staged.staged[:] = kept + staged.staged[start:]
+        self._forwards = [forward for forward in self._forwards if wanted(forward)]
 
     def _refuse_uncommitted(self) -> None:
-        if not (self.training and torch.is_grad_enabled() and self.pending):
+        if not (self.training and torch.is_grad_enabled() and any(f.reached for f in self._forwards)):
             return
-        if self._parameter_versions() != self._versions_when_staged:
+        # In-place steps raise a version; fused ones do not, but then gradients are cleared behind our back.
+        stepped = any(p._version != version for p, version in self._versions)
+        cleared = all(p.grad is None for p, _ in self._versions)
+        if stepped or cleared:
             self.discard()
             raise RuntimeError(
                 "expected the estimator's proposals to be committed by the optimizer step that followed them, "
-                "received a parameter update without a commit. Step with dro_temp.CompositionalOptimizer("
-                "optimizer, objective), or call objective.commit() after each optimizer.step()."
+                "received a parameter update (or cleared gradients) without a commit. Step with "
+                "dro_temp.CompositionalOptimizer(optimizer, objective), or call objective.commit() after each "
+                "optimizer.step()."
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles start without proposals."""
+        return {**self.__dict__, "_forwards": [], "_versions": []}
 
     def param_groups(
         self, *, lr: float, tau_lr: float | None = None, **host_options: Any
@@ -230,18 +309,24 @@ class Objective(nn.Module):
         if not groups:
             raise ValueError(
                 "expected something to train, received a frozen host and predictors without parameters. "
-                "Use a TempNet or LearnableTemperature, or frozen=False."
+                "Use a TempNet or LearnableTemperature, or frozen=False. A table of individual temperatures with "
+                "an update of its own needs no optimizer: call objective.commit() after backward."
             )
         return groups
 
 
-def _per_view(name: str, part: PerView[Part], views: tuple[str, ...]) -> dict[str, Part]:
-    if isinstance(part, nn.Module):
+def _per_view(name: str, part: PerView[Part], views: tuple[str, ...], kind: type) -> dict[str, Part]:
+    if not isinstance(part, Mapping):
+        check_kind(name, part, kind, f"Pass one, or {{view: ... for view in {list(views)}}}.")
         return dict.fromkeys(views, part)
     if set(part) != set(views):
         raise ValueError(
             f"expected one {name}, or one for each of the host's views {list(views)}, received views "
             f"{sorted(part)}. Write {name}={{view: ... for view in host.views}}."
+        )
+    for view in views:
+        check_kind(
+            f"the {name} of view {view!r}", part[view], kind, "The order is Objective(host, predictor, loss)."
         )
     return {view: part[view] for view in views}
 
@@ -260,13 +345,14 @@ def _refuse_shared_memory(*parts: nn.ModuleDict) -> None:
                     )
 
 
-def _refuse_non_finite(rows: dict[str, Rows], values: dict[str, Tensor]) -> None:
+def _refuse_non_finite(rows: dict[str, Rows], taus: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     if torch.compiler.is_compiling():
         return
     bad: dict[tuple[str, str], Tensor] = {}
     for view, r in rows.items():
         if r.features is not None:
             bad["features", view] = ~r.features.detach().isfinite().all(1) & r.valid
+        bad["temperatures", view] = ~taus[view].detach().isfinite() & r.valid
         bad["loss", view] = ~values[view].detach().isfinite()
     if not bool(torch.cat(list(bad.values())).any()):  # the one wait for the device
         return
@@ -282,24 +368,31 @@ def _refuse_non_finite(rows: dict[str, Rows], values: dict[str, Tensor]) -> None
             )
 
 
-def _mean(values: Tensor, rows: Rows, count: float | Tensor | None) -> Tensor:
+def _mean(values: Tensor, rows: Rows, count: float | Tensor | None, trains: bool) -> Tensor:
     weight = rows.valid.to(values.dtype) if rows.weight is None else rows.weight.to(values.dtype) * rows.valid
     total = (values * weight).sum()
+    # Data parallel training averages gradients over processes; undo it, for processes of unequal weight.
+    total = total * distributed.world_size() if trains else total
     if count is not None:
+        if not isinstance(count, Tensor):
+            check_positive("count", count)
         return total / count
-    everywhere = distributed.sum_over_processes(weight.sum())
-    # Data parallel training averages gradients over processes; undo it for processes of unequal weight.
-    return total * distributed.world_size() / everywhere.clamp(min=torch.finfo(values.dtype).tiny)
+    # An evaluation may run on one process only, which must not wait for the others.
+    everywhere = distributed.sum_over_processes(weight.sum()) if trains else weight.sum()
+    return total / everywhere.clamp(min=torch.finfo(values.dtype).tiny)
 
 
 @torch.no_grad()
-def _metrics(view: str, loss: Tensor, tau: Tensor) -> dict[str, Tensor]:
+def _metrics(view: str, loss: Tensor, tau: Tensor, valid: Tensor) -> dict[str, Tensor]:
     metrics = {"loss": loss.detach()}
     if len(tau):
+        # Masked sums, not tau[valid]: a shape that depends on values would wait for the device.
+        count = valid.sum().clamp(min=1)
+        mean = tau.masked_fill(~valid, 0.0).sum() / count
         metrics |= {
-            "tau_mean": tau.mean(),
-            "tau_std": tau.std(correction=0),
-            "tau_min": tau.min(),
-            "tau_max": tau.max(),
+            "tau_mean": mean,
+            "tau_std": ((tau - mean).masked_fill(~valid, 0.0).square().sum() / count).sqrt(),
+            "tau_min": tau.masked_fill(~valid, torch.inf).min(),
+            "tau_max": tau.masked_fill(~valid, -torch.inf).max(),
         }
     return {f"{view}/{name}": value for name, value in metrics.items()}

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from dro_temp.estimators import GammaSchedule, LogMovingAverage
@@ -17,7 +16,8 @@ class CompositionalOptimizer(Optimizer):
 
     The robust loss is a nonlinear function of an expectation, so its gradient needs a running estimate of that
     expectation. Forward reads the estimate and proposes a new one; it is written here, once, when a step was
-    really taken. Where a gradient scaler skips a step, the proposals are dropped with the gradients.
+    really taken. Where a gradient scaler skips a step, the proposals are dropped with the gradients, by
+    `zero_grad` of this optimizer or of the objective.
 
     It *is* a `torch.optim.Optimizer`: it shares `param_groups`, `state` and `state_dict` with the base, so
     learning-rate schedulers, gradient scalers and accelerate treat it as one. The estimators' memory is saved
@@ -30,7 +30,7 @@ class CompositionalOptimizer(Optimizer):
             keeps theirs.
 
     Raises:
-        TypeError: `base` is no torch optimizer, or `objective` no Objective.
+        TypeError: `base` is no plain torch optimizer, or `objective` no Objective.
         ValueError: `base` trains none of the objective's parameters, or gamma is outside (0, 1], or the
             objective has no estimator that gamma could apply to.
 
@@ -48,11 +48,6 @@ class CompositionalOptimizer(Optimizer):
     Source: arXiv 2404.04575, algorithm 1; arXiv 2202.12387 (SogCLR).
     """
 
-    # A gradient scaler calls step() even on overflow, with found_inf set, if the optimizer says that it copes:
-    # the only way to learn of a skipped step.
-    _step_supports_amp_scaling = True
-    grad_scale: Tensor | None
-    found_inf: Tensor | None
     base: Optimizer
     objective: Objective
 
@@ -63,6 +58,11 @@ class CompositionalOptimizer(Optimizer):
             raise TypeError(
                 f"expected a torch optimizer as the base, received {type(base).__name__}. Write "
                 "CompositionalOptimizer(torch.optim.AdamW(objective.param_groups(lr=...)), objective)."
+            )
+        if isinstance(base, CompositionalOptimizer):
+            raise TypeError(
+                "expected a plain torch optimizer as the base, received a CompositionalOptimizer. Put several hosts "
+                "into one Objective, or train each objective with an optimizer of its own."
             )
         # Optimizer.__init__ would make a second list of parameter groups; this is the rest of it.
         super().__setstate__({"base": base, "objective": _unwrapped(objective), "defaults": base.defaults})
@@ -111,26 +111,43 @@ class CompositionalOptimizer(Optimizer):
         self.objective.discard()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear gradients. Proposals stay: forward may have run already."""
+        """Clear gradients, and forget the proposals that went with them if no step was taken.
+
+        That is how a step skipped by a gradient scaler becomes known. Proposals of a forward that is still to be
+        backpropagated stay, so that zero_grad may stand anywhere in the loop.
+        """
         self.base.zero_grad(set_to_none)
+        self.objective.discard_backpropagated()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take the base's step and commit, or, where a gradient scaler found an overflow, do neither.
+        """Take the base's step and commit.
 
         Args:
             closure: re-evaluates the objective, for optimizers that need it.
+
+        Raises:
+            RuntimeError: the objective has memory, and nothing was proposed since the last step.
         """
-        found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and bool(found_inf):
-            self.objective.discard()
-            return None
-        scale = getattr(self, "grad_scale", None)
-        if scale is not None:
-            grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-            torch._foreach_mul_(grads, scale.double().reciprocal().float().item())
-        loss: float | None = self.base.step() if closure is None else self.base.step(self._once(closure))
+        if closure is None:
+            self._refuse_without_proposals()
+            loss: float | None = self.base.step()
+        else:
+            loss = self.base.step(self._once(closure))
         self.objective.commit()
         return loss
+
+    def _refuse_without_proposals(self) -> None:
+        silent = [
+            type(staged).__name__
+            for staged in self.objective.memory_modules()
+            if staged.expects_proposals and not staged.pending
+        ]
+        if silent:
+            raise RuntimeError(
+                f"expected a forward and backward of the objective in training mode before each step, received "
+                f"nothing to commit for {silent[0]}. Call objective.train() after validation and backward() on "
+                "output.loss; of several optimizers over one objective, wrap only the one that steps last."
+            )
 
     def _once(self, closure: Callable[[], float]) -> Callable[[], float]:
         """A closure that is evaluated several times in one step proposes once: the last time."""

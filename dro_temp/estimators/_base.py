@@ -17,7 +17,8 @@ class Estimator(nn.Module, ABC):
     def propose(self, index: RowIndex | None, log_g: PerRow, valid: RowMask) -> Tensor | None:
         """The estimate after having seen `log_g`; None where `log_g` itself is exact.
 
-        Staged for a later commit in training mode with gradients enabled; otherwise only computed.
+        Staged for a later commit in training mode with gradients enabled; otherwise only computed. Outside
+        training `index` may be left out: held-out samples have no number, and their estimate is the batch's own.
 
         Args:
             index: the rows' numbers in the data set.

@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -10,6 +11,11 @@ from dro_temp._checks import check_count
 
 
 def _check_gamma(gamma: float) -> None:
+    if isinstance(gamma, bool) or not isinstance(gamma, Real):
+        raise TypeError(
+            f"expected gamma as a number or a GammaSchedule, received {type(gamma).__name__} ({gamma!r}). "
+            "Pass 0.8, or CosineGamma(0.2, epochs=10)."
+        )
     if not (0.0 < gamma <= 1.0):
         raise ValueError(
             f"expected gamma in (0, 1], received gamma={gamma}. Use 1.0 to forget the past (the plain minibatch), "

@@ -1,8 +1,6 @@
 """The moving average of every sample's inner mean, as one log-number per sample."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,31 +44,35 @@ class LogMovingAverage(Estimator, Staged):
     """
 
     needs_index = True
+    memory = ("log_u",)
     log_u: Tensor
     steps: Tensor
 
     def __init__(self, num_samples: int, *, gamma: float | GammaSchedule = 0.8) -> None:
         super().__init__()
-        check_count("num_samples", num_samples)
-        self.num_samples = num_samples
+        self.num_samples = check_count("num_samples", num_samples)
         self.gamma = as_schedule(gamma)
         # -inf, not 0, says "never seen": 0 is the legal estimate of a row whose margins are all zero.
         self.register_buffer("log_u", torch.full((num_samples,), -math.inf))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def propose(self, index: RowIndex | None, log_g: PerRow, valid: RowMask) -> PerRow:
+    def propose(self, index: RowIndex | None, log_g: PerRow, valid: RowMask) -> Tensor | None:
         """The average as it would be after this minibatch; staged in training with gradients enabled."""
+        learning = self.training and torch.is_grad_enabled()
+        if index is None and not learning:
+            return None
         if index is None:
             raise ValueError(
                 "expected the sample numbers of the rows for LogMovingAverage, received index=None. Call "
                 "objective(..., index=index) with each sample's place in the data set "
-                "(dro_temp.datasets.Indexed adds it), or use KLRobustLoss(rho) without an estimator."
+                "(dro_temp.datasets.Indexed adds it), or use KLRobustLoss(rho) without an estimator. For held-out "
+                "data, which has no such numbers, call objective.eval() first."
             )
         index = check_index(index, self.num_samples)
         # Rows that do not count keep out of everyone's way: they get a number that no sample has.
         index, log_g = index.masked_fill(~valid, -1), log_g.detach()
         start = 0
-        if self.training and torch.is_grad_enabled():
+        if learning:
             n = len(index)
             index, start = distributed.gather_rows(index)
             log_g, _ = distributed.gather_rows(log_g)
@@ -84,35 +86,18 @@ class LogMovingAverage(Estimator, Staged):
 
     def write(self, *parts: Tensor) -> None:
         """Write the staged averages and advance gamma."""
-        if parts:
-            index, log_g = parts
-            valid = index >= 0
-            index, log_g = index[valid], log_g[valid]
-            self.log_u[index] = self._averaged(index, log_g).to(self.log_u.dtype)
+        if not parts:
+            return
+        index, log_g = parts
+        # What is not a number would stay in the memory for good.
+        keep = (index >= 0) & log_g.isfinite()
+        index, log_g = index[keep], log_g[keep]
+        self.log_u[index] = self._averaged(index, log_g).to(self.log_u.dtype)
         self.steps += 1
 
     def population(self, batch_support: int) -> int:
         """All other samples of the data set, or the whole support if that is larger."""
         return max(batch_support, self.num_samples - 1)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LogMovingAverage":
-        # model.bfloat16() must not round the memory: near 100, bfloat16 numbers are 0.5 apart.
-        before = self.log_u
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.log_u.dtype in (torch.float16, torch.bfloat16):
-            self.log_u = before.to(self.log_u.device)
-        return self
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        loaded = state_dict.get(prefix + "log_u")
-        if loaded is not None and loaded.shape != self.log_u.shape:
-            raise ValueError(
-                f"expected the memory of {self.num_samples} samples at {prefix}log_u, received one of "
-                f"{loaded.numel()}. Build LogMovingAverage({loaded.numel()}) for the data set that it was "
-                "saved with, or delete the key and load with strict=False to start afresh."
-            )
-        self.discard()
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         """Size of the table."""

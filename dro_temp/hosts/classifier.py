@@ -47,9 +47,10 @@ class Classifier(HostAdapter):
             index: the samples' numbers in the data set.
         """
         output = self.model(inputs)
-        if output.dim() != 2:
+        if not isinstance(output, Tensor) or output.dim() != 2:
             raise ValueError(
-                f"expected the model to return [n, d] or [n, classes], received {list(output.shape)}. "
+                "expected the model to return a tensor [n, d] or [n, classes], received "
+                f"{list(output.shape) if isinstance(output, Tensor) else type(output).__name__}. "
                 "Pool over space first, or wrap the model so that it does."
             )
         if self.head is None:
@@ -68,11 +69,16 @@ def _labelled(
 ) -> Rows:
     classes = scores.shape[1]
     counted = labels != IGNORE
+    if torch.compiler.is_compiling():
+        return Rows(scores, labels.masked_fill(~counted, 0), features, index, weight=counted.float())
     wrong = counted & ((labels < 0) | (labels >= classes))
-    if not torch.compiler.is_compiling() and bool(wrong.any()):
+    some_wrong, all_counted = torch.stack([wrong.any(), counted.all()]).tolist()  # one wait for the device
+    if some_wrong:
         row = int(wrong.nonzero()[0])
         raise ValueError(
             f"expected labels from 0 to {classes - 1}, or {IGNORE} to ignore a row, received {int(labels[row])} "
             f"in row {row}. Give the model as many outputs as there are classes, or renumber the labels."
         )
+    if all_counted:
+        return Rows(scores, labels, features, index)
     return Rows(scores, labels.masked_fill(~counted, 0), features, index, weight=counted.float())

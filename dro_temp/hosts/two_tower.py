@@ -13,8 +13,8 @@ class TwoTower(HostAdapter):
     r"""Any two encoders, scored by cosine similarity: $s_{ij} = x_i^\top y_j$ with $\|x\| = \|y\| = 1$.
 
     An image row scores one image against all texts of the batch, a text row one text against all images. The
-    target is the row's own partner and is not in its support: the adversary weighs the others. In several
-    processes rows are local, and columns come from all of them.
+    target is the row's own partner and is not in its support: the adversary weighs the others. In training with
+    several processes rows are local, and columns come from all of them.
 
     Args:
         image_encoder: module with `image_encoder(images) -> [n d]`; any length.
@@ -62,8 +62,10 @@ class TwoTower(HostAdapter):
                 f"{list(image.shape)} from the image encoder and {list(text.shape)} from the text encoder. "
                 "Pool to one vector per input, project both to one width, and pass as many images as texts."
             )
-        all_images, start = distributed.gather_rows_with_gradient(image)
-        all_texts, _ = distributed.gather_rows_with_gradient(text)
+        all_images, all_texts, start = image, text, 0
+        if self.objective_trains:  # an evaluation may run on one process only
+            all_images, start = distributed.gather_rows_with_gradient(image)
+            all_texts, _ = distributed.gather_rows_with_gradient(text)
         target = torch.arange(start, start + len(image), device=image.device)
         return {
             "image": Rows(LinearScores(image, all_texts), target, image, index, target_in_support=False),

@@ -1,7 +1,7 @@
 """The robust loss of KL-constrained distributionally robust optimisation."""
 
 from dro_temp import functional as F
-from dro_temp._checks import check_feasible, check_radius
+from dro_temp._checks import check_feasible, check_kind, check_radius
 from dro_temp._typing import PerRow
 from dro_temp.estimators import Estimator, Exact
 from dro_temp.interfaces import RobustLoss, Rows
@@ -36,7 +36,9 @@ class KLRobustLoss(RobustLoss):
         super().__init__()
         check_radius(rho)
         self.rho = float(rho)
-        self.estimator = estimator if estimator is not None else Exact()
+        estimator = Exact() if estimator is None else estimator
+        check_kind("estimator", estimator, Estimator, "Pass LogMovingAverage(len(dataset)), or leave it out.")
+        self.estimator = estimator
 
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
         """The dual value, with the estimator's compositional gradient."""

@@ -69,6 +69,11 @@ class PrototypeEncoder(TempNetEncoder):
         """Dot products with the normalised prototypes."""
         assert reading.features is not None
         features = reading.features.to(self.prototypes.dtype)
+        if features.shape[1] != self.prototypes.shape[1]:
+            raise ValueError(
+                f"expected features of width {self.prototypes.shape[1]}, received {features.shape[1]}. "
+                f"Build TempNet({features.shape[1]}, ...), the width of what the host embeds into."
+            )
         directions = nn.functional.normalize(self.prototypes, dim=1)
         similarities: Tensor = self.transform(features) @ directions.T
         return similarities

@@ -73,6 +73,7 @@ class IndividualTemperature(TemperaturePredictor, Staged):
     """
 
     reads = frozenset({"index"})
+    memory = ("tau", "momentum")
     tau: Tensor
     momentum: Tensor
 
@@ -86,11 +87,10 @@ class IndividualTemperature(TemperaturePredictor, Staged):
         update: GradientUpdate | None = GradientUpdate(),
     ) -> None:
         super().__init__(tau_min=tau_min, tau_max=tau_max)
-        check_count("num_samples", num_samples)
         start = (tau_min * tau_max) ** 0.5 if tau_init is None else tau_init
         check_within("tau_init", start, tau_min, tau_max)
-        self.num_samples, self.update = num_samples, update
-        table = torch.full((num_samples,), start)
+        self.num_samples, self.update = check_count("num_samples", num_samples), update
+        table = torch.full((self.num_samples,), start)
         if update is None:
             self.tau = nn.Parameter(table)
         else:
@@ -109,6 +109,11 @@ class IndividualTemperature(TemperaturePredictor, Staged):
     def bound(self, raw: PerRow) -> PerRow:
         """Clipped, as iSogCLR does."""
         return F.clip_between(raw, self.tau_min, self.tau_max)
+
+    @property
+    def expects_proposals(self) -> bool:
+        """Only with an update of its own."""
+        return self.update is not None
 
     def observe(self, index: RowIndex, gradient: PerRow) -> None:
         """Stage each row's own gradient."""

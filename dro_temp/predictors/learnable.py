@@ -47,4 +47,5 @@ class LearnableTemperature(TemperaturePredictor):
     def bound(self, raw: PerRow) -> PerRow:
         """Clipped in the log domain, so that a step past a bound can be taken back."""
         log_tau = F.clip_between(raw, math.log(self.tau_min), math.log(self.tau_max))
-        return log_tau.exp().clamp(self.tau_min, self.tau_max)
+        # exp may round past a bound; torch.clamp would stop the gradient on it.
+        return F.clip_between(log_tau.exp(), self.tau_min, self.tau_max)

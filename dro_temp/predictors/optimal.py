@@ -1,7 +1,7 @@
 """The oracle: each row's exact temperature."""
 
 from dro_temp import functional as F
-from dro_temp._checks import check_radius
+from dro_temp._checks import check_count, check_feasible, check_radius
 from dro_temp._typing import PerRow
 from dro_temp.interfaces import Reading, TemperaturePredictor
 
@@ -20,7 +20,7 @@ class OptimalTemperature(TemperaturePredictor):
         iterations: steps of the solver.
 
     Raises:
-        ValueError: rho < 0 or bounds that are no interval.
+        ValueError: rho < 0, rho >= log m at a call, or bounds that are no interval.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -37,11 +37,13 @@ class OptimalTemperature(TemperaturePredictor):
     def __init__(self, rho: float, *, tau_min: float, tau_max: float, iterations: int = 40) -> None:
         super().__init__(tau_min=tau_min, tau_max=tau_max)
         check_radius(rho)
-        self.rho, self.iterations = float(rho), iterations
+        self.rho, self.iterations = float(rho), check_count("iterations", iterations)
 
     def raw(self, reading: Reading) -> PerRow:
         """The solution."""
         assert reading.support is not None
+        if reading.support.size > 0:
+            check_feasible(self.rho, reading.support.size)
         # KL(p||U) does not change when a constant is added to a row: scores serve as well as margins, and the
         # target's identity is not needed.
         return F.optimal_tau(
