@@ -69,7 +69,7 @@ def _train(rank: int, world: int, predictor: str, kind: str, wrap: bool = True) 
 
 
 @pytest.mark.parametrize("kind", ["even", "uneven", "duplicates"])
-@pytest.mark.parametrize("predictor", ["tempnet", "individual"])
+@pytest.mark.parametrize("predictor", ["tempnet", "individual", "learnable"])
 def test_two_processes_train_as_one(predictor, kind):
     alone = _train(0, 1, predictor, kind, wrap=False)
     together = in_processes(2, _train, predictor, kind)
@@ -98,6 +98,69 @@ def test_gathering_rows_of_different_number_sums_gradients_at_their_owner():
     # every rank r weighs by (r + 1), so each row's gradient is 1 + 2 + 3 times its weight
     assert first[2] == [[0.0, 6.0]]
     assert second[2] == [[12.0, 18.0], [24.0, 30.0]]
+
+
+def _sibling(rank: int, world: int) -> float:
+    shared, mine = torch.ones(2, 1, requires_grad=True), torch.ones(1, 1, requires_grad=True)
+    everything, _ = distributed.gather_rows_with_gradient(mine)
+    (2 * (everything + shared * 1.0)).sum().backward()
+    return float(shared.grad[0])
+
+
+def test_gathering_leaves_other_gradients_alone():
+    assert in_processes(2, _sibling) == [2.0, 2.0]
+
+
+def _count(rank: int, world: int) -> tuple[float, float]:
+    images, texts = small.data()
+    norms = []
+    for count in (None, 12):
+        objective = small.objective("learnable")
+        index = torch.arange(12).chunk(2)[rank]
+        DistributedDataParallel(objective)(
+            images[index], texts[index], index=index, count=count
+        ).loss.backward()
+        norms.append(float(sum(p.grad.square().sum() for p in objective.parameters())))
+    return norms[0], norms[1]
+
+
+def test_a_count_is_that_of_all_processes():
+    for default, counted in in_processes(2, _count):
+        assert default == pytest.approx(counted, rel=1e-12)
+
+
+def _evaluate(rank: int, world: int) -> float | None:
+    images, texts = small.data()
+    objective = small.objective("tempnet").eval()
+    return float(objective(images, texts).loss.detach()) if rank == 0 else None
+
+
+def test_one_process_may_evaluate_alone():
+    """It must not wait for the others."""
+    images, texts = small.data()
+    expected = small.objective("tempnet").eval()(images, texts).loss.item()
+    assert in_processes(2, _evaluate)[0] == pytest.approx(expected, rel=1e-12)
+
+
+def _accumulate(rank: int, world: int) -> dict[str, list]:
+    images, texts = small.data()
+    objective = small.objective("tempnet")
+    opt = small.optimizer(objective)
+    model = DistributedDataParallel(objective)
+    for index in _plan("even")[:6]:
+        first, second = _shares(index, world, "even")[rank].chunk(2)
+        with model.no_sync():
+            (model(images[first], texts[first], index=first).loss / 2).backward()
+        (model(images[second], texts[second], index=second).loss / 2).backward()
+        opt.step()
+        opt.zero_grad()
+    return _state(objective)
+
+
+def test_accumulation_without_synchronisation_ends_alike_on_every_process():
+    first, second = in_processes(2, _accumulate)
+    assert first == second
+    assert first["losses.image.estimator.steps"] == 6
 
 
 def test_alone_everything_is_the_identity():

@@ -38,7 +38,7 @@ class Classifier(HostAdapter):
         self.model = model
         self.head = head
 
-    def rows(self, inputs: Any, labels: Tensor, *, index: Tensor | None = None) -> dict[str, Rows]:
+    def rows(self, inputs: Any, labels: Tensor, index: Tensor | None = None) -> dict[str, Rows]:
         """One row per input.
 
         Args:

@@ -47,7 +47,7 @@ class TwoTower(HostAdapter):
         """Unit vectors [n d] of texts, in float32 or better: what text rows' predictors read."""
         return _unit(self.text_encoder(texts))
 
-    def rows(self, images: Any, texts: Any, *, index: Tensor | None = None) -> dict[str, Rows]:
+    def rows(self, images: Any, texts: Any, index: Tensor | None = None) -> dict[str, Rows]:
         """Image rows and text rows of a batch of pairs.
 
         Args:
