@@ -232,6 +232,10 @@ class Staged(nn.Module, ABC):
     #: Names of the buffers or parameters that remember; they are never rounded below float32.
     memory: ClassVar[tuple[str, ...]] = ()
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._staged: list[tuple[Tensor, ...]] = []
+
     @property
     def expects_proposals(self) -> bool:
         """True if every training step proposes something; a step without is then an error."""
@@ -240,8 +244,7 @@ class Staged(nn.Module, ABC):
     @property
     def staged(self) -> list[tuple[Tensor, ...]]:
         """What was proposed since the last commit, oldest first; never part of the saved state."""
-        proposals: list[tuple[Tensor, ...]] = self.__dict__.setdefault("_staged", [])
-        return proposals
+        return self._staged
 
     @property
     def pending(self) -> bool:
@@ -292,7 +295,7 @@ class Staged(nn.Module, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles start without proposals: those belong to the forward that made them."""
-        return {name: value for name, value in self.__dict__.items() if name != "_staged"}
+        return {**self.__dict__, "_staged": []}
 
 
 def staged_modules(modules: Iterable[nn.Module]) -> list[Staged]:
