@@ -1,19 +1,17 @@
-"""Objective = host + predictor + loss. With optim.py, the only place that knows all three."""
+"""The objective: a host, a predictor and a loss as one number to minimise."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dro_temp import distributed
-from dro_temp._checks import check_kind, check_positive
+from dro_temp._checks import check_kind
 from dro_temp._typing import PerRow, Scalar
-from dro_temp.interfaces import HostAdapter, RobustLoss, Rows, Staged, TemperaturePredictor, staged_modules
-
-Part = TypeVar("Part", bound=nn.Module)
-PerView: TypeAlias = Part | Mapping[str, Part]
+from dro_temp.interfaces import HostAdapter, RobustLoss, Rows, Staged, TemperaturePredictor
+from dro_temp.objective.ledger import Ledger
+from dro_temp.objective.parts import PerView, per_view, refuse_shared_memory
+from dro_temp.objective.reduction import refuse_non_finite, temperature_metrics, weighted_mean
 
 
 @dataclass(frozen=True)
@@ -32,18 +30,6 @@ class Output:
     values: dict[str, PerRow]
     tau: dict[str, PerRow]
     metrics: dict[str, Scalar]
-
-
-class _Forward:
-    """What one forward proposed, and whether its loss was backpropagated."""
-
-    def __init__(self, proposals: dict[Staged, int], reached: bool) -> None:
-        self.proposals = proposals
-        self.reached = reached
-
-    def reach(self, gradient: Tensor) -> None:
-        """Hook on the rows' values."""
-        self.reached = True
 
 
 class Objective(nn.Module):
@@ -89,12 +75,11 @@ class Objective(nn.Module):
             "host", host, HostAdapter, "Wrap the model: dro_temp.hosts.TwoTower(...) or Classifier(...)."
         )
         self.host = host
-        self.predictors = nn.ModuleDict(_per_view("predictor", predictor, host.views, TemperaturePredictor))
-        self.losses = nn.ModuleDict(_per_view("loss", loss, host.views, RobustLoss))
-        _refuse_shared_memory(self.predictors, self.losses)
+        self.predictors = nn.ModuleDict(per_view("predictor", predictor, host.views, TemperaturePredictor))
+        self.losses = nn.ModuleDict(per_view("loss", loss, host.views, RobustLoss))
+        refuse_shared_memory(self.predictors, self.losses)
         self.check_finite = check_finite
-        self._forwards: list[_Forward] = []
-        self._versions: list[tuple[Tensor, int]] = []
+        self._ledger = Ledger(self.predictors, self.losses)
         # Every process commits the same memory; sending it around at each forward would cost more than the step.
         self._ddp_params_and_buffers_to_ignore = [
             f"{name}.{buffer}"
@@ -115,32 +100,12 @@ class Objective(nn.Module):
                 in a whole accumulation window, say. In several processes, that of all of them.
             **batch: what the host takes.
         """
-        self._refuse_uncommitted()
-        before = {staged: len(staged.staged) for staged in self.memory_modules()}
-        try:
+        if self.training and torch.is_grad_enabled():
+            self._ledger.refuse_uncommitted()
+        with self._ledger.recording():
             output = self._forward(args, count, batch)
-        except BaseException:
-            # Nothing half-proposed stays behind. Only this forward's: activation checkpointing ends its
-            # recomputation by an exception, too.
-            for staged, keep in before.items():
-                staged.discard(keep)
-            raise
-        self._remember(output, before)
+        self._ledger.enter(output.values.values(), self.parameters())
         return output
-
-    def _remember(self, output: Output, before: dict[Staged, int]) -> None:
-        proposals = {staged: len(staged.staged) - keep for staged, keep in before.items()}
-        if not any(proposals.values()):
-            return
-        compiling = torch.compiler.is_compiling()
-        forward = _Forward(proposals, reached=compiling)
-        self._forwards.append(forward)
-        if compiling:
-            return
-        for values in output.values.values():
-            if values.requires_grad:
-                values.register_hook(forward.reach)  # type: ignore[no-untyped-call]
-        self._versions = [(p, p._version) for p in self.parameters() if p.requires_grad]
 
     def _forward(self, args: tuple[Any, ...], count: float | Tensor | None, batch: dict[str, Any]) -> Output:
         rows = {view: r.dense().inert_where_invalid() for view, r in self.host(*args, **batch).items()}
@@ -151,12 +116,14 @@ class Objective(nn.Module):
             values[view] = self.losses[view](rows[view], taus[view])
             self._let_observe(view, rows[view], taus[view], values[view])
         if self.check_finite:
-            _refuse_non_finite(rows, taus, values)
-        per_view = {view: _mean(values[view], rows[view], count, self.training) for view in self.host.views}
-        loss = torch.stack(list(per_view.values())).mean()
+            refuse_non_finite(rows, taus, values)
+        means = {
+            view: weighted_mean(values[view], rows[view], count, self.training) for view in self.host.views
+        }
+        loss = torch.stack(list(means.values())).mean()
         metrics: dict[str, Tensor] = {"loss": loss.detach()}
         for view in self.host.views:
-            metrics |= _metrics(view, per_view[view], taus[view], rows[view].valid)
+            metrics |= temperature_metrics(view, means[view], taus[view], rows[view].valid)
         return Output(
             loss=loss,
             values=values,
@@ -207,7 +174,7 @@ class Objective(nn.Module):
 
     def memory_modules(self) -> list[Staged]:
         """The estimators and predictors that remember samples; hosts, which may be large, have none."""
-        return staged_modules([*self.predictors.modules(), *self.losses.modules()])
+        return self._ledger.memory()
 
     @property
     def pending(self) -> bool:
@@ -219,16 +186,11 @@ class Objective(nn.Module):
 
         `CompositionalOptimizer` calls it after each step.
         """
-        self._keep(lambda forward: forward.reached)
-        for staged in self.memory_modules():
-            staged.commit()
-        self._forwards.clear()
+        self._ledger.commit()
 
     def discard(self) -> None:
         """Forget everything that was proposed."""
-        for staged in self.memory_modules():
-            staged.discard()
-        self._forwards.clear()
+        self._ledger.discard()
 
     def discard_backpropagated(self) -> None:
         """Forget what belongs to gradients that are being cleared without a step having been taken.
@@ -236,45 +198,12 @@ class Objective(nn.Module):
         A gradient scaler that finds an overflow skips the step and says so to nobody; the clearing of the
         gradients tells. Forwards that are still to be backpropagated keep their proposals.
         """
-        self._keep(lambda forward: not forward.reached)
-        for predictor in self.predictors.modules():  # their proposals are made in backward
-            if isinstance(predictor, Staged):
-                predictor.discard()
+        self._ledger.discard_backpropagated()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and the proposals that go with them."""
         super().zero_grad(set_to_none)
         self.discard_backpropagated()
-
-    def _keep(self, wanted: Callable[[_Forward], bool]) -> None:
-        for staged in self.memory_modules():
-            kept: list[tuple[Tensor, ...]] = []
-            start = 0
-            for forward in self._forwards:
-                end = start + forward.proposals.get(staged, 0)
-                kept += staged.staged[start:end] if wanted(forward) else []
-                start = end
-            staged.staged[:] = kept + staged.staged[start:]
-        self._forwards = [forward for forward in self._forwards if wanted(forward)]
-
-    def _refuse_uncommitted(self) -> None:
-        if not (self.training and torch.is_grad_enabled() and any(f.reached for f in self._forwards)):
-            return
-        # In-place steps raise a version; fused ones do not, but then gradients are cleared behind our back.
-        stepped = any(p._version != version for p, version in self._versions)
-        cleared = all(p.grad is None for p, _ in self._versions)
-        if stepped or cleared:
-            self.discard()
-            raise RuntimeError(
-                "expected the estimator's proposals to be committed by the optimizer step that followed them, "
-                "received a parameter update (or cleared gradients) without a commit. Step with "
-                "dro_temp.CompositionalOptimizer(optimizer, objective), or call objective.commit() after each "
-                "optimizer.step()."
-            )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles start without proposals."""
-        return {**self.__dict__, "_forwards": [], "_versions": []}
 
     def param_groups(
         self, *, lr: float, tau_lr: float | None = None, **host_options: Any
@@ -313,86 +242,3 @@ class Objective(nn.Module):
                 "an update of its own needs no optimizer: call objective.commit() after backward."
             )
         return groups
-
-
-def _per_view(name: str, part: PerView[Part], views: tuple[str, ...], kind: type) -> dict[str, Part]:
-    if not isinstance(part, Mapping):
-        check_kind(name, part, kind, f"Pass one, or {{view: ... for view in {list(views)}}}.")
-        return dict.fromkeys(views, part)
-    if set(part) != set(views):
-        raise ValueError(
-            f"expected one {name}, or one for each of the host's views {list(views)}, received views "
-            f"{sorted(part)}. Write {name}={{view: ... for view in host.views}}."
-        )
-    for view in views:
-        check_kind(
-            f"the {name} of view {view!r}", part[view], kind, "The order is Objective(host, predictor, loss)."
-        )
-    return {view: part[view] for view in views}
-
-
-def _refuse_shared_memory(*parts: nn.ModuleDict) -> None:
-    for part in parts:
-        owner: dict[int, str] = {}
-        for view, module in part.items():
-            for staged in staged_modules(module.modules()):
-                first = owner.setdefault(id(staged), view)
-                if first != view:
-                    raise ValueError(
-                        f"expected a memory of its own for each view, received one {type(staged).__name__} shared "
-                        f"by views {first!r} and {view!r}: sample 7 would mean two different rows. Build one per "
-                        "view: {view: KLRobustLoss(rho, estimator=LogMovingAverage(n)) for view in host.views}."
-                    )
-
-
-def _refuse_non_finite(rows: dict[str, Rows], taus: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    if torch.compiler.is_compiling():
-        return
-    bad: dict[tuple[str, str], Tensor] = {}
-    for view, r in rows.items():
-        if r.features is not None:
-            bad["features", view] = ~r.features.detach().isfinite().all(1) & r.valid
-        bad["temperatures", view] = ~taus[view].detach().isfinite() & r.valid
-        bad["loss", view] = ~values[view].detach().isfinite()
-    if not bool(torch.cat(list(bad.values())).any()):  # the one wait for the device
-        return
-    for (what, view), mask in bad.items():
-        if bool(mask.any()):
-            positions = mask.nonzero()[:, 0].tolist()
-            index = rows[view].index
-            samples = "" if index is None else f" (samples {index[mask].tolist()[:8]})"
-            raise FloatingPointError(
-                f"expected finite {what} in view {view!r}, received NaN or infinity in rows {positions[:8]}"
-                f"{samples}. Look at those inputs; lower the learning rate or clip gradients if the model "
-                "diverged; pass check_finite=False if a gradient scaler is to handle overflow."
-            )
-
-
-def _mean(values: Tensor, rows: Rows, count: float | Tensor | None, trains: bool) -> Tensor:
-    weight = rows.valid.to(values.dtype) if rows.weight is None else rows.weight.to(values.dtype) * rows.valid
-    total = (values * weight).sum()
-    # Data parallel training averages gradients over processes; undo it, for processes of unequal weight.
-    total = total * distributed.world_size() if trains else total
-    if count is not None:
-        if not isinstance(count, Tensor):
-            check_positive("count", count)
-        return total / count
-    # An evaluation may run on one process only, which must not wait for the others.
-    everywhere = distributed.sum_over_processes(weight.sum()) if trains else weight.sum()
-    return total / everywhere.clamp(min=torch.finfo(values.dtype).tiny)
-
-
-@torch.no_grad()
-def _metrics(view: str, loss: Tensor, tau: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    metrics = {"loss": loss.detach()}
-    if len(tau):
-        # Masked sums, not tau[valid]: a shape that depends on values would wait for the device.
-        count = valid.sum().clamp(min=1)
-        mean = tau.masked_fill(~valid, 0.0).sum() / count
-        metrics |= {
-            "tau_mean": mean,
-            "tau_std": ((tau - mean).masked_fill(~valid, 0.0).square().sum() / count).sqrt(),
-            "tau_min": tau.masked_fill(~valid, torch.inf).min(),
-            "tau_max": tau.masked_fill(~valid, -torch.inf).max(),
-        }
-    return {f"{view}/{name}": value for name, value in metrics.items()}

@@ -1,0 +1,134 @@
+"""The contract of a temperature predictor."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, final
+
+import torch
+from torch import Tensor, nn
+
+from dro_temp import functional as F
+from dro_temp._checks import check_bounds
+from dro_temp._typing import Features, PerRow, RowIndex
+from dro_temp.interfaces.rows import Rows, Support
+from dro_temp.interfaces.scores import at_least_float32
+
+Readable: TypeAlias = Literal["features", "index", "support"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a predictor reads of a block of rows; only what it declared in `reads` is there."""
+
+    n: int
+    features: Features | None = None
+    index: RowIndex | None = None
+    support: Support | None = None
+
+
+class TemperaturePredictor(nn.Module, ABC):
+    """Maps each row to a temperature in [tau_min, tau_max].
+
+    A leaf declares what it reads and writes `raw`; nothing it returns can leave the bounds. What is read is
+    detached: a predictor is trained by the loss, and never moves the host through its input.
+
+    Args:
+        tau_min: lower bound, > 0.
+        tau_max: upper bound, > tau_min.
+    """
+
+    #: What `raw` needs: any of "features", "index", "support".
+    reads: frozenset[Readable] = frozenset({"features"})
+    #: True if the predictor updates itself from each row's own gradient dF/dtau (see `observe`).
+    observes_gradient: bool = False
+
+    def __init__(self, *, tau_min: float, tau_max: float) -> None:
+        super().__init__()
+        check_bounds(tau_min, tau_max)
+        self.tau_min, self.tau_max = float(tau_min), float(tau_max)
+
+    @abstractmethod
+    def raw(self, reading: Reading) -> PerRow:
+        """One unbounded number per row; `bound` maps it into [tau_min, tau_max]."""
+
+    def bound(self, raw: PerRow) -> PerRow:
+        """The map into the bounds; smooth unless a leaf says otherwise."""
+        return F.sigmoid_between(raw, self.tau_min, self.tau_max)
+
+    def start_prototypes(self, others: Features) -> None:
+        """Start from features of the other views, if this predictor compares rows with them; else do nothing."""
+
+    def observe(self, index: RowIndex, gradient: PerRow) -> None:
+        """Take note of each row's own dF/dtau, unscaled by reduction; only for `observes_gradient`."""
+        raise NotImplementedError(f"{type(self).__name__} declares observes_gradient but does not observe")
+
+    @final  # type: ignore[misc]  # torch declares forward as an attribute
+    def forward(
+        self,
+        features: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        support: Support | None = None,
+        shape: torch.Size | None = None,
+    ) -> Tensor:
+        """Temperatures, in float32 or better.
+
+        Args:
+            features: [... d], any leading dimensions.
+            index: [...] sample numbers.
+            support: scores of the rows over their support.
+            shape: [...] shape of the result; taken from the others if None.
+
+        Returns:
+            [...] temperatures in [tau_min, tau_max].
+
+        Raises:
+            ValueError: something that this predictor reads was not given.
+        """
+        given = {"features": features, "index": index, "support": support}
+        missing = sorted(name for name in self.reads if given[name] is None)
+        if missing:
+            raise ValueError(
+                f"expected {', '.join(sorted(self.reads))} for {type(self).__name__}, received no "
+                f"{' and no '.join(missing)}. Pass {', '.join(f'{name}=...' for name in missing)}; in an "
+                "Objective the host's Rows carry them (index: call objective(..., index=index))."
+            )
+        if shape is None:
+            shape = _leading_shape(features, index, support)
+        reading = Reading(
+            shape.numel(),
+            features=None
+            if features is None
+            else features.detach().reshape(shape.numel(), features.shape[-1]),
+            index=None if index is None else index.reshape(-1),
+            support=support,
+        )
+        return self.bound(at_least_float32(self.raw(reading))).reshape(shape)
+
+    @final
+    def of(self, rows: Rows) -> PerRow:
+        """Temperatures of rows: hands over exactly what `reads` declares.
+
+        Rows that do not count get some temperature, whatever they hold.
+        """
+        rows = rows.inert_where_invalid()
+        tau: Tensor = self(
+            rows.features,
+            index=rows.index,
+            support=rows.support if "support" in self.reads else None,
+            shape=rows.target.shape,
+        )
+        return tau
+
+
+def _leading_shape(features: Tensor | None, index: Tensor | None, support: Support | None) -> torch.Size:
+    if features is not None:
+        return features.shape[:-1]
+    if index is not None:
+        return index.shape
+    if support is not None:
+        return support.scores.shape[:-1]
+    raise ValueError(
+        "expected features, index, support or shape, to know for how many rows temperatures are wanted; "
+        "received none of them. Pass shape=torch.Size([n])."
+    )

@@ -1,0 +1,154 @@
+"""Rows of scores with one target each."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from dro_temp import functional as F
+from dro_temp._typing import Features, Mask, PerRow, RowIndex, RowMask, Scores
+from dro_temp.interfaces.scores import LinearScores, at_least_float32
+
+
+@dataclass(frozen=True)
+class Support:
+    """The outcomes that the adversary may weigh, and their scores.
+
+    Args:
+        scores: one row of scores per row.
+        mask: True where an outcome belongs to the row's support; None: all do.
+        outcomes: number of outcomes in every row's support; that of the columns if None.
+    """
+
+    scores: Scores
+    mask: Mask | None = None
+    outcomes: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of outcomes in every row's support."""
+        return self.scores.shape[1] if self.outcomes is None else self.outcomes
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of scores with one target each: the one shape that every host makes and every loss takes.
+
+    Args:
+        scores: a score matrix, or `LinearScores`.
+        target: column of each row's own outcome.
+        features: what a predictor may read of each row (hidden state, embedding), width d.
+        index: the sample's number in the data set, or None.
+        target_in_support: True for classes and tokens (the target is one of the outcomes), False for pairs
+            (the adversary weighs only the others).
+        weight: weight of each row in the mean, >= 0; rows of weight zero (padding, ignored labels) are inert.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+        TypeError: targets or sample numbers that are not integers.
+
+    Example:
+        >>> rows = Rows(torch.randn(4, 10), torch.tensor([0, 3, 9, 1]))
+        >>> len(rows), rows.support_size
+        (4, 10)
+    """
+
+    scores: Scores | LinearScores
+    target: RowIndex
+    features: Features | None = None
+    index: RowIndex | None = None
+    target_in_support: bool = True
+    weight: PerRow | None = None
+
+    def __post_init__(self) -> None:
+        """Check shapes and integer types; values are checked where they are made or used."""
+        if len(self.scores.shape) != 2:
+            raise ValueError(
+                f"expected scores of shape [n, m], received {list(self.scores.shape)}. "
+                "Flatten leading dimensions first, for example logits.flatten(0, -2)."
+            )
+        n = self.scores.shape[0]
+        for name in ("target", "features", "index", "weight"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if value.dim() != (2 if name == "features" else 1) or value.shape[0] != n:
+                wanted = f"[{n}, d]" if name == "features" else f"[{n}]"
+                raise ValueError(
+                    f"expected {name} of shape {wanted}, one per row of scores, received {list(value.shape)}. "
+                    f"Flatten {name} together with the scores."
+                )
+            integer = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+            if name in ("target", "index") and not integer:
+                raise TypeError(
+                    f"expected {name} of an integer dtype, received {value.dtype}. Pass {name}.long()."
+                )
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self.scores.shape[0]
+
+    @property
+    def support_size(self) -> int:
+        """Number of outcomes that the adversary may weigh in this batch, m."""
+        return self.scores.shape[1] - (0 if self.target_in_support else 1)
+
+    @property
+    def dense_scores(self) -> Scores:
+        """The score matrix in float32 or better; a product of `LinearScores` is computed at every call."""
+        if isinstance(self.scores, LinearScores):
+            return self.scores.dense()
+        return at_least_float32(self.scores)
+
+    @property
+    def mask(self) -> Mask | None:
+        """True inside the support; None where every outcome is in it."""
+        if self.target_in_support:
+            return None
+        inside = torch.ones(self.scores.shape, dtype=torch.bool, device=self.target.device)
+        return inside.scatter(1, self.target.long()[:, None], False)
+
+    @property
+    def margins(self) -> Scores:
+        """Scores minus the target's score, in float32 or better."""
+        return F.margins(self.dense_scores, self.target.long())
+
+    @property
+    def support(self) -> Support:
+        """What a predictor that reads scores may see: detached, and without the target's identity."""
+        return Support(self.dense_scores.detach(), self.mask, self.support_size)
+
+    @property
+    def valid(self) -> RowMask:
+        """True for the rows that count: positive weight and a support that is not empty."""
+        if self.support_size == 0:
+            return torch.zeros_like(self.target, dtype=torch.bool)
+        if self.weight is None:
+            return torch.ones_like(self.target, dtype=torch.bool)
+        return self.weight > 0
+
+    def dense(self) -> "Rows":
+        """The same rows with the score matrix computed, so that it is computed once."""
+        return replace(self, scores=self.dense_scores)
+
+    def detached(self) -> "Rows":
+        """The same rows, through which no gradient flows to the host."""
+        scores = self.scores.detached() if isinstance(self.scores, LinearScores) else self.scores.detach()
+        return replace(
+            self, scores=scores, features=None if self.features is None else self.features.detach()
+        )
+
+    def inert_where_invalid(self) -> "Rows":
+        """The same rows with harmless numbers in those that do not count.
+
+        A product with a zero weight would not do: zero times NaN is NaN.
+        """
+        if self.weight is None and self.support_size > 0:
+            return self
+        out = ~self.valid
+        return replace(
+            self,
+            scores=self.dense_scores.masked_fill(out[:, None], 0.0),
+            target=self.target.masked_fill(out & (self.target < 0), 0),
+            features=None if self.features is None else self.features.masked_fill(out[:, None], 0.0),
+            index=None if self.index is None else self.index.masked_fill(out, 0),
+        )

@@ -1,0 +1,5 @@
+"""Objective = host + predictor + loss. With optim.py, the only place that knows all three."""
+
+from dro_temp.objective.objective import Objective, Output
+
+__all__ = ["Objective", "Output"]

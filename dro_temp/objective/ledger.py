@@ -1,0 +1,124 @@
+"""Which forwards proposed what, and which of them were backpropagated."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dro_temp.interfaces import Staged, staged_modules
+
+
+class _Forward:
+    """What one forward proposed, and whether its loss was backpropagated."""
+
+    def __init__(self, proposals: dict[Staged, int], reached: bool) -> None:
+        self.proposals = proposals
+        self.reached = reached
+
+    def reach(self, gradient: Tensor) -> None:
+        """Hook on the rows' values."""
+        self.reached = True
+
+
+class Ledger:
+    """Keeps proposals alive for as long as the gradients that go with them.
+
+    A forward that is never backpropagated, or whose gradients are cleared without a step, leaves no trace.
+
+    Args:
+        parts: modules that may hold staged memory.
+    """
+
+    def __init__(self, *parts: nn.Module) -> None:
+        self._parts = parts
+        self._forwards: list[_Forward] = []
+        self._before: dict[Staged, int] = {}
+        self._versions: list[tuple[Tensor, int]] = []
+
+    def memory(self) -> list[Staged]:
+        """All staged memory of the parts."""
+        return staged_modules(module for part in self._parts for module in part.modules())
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Around a forward: if it fails, nothing half-proposed stays behind.
+
+        Only that forward's proposals go: activation checkpointing ends its recomputation by an exception, too.
+        """
+        before = {staged: len(staged.staged) for staged in self.memory()}
+        try:
+            yield
+        except BaseException:
+            for staged, keep in before.items():
+                staged.discard(keep)
+            raise
+        self._before = before
+
+    def enter(self, values: Iterable[Tensor], parameters: Iterable[Tensor]) -> None:
+        """Note what the recorded forward proposed, and listen for its backward."""
+        proposals = {staged: len(staged.staged) - keep for staged, keep in self._before.items()}
+        if not any(proposals.values()):
+            return
+        compiling = torch.compiler.is_compiling()
+        forward = _Forward(proposals, reached=compiling)
+        self._forwards.append(forward)
+        if compiling:  # hooks would break the graph
+            return
+        for x in values:
+            if x.requires_grad:
+                x.register_hook(forward.reach)  # type: ignore[no-untyped-call]
+        self._versions = [(p, p._version) for p in parameters if p.requires_grad]
+
+    def commit(self) -> None:
+        """Write the proposals of backpropagated forwards, forget the others."""
+        self._keep(lambda forward: forward.reached)
+        for staged in self.memory():
+            staged.commit()
+        self._forwards.clear()
+
+    def discard(self) -> None:
+        """Forget everything."""
+        for staged in self.memory():
+            staged.discard()
+        self._forwards.clear()
+
+    def discard_backpropagated(self) -> None:
+        """Forget the proposals of backpropagated forwards, and those that were made in backward."""
+        recorded = {staged for forward in self._forwards for staged, n in forward.proposals.items() if n}
+        self._keep(lambda forward: not forward.reached)
+        for staged in self.memory():
+            if staged not in recorded:
+                staged.discard()
+
+    def refuse_uncommitted(self) -> None:
+        """Raise where parameters moved, or gradients were cleared, past proposals that nobody committed."""
+        if not any(forward.reached for forward in self._forwards):
+            return
+        # In-place steps raise a version; fused ones do not, but then gradients are cleared behind our back.
+        stepped = any(p._version != version for p, version in self._versions)
+        cleared = all(p.grad is None for p, _ in self._versions)
+        if stepped or cleared:
+            self.discard()
+            raise RuntimeError(
+                "expected the estimator's proposals to be committed by the optimizer step that followed them, "
+                "received a parameter update (or cleared gradients) without a commit. Step with "
+                "dro_temp.CompositionalOptimizer(optimizer, objective), or call objective.commit() after each "
+                "optimizer.step()."
+            )
+
+    def _keep(self, wanted: Callable[[_Forward], bool]) -> None:
+        for staged in self.memory():
+            kept: list[tuple[Tensor, ...]] = []
+            start = 0
+            for forward in self._forwards:
+                end = start + forward.proposals.get(staged, 0)
+                kept += staged.staged[start:end] if wanted(forward) else []
+                start = end
+            staged.staged[:] = kept + staged.staged[start:]
+        self._forwards = [forward for forward in self._forwards if wanted(forward)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles start empty."""
+        return {**self.__dict__, "_forwards": [], "_before": {}, "_versions": []}

@@ -1,0 +1,44 @@
+"""Parts given once or per view, and what must not be shared between views."""
+
+from collections.abc import Mapping
+from typing import TypeAlias, TypeVar
+
+from torch import nn
+
+from dro_temp._checks import check_kind
+from dro_temp.interfaces import staged_modules
+
+Part = TypeVar("Part", bound=nn.Module)
+PerView: TypeAlias = Part | Mapping[str, Part]
+
+
+def per_view(name: str, part: PerView[Part], views: tuple[str, ...], kind: type) -> dict[str, Part]:
+    """One part for each view, from one for all or from a mapping by view."""
+    if not isinstance(part, Mapping):
+        check_kind(name, part, kind, f"Pass one, or {{view: ... for view in {list(views)}}}.")
+        return dict.fromkeys(views, part)
+    if set(part) != set(views):
+        raise ValueError(
+            f"expected one {name}, or one for each of the host's views {list(views)}, received views "
+            f"{sorted(part)}. Write {name}={{view: ... for view in host.views}}."
+        )
+    for view in views:
+        check_kind(
+            f"the {name} of view {view!r}", part[view], kind, "The order is Objective(host, predictor, loss)."
+        )
+    return {view: part[view] for view in views}
+
+
+def refuse_shared_memory(*parts: nn.ModuleDict) -> None:
+    """Raise where two views would write into one memory."""
+    for part in parts:
+        owner: dict[int, str] = {}
+        for view, module in part.items():
+            for staged in staged_modules(module.modules()):
+                first = owner.setdefault(id(staged), view)
+                if first != view:
+                    raise ValueError(
+                        f"expected a memory of its own for each view, received one {type(staged).__name__} shared "
+                        f"by views {first!r} and {view!r}: sample 7 would mean two different rows. Build one per "
+                        "view: {view: KLRobustLoss(rho, estimator=LogMovingAverage(n)) for view in host.views}."
+                    )

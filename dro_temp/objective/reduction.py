@@ -1,0 +1,64 @@
+"""From one value per row to one number, and the numbers that one would log."""
+
+import torch
+from torch import Tensor
+
+from dro_temp import distributed
+from dro_temp._checks import check_positive
+from dro_temp.interfaces import Rows
+
+
+def refuse_non_finite(rows: dict[str, Rows], taus: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    """Raise at the first NaN or infinity, with the numbers of its rows."""
+    if torch.compiler.is_compiling():
+        return
+    bad: dict[tuple[str, str], Tensor] = {}
+    for view, r in rows.items():
+        if r.features is not None:
+            bad["features", view] = ~r.features.detach().isfinite().all(1) & r.valid
+        bad["temperatures", view] = ~taus[view].detach().isfinite() & r.valid
+        bad["loss", view] = ~values[view].detach().isfinite()
+    if not bool(torch.cat(list(bad.values())).any()):  # the one wait for the device
+        return
+    for (what, view), mask in bad.items():
+        if bool(mask.any()):
+            positions = mask.nonzero()[:, 0].tolist()
+            index = rows[view].index
+            samples = "" if index is None else f" (samples {index[mask].tolist()[:8]})"
+            raise FloatingPointError(
+                f"expected finite {what} in view {view!r}, received NaN or infinity in rows {positions[:8]}"
+                f"{samples}. Look at those inputs; lower the learning rate or clip gradients if the model "
+                "diverged; pass check_finite=False if a gradient scaler is to handle overflow."
+            )
+
+
+def weighted_mean(values: Tensor, rows: Rows, count: float | Tensor | None, trains: bool) -> Tensor:
+    """Weighted mean over rows, of all processes in training; or the weighted sum by a given count."""
+    weight = rows.valid.to(values.dtype) if rows.weight is None else rows.weight.to(values.dtype) * rows.valid
+    total = (values * weight).sum()
+    # Data parallel training averages gradients over processes; undo it, for processes of unequal weight.
+    total = total * distributed.world_size() if trains else total
+    if count is not None:
+        if not isinstance(count, Tensor):
+            check_positive("count", count)
+        return total / count
+    # An evaluation may run on one process only, which must not wait for the others.
+    everywhere = distributed.sum_over_processes(weight.sum()) if trains else weight.sum()
+    return total / everywhere.clamp(min=torch.finfo(values.dtype).tiny)
+
+
+@torch.no_grad()
+def temperature_metrics(view: str, loss: Tensor, tau: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    """What one would log of a view: its loss, and where its temperatures lie."""
+    metrics = {"loss": loss.detach()}
+    if len(tau):
+        # Masked sums, not tau[valid]: a shape that depends on values would wait for the device.
+        count = valid.sum().clamp(min=1)
+        mean = tau.masked_fill(~valid, 0.0).sum() / count
+        metrics |= {
+            "tau_mean": mean,
+            "tau_std": ((tau - mean).masked_fill(~valid, 0.0).square().sum() / count).sqrt(),
+            "tau_min": tau.masked_fill(~valid, torch.inf).min(),
+            "tau_max": tau.masked_fill(~valid, -torch.inf).max(),
+        }
+    return {f"{view}/{name}": value for name, value in metrics.items()}
