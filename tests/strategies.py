@@ -4,6 +4,7 @@ import torch
 from hypothesis import strategies as st
 
 seeds = st.integers(0, 2**16)
+dtypes = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
 scales = st.sampled_from([1e-3, 0.1, 1.0, 10.0, 1e3])
 rows = st.integers(1, 6)
 outcomes = st.integers(2, 40)

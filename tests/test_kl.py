@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize, minimize_scalar
-from strategies import margins, masked_margins, seeds, taus
+from strategies import dtypes, margins, masked_margins, scales, seeds, taus
 
+import dro_temp as dt
 from dro_temp import functional as F
 
 float64 = torch.float64
@@ -225,6 +226,23 @@ def test_reaches_no_infinity_where_exponentials_do():
         value = F.kl_dual(h, torch.tensor([tau]), rho=0.5)
         assert value.item() == pytest.approx(1e4 + tau * (0.5 - math.log(3)), rel=1e-5)
         assert F.kl_divergence(h, torch.tensor([tau])).item() == pytest.approx(math.log(3))
+
+
+@given(seeds, dtypes, scales, taus, st.booleans())
+def test_low_precision_scores_cost_no_more_than_their_own_rounding(seed, dtype, scale, tau, pairs):
+    """The loss of scores in any precision is that of the same scores in float64, to float32 rounding."""
+    g = torch.Generator().manual_seed(seed)
+    scores = (scale * torch.randn(4, 9, generator=g)).to(dtype)
+    target = torch.randint(9, (4,), generator=g)
+    temperatures = torch.full((4,), tau, dtype=float64)
+
+    def value(scores):
+        return dt.KLRobustLoss(0.4)(dt.Rows(scores, target, target_in_support=not pairs), temperatures)
+
+    exact, ours = value(scores.double()), value(scores)
+    assert ours.dtype == (float64 if dtype == float64 else torch.float32)
+    size = scores.double().abs().max() + tau * (math.log(9) + 0.4)
+    assert bool(((ours.double() - exact).abs() <= 8 * torch.finfo(ours.dtype).eps * size).all())
 
 
 def test_classifier_form_is_tempered_cross_entropy():
