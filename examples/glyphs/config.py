@@ -57,21 +57,21 @@ class Config:
     step, bit for bit as if it had not been interrupted. All other options must be as they were, save --methods
     and --seeds, which may grow."""
 
-    lr: float = 2e-3
-    """Learning rate of the two encoders (AdamW, cosine to 0). 5e-4 to 4e-3 are useful."""
+    lr: float = 4e-3
+    """Learning rate of the two encoders (AdamW, cosine to 0). 1e-3 to 4e-3 are useful."""
 
     tau_lr: float = 2e-3
     """Learning rate of the temperatures that AdamW trains (tempnet, learnable, infonce). 5e-4 to 5e-3 are useful;
     the table of `individual` has its own update with step 0.01."""
 
-    rho: float = 2.0
+    rho: float = 2.5
     """Radius of the robust loss in nats: how far from uniform the adversary may weigh the negatives. Larger means
     lower temperatures. 1 to 2.5 are useful here; KL in a batch is at most log(batch-size - 1)."""
 
     gamma: float = 0.8
     """Weight of the new batch in each row's running average over batches, in (0, 1]; 1 forgets all others."""
 
-    tau_init: float = 0.07
+    tau_init: float = 0.1
     """Where every temperature starts, in units of cosine similarity; for `constant`, where it stays."""
 
     tau_min: float = 0.01
