@@ -102,8 +102,10 @@ def test_gathering_rows_of_different_number_sums_gradients_at_their_owner():
 
 def _sibling(rank: int, world: int) -> float:
     shared, mine = torch.ones(2, 1, requires_grad=True), torch.ones(1, 1, requires_grad=True)
+    # Made first, so that its backward runs last: after the one that crosses processes.
+    scaled = shared * 1.0
     everything, _ = distributed.gather_rows_with_gradient(mine)
-    (2 * (everything + shared * 1.0)).sum().backward()
+    (2 * (everything + scaled)).sum().backward()
     return float(shared.grad[0])
 
 
