@@ -132,7 +132,7 @@ class CompositionalOptimizer(Optimizer):
             self._refuse_without_proposals()
             loss: float | None = self.base.step()
         else:
-            loss = self.base.step(self._once(closure))
+            loss = self.base.step(self.objective.proposing_once(closure))
         self.objective.commit()
         return loss
 
@@ -148,15 +148,6 @@ class CompositionalOptimizer(Optimizer):
                 f"nothing to commit for {silent[0]}. Call objective.train() after validation and backward() on "
                 "output.loss; of several optimizers over one objective, wrap only the one that steps last."
             )
-
-    def _once(self, closure: Callable[[], float]) -> Callable[[], float]:
-        """A closure that is evaluated several times in one step proposes once: the last time."""
-
-        def evaluate() -> float:
-            self.objective.discard()
-            return closure()
-
-        return evaluate
 
     def __getstate__(self) -> dict[str, Any]:
         """Copied and pickled as a whole: base and objective keep sharing their parameters."""

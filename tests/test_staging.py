@@ -57,6 +57,30 @@ def test_every_plain_optimizer_is_found_out(name):
     assert not objective.pending
 
 
+@pytest.mark.parametrize("predictor", ["constant", "individual"])
+def test_a_closure_ends_an_accumulation_window(predictor):
+    """As Lightning steps: the last part of the window runs inside step(closure)."""
+    results = []
+    for inside in (False, True):
+        objective = small.objective(predictor)
+        opt = small.optimizer(objective)
+        forward(objective, A).loss.backward()
+
+        def last(objective=objective):
+            loss = forward(objective, B).loss
+            loss.backward()
+            return loss
+
+        if inside:
+            opt.step(last)
+        else:
+            last()
+            opt.step()
+        assert seen(objective) == [*A.tolist(), *B.tolist()]
+        results.append(objective)
+    small.assert_same_state(*results)
+
+
 def test_freezing_a_layer_between_forwards_is_no_step():
     objective = small.objective()
     forward(objective, A).loss.backward()

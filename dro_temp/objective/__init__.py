@@ -1,5 +1,6 @@
 """Objective = host + predictor + loss. With optim.py, the only place that knows all three."""
 
-from dro_temp.objective.objective import Objective, Output
+from dro_temp.objective.objective import Objective
+from dro_temp.objective.output import Output
 
 __all__ = ["Objective", "Output"]

@@ -47,14 +47,13 @@ class Ledger:
 
         Only that forward's proposals go: activation checkpointing ends its recomputation by an exception, too.
         """
-        before = {staged: len(staged.staged) for staged in self.memory()}
+        mark = self.mark()
         try:
             yield
         except BaseException:
-            for staged, keep in before.items():
-                staged.discard(keep)
+            self.rewind(mark)
             raise
-        self._before = before
+        self._before = mark[1]
 
     def enter(self, values: Iterable[Tensor], parameters: Iterable[Tensor]) -> None:
         """Note what the recorded forward proposed, and listen for its backward."""
@@ -77,6 +76,17 @@ class Ledger:
         for staged in self.memory():
             staged.commit()
         self._forwards.clear()
+
+    def mark(self) -> tuple[int, dict[Staged, int]]:
+        """How much was proposed so far, for `rewind`."""
+        return len(self._forwards), {staged: len(staged.staged) for staged in self.memory()}
+
+    def rewind(self, mark: tuple[int, dict[Staged, int]]) -> None:
+        """Forget what was proposed since the mark."""
+        forwards, lengths = mark
+        del self._forwards[forwards:]
+        for staged, length in lengths.items():
+            staged.discard(length)
 
     def discard(self) -> None:
         """Forget everything."""

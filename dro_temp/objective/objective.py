@@ -1,35 +1,17 @@
 """The objective: a host, a predictor and a loss as one number to minimise."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dro_temp._checks import check_kind
-from dro_temp._typing import PerRow, Scalar
 from dro_temp.interfaces import HostAdapter, RobustLoss, Rows, Staged, TemperaturePredictor
 from dro_temp.objective.ledger import Ledger
+from dro_temp.objective.output import Output
 from dro_temp.objective.parts import PerView, per_view, refuse_shared_memory
 from dro_temp.objective.reduction import refuse_non_finite, temperature_metrics, weighted_mean
-
-
-@dataclass(frozen=True)
-class Output:
-    """What an `Objective` returns.
-
-    Args:
-        loss: the number to call `backward` on: the mean over the views of each view's weighted mean over rows.
-        values: loss of each row, per view.
-        tau: temperature of each row, per view, detached.
-        metrics: numbers that one would log, `"loss"`, `"{view}/loss"`, `"{view}/tau_mean"` and so on: detached
-            scalars on the device, so that logging waits for it only when they are read.
-    """
-
-    loss: Scalar
-    values: dict[str, PerRow]
-    tau: dict[str, PerRow]
-    metrics: dict[str, Scalar]
 
 
 class Objective(nn.Module):
@@ -199,6 +181,16 @@ class Objective(nn.Module):
         gradients tells. Forwards that are still to be backpropagated keep their proposals.
         """
         self._ledger.discard_backpropagated()
+
+    def proposing_once(self, closure: Callable[[], float]) -> Callable[[], float]:
+        """A closure that may be evaluated several times in one step, of which the last evaluation counts."""
+        mark = self._ledger.mark()  # what earlier parts of an accumulation window proposed stays
+
+        def evaluate() -> float:
+            self._ledger.rewind(mark)
+            return closure()
+
+        return evaluate
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and the proposals that go with them."""

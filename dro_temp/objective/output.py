@@ -1,0 +1,23 @@
+"""What an objective returns."""
+
+from dataclasses import dataclass
+
+from dro_temp._typing import PerRow, Scalar
+
+
+@dataclass(frozen=True)
+class Output:
+    """What an `Objective` returns.
+
+    Args:
+        loss: the number to call `backward` on: the mean over the views of each view's weighted mean over rows.
+        values: loss of each row, per view.
+        tau: temperature of each row, per view, detached.
+        metrics: numbers that one would log, `"loss"`, `"{view}/loss"`, `"{view}/tau_mean"` and so on: detached
+            scalars on the device, so that logging waits for it only when they are read.
+    """
+
+    loss: Scalar
+    values: dict[str, PerRow]
+    tau: dict[str, PerRow]
+    metrics: dict[str, Scalar]
