@@ -76,7 +76,7 @@ class CompositionalOptimizer(Optimizer):
             self._set_gamma(as_schedule(gamma))
 
     def _set_gamma(self, gamma: GammaSchedule) -> None:
-        estimators = [m for m in self.objective.modules() if isinstance(m, LogMovingAverage)]
+        estimators = [m for m in self.objective.memory_modules() if isinstance(m, LogMovingAverage)]
         if not estimators:
             raise ValueError(
                 f"expected an objective with a LogMovingAverage for gamma={gamma}, received none. Pass "

@@ -10,9 +10,6 @@ from dro_temp._typing import PerRow, RowIndex, RowMask
 class Estimator(nn.Module, ABC):
     """Estimates log E_j exp(h_ij / tau_i), the log of the inner mean of a row, from minibatches."""
 
-    #: True if `propose` needs the rows' numbers in the data set.
-    needs_index: bool = False
-
     @abstractmethod
     def propose(self, index: RowIndex | None, log_g: PerRow, valid: RowMask) -> Tensor | None:
         """The estimate after having seen `log_g`; None where `log_g` itself is exact.

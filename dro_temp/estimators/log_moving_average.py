@@ -43,7 +43,6 @@ class LogMovingAverage(Estimator, Staged):
     maximum, and 4 bytes per sample.
     """
 
-    needs_index = True
     memory = ("log_u",)
     log_u: Tensor
     steps: Tensor
@@ -53,7 +52,7 @@ class LogMovingAverage(Estimator, Staged):
         self.num_samples = check_count("num_samples", num_samples)
         self.gamma = as_schedule(gamma)
         # -inf, not 0, says "never seen": 0 is the legal estimate of a row whose margins are all zero.
-        self.register_buffer("log_u", torch.full((num_samples,), -math.inf))
+        self.register_buffer("log_u", torch.full((self.num_samples,), -math.inf))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def propose(self, index: RowIndex | None, log_g: PerRow, valid: RowMask) -> Tensor | None:

@@ -69,8 +69,13 @@ def _labelled(
 ) -> Rows:
     classes = scores.shape[1]
     counted = labels != IGNORE
-    if torch.compiler.is_compiling():
-        return Rows(scores, labels.masked_fill(~counted, 0), features, index, weight=counted.float())
+    if not torch.compiler.is_compiling() and _all_counted(labels, counted, classes):
+        return Rows(scores, labels, features, index)
+    return Rows(scores, labels.masked_fill(~counted, 0), features, index, weight=counted.float())
+
+
+def _all_counted(labels: Tensor, counted: Tensor, classes: int) -> bool:
+    """Whether no label is ignored; raise where one is out of range."""
     wrong = counted & ((labels < 0) | (labels >= classes))
     some_wrong, all_counted = torch.stack([wrong.any(), counted.all()]).tolist()  # one wait for the device
     if some_wrong:
@@ -79,6 +84,4 @@ def _labelled(
             f"expected labels from 0 to {classes - 1}, or {IGNORE} to ignore a row, received {int(labels[row])} "
             f"in row {row}. Give the model as many outputs as there are classes, or renumber the labels."
         )
-    if all_counted:
-        return Rows(scores, labels, features, index)
-    return Rows(scores, labels.masked_fill(~counted, 0), features, index, weight=counted.float())
+    return bool(all_counted)

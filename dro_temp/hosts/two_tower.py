@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dro_temp import distributed
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
+from dro_temp.interfaces.scores import at_least_float32
 
 
 class TwoTower(HostAdapter):
@@ -75,5 +76,4 @@ class TwoTower(HostAdapter):
 
 def _unit(x: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
-        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        return nn.functional.normalize(x, dim=-1)
+        return nn.functional.normalize(at_least_float32(x), dim=-1)

@@ -111,11 +111,12 @@ class TemperaturePredictor(nn.Module, ABC):
 
         Rows that do not count get some temperature, whatever they hold.
         """
-        rows = rows.inert_where_invalid()
+        reads_scores = "support" in self.reads
+        rows = rows.inert_where_invalid() if reads_scores else rows.inert_but_for_scores()
         tau: Tensor = self(
             rows.features,
             index=rows.index,
-            support=rows.support if "support" in self.reads else None,
+            support=rows.support if reads_scores else None,
             shape=rows.target.shape,
         )
         return tau

@@ -144,10 +144,16 @@ class Rows:
         """
         if self.weight is None and self.support_size > 0:
             return self
+        scores = self.dense_scores.masked_fill(~self.valid[:, None], 0.0)
+        return replace(self.inert_but_for_scores(), scores=scores)
+
+    def inert_but_for_scores(self) -> "Rows":
+        """As `inert_where_invalid`, for those who do not read scores: nothing of size [n m] is touched."""
+        if self.weight is None and self.support_size > 0:
+            return self
         out = ~self.valid
         return replace(
             self,
-            scores=self.dense_scores.masked_fill(out[:, None], 0.0),
             target=self.target.masked_fill(out & (self.target < 0), 0),
             features=None if self.features is None else self.features.masked_fill(out[:, None], 0.0),
             index=None if self.index is None else self.index.masked_fill(out, 0),

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from dro_temp.interfaces import Staged, staged_modules
+
+#: Number of forwards, and of proposals of each memory.
+Mark: TypeAlias = tuple[int, dict[Staged, int]]
 
 
 class _Forward:
@@ -34,7 +37,6 @@ class Ledger:
     def __init__(self, *parts: nn.Module) -> None:
         self._parts = parts
         self._forwards: list[_Forward] = []
-        self._before: dict[Staged, int] = {}
         self._versions: list[tuple[Tensor, int]] = []
 
     def memory(self) -> list[Staged]:
@@ -42,22 +44,21 @@ class Ledger:
         return staged_modules(module for part in self._parts for module in part.modules())
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
+    def recording(self) -> Iterator[Mark]:
         """Around a forward: if it fails, nothing half-proposed stays behind.
 
         Only that forward's proposals go: activation checkpointing ends its recomputation by an exception, too.
         """
         mark = self.mark()
         try:
-            yield
+            yield mark
         except BaseException:
             self.rewind(mark)
             raise
-        self._before = mark[1]
 
-    def enter(self, values: Iterable[Tensor], parameters: Iterable[Tensor]) -> None:
-        """Note what the recorded forward proposed, and listen for its backward."""
-        proposals = {staged: len(staged.staged) - keep for staged, keep in self._before.items()}
+    def enter(self, before: Mark, values: Iterable[Tensor], parameters: Iterable[Tensor]) -> None:
+        """Note what was proposed since the mark, and listen for its backward."""
+        proposals = {staged: len(staged.staged) - keep for staged, keep in before[1].items()}
         if not any(proposals.values()):
             return
         compiling = torch.compiler.is_compiling()
@@ -77,11 +78,11 @@ class Ledger:
             staged.commit()
         self._forwards.clear()
 
-    def mark(self) -> tuple[int, dict[Staged, int]]:
+    def mark(self) -> Mark:
         """How much was proposed so far, for `rewind`."""
         return len(self._forwards), {staged: len(staged.staged) for staged in self.memory()}
 
-    def rewind(self, mark: tuple[int, dict[Staged, int]]) -> None:
+    def rewind(self, mark: Mark) -> None:
         """Forget what was proposed since the mark."""
         forwards, lengths = mark
         del self._forwards[forwards:]
@@ -131,4 +132,4 @@ class Ledger:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles start empty."""
-        return {**self.__dict__, "_forwards": [], "_before": {}, "_versions": []}
+        return {**self.__dict__, "_forwards": [], "_versions": []}

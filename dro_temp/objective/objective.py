@@ -84,13 +84,13 @@ class Objective(nn.Module):
         """
         if self.training and torch.is_grad_enabled():
             self._ledger.refuse_uncommitted()
-        with self._ledger.recording():
+        with self._ledger.recording() as before:
             output = self._forward(args, count, batch)
-        self._ledger.enter(output.values.values(), self.parameters())
+        self._ledger.enter(before, output.values.values(), self.parameters())
         return output
 
     def _forward(self, args: tuple[Any, ...], count: float | Tensor | None, batch: dict[str, Any]) -> Output:
-        rows = {view: r.dense().inert_where_invalid() for view, r in self.host(*args, **batch).items()}
+        rows = {view: r.dense() for view, r in self.host(*args, **batch).items()}
         taus: dict[str, Tensor] = {}
         values: dict[str, Tensor] = {}
         for view in self.host.views:

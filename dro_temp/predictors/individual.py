@@ -95,7 +95,7 @@ class IndividualTemperature(TemperaturePredictor, Staged):
             self.tau = nn.Parameter(table)
         else:
             self.register_buffer("tau", table)
-            self.register_buffer("momentum", torch.zeros(num_samples))
+            self.register_buffer("momentum", torch.zeros(self.num_samples))
         self.observes_gradient = update is not None
 
     def raw(self, reading: Reading) -> PerRow:
@@ -113,7 +113,7 @@ class IndividualTemperature(TemperaturePredictor, Staged):
     @property
     def expects_proposals(self) -> bool:
         """Only with an update of its own."""
-        return self.update is not None
+        return self.observes_gradient
 
     def observe(self, index: RowIndex, gradient: PerRow) -> None:
         """Stage each row's own gradient."""

@@ -38,13 +38,14 @@ def load(config: Config) -> Data:
     Raises:
         ValueError: more training pairs are wanted than there are.
     """
-    available = len(GlyphCaptions("train"))
-    if available < config.train_size:
+    try:
+        train = GlyphCaptions("train", size=config.train_size)
+    except ValueError as error:
+        available = len(GlyphCaptions("train"))
         raise ValueError(
             f"expected at most {available} training pairs, all there are, received --train-size "
             f"{config.train_size}. Type --train-size {available}."
-        )
-    train = GlyphCaptions("train", size=config.train_size)
+        ) from error
     tokenizer = WordTokenizer.fit(train.captions)
     splits = {"train": _pairs(train, tokenizer, len(train))}
     for split in ("val_seen", "val_unseen", "test_seen", "test_unseen"):
