@@ -27,8 +27,13 @@ test: install  ## the test suite
 test-slow: install  ## the long-running tests as well
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
 
-bench: install  ## speed of the objective, as ratios in one run
+# Few rounds of one size each; every script's --help tells the rest. Peers: pip install -e '.[bench]'.
+bench: install  ## speed and memory on one CPU thread; tables and plots in runs/benchmarks
 	$(BIN)/python benchmarks/objective_overhead.py
+	$(BIN)/python benchmarks/streaming_lm.py --shapes 2048,512,32000 --rounds 3
+	$(BIN)/python benchmarks/streaming_pairs.py --shapes 4096,512 --memory-shapes 16384,512 --rounds 3
+	$(BIN)/python benchmarks/decode.py --rounds 10
+	$(BIN)/python benchmarks/sample_state.py
 
 docs: install  ## build the site strictly into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,58 @@ import torch
 
 
 def interleaved(
-    contenders: dict[str, Callable[[], Any]], rounds: int, repeats: int
+    contenders: dict[str, Callable[[], Any]],
+    rounds: int,
+    repeats: int,
+    *,
+    before: Callable[[], Any] | None = None,
+    warm_up: bool = True,
+    clock: Callable[[], float] = time.process_time,
 ) -> dict[str, list[float]]:
-    """Seconds per call of each contender, one number per round; A B C A B C ..., after one round not counted."""
+    """Seconds per call of each contender, one number per round: A B C A B C ...
+
+    Args:
+        contenders: what is timed.
+        rounds: rounds that count.
+        repeats: calls of each contender in each round.
+        before: runs before each call and is not timed: it leaves the caches as they would be found in use.
+        warm_up: True for one more round at the start, which does not count.
+        clock: seconds; process time does not count what other processes take of the core.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds + 1):
+    for number in range(rounds + warm_up):
         for name, call in contenders.items():
-            start = time.process_time()
+            total = 0.0
             for _ in range(repeats):
+                if before is not None:
+                    before()
+                start = clock()
                 call()
-            if number:
-                seconds[name].append((time.process_time() - start) / repeats)
+                total += clock() - start
+            if number >= warm_up:
+                seconds[name].append(total / repeats)
     return seconds
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    """Process time on the CPU; on an accelerator, whose work no process time counts, the wall once it is idle."""
+    if device == "cpu":
+        return time.process_time
+
+    def idle() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return idle
 
 
 def ratios(seconds: dict[str, list[float]], to: str) -> dict[str, dict[str, float]]:
     """Ratio to one contender, round by round, so that a drift of the machine cancels: median and quartiles."""
     table = {}
     for name, mine in seconds.items():
-        paired = sorted(a / b for a, b in zip(mine, seconds[to], strict=True))
-        low, median, high = statistics.quantiles(paired, n=4)
+        paired = [a / b for a, b in zip(mine, seconds[to], strict=True)]
+        # A single round has no spread to show.
+        low, median, high = statistics.quantiles(paired, n=4) if len(paired) > 1 else paired * 3
         table[name] = {"median": median, "q1": low, "q3": high, "ms": 1e3 * statistics.median(mine)}
     return table
 
@@ -40,11 +73,22 @@ def ratios(seconds: dict[str, list[float]], to: str) -> dict[str, dict[str, floa
 def machine() -> dict[str, Any]:
     """What the numbers depend on."""
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
     }
+
+
+def _processor() -> str:
+    """The model's name where the system tells it; Python by itself often knows the architecture only."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def report(title: str, table: dict[str, dict[str, float]], to: str, out: Path) -> None:
@@ -54,6 +98,11 @@ def report(title: str, table: dict[str, dict[str, float]], to: str, out: Path) -
     print(f"{'':{width}}  ratio to {to!r}: median [quartiles]   time (ms)")
     for name, row in table.items():
         print(f"{name:{width}}  {row['median']:.3f} [{row['q1']:.3f}, {row['q3']:.3f}]   {row['ms']:.2f}")
+    save({"title": title, "machine": machine(), "to": to, "ratios": table}, out)
+
+
+def save(results: dict[str, Any], out: Path) -> None:
+    """Write JSON, and say where."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"title": title, "machine": machine(), "to": to, "ratios": table}, indent=2))
+    out.write_text(json.dumps(results, indent=2))
     print(f"saved {out}", file=sys.stderr)

@@ -15,6 +15,10 @@ PREDICTORS = (
     testing.PredictorCase("learnable", lambda: dt.LearnableTemperature(0.07)),
     testing.PredictorCase("individual", lambda: dt.IndividualTemperature(50, tau_min=0.01, tau_max=1.0)),
     testing.PredictorCase(
+        "individual-on-host",
+        lambda: dt.IndividualTemperature(50, tau_min=0.01, tau_max=1.0, on_host=True),
+    ),
+    testing.PredictorCase(
         "individual-parameter",
         lambda: dt.IndividualTemperature(50, tau_min=0.01, tau_max=1.0, update=None),
     ),
@@ -43,6 +47,9 @@ ESTIMATORS = (
     testing.EstimatorCase("exact", dt.Exact),
     testing.EstimatorCase("log-moving-average", lambda: dt.LogMovingAverage(50, gamma=0.3)),
     testing.EstimatorCase("log-moving-average-plain", lambda: dt.LogMovingAverage(50, gamma=1.0)),
+    testing.EstimatorCase(
+        "log-moving-average-on-host", lambda: dt.LogMovingAverage(50, gamma=0.3, on_host=True)
+    ),
 )
 
 GAMMAS = (

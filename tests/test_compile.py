@@ -13,6 +13,7 @@ H = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 TAU = torch.tensor([0.5, 1.0, 2.0, 0.1])
 MASK = torch.ones(4, 6, dtype=torch.bool).scatter(1, torch.arange(4)[:, None], False)
 INDEX = torch.tensor([3, 1, 3, 0])
+SOFT_CAP, SCALE = F.SoftCap(2.0), F.Scale(2.0)
 
 FUNCTIONS = {
     "margins": lambda: F.margins(H, torch.arange(4)),
@@ -28,6 +29,8 @@ FUNCTIONS = {
     "sigmoid_between": lambda: F.sigmoid_between(H, 0.1, 1.0),
     "clip_between": lambda: F.clip_between(H, 0.1, 1.0),
     "dual_value": lambda: F.dual_value(TAU, TAU, rho=0.1),
+    "SoftCap": lambda: SOFT_CAP(H),
+    "Scale": lambda: SCALE(H),
 }
 
 
@@ -37,7 +40,9 @@ def _whole(function):
 
 
 def test_every_function_is_here():
-    assert {name.removesuffix("_held") for name in FUNCTIONS} | {"logit_between"} == set(F.__all__)
+    assert {name.removesuffix("_held") for name in FUNCTIONS} | {"logit_between", "ScoreTransform"} == set(
+        F.__all__
+    )
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

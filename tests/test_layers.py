@@ -10,7 +10,8 @@ ROOT = Path(dro_temp.__file__).parent
 # From bottom to top. A module may import from layers below, and from inside its own package.
 LAYERS = (
     ("_typing", "_checks"),
-    ("functional", "kernels", "distributed"),
+    ("functional", "distributed"),
+    ("kernels",),
     ("interfaces",),
     ("estimators",),
     ("predictors", "losses", "hosts", "datasets", "evaluation", "plotting"),

@@ -1,6 +1,7 @@
 """The contract of an estimator."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -9,6 +10,9 @@ from dro_temp._typing import PerRow, RowIndex, RowMask
 
 class Estimator(nn.Module, ABC):
     """Estimates log E_j exp(h_ij / tau_i), the log of the inner mean of a row, from minibatches."""
+
+    #: True if each row's estimate depends on that row's `log_g` alone: rows may then come block by block.
+    row_by_row: ClassVar[bool] = False
 
     @abstractmethod
     def propose(self, index: RowIndex | None, log_g: PerRow, valid: RowMask) -> Tensor | None:

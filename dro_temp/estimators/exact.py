@@ -15,6 +15,8 @@ class Exact(Estimator):
         >>> loss = dt.KLRobustLoss(rho=1.0, estimator=dt.Exact())
     """
 
+    row_by_row = True
+
     def propose(self, index: RowIndex | None, log_g: PerRow, valid: RowMask) -> None:
         """Nothing is held."""
 

@@ -16,8 +16,12 @@ from dro_temp.functional.kl import (
     margins,
     optimal_tau,
 )
+from dro_temp.functional.transforms import Scale, ScoreTransform, SoftCap
 
 __all__ = [
+    "Scale",
+    "ScoreTransform",
+    "SoftCap",
     "clip_between",
     "combine_duplicates",
     "dual_value",

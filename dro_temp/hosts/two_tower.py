@@ -34,6 +34,7 @@ class TwoTower(HostAdapter):
     """
 
     views = ("image", "text")
+    mirrored = ("image", "text")
 
     def __init__(self, image_encoder: nn.Module, text_encoder: nn.Module, *, frozen: bool = False) -> None:
         super().__init__(frozen=frozen)

@@ -7,20 +7,27 @@ written when an optimizer step was really taken.
 """
 
 from dro_temp.interfaces.host import HostAdapter
-from dro_temp.interfaces.loss import RobustLoss
+from dro_temp.interfaces.log_mean_exp import Impl, LogMeanExpLoss
+from dro_temp.interfaces.loss import Choice, Evaluated, RobustLoss
 from dro_temp.interfaces.predictor import Readable, Reading, TemperaturePredictor
 from dro_temp.interfaces.rows import Rows, Support
 from dro_temp.interfaces.scores import LinearScores
 from dro_temp.interfaces.staged import Staged, staged_modules
+from dro_temp.interfaces.summary import Summary
 
 __all__ = [
+    "Choice",
+    "Evaluated",
     "HostAdapter",
+    "Impl",
     "LinearScores",
+    "LogMeanExpLoss",
     "Readable",
     "Reading",
     "RobustLoss",
     "Rows",
     "Staged",
+    "Summary",
     "Support",
     "TemperaturePredictor",
     "staged_modules",

@@ -19,6 +19,9 @@ class HostAdapter(nn.Module, ABC):
 
     #: Names of the kinds of rows that the host makes, for example ("image", "text").
     views: ClassVar[tuple[str, ...]]
+    #: Two views whose rows, in one process, are one square matrix read by rows and by columns, with the targets on
+    #: its diagonal; None if there are none. The scores of such views are made once for both.
+    mirrored: ClassVar[tuple[str, str] | None] = None
 
     def __init__(self, *, frozen: bool = False) -> None:
         super().__init__()

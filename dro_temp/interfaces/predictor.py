@@ -12,8 +12,9 @@ from dro_temp._checks import check_bounds
 from dro_temp._typing import Features, PerRow, RowIndex
 from dro_temp.interfaces.rows import Rows, Support
 from dro_temp.interfaces.scores import at_least_float32
+from dro_temp.interfaces.summary import Summary
 
-Readable: TypeAlias = Literal["features", "index", "support"]
+Readable: TypeAlias = Literal["features", "index", "support", "summary"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Reading:
     features: Features | None = None
     index: RowIndex | None = None
     support: Support | None = None
+    summary: Summary | None = None
 
 
 class TemperaturePredictor(nn.Module, ABC):
@@ -37,7 +39,8 @@ class TemperaturePredictor(nn.Module, ABC):
         tau_max: upper bound, > tau_min.
     """
 
-    #: What `raw` needs: any of "features", "index", "support".
+    #: What `raw` needs: any of "features", "index", "summary" (statistics and projections of the scores), and
+    #: "support" (the scores themselves).
     reads: frozenset[Readable] = frozenset({"features"})
     #: True if the predictor updates itself from each row's own gradient dF/dtau (see `observe`).
     observes_gradient: bool = False
@@ -69,6 +72,7 @@ class TemperaturePredictor(nn.Module, ABC):
         *,
         index: Tensor | None = None,
         support: Support | None = None,
+        summary: Summary | None = None,
         shape: torch.Size | None = None,
     ) -> Tensor:
         """Temperatures, in float32 or better.
@@ -77,6 +81,7 @@ class TemperaturePredictor(nn.Module, ABC):
             features: [... d], any leading dimensions.
             index: [...] sample numbers.
             support: scores of the rows over their support.
+            summary: statistics of those scores; made from `support` if None.
             shape: [...] shape of the result; taken from the others if None.
 
         Returns:
@@ -85,9 +90,12 @@ class TemperaturePredictor(nn.Module, ABC):
         Raises:
             ValueError: something that this predictor reads was not given.
         """
-        given = {"features": features, "index": index, "support": support}
+        if summary is None and support is not None and "summary" in self.reads:
+            summary = Summary(support.scores, support.mask)
+        given = {"features": features, "index": index, "support": support, "summary": summary}
         missing = sorted(name for name in self.reads if given[name] is None)
         if missing:
+            missing = ["support" if name == "summary" else name for name in missing]
             raise ValueError(
                 f"expected {', '.join(sorted(self.reads))} for {type(self).__name__}, received no "
                 f"{' and no '.join(missing)}. Pass {', '.join(f'{name}=...' for name in missing)}; in an "
@@ -102,8 +110,14 @@ class TemperaturePredictor(nn.Module, ABC):
             else features.detach().reshape(shape.numel(), features.shape[-1]),
             index=None if index is None else index.reshape(-1),
             support=support,
+            summary=summary,
         )
         return self.bound(at_least_float32(self.raw(reading))).reshape(shape)
+
+    @property
+    def reads_scores(self) -> bool:
+        """True if temperatures can only be known once scores are: the predictor then works inside the sweep."""
+        return not self.reads.isdisjoint({"support", "summary"})
 
     @final
     def of(self, rows: Rows) -> PerRow:
@@ -111,12 +125,11 @@ class TemperaturePredictor(nn.Module, ABC):
 
         Rows that do not count get some temperature, whatever they hold.
         """
-        reads_scores = "support" in self.reads
-        rows = rows.inert_where_invalid() if reads_scores else rows.inert_but_for_scores()
+        rows = rows.inert_where_invalid() if self.reads_scores else rows.inert_but_for_scores()
         tau: Tensor = self(
             rows.features,
             index=rows.index,
-            support=rows.support if reads_scores else None,
+            support=rows.support if self.reads_scores else None,
             shape=rows.target.shape,
         )
         return tau

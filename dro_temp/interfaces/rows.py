@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from dro_temp import functional as F
 from dro_temp._typing import Features, Mask, PerRow, RowIndex, RowMask, Scores
@@ -129,6 +130,22 @@ class Rows:
     def dense(self) -> "Rows":
         """The same rows with the score matrix computed, so that it is computed once."""
         return replace(self, scores=self.dense_scores)
+
+    def select(self, rows: slice | RowIndex) -> "Rows":
+        """Some of the rows: a slice (views), or row numbers (copies)."""
+
+        def pick(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[rows]
+
+        scores = self.scores.select(rows) if isinstance(self.scores, LinearScores) else self.scores[rows]
+        return replace(
+            self,
+            scores=scores,
+            target=self.target[rows],
+            features=pick(self.features),
+            index=pick(self.index),
+            weight=pick(self.weight),
+        )
 
     def detached(self) -> "Rows":
         """The same rows, through which no gradient flows to the host."""

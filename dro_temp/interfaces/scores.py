@@ -1,12 +1,12 @@
 """Scores that are not computed yet."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from dro_temp._typing import Features, PerRow, Scores
+from dro_temp._typing import Features, PerRow, RowIndex, Scores
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -25,7 +25,13 @@ class LinearScores:
         queries: one vector per row.
         keys: one vector per outcome.
         bias: one number per outcome.
-        transform: elementwise function of the scores, for example a soft cap.
+        transform: elementwise function of the scores: `SoftCap`, `Scale`, or another `ScoreTransform`; a plain
+            function serves as well, but its scores are always computed as a matrix.
+
+    Example:
+        >>> head = torch.nn.Linear(8, 100)
+        >>> LinearScores(torch.randn(3, 8), head.weight, head.bias).shape
+        (3, 100)
     """
 
     queries: Features
@@ -60,7 +66,33 @@ class LinearScores:
                 scores = scores + self.bias
             return scores if self.transform is None else self.transform(scores)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the score matrix: float32 or better."""
+        return torch.promote_types(torch.promote_types(self.queries.dtype, self.keys.dtype), torch.float32)
+
+    def is_transpose_of(self, other: "LinearScores") -> bool:
+        """Whether the two are one matrix read by rows and by columns: each one's queries are the other's keys."""
+        plain = self.bias is None and other.bias is None and self.transform is other.transform is None
+        return plain and _same(self.queries, other.keys) and _same(self.keys, other.queries)
+
+    def select(self, rows: slice | RowIndex) -> "LinearScores":
+        """The scores of some of the rows."""
+        return replace(self, queries=self.queries[rows])
+
     def detached(self) -> "LinearScores":
         """The same scores, through which no gradient flows."""
         bias = None if self.bias is None else self.bias.detach()
         return LinearScores(self.queries.detach(), self.keys.detach(), bias, self.transform)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """One tensor, or two views of the same numbers (a frozen host's rows are detached each by itself)."""
+    if a is b:
+        return True
+    return (
+        a.data_ptr() == b.data_ptr()
+        and a.shape == b.shape
+        and a.stride() == b.stride()
+        and a.dtype == b.dtype
+    )

@@ -4,10 +4,10 @@ from dro_temp import functional as F
 from dro_temp._checks import check_feasible, check_kind, check_radius
 from dro_temp._typing import PerRow
 from dro_temp.estimators import Estimator, Exact
-from dro_temp.interfaces import RobustLoss, Rows
+from dro_temp.interfaces import Impl, LogMeanExpLoss, Rows
 
 
-class KLRobustLoss(RobustLoss):
+class KLRobustLoss(LogMeanExpLoss):
     r"""$F_i(\tau_i) = \tau_i \left(\log \mathbb{E}_j\, e^{h_{ij}/\tau_i} + \rho\right)$ over each row's support.
 
     The dual of the worst case of the margins over all distributions within KL distance rho of uniform. The
@@ -19,6 +19,7 @@ class KLRobustLoss(RobustLoss):
             maximum.
         estimator: estimate of the inner mean. `Exact()` (the default) for tokens and classes; a
             `LogMovingAverage` for pairs, whose negatives are sampled.
+        impl: how scores that are products are computed, see `LogMeanExpLoss`.
 
     Raises:
         ValueError: rho < 0, or rho >= log m at a call; an estimator that needs sample numbers and gets none.
@@ -32,21 +33,23 @@ class KLRobustLoss(RobustLoss):
     Source: arXiv 2404.04575, equations 6 to 8.
     """
 
-    def __init__(self, rho: float, *, estimator: Estimator | None = None) -> None:
-        super().__init__()
+    def __init__(self, rho: float, *, estimator: Estimator | None = None, impl: Impl = "auto") -> None:
+        super().__init__(impl=impl)
         check_radius(rho)
         self.rho = float(rho)
         estimator = Exact() if estimator is None else estimator
         check_kind("estimator", estimator, Estimator, "Pass LogMovingAverage(len(dataset)), or leave it out.")
         self.estimator = estimator
 
-    def values(self, rows: Rows, tau: PerRow) -> PerRow:
+    @property
+    def row_by_row(self) -> bool:
+        """True for an estimator that holds nothing."""
+        return self.estimator.row_by_row
+
+    def of_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
         """The dual value, with the estimator's compositional gradient."""
         if rows.support_size > 0:
             check_feasible(self.rho, self.estimator.population(rows.support_size))
-        # Rows without outcomes have log g = -inf; finite numbers keep them inert.
-        log_g = F.log_mean_exp(rows.margins / tau[:, None], rows.mask)
-        log_g = log_g.masked_fill(~rows.valid, 0.0)
         log_u = self.estimator.propose(rows.index, log_g, rows.valid)
         return F.dual_value(log_g, tau, rho=self.rho, log_u=log_u)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dro_temp._checks import check_kind
 from dro_temp.interfaces import HostAdapter, RobustLoss, Rows, Staged, TemperaturePredictor
+from dro_temp.objective.evaluation import evaluate_views
 from dro_temp.objective.ledger import Ledger
 from dro_temp.objective.output import Output
 from dro_temp.objective.parts import PerView, per_view, refuse_shared_memory
@@ -90,12 +91,11 @@ class Objective(nn.Module):
         return output
 
     def _forward(self, args: tuple[Any, ...], count: float | Tensor | None, batch: dict[str, Any]) -> Output:
-        rows = {view: r.dense() for view, r in self.host(*args, **batch).items()}
-        taus: dict[str, Tensor] = {}
-        values: dict[str, Tensor] = {}
+        rows = self.host(*args, **batch)
+        found = evaluate_views(self.host, rows, self.predictors, self.losses)
+        taus = {view: found[view].tau for view in self.host.views}
+        values = {view: found[view].values for view in self.host.views}
         for view in self.host.views:
-            taus[view] = self.predictors[view].of(rows[view])  # type: ignore[operator]
-            values[view] = self.losses[view](rows[view], taus[view])
             self._let_observe(view, rows[view], taus[view], values[view])
         if self.check_finite:
             refuse_non_finite(rows, taus, values)
@@ -111,6 +111,7 @@ class Objective(nn.Module):
             values=values,
             tau={view: tau.detach() for view, tau in taus.items()},
             metrics=metrics,
+            choice={view: found[view].choice for view in self.host.views},
         )
 
     def _let_observe(self, view: str, rows: Rows, tau: Tensor, values: Tensor) -> None:

@@ -1,8 +1,9 @@
 """What an objective returns."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dro_temp._typing import PerRow, Scalar
+from dro_temp.interfaces import Choice
 
 
 @dataclass(frozen=True)
@@ -15,9 +16,11 @@ class Output:
         tau: temperature of each row, per view, detached.
         metrics: numbers that one would log, `"loss"`, `"{view}/loss"`, `"{view}/tau_mean"` and so on: detached
             scalars on the device, so that logging waits for it only when they are read.
+        choice: how each view's scores were computed, and why.
     """
 
     loss: Scalar
     values: dict[str, PerRow]
     tau: dict[str, PerRow]
     metrics: dict[str, Scalar]
+    choice: dict[str, Choice] = field(default_factory=dict)

@@ -123,7 +123,7 @@ class LogitEncoder(TempNetEncoder):
     Source: arXiv 2404.04575, section 4.1 and appendix.
     """
 
-    reads = frozenset({"support"})
+    reads = frozenset({"summary"})
 
     def __init__(
         self, outcomes: int, *, width: int = 256, dropout: float = 0.5, centred: bool = False
@@ -138,18 +138,20 @@ class LogitEncoder(TempNetEncoder):
 
     def forward(self, reading: Reading) -> Features:
         """Hidden projection of the normalised logits."""
-        assert reading.support is not None
-        logits = reading.support.scores.to(self.first.weight.dtype)
-        if logits.shape[1] != self.first.in_features:
+        summary = reading.summary
+        assert summary is not None
+        if summary.outcomes != self.first.in_features:
             raise ValueError(
-                f"expected rows of {self.first.in_features} logits, received {logits.shape[1]}. "
-                f"Build TempNet.for_logits({logits.shape[1]}, ...); for pairs, whose support is the batch, "
+                f"expected rows of {self.first.in_features} logits, received {summary.outcomes}. "
+                f"Build TempNet.for_logits({summary.outcomes}, ...); for pairs, whose support is the batch, "
                 "use TempNet(width of the embedding, ...)."
             )
-        if self.centred:
-            logits = logits - logits.amax(1, keepdim=True)
-        hidden: Tensor = self.rest(self.first(nn.functional.normalize(logits, dim=1)))
-        return hidden
+        top = summary.max if self.centred else None
+        # Projected, then divided by the length: the projection of scores that are products is one of queries.
+        length = summary.norm_about(top).clamp(min=1e-12)
+        hidden = summary.project(self.first.weight, top) / length[:, None]
+        similarities: Tensor = self.rest(hidden.to(self.first.weight.dtype) + self.first.bias)
+        return similarities
 
     def pooled(self, similarities: Features) -> Features:
         """The projection itself."""

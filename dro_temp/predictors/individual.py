@@ -58,9 +58,11 @@ class IndividualTemperature(TemperaturePredictor, Staged):
         tau_max: upper bound.
         tau_init: where every entry starts; the geometric middle if None.
         update: how an entry follows its gradient; None leaves that to the base optimizer.
+        on_host: True to keep the table and its momentum in host memory (pinned where CUDA is available) wherever
+            the module goes: a step then moves its batch's entries only. 8 bytes per sample in every process.
 
     Raises:
-        ValueError: bounds that are no interval, a start outside it, num_samples < 1.
+        ValueError: bounds that are no interval, a start outside it, num_samples < 1, on_host without an update.
         IndexError: a sample number outside the table.
 
     Example:
@@ -85,23 +87,29 @@ class IndividualTemperature(TemperaturePredictor, Staged):
         tau_max: float,
         tau_init: float | None = None,
         update: GradientUpdate | None = GradientUpdate(),
+        on_host: bool = False,
     ) -> None:
         super().__init__(tau_min=tau_min, tau_max=tau_max)
         start = (tau_min * tau_max) ** 0.5 if tau_init is None else tau_init
         check_within("tau_init", start, tau_min, tau_max)
+        if on_host and update is None:
+            raise ValueError(
+                "expected an update of the table's own with on_host=True, received update=None: a base optimizer "
+                "moves every entry at every step, on the device. Pass update=GradientUpdate(), or leave on_host out."
+            )
         self.num_samples, self.update = check_count("num_samples", num_samples), update
-        table = torch.full((self.num_samples,), start)
+        self.on_host = on_host
         if update is None:
-            self.tau = nn.Parameter(table)
+            self.tau = nn.Parameter(torch.full((self.num_samples,), start))
         else:
-            self.register_buffer("tau", table)
-            self.register_buffer("momentum", torch.zeros(self.num_samples))
+            self.remember("tau", self.num_samples, start)
+            self.remember("momentum", self.num_samples, 0.0)
         self.observes_gradient = update is not None
 
     def raw(self, reading: Reading) -> PerRow:
         """The entries."""
         assert reading.index is not None
-        entries = self.tau[check_index(reading.index, self.num_samples)]
+        entries = self.read("tau", check_index(reading.index, self.num_samples))
         if self.observes_gradient and self.training and torch.is_grad_enabled():
             return entries.requires_grad_()
         return entries
@@ -123,14 +131,15 @@ class IndividualTemperature(TemperaturePredictor, Staged):
         """Step the entries whose gradients were observed, on every process alike."""
         if self.update is None:
             return
-        index, gradient = parts or (torch.zeros_like(self.tau[:0], dtype=torch.long), self.tau[:0])
-        index, _ = distributed.gather_rows(index)
-        gradient, _ = distributed.gather_rows(gradient)
+        if not parts:  # other processes may have some, and wait for this one
+            nothing = self.read_nothing("tau")
+            parts = nothing.long(), nothing
+        index, gradient = (distributed.gather_rows(part)[0] for part in parts)
         gradient = F.mean_duplicates(index, gradient).clamp(-self.update.clip, self.update.clip)
-        momentum = (1 - self.update.beta) * self.momentum[index] + self.update.beta * gradient
-        self.momentum[index] = momentum.to(self.momentum.dtype)
-        tau = self.tau[index] - self.update.lr * momentum
-        self.tau[index] = tau.clamp(self.tau_min, self.tau_max).to(self.tau.dtype)
+        momentum = (1 - self.update.beta) * self.read("momentum", index) + self.update.beta * gradient
+        self.put("momentum", index, momentum)
+        tau = self.read("tau", index) - self.update.lr * momentum
+        self.put("tau", index, tau.clamp(self.tau_min, self.tau_max))
 
     def extra_repr(self) -> str:
         """Size and update."""

@@ -44,7 +44,7 @@ def stays_in_bounds(case: PredictorCase) -> None:
 def has_one_temperature_per_row(case: PredictorCase) -> None:
     """The result has the leading shape of the inputs: none, one or several dimensions."""
     predictor = case.build().eval()
-    if "support" in predictor.reads:
+    if predictor.reads_scores:
         assert _predict(predictor, case.inputs(6)).shape == (6,)
         return
     inputs = case.inputs(6)

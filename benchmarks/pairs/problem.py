@@ -1,0 +1,57 @@
+"""Features of both sides of a batch of pairs, and a TempNet for each side."""
+
+from argparse import Namespace
+from dataclasses import dataclass
+
+import torch
+from harness import Problem
+from torch import Tensor
+
+import dro_temp as dt
+
+RHO = 2.0
+GAMMA = 0.8
+BATCHES = 4  # in an epoch
+
+
+@dataclass(frozen=True)
+class PairsProblem(Problem):
+    """What a contrastive loss with moving averages is given.
+
+    Args:
+        image: unit features, [pairs d].
+        text: unit features, [pairs d].
+        index: the pairs' numbers in the data set, [pairs].
+        num_samples: size of the data set.
+        tempnets: one TempNet per side.
+    """
+
+    image: Tensor
+    text: Tensor
+    index: Tensor
+    num_samples: int
+    tempnets: dict[str, dt.TempNet]
+
+    def leaves(self) -> list[Tensor]:
+        """Features of both sides, and the parameters of both TempNets."""
+        return [self.image, self.text, *(p for net in self.tempnets.values() for p in net.parameters())]
+
+
+def make_problem(shape: tuple[int, ...], options: Namespace) -> PairsProblem:
+    """A problem of shape (pairs, d); a pair's cosine is near 0.7, as after some training, others' near 0."""
+    pairs, d = shape
+    torch.manual_seed(0)
+    with torch.device(options.device):
+        # In place: memory that is freed here but stays with the process would hide some of a step's.
+        image = _unit(torch.empty(pairs, d).normal_())
+        text = _unit(torch.empty(pairs, d).normal_(std=d**-0.5).add_(image))
+        index = torch.randperm(BATCHES * pairs)[:pairs]
+        tempnets = {
+            view: dt.TempNet(d, tau_min=0.01, tau_max=0.2, dropout=options.dropout)
+            for view in dt.hosts.TwoTower.views
+        }
+    return PairsProblem(image.requires_grad_(), text.requires_grad_(), index, BATCHES * pairs, tempnets)
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x.div_(torch.linalg.vector_norm(x, dim=1, keepdim=True))

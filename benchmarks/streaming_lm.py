@@ -1,0 +1,80 @@
+"""What a temperature per token costs in training a language model's head.
+
+One forward and backward of a loss from hidden states [tokens, d] and a head's weight [vocabulary, d], with
+gradients of both and of TempNet. The floor is the three matrix products that no implementation can avoid:
+a ratio of 1.1 is ten percent for the softmax, the robust loss, TempNet and all their gradients.
+
+  python benchmarks/streaming_lm.py                        all three shapes: about an hour on one thread
+  python benchmarks/streaming_lm.py --shapes 2048,512,32000 --rounds 3
+  python benchmarks/streaming_lm.py --only dro_temp-chunked cross-entropy --no-memory
+  python benchmarks/streaming_lm.py --frozen               only TempNet is trained; ratios to the plain formula
+  python benchmarks/streaming_lm.py --dtype bf16           half-precision hidden states and weight
+
+A contender that is not installed is named with what installs it: pip install -e '.[bench]' has those that run on a CPU.
+"""
+
+import sys
+from argparse import Namespace
+
+from harness import Bar, Case, Plan, Suite, arguments, run, shape
+from harness.bars import share
+from lm import CONTENDERS, make_problem
+
+SHAPES = [(2048, 512, 32000), (4096, 768, 50304), (2048, 1024, 128256)]
+OURS = "dro_temp-chunked"
+
+
+def bars(case: Case, options: Namespace) -> list[Bar]:
+    """What the streamed loss should stay under."""
+    scratch = share(case.scratch(OURS), case.scratch("plain-formula"))
+    if options.frozen:
+        return [
+            Bar("frozen: time / plain formula", case.ratio(OURS, "plain-formula"), 0.40),
+            Bar("frozen: scratch / plain formula's", scratch, 0.02),
+        ]
+    memory = Bar("scratch / plain formula's", scratch, 0.03, aim=0.01)
+    if options.dtype == "bf16":
+        return [Bar("bf16: time / fp32 path", case.ratio(OURS, "dro_temp-chunked-fp32"), 0.65), memory]
+    # TempNet's first layer folded into the head, and its gradient out of it: two products with 256 rows, where
+    # the floor has three with as many rows as tokens.
+    extra = 171 / case.shape[0]
+    return [
+        Bar("time / floor", case.ratio(OURS, "floor"), 1.10 + extra, aim=1.05 + extra),
+        Bar("time / cross-entropy without temperatures", case.ratio(OURS, "cross-entropy"), 1.0),
+        memory,
+    ]
+
+
+def main() -> int:
+    parser = arguments(__doc__, "streaming_lm", CONTENDERS, rounds=5)
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        type=shape("tokens", "d", "vocabulary"),
+        default=SHAPES,
+        metavar="TOKENS,D,V",
+        help="sizes (default: 2048,512,32000 4096,768,50304 2048,1024,128256)",
+    )
+    parser.add_argument("--frozen", action="store_true", help="hidden states and weight need no gradient")
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16"), default="fp32", help="of hidden states and weight"
+    )
+    parser.add_argument("--dropout", type=float, default=0.0, help="TempNet's (default: %(default)s)")
+    options = parser.parse_args()
+    variant = f"{'-frozen' if options.frozen else ''}{'-bf16' if options.dtype == 'bf16' else ''}"
+    if options.out == parser.get_default("out"):
+        options.out = options.out.with_name(options.out.name + variant)
+    suite = Suite(
+        title=f"loss over a vocabulary, forward + backward{variant.replace('-', ', ')}",
+        axes=("tokens", "d", "vocabulary"),
+        contenders=CONTENDERS,
+        baseline="plain-formula" if options.frozen else "floor",
+        problem=make_problem,
+        small=(16, 8, 64),
+        bars=bars,
+    )
+    return run(suite, options, [Plan(s) for s in options.shapes])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

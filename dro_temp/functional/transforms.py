@@ -1,0 +1,100 @@
+"""What some models do to a product of query and key before it is a score."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+class ScoreTransform(ABC):
+    """An elementwise, increasing function of scores that knows its own slope, so that it can be streamed."""
+
+    @abstractmethod
+    def __call__(self, scores: Tensor) -> Tensor:
+        """The transformed scores."""
+
+    @abstractmethod
+    def apply_(self, scores: Tensor) -> Tensor:
+        """As `__call__`, in place and without gradient."""
+
+    @abstractmethod
+    def slope_(self, transformed: Tensor) -> Tensor:
+        """Derivative, from the *transformed* scores, in place and without gradient."""
+
+
+def _check_factor(name: str, value: float) -> None:
+    if not (0.0 < value < math.inf):
+        raise ValueError(
+            f"expected a finite {name} > 0, received {name}={value}. Pass the model's own number, or transform=None."
+        )
+
+
+@dataclass(frozen=True)
+class SoftCap(ScoreTransform):
+    r"""$c \tanh(s / c)$: scores that cannot leave $(-c, c)$, as Gemma's.
+
+    Args:
+        cap: c, > 0.
+
+    Raises:
+        ValueError: a cap that is not a finite positive number.
+
+    Example:
+        >>> import torch
+        >>> SoftCap(30.0)(torch.tensor([1.0, 1e4]))
+        tensor([ 0.9996, 30.0000])
+    """
+
+    cap: float
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        _check_factor("cap", self.cap)
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Capped scores."""
+        return (scores / self.cap).tanh() * self.cap
+
+    def apply_(self, scores: Tensor) -> Tensor:
+        """In place."""
+        return scores.div_(self.cap).tanh_().mul_(self.cap)
+
+    def slope_(self, transformed: Tensor) -> Tensor:
+        """1 - tanh^2."""
+        return transformed.div_(self.cap).square_().neg_().add_(1.0)
+
+
+@dataclass(frozen=True)
+class Scale(ScoreTransform):
+    r"""$a\,s$, as Cohere's and Granite's logits.
+
+    Args:
+        factor: a, > 0.
+
+    Raises:
+        ValueError: a factor that is not a finite positive number.
+
+    Example:
+        >>> import torch
+        >>> Scale(0.5)(torch.tensor([1.0, 4.0]))
+        tensor([0.5000, 2.0000])
+    """
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        _check_factor("factor", self.factor)
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Scaled scores."""
+        return scores * self.factor
+
+    def apply_(self, scores: Tensor) -> Tensor:
+        """In place."""
+        return scores.mul_(self.factor)
+
+    def slope_(self, transformed: Tensor) -> Tensor:
+        """The factor."""
+        return transformed.fill_(self.factor)

@@ -1,0 +1,89 @@
+"""A linear map of scores that are themselves products: applied to the queries, never to the scores."""
+
+import torch
+from torch import Tensor
+
+from dro_temp._typing import Features, PerRow
+
+
+class Fold:
+    r"""$A (W q + c - \sigma 1) = (A W)\, q + A c - \sigma A 1$: a projection of scores without the scores.
+
+    `A W` costs as much as scoring one row per line of A, and is made once for all rows; each row then costs d
+    instead of m multiplications per line.
+
+    Args:
+        keys: W, [m d]; no gradient flows to them.
+        bias: c, or None.
+
+    Example:
+        >>> import torch
+        >>> q, W, A = torch.randn(3, 4), torch.randn(50, 4), torch.randn(2, 50)
+        >>> torch.allclose(Fold(W, None)(q, A), (q @ W.T) @ A.T, atol=1e-4)
+        True
+
+    Source: arXiv 2404.04575, the first layer of TempNet over logits.
+    """
+
+    def __init__(self, keys: Features, bias: PerRow | None) -> None:
+        self.keys = keys.detach()
+        self.bias = None if bias is None else bias.detach()
+        self._made: dict[int, tuple[Tensor, int, Tensor]] = {}
+
+    def __call__(self, queries: Features, weight: Tensor, shift: PerRow | None = None) -> Tensor:
+        """`(scores - shift) @ weight.T`, [n K].
+
+        Args:
+            queries: q, [n d].
+            weight: A, [K m].
+            shift: subtracted from all scores of a row.
+        """
+        folded = self._folded(weight)
+        d = self.keys.shape[1]
+        result = queries.to(folded.dtype) @ folded[:, :d].T
+        if self.bias is not None:
+            result = result + folded[:, -2]
+        if shift is not None:
+            result = result - shift[:, None].to(folded.dtype) * folded[:, -1]
+        return result
+
+    def _folded(self, weight: Tensor) -> Tensor:
+        """[A W | A c | A 1] in float32 or better, made at first use, and again when the weight has moved."""
+        known = self._made.get(id(weight))
+        if known is not None and known[0] is weight and known[1] == weight._version:
+            return known[2]
+        with torch.no_grad():
+            wide = _at_least_float32(weight)
+            folded = wide.new_zeros(len(weight), self.keys.shape[1] + 2)
+            for tile in self._tiles(wide.dtype):
+                folded[:, :-2].addmm_(wide[:, tile], self.keys[tile].to(wide.dtype))
+            if self.bias is not None:
+                folded[:, -2] = wide @ self.bias.to(wide.dtype)
+            folded[:, -1] = wide.sum(1)
+        folded.requires_grad_(weight.requires_grad and torch.is_grad_enabled())
+        self._made[id(weight)] = (weight, weight._version, folded)
+        return folded
+
+    def _tiles(self, dtype: torch.dtype) -> list[slice]:
+        """All keys at once, or so many that a copy in another precision stays small."""
+        m = len(self.keys)
+        step = m if self.keys.dtype == dtype else 8192
+        return [slice(start, min(start + step, m)) for start in range(0, m, max(step, 1))]
+
+    def folded(self) -> list[tuple[Tensor, Tensor]]:
+        """Each weight that was folded, and what it was folded into: a leaf that collects gradient."""
+        return [(weight, folded) for weight, _, folded in self._made.values()]
+
+    @torch.no_grad()
+    def weight_gradient(self, gradient: Tensor) -> Tensor:
+        """Gradient of A from that of what it was folded into."""
+        result = gradient.new_empty(len(gradient), len(self.keys))
+        for tile in self._tiles(gradient.dtype):
+            torch.mm(gradient[:, :-2], self.keys[tile].to(gradient.dtype).T, out=result[:, tile])
+        if self.bias is not None:
+            result.addr_(gradient[:, -2], self.bias.to(gradient.dtype))
+        return result.add_(gradient[:, -1:])
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

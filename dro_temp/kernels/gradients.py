@@ -1,0 +1,94 @@
+"""Closed-form gradients of log-mean-exp, block by block."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dro_temp._typing import PerRow, Scores
+from dro_temp.kernels.passes import NOT_AN_OUTCOME, Tilted
+from dro_temp.kernels.products import accumulate_product, product
+from dro_temp.kernels.rows import Products
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Which gradients are wanted."""
+
+    queries: bool = False
+    keys: bool = False
+    bias: bool = False
+    parameters: bool = False
+
+    @property
+    def sums_over_rows(self) -> bool:
+        """True if some gradient adds up rows: each row's weight in the loss must then be known in the sweep."""
+        return self.keys or self.bias or self.parameters
+
+
+class ProductGradients:
+    r"""Gradients of $\sum_i u_i \log g_i$ with respect to queries, keys and bias.
+
+    $\partial \log g_i / \partial s_{ij} = (p_{ij} - 1[j = t_i]) / \tau_i$. The weights are never normalised:
+    $u_i / (\tau_i \sum_j e_{ij})$ is multiplied into the small side of each product.
+
+    Args:
+        products: what is scored.
+        keys: the keys as they are multiplied.
+        needs: gradients wanted.
+        work: precision of the sums.
+    """
+
+    def __init__(self, products: Products, keys: Tensor, needs: Needs, work: torch.dtype) -> None:
+        self._p, self._keys = products, keys
+        self.wanted = needs.queries or needs.keys or needs.bias
+        p = products
+        self.queries = torch.empty_like(p.queries, dtype=work) if needs.queries else None
+        self.keys = torch.empty_like(p.keys, dtype=work) if needs.keys else None
+        if self.keys is not None and not len(p.queries):
+            self.keys.zero_()  # no block will come to overwrite it
+        self.bias = torch.zeros_like(p.bias, dtype=work) if needs.bias and p.bias is not None else None
+
+    def pull(self, block: slice, tilted: Tilted) -> PerRow:
+        r"""$\mathrm{E}_p[s] - \max s$ of each row, from the product that the queries' gradient needs anyway."""
+        if self.queries is None:
+            assert tilted.excess is not None
+            return tilted.excess
+        pulled = product(tilted.weights, self._keys, self.queries[block])
+        if tilted.excess is not None:
+            return tilted.excess
+        moment = (pulled * self._p.queries[block]).sum(1)
+        if self._p.bias is not None:
+            moment = moment + tilted.weights @ self._p.bias.to(pulled.dtype).clamp(min=NOT_AN_OUTCOME)
+        return moment / tilted.total - tilted.top
+
+    def add(
+        self, block: slice, tilted: Tilted, tau: PerRow, u: PerRow, slope_at_target: PerRow | None
+    ) -> None:
+        """Add a block's share.
+
+        Args:
+            block: its rows.
+            tilted: its weights, times the transform's slope if there is one.
+            tau: its temperatures.
+            u: dL/dlog_g of its rows.
+            slope_at_target: the transform's slope at each row's target, or None.
+        """
+        p, target = self._p, self._p.target[block].long()
+        at_target = -u / tau if slope_at_target is None else -u / tau * slope_at_target
+        share = (u / tau / tilted.total)[:, None]
+        if self.queries is not None:
+            self.queries[block].mul_(share).add_(at_target[:, None] * p.keys[target])
+        if self.keys is not None:
+            queries = p.queries[block].to(self.keys.dtype)
+            first = block.start == 0
+            accumulate_product(self.keys, tilted.weights.T, queries * share, self._keys.dtype, first=first)
+            self.keys.index_add_(0, target, queries * at_target[:, None])
+        if self.bias is not None:
+            self.bias.add_(share.squeeze(1) @ tilted.weights).index_add_(0, target, at_target)
+
+
+def multiply_slopes_(weights: Scores, slopes: Scores, target: Tensor) -> PerRow:
+    """Carry weights through a transform; return the slope at each row's target."""
+    weights.mul_(slopes)
+    return slopes.gather(1, target[:, None]).squeeze(1)

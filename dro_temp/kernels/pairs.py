@@ -1,0 +1,261 @@
+"""Both sides of a block of pairs from one set of tiles: image rows and text rows share their scores."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dro_temp._typing import Features, PerRow, Scores
+from dro_temp.kernels import pair_passes
+from dro_temp.kernels.budget import block_rows, fits_cache
+from dro_temp.kernels.pair_passes import ColumnSums, RowSums
+from dro_temp.kernels.passes import NOT_AN_OUTCOME
+from dro_temp.kernels.products import accumulate_product, factor_dtype, product
+from dro_temp.kernels.refusals import refuse_second_derivative, refuse_transforms
+
+
+class PairPasses(Protocol):
+    """The elementwise passes over a stripe of scores; the module `pair_passes` is one."""
+
+    def sum_rows(self, scores: Scores, tau: PerRow, weights: Scores, spare: Scores) -> RowSums:
+        """Sums of each row; the scores stay."""
+
+    def sum_columns_(
+        self, scores: Scores, tau: Tensor, sums: ColumnSums, weights: Scores, spare: Scores
+    ) -> None:
+        """Sums of each column, added to what there is; the scores stay."""
+
+    def couple_(
+        self,
+        scores: Scores,
+        tau_rows: PerRow,
+        top_rows: PerRow,
+        share_rows: PerRow,
+        tau_columns: Tensor,
+        top_columns: Tensor,
+        share_columns: Tensor,
+        spare: Scores,
+    ) -> Scores:
+        """Gradient with respect to the scores, in their place."""
+
+
+@dataclass(frozen=True)
+class LogSums:
+    r"""$\log \sum e^{(s - s_{\mathrm{own}}) / \tau}$ over the others, of each row and each column of a block.
+
+    Args:
+        rows: of each row, over all columns but its own.
+        columns: of each column, over all rows of the block but its own. The blocks of several processes add up:
+            `logaddexp` of theirs is that of the whole column.
+    """
+
+    rows: PerRow
+    columns: Tensor
+
+
+def own_scores(queries: Features, keys: Features, offset: int = 0) -> PerRow:
+    """Score of each row with its own column, `offset + i`, in float32 or better.
+
+    Example:
+        >>> own_scores(torch.tensor([[1.0, 2.0]]), torch.tensor([[9.0, 9.0], [3.0, 4.0]]), offset=1)
+        tensor([11.])
+    """
+    work = _work(queries, keys)
+    mine = keys[offset : offset + queries.shape[0]]
+    return (queries.to(work) * mine.to(work)).sum(1)
+
+
+def log_sums_of_pairs(
+    queries: Features,
+    keys: Features,
+    tau_rows: PerRow,
+    tau_columns: Tensor,
+    *,
+    offset: int = 0,
+    own_columns: Tensor | None = None,
+    passes: PairPasses = pair_passes,
+) -> LogSums:
+    r"""Log-sums of both sides, from one sweep over stripes of $s = q k^\top$.
+
+    Row i's own column is `offset + i`; it is left out of both its row and its column. Backward forms
+    $G_{ij} = \frac{u_i}{\tau_i} p_{ij} + \frac{w_j}{\tau_j} p'_{ij}$ stripe by stripe and multiplies it into both
+    sides: three matrix products in all if what the sums need fits the byte budget, four if scores are made twice.
+
+    Args:
+        queries: this process's rows, [n d].
+        keys: the columns, [m d], of all processes.
+        tau_rows: temperature of each row.
+        tau_columns: temperature of each column, [m].
+        offset: where this process's rows start among the columns.
+        own_columns: each column's own score, [m]; None if the block is square, and rows say it.
+        passes: the elementwise passes.
+
+    Raises:
+        RuntimeError: under `torch.func` transforms, or where a second derivative is asked for.
+        ValueError: a block that is not square, without `own_columns`.
+
+    Example:
+        >>> import torch
+        >>> x, y, tau = torch.eye(3), torch.eye(3), torch.ones(3)
+        >>> log_sums_of_pairs(x, y, tau, tau).rows  # two others at distance one: log 2 - 1
+        tensor([-0.3069, -0.3069, -0.3069])
+    """
+    refuse_transforms()
+    own = own_scores(queries, keys, offset)
+    if own_columns is None:
+        if len(own) != len(keys):
+            raise ValueError(
+                f"expected as many rows as columns, or own_columns, received {len(own)} rows and {len(keys)} "
+                "columns. Pass the own scores of all columns, gathered from the processes that hold their rows."
+            )
+        own_columns = own
+    rows, columns = _LogSums.apply(  # type: ignore[no-untyped-call]
+        _Block(offset, passes),
+        queries,
+        keys,
+        own,
+        own_columns,
+        tau_rows.to(own.dtype),
+        tau_columns.to(own.dtype),
+    )
+    return LogSums(rows, columns)
+
+
+def _work(queries: Tensor, keys: Tensor) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(queries.dtype, keys.dtype), torch.float32)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A sweep without its tensors."""
+
+    offset: int
+    passes: PairPasses
+
+    def stripes(self, queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Rows, and the columns that are their own."""
+        n, work = queries.shape[0], _work(queries, keys)
+        step = block_rows(n, keys.shape[0], work, queries.device)
+        for start in range(0, n, step):
+            rows = slice(start, min(start + step, n))
+            yield rows, torch.arange(rows.start, rows.stop, device=queries.device)[:, None] + self.offset
+
+    def score(self, queries: Tensor, keys: Tensor, rows: slice, own: Tensor, out: Scores) -> Scores:
+        scores = out[: rows.stop - rows.start]
+        product(queries[rows], keys.T, scores)
+        return scores.scatter_(1, own, NOT_AN_OUTCOME)
+
+
+class _Kept:
+    """Weights of both sides, kept from forward to backward; those of columns relative to their stripe's tops."""
+
+    def __init__(self, n: int, m: int, like: Tensor, dtype: torch.dtype) -> None:
+        self.rows, self.columns = (like.new_empty((n, m), dtype=dtype) for _ in range(2))
+        self.tops: list[Tensor] = []
+
+
+class _LogSums(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        block: _Block,
+        queries: Tensor,
+        keys: Tensor,
+        own: Tensor,
+        own_columns: Tensor,
+        tau_rows: Tensor,
+        tau_columns: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        n, m, work = queries.shape[0], keys.shape[0], own.dtype
+        step = block_rows(n, m, work, queries.device)
+        wide = keys.to(factor_dtype(keys))
+        scores_out, spare_out, weights_out = (queries.new_empty((step, m), dtype=work) for _ in range(3))
+        wanted = ctx.needs_input_grad
+        kept = (
+            _Kept(n, m, queries, work) if (wanted[1] or wanted[2]) and fits_cache(2 * n * m, work) else None
+        )
+        top, total, excess = (torch.empty_like(own) for _ in range(3))
+        sums = ColumnSums.start(own_columns)
+        for rows, mine in block.stripes(queries, keys):
+            scores = block.score(queries, wide, rows, mine, scores_out)
+            spare = spare_out[: len(scores)]
+            weights = weights_out[: len(scores)] if kept is None else kept.rows[rows]
+            found = block.passes.sum_rows(scores, tau_rows[rows], weights, spare)
+            top[rows], total[rows], excess[rows] = found.top, found.total, found.excess
+            weights = weights_out[: len(scores)] if kept is None else kept.columns[rows]
+            block.passes.sum_columns_(scores, tau_columns, sums, weights, spare)
+            if kept is not None:
+                kept.tops.append(sums.top.clone())
+        slope_rows = -(excess + (top - own)) / tau_rows.square()
+        slope_columns = -(sums.moment / sums.total - own_columns) / tau_columns.square()
+        ctx.block, ctx.kept = block, kept
+        ctx.save_for_backward(
+            queries, keys, tau_rows, tau_columns, top, total, sums.top, sums.total, slope_rows, slope_columns
+        )
+        return (
+            (top - own) / tau_rows + total.log(),
+            (sums.top - own_columns) / tau_columns + sums.total.log(),
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
+        queries, keys, tau_rows, tau_columns, top, total, top_c, total_c, slope, slope_c = ctx.saved_tensors
+        u, w = grads
+        a, b = u / tau_rows, w / tau_columns
+        found: tuple[Tensor | None, Tensor | None] = (None, None)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            coupling = _Coupling(tau_rows, top, a / total, tau_columns, top_c, b / total_c)
+            found = coupling.gradients(ctx.block, queries, keys, ctx.kept)
+        return None, *found, -a, -b, u * slope, w * slope_c
+
+
+@dataclass(frozen=True)
+class _Coupling:
+    """What turns scores into the gradient with respect to them."""
+
+    tau_rows: Tensor
+    top_rows: Tensor
+    share_rows: Tensor
+    tau_columns: Tensor
+    top_columns: Tensor
+    share_columns: Tensor
+
+    def gradients(
+        self, block: _Block, queries: Tensor, keys: Tensor, kept: _Kept | None
+    ) -> tuple[Tensor, Tensor]:
+        n, m, work = queries.shape[0], keys.shape[0], self.tau_rows.dtype
+        wide = keys.to(factor_dtype(keys))
+        step = block_rows(n, m, work, queries.device)
+        out, spare = (queries.new_empty((step, m), dtype=work) for _ in range(2))
+        to_queries = torch.empty_like(queries, dtype=work)
+        to_keys = torch.empty_like(keys, dtype=work)
+        for number, (rows, mine) in enumerate(block.stripes(queries, keys)):
+            if kept is None:
+                scores = block.score(queries, wide, rows, mine, out)
+                coupled = self._couple(block.passes, scores, rows, spare[: len(scores)])
+            else:
+                coupled = self._recall(kept, number, rows, out)
+            product(coupled, wide, to_queries[rows])
+            accumulate_product(to_keys, coupled.T, queries[rows].to(work), wide.dtype, first=number == 0)
+        return to_queries.to(queries.dtype), to_keys.to(keys.dtype)
+
+    def _couple(self, passes: PairPasses, scores: Scores, rows: slice, spare: Scores) -> Scores:
+        return passes.couple_(
+            scores,
+            self.tau_rows[rows],
+            self.top_rows[rows],
+            self.share_rows[rows],
+            self.tau_columns,
+            self.top_columns,
+            self.share_columns,
+            spare,
+        )
+
+    def _recall(self, kept: _Kept, number: int, rows: slice, out: Scores) -> Scores:
+        # The stripe's column weights are relative to the tops of its time.
+        late = ((kept.tops[number] - self.top_columns) / self.tau_columns).exp()
+        coupled = torch.mul(kept.rows[rows], self.share_rows[rows, None], out=out[: rows.stop - rows.start])
+        return coupled.addcmul_(kept.columns[rows], self.share_columns * late)

@@ -1,0 +1,66 @@
+"""Matrix products of low-precision factors whose sums are kept in float32."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+LOW = (torch.float16, torch.bfloat16)
+
+
+@functools.cache
+def _processor_multiplies_bfloat16() -> bool:
+    # Without such instructions a bfloat16 product is emulated, 8 to 100 times slower than a float32 one.
+    asks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, ask)() for ask in asks if hasattr(torch.cpu, ask))
+
+
+@functools.cache
+def _sums_in_float32(device: torch.device) -> bool:
+    """Whether `torch.mm` returns float32 from low-precision factors there (torch 2.8 and later, on CUDA)."""
+    try:
+        one = torch.ones(16, 16, dtype=torch.bfloat16, device=device)
+        torch.mm(one, one, out_dtype=torch.float32)
+    except (TypeError, NotImplementedError, RuntimeError):
+        return False
+    return True
+
+
+def factor_dtype(x: Tensor) -> torch.dtype:
+    """Precision in which factors like `x` are multiplied fastest without losing digits that they have."""
+    if x.dtype not in LOW:
+        return x.dtype
+    if x.device.type == "cpu":
+        fast = x.dtype == torch.bfloat16 and _processor_multiplies_bfloat16()
+    else:
+        fast = _sums_in_float32(x.device)
+    return x.dtype if fast else torch.float32
+
+
+def _multiply(a: Tensor, b: Tensor) -> Tensor:
+    if a.device.type == "cpu":
+        return torch.mm(a, b)
+    return torch.mm(a, b, out_dtype=torch.float32)
+
+
+def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """`out = a @ b` in the precision of `b`, the larger factor; `out` may be more precise than both."""
+    a = a.to(b.dtype)
+    return torch.mm(a, b, out=out) if b.dtype == out.dtype else out.copy_(_multiply(a, b))
+
+
+def accumulate_product(total: Tensor, a: Tensor, b: Tensor, factor: torch.dtype, *, first: bool) -> None:
+    """`total += a @ b`, multiplied in the precision `factor`, summed in that of `total`.
+
+    The first time whatever `total` holds is overwritten: filling it with zeros would be a pass of its own.
+    """
+    if factor == total.dtype:
+        torch.addmm(total, a, b, beta=0.0 if first else 1.0, out=total)
+        return
+    # A gradient's weights may be far below float16's smallest number: scale them up for the product.
+    top = b.abs().amax().clamp(min=torch.finfo(b.dtype).tiny)
+    part = _multiply(a.to(factor), (b / top).to(factor))
+    if first:
+        torch.mul(part, top, out=total)
+    else:
+        total.addcmul_(part, top)

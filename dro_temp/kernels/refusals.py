@@ -1,0 +1,23 @@
+"""What closed-form gradients cannot do, said clearly."""
+
+import torch
+
+_INSTEAD = "Build the loss with impl='eager', which is ordinary autograd and holds the score matrix."
+
+
+def refuse_transforms() -> None:
+    """Raise under `torch.func` transforms."""
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "expected a streaming loss outside torch.func transforms (grad, vmap, jvp), received a call inside "
+            f"one: its gradients are formed in closed form, in its own sweep. {_INSTEAD}"
+        )
+
+
+def refuse_second_derivative() -> None:
+    """Raise in a backward that is itself recorded."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "expected a first derivative of a streaming loss, received create_graph=True: its closed-form "
+            f"gradients carry no graph. {_INSTEAD}"
+        )
