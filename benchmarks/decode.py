@@ -9,7 +9,6 @@ untimed, so that a temperature finds the caches as generation leaves them: full 
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,19 +18,6 @@ from torch import Tensor
 import dro_temp as dt
 
 SHAPES = [(768, 50304), (2048, 32000), (4096, 32000), (2048, 128256)]
-
-
-def fold(tempnet: dt.TempNet, weight: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """What is prepared once for a frozen head.
-
-    Args:
-        tempnet: TempNet over the head's logits.
-        weight: the head's weight, [vocabulary d].
-
-    Returns:
-        From a token's hidden state [1 d] and logits [1 vocabulary] to its temperature [1].
-    """
-    return lambda hidden, logits: tempnet(support=dt.Support(logits))
 
 
 @dataclass(frozen=True)
@@ -88,11 +74,11 @@ def naive(p: DecodeProblem) -> Step:
 def folded(p: DecodeProblem) -> Step:
     """The same temperature, with whatever a frozen head lets one prepare."""
     logits = p.hidden @ p.weight.T
-    temperature = fold(p.tempnet, p.weight)
+    head = dt.FrozenHead(p.weight)
 
     @torch.no_grad()
     def step() -> Tensor:
-        return temperature(p.hidden, logits)
+        return p.tempnet(summary=head.summary(p.hidden, logits))
 
     return step
 

@@ -16,6 +16,7 @@ from dro_temp.estimators import ConstantGamma, CosineGamma, Estimator, Exact, Ga
 from dro_temp.functional import Scale, ScoreTransform, SoftCap
 from dro_temp.interfaces import (
     Evaluated,
+    FrozenHead,
     HostAdapter,
     LinearScores,
     LogMeanExpLoss,
@@ -52,6 +53,7 @@ __all__ = [
     "Estimator",
     "Evaluated",
     "Exact",
+    "FrozenHead",
     "GammaSchedule",
     "GradientUpdate",
     "HostAdapter",

@@ -1,14 +1,21 @@
 """Shape checks on every call, and the same examples on every run."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 from jaxtyping import config, install_import_hook
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+# Without a GPU, Triton's kernels are interpreted. Triton decides that once, when somebody first imports it, so it
+# must be said before any test does (torch.compile, for one).
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The pure functions and the leaves are checked against their shape types. interfaces.py, objective.py and
 # optim.py are not: there a wrong shape must meet the library's own three-part error.

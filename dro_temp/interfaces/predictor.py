@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dro_temp import functional as F
 from dro_temp._checks import check_bounds
@@ -13,6 +14,9 @@ from dro_temp._typing import Features, PerRow, RowIndex
 from dro_temp.interfaces.rows import Rows, Support
 from dro_temp.interfaces.scores import at_least_float32
 from dro_temp.interfaces.summary import Summary
+
+#: Rows whose temperatures are predicted at a time; a network's activations for so many take some megabytes.
+BLOCK_OF_ROWS = 4096
 
 Readable: TypeAlias = Literal["features", "index", "support", "summary"]
 
@@ -102,7 +106,7 @@ class TemperaturePredictor(nn.Module, ABC):
                 "Objective the host's Rows carry them (index: call objective(..., index=index))."
             )
         if shape is None:
-            shape = _leading_shape(features, index, support)
+            shape = _leading_shape(features, index, summary, support)
         reading = Reading(
             shape.numel(),
             features=None
@@ -123,23 +127,40 @@ class TemperaturePredictor(nn.Module, ABC):
     def of(self, rows: Rows) -> PerRow:
         """Temperatures of rows: hands over exactly what `reads` declares.
 
-        Rows that do not count get some temperature, whatever they hold.
+        Rows that do not count get some temperature, whatever they hold. Many rows are taken a block at a time,
+        and what a block needs for its gradient is computed again in backward: no buffer grows with the batch.
         """
         rows = rows.inert_where_invalid() if self.reads_scores else rows.inert_but_for_scores()
+        if "features" not in self.reads or self.reads_scores or len(rows) <= BLOCK_OF_ROWS:
+            return self._of(rows.features, rows)
+        blocks = (rows.select(slice(i, i + BLOCK_OF_ROWS)) for i in range(0, len(rows), BLOCK_OF_ROWS))
+        return torch.cat([self._of_block(block) for block in blocks])
+
+    def _of(self, features: Features | None, rows: Rows) -> PerRow:
         tau: Tensor = self(
-            rows.features,
+            features,
             index=rows.index,
             support=rows.support if self.reads_scores else None,
             shape=rows.target.shape,
         )
         return tau
 
+    def _of_block(self, block: Rows) -> PerRow:
+        if not (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())):
+            return self._of(block.features, block)
+        tau: Tensor = checkpoint(self._of, block.features, block, use_reentrant=False)
+        return tau
 
-def _leading_shape(features: Tensor | None, index: Tensor | None, support: Support | None) -> torch.Size:
+
+def _leading_shape(
+    features: Tensor | None, index: Tensor | None, summary: Summary | None, support: Support | None
+) -> torch.Size:
     if features is not None:
         return features.shape[:-1]
     if index is not None:
         return index.shape
+    if summary is not None:
+        return summary.shape
     if support is not None:
         return support.scores.shape[:-1]
     raise ValueError(

@@ -33,6 +33,11 @@ class Summary:
         self._scores, self._mask, self._project = at_least_float32(scores).detach(), mask, project
 
     @property
+    def shape(self) -> torch.Size:
+        """[n]."""
+        return self._scores.shape[:-1]
+
+    @property
     def outcomes(self) -> int:
         """Number of columns."""
         return self._scores.shape[1]

@@ -45,11 +45,21 @@ def fits_cache(numel: int, dtype: torch.dtype) -> bool:
     return numel * dtype.itemsize <= _CACHE_BYTES.get()
 
 
-def block_rows(n: int, outcomes: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Number of rows that are scored at a time; at least one."""
+def block_rows(
+    n: int, outcomes: int, dtype: torch.dtype, device: torch.device, *, sums_over_rows: bool = True
+) -> int:
+    """Number of rows that are scored at a time; at least one.
+
+    Args:
+        n: rows in all.
+        outcomes: scores of a row.
+        dtype: of the scores.
+        device: where they are.
+        sums_over_rows: whether a product adds up the block's rows, and so wants many of them.
+    """
     row_bytes = max(outcomes, 1) * dtype.itemsize
     if device.type == "cpu":
-        rows = max(_CPU_ROWS, _CPU_CACHE // row_bytes)
+        rows = max(_CPU_ROWS if sums_over_rows else _CPU_ROWS // 2, _CPU_CACHE // row_bytes)
         rows = max(min(rows, _CPU_BLOCK // row_bytes), _CPU_MIN_ROWS)
     else:
         rows = max(_DEVICE_BLOCK // row_bytes, 128)

@@ -15,6 +15,7 @@ class Fold:
     Args:
         keys: W, [m d]; no gradient flows to them.
         bias: c, or None.
+        scale: multiplies W q.
 
     Example:
         >>> import torch
@@ -25,7 +26,8 @@ class Fold:
     Source: arXiv 2404.04575, the first layer of TempNet over logits.
     """
 
-    def __init__(self, keys: Features, bias: PerRow | None) -> None:
+    def __init__(self, keys: Features, bias: PerRow | None, *, scale: float = 1.0) -> None:
+        self.scale = scale
         self.keys = keys.detach()
         self.bias = None if bias is None else bias.detach()
         self._made: dict[int, tuple[Tensor, int, Tensor]] = {}
@@ -39,13 +41,14 @@ class Fold:
             shift: subtracted from all scores of a row.
         """
         folded = self._folded(weight)
-        d = self.keys.shape[1]
-        result = queries.to(folded.dtype) @ folded[:, :d].T
-        if self.bias is not None:
-            result = result + folded[:, -2]
-        if shift is not None:
-            result = result - shift[:, None].to(folded.dtype) * folded[:, -1]
-        return result
+        # [A W | A c | A 1]: the offset belongs to every row, so that one call does for product and offset.
+        offset = None if self.bias is None else folded[:, -2]
+        result = torch.nn.functional.linear(self._wide(queries, folded.dtype), folded[:, :-2], offset)
+        return result if shift is None else result - shift[:, None].to(folded.dtype) * folded[:, -1]
+
+    def _wide(self, queries: Features, dtype: torch.dtype) -> Features:
+        queries = queries.to(dtype)
+        return queries if self.scale == 1.0 else queries * self.scale
 
     def _folded(self, weight: Tensor) -> Tensor:
         """[A W | A c | A 1] in float32 or better, made at first use, and again when the weight has moved."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dro_temp._typing import PerRow, Scores
 from dro_temp.kernels.passes import NOT_AN_OUTCOME, Tilted
-from dro_temp.kernels.products import accumulate_product, product
+from dro_temp.kernels.products import accumulate_product, gradient_dtype, product
 from dro_temp.kernels.rows import Products
 
 
@@ -34,13 +34,13 @@ class ProductGradients:
 
     Args:
         products: what is scored.
-        keys: the keys as they are multiplied.
         needs: gradients wanted.
         work: precision of the sums.
     """
 
-    def __init__(self, products: Products, keys: Tensor, needs: Needs, work: torch.dtype) -> None:
-        self._p, self._keys = products, keys
+    def __init__(self, products: Products, needs: Needs, work: torch.dtype) -> None:
+        self._p = products
+        self._keys = products.keys.to(gradient_dtype(products.keys))
         self.wanted = needs.queries or needs.keys or needs.bias
         p = products
         self.queries = torch.empty_like(p.queries, dtype=work) if needs.queries else None
@@ -57,7 +57,7 @@ class ProductGradients:
         pulled = product(tilted.weights, self._keys, self.queries[block])
         if tilted.excess is not None:
             return tilted.excess
-        moment = (pulled * self._p.queries[block]).sum(1)
+        moment = (pulled * self._p.queries[block]).sum(1) * self._p.scale
         if self._p.bias is not None:
             moment = moment + tilted.weights @ self._p.bias.to(pulled.dtype).clamp(min=NOT_AN_OUTCOME)
         return moment / tilted.total - tilted.top
@@ -76,7 +76,10 @@ class ProductGradients:
         """
         p, target = self._p, self._p.target[block].long()
         at_target = -u / tau if slope_at_target is None else -u / tau * slope_at_target
-        share = (u / tau / tilted.total)[:, None]
+        share = u / tau / tilted.total
+        if self.bias is not None:
+            self.bias.add_(share @ tilted.weights).index_add_(0, target, at_target)
+        share, at_target = (share * p.scale)[:, None], at_target * p.scale
         if self.queries is not None:
             self.queries[block].mul_(share).add_(at_target[:, None] * p.keys[target])
         if self.keys is not None:
@@ -84,8 +87,6 @@ class ProductGradients:
             first = block.start == 0
             accumulate_product(self.keys, tilted.weights.T, queries * share, self._keys.dtype, first=first)
             self.keys.index_add_(0, target, queries * at_target[:, None])
-        if self.bias is not None:
-            self.bias.add_(share.squeeze(1) @ tilted.weights).index_add_(0, target, at_target)
 
 
 def multiply_slopes_(weights: Scores, slopes: Scores, target: Tensor) -> PerRow:

@@ -12,7 +12,7 @@ from dro_temp.kernels import pair_passes
 from dro_temp.kernels.budget import block_rows, fits_cache
 from dro_temp.kernels.pair_passes import ColumnSums, RowSums
 from dro_temp.kernels.passes import NOT_AN_OUTCOME
-from dro_temp.kernels.products import accumulate_product, factor_dtype, product
+from dro_temp.kernels.products import accumulate_product, gradient_dtype, product, score_dtype
 from dro_temp.kernels.refusals import refuse_second_derivative, refuse_transforms
 
 
@@ -170,7 +170,7 @@ class _LogSums(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         n, m, work = queries.shape[0], keys.shape[0], own.dtype
         step = block_rows(n, m, work, queries.device)
-        wide = keys.to(factor_dtype(keys))
+        wide = keys.to(score_dtype(keys))
         scores_out, spare_out, weights_out = (queries.new_empty((step, m), dtype=work) for _ in range(3))
         wanted = ctx.needs_input_grad
         kept = (
@@ -189,7 +189,8 @@ class _LogSums(torch.autograd.Function):
             if kept is not None:
                 kept.tops.append(sums.top.clone())
         slope_rows = -(excess + (top - own)) / tau_rows.square()
-        slope_columns = -(sums.moment / sums.total - own_columns) / tau_columns.square()
+        mean_columns = sums.moment / sums.total.clamp(min=torch.finfo(work).tiny)  # no rows: no sum
+        slope_columns = -(mean_columns - own_columns) / tau_columns.square()
         ctx.block, ctx.kept = block, kept
         ctx.save_for_backward(
             queries, keys, tau_rows, tau_columns, top, total, sums.top, sums.total, slope_rows, slope_columns
@@ -227,19 +228,20 @@ class _Coupling:
         self, block: _Block, queries: Tensor, keys: Tensor, kept: _Kept | None
     ) -> tuple[Tensor, Tensor]:
         n, m, work = queries.shape[0], keys.shape[0], self.tau_rows.dtype
-        wide = keys.to(factor_dtype(keys))
+        wide, narrow = keys.to(score_dtype(keys)), keys.to(gradient_dtype(keys))
         step = block_rows(n, m, work, queries.device)
         out, spare = (queries.new_empty((step, m), dtype=work) for _ in range(2))
         to_queries = torch.empty_like(queries, dtype=work)
-        to_keys = torch.empty_like(keys, dtype=work)
+        # The first stripe overwrites it; without rows there is none.
+        to_keys = torch.empty_like(keys, dtype=work) if n else torch.zeros_like(keys, dtype=work)
         for number, (rows, mine) in enumerate(block.stripes(queries, keys)):
             if kept is None:
                 scores = block.score(queries, wide, rows, mine, out)
                 coupled = self._couple(block.passes, scores, rows, spare[: len(scores)])
             else:
                 coupled = self._recall(kept, number, rows, out)
-            product(coupled, wide, to_queries[rows])
-            accumulate_product(to_keys, coupled.T, queries[rows].to(work), wide.dtype, first=number == 0)
+            product(coupled, narrow, to_queries[rows])
+            accumulate_product(to_keys, coupled.T, queries[rows].to(work), narrow.dtype, first=number == 0)
         return to_queries.to(queries.dtype), to_keys.to(keys.dtype)
 
     def _couple(self, passes: PairPasses, scores: Scores, rows: slice, spare: Scores) -> Scores:

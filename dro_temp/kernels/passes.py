@@ -29,22 +29,32 @@ class Tilted:
     excess: PerRow | None
 
 
-def tilt_(scores: Scores, tau: PerRow, spare: Scores | None) -> Tilted:
-    """Tilt a block of scores.
+def tilt_(scores: Scores, tau: PerRow, *, excess: bool) -> Tilted:
+    """Tilt a block of scores, in place.
 
     Args:
-        scores: overwritten: by the weights if there is no `spare`.
+        scores: overwritten by the weights.
         tau: temperature of each row.
-        spare: a second block for the weights; then `excess` is computed, and the scores are consumed.
+        excess: whether that is wanted, too.
     """
     top = scores.amax(1)
-    scores.sub_(top[:, None])
-    if spare is None:
-        weights = scores.div_(tau[:, None]).exp_()
-        return Tilted(weights, top, weights.sum(1), None)
-    weights = torch.div(scores, tau[:, None], out=spare).exp_()
-    total = weights.sum(1)
-    return Tilted(weights, top, total, scores.mul_(weights).sum(1) / total)
+    total, mean = torch.empty_like(top), torch.empty_like(top) if excess else None
+    # A few rows at a time: they stay in the processor's cache from pass to pass, and scratch stays small.
+    for rows in row_groups(scores):
+        weights = scores[rows].sub_(top[rows, None])
+        below = weights.clone() if excess else None
+        weights.div_(tau[rows, None]).exp_()
+        total[rows] = weights.sum(1)
+        if mean is not None and below is not None:
+            mean[rows] = below.mul_(weights).sum(1) / total[rows]
+    return Tilted(scores, top, total, mean)
+
+
+def row_groups(scores: Scores) -> list[slice]:
+    """Rows of a block, a few megabytes at a time on the processor, all at once on a device."""
+    n, m = scores.shape
+    step = max(2**20 // max(m, 1), 1) if scores.device.type == "cpu" else max(n, 1)
+    return [slice(start, start + step) for start in range(0, n, step)]
 
 
 def moments(

@@ -24,7 +24,7 @@ class PredictedTau:
         self._parameters = tuple(
             q.detach().requires_grad_(trains and q.requires_grad) for q in tau_of.parameters
         )
-        self._fold = Fold(keys, products.bias)
+        self._fold = Fold(keys, products.bias, scale=products.scale)
         self._totals: list[Tensor | None] = [None] * len(self._parameters)
         self._folded_totals: dict[int, Tensor | None] = {}
         self._live = torch.empty(0)

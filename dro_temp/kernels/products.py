@@ -26,15 +26,21 @@ def _sums_in_float32(device: torch.device) -> bool:
     return True
 
 
-def factor_dtype(x: Tensor) -> torch.dtype:
-    """Precision in which factors like `x` are multiplied fastest without losing digits that they have."""
+def score_dtype(x: Tensor) -> torch.dtype:
+    """Precision in which scores are multiplied: no digit of the factors is lost on the way to float32."""
     if x.dtype not in LOW:
         return x.dtype
-    if x.device.type == "cpu":
-        fast = x.dtype == torch.bfloat16 and _processor_multiplies_bfloat16()
-    else:
-        fast = _sums_in_float32(x.device)
-    return x.dtype if fast else torch.float32
+    return x.dtype if x.device.type != "cpu" and _sums_in_float32(x.device) else torch.float32
+
+
+def gradient_dtype(x: Tensor) -> torch.dtype:
+    """Precision in which gradients are multiplied: that of the factors, where that is fast.
+
+    Weights are rounded to it, sums are not.
+    """
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and _processor_multiplies_bfloat16():
+        return x.dtype
+    return score_dtype(x)
 
 
 def _multiply(a: Tensor, b: Tensor) -> Tensor:
@@ -43,10 +49,12 @@ def _multiply(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b, out_dtype=torch.float32)
 
 
-def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """`out = a @ b` in the precision of `b`, the larger factor; `out` may be more precise than both."""
+def product(a: Tensor, b: Tensor, out: Tensor, scale: float = 1.0) -> Tensor:
+    """`out = scale * a @ b` in the precision of `b`, the larger factor; `out` may be more precise than both."""
     a = a.to(b.dtype)
-    return torch.mm(a, b, out=out) if b.dtype == out.dtype else out.copy_(_multiply(a, b))
+    if b.dtype == out.dtype:
+        return torch.addmm(out, a, b, beta=0.0, alpha=scale, out=out)
+    return torch.mul(_multiply(a, b), scale, out=out)
 
 
 def accumulate_product(total: Tensor, a: Tensor, b: Tensor, factor: torch.dtype, *, first: bool) -> None:

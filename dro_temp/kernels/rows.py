@@ -27,6 +27,7 @@ class Products:
         bias: one number per outcome.
         transform: elementwise function of the products, or None.
         target_in_support: False to leave each row's target out of its support.
+        scale: multiplies the products of queries and keys.
     """
 
     queries: Features
@@ -35,6 +36,7 @@ class Products:
     bias: PerRow | None = None
     transform: ScoreTransform | None = None
     target_in_support: bool = True
+    scale: float = 1.0
 
     @property
     def support_size(self) -> int:

@@ -55,13 +55,15 @@ def log_mean_exp_rows(
     refuse_transforms()
     p = products
     if isinstance(p.transform, Scale):
-        # Moved into the queries and the bias, where it costs nothing.
+        # Part of the product, where it costs nothing. (A scaled query in low precision would lose digits.)
         factor = p.transform.factor
-        bias = None if p.bias is None else p.bias * factor
-        p = replace(p, queries=p.queries * factor, bias=bias, transform=None)
+        bias = (
+            None if p.bias is None else p.bias.to(torch.promote_types(p.bias.dtype, torch.float32)) * factor
+        )
+        p = replace(p, bias=bias, transform=None, scale=p.scale * factor)
     names = tuple(dict.fromkeys(statistics))
     given, tau_of = (tau, None) if isinstance(tau, Tensor) else (None, tau)
-    plan = _Plan(p.target, p.transform, p.target_in_support, tau_of, passes, names)
+    plan = _Plan(p.target, p.transform, p.target_in_support, p.scale, tau_of, passes, names)
     parameters = () if tau_of is None else tau_of.parameters
     log_g, predicted, *noted = _LogMeanExp.apply(  # type: ignore[no-untyped-call]
         plan, expected, p.queries, p.keys, p.bias, given, *parameters
@@ -77,12 +79,15 @@ class _Plan:
     target: RowIndex
     transform: ScoreTransform | None
     target_in_support: bool
+    scale: float
     tau_of: TauOf | None
     passes: RowPasses
     names: tuple[Statistic, ...]
 
     def sweep(self, queries: Features, keys: Features, bias: PerRow | None, tau: PerRow | None) -> Sweep:
-        products = Products(queries, keys, self.target, bias, self.transform, self.target_in_support)
+        products = Products(
+            queries, keys, self.target, bias, self.transform, self.target_in_support, self.scale
+        )
         source = self.tau_of if tau is None else tau
         assert source is not None
         return Sweep(products, source, self.passes, frozenset(self.names))

@@ -13,7 +13,7 @@ from dro_temp.kernels.budget import block_rows
 from dro_temp.kernels.gradients import Needs, ProductGradients, multiply_slopes_
 from dro_temp.kernels.passes import NOT_AN_OUTCOME, Tilted
 from dro_temp.kernels.predicted import PredictedTau
-from dro_temp.kernels.products import factor_dtype, product
+from dro_temp.kernels.products import product, score_dtype
 from dro_temp.kernels.rows import Products, TauOf, tilted_statistics
 
 #: `(log_g, tau, rows) -> (dL/dlog_g, dL/dtau)`.
@@ -23,7 +23,7 @@ Upstream: TypeAlias = Callable[[PerRow, PerRow, slice], tuple[PerRow, PerRow]]
 class RowPasses(Protocol):
     """The passes over a block of scores; the module `passes` is one."""
 
-    def tilt_(self, scores: Scores, tau: PerRow, spare: Scores | None) -> Tilted:
+    def tilt_(self, scores: Scores, tau: PerRow, *, excess: bool) -> Tilted:
         """Exponential tilting; the scores are consumed."""
 
     def moments(
@@ -87,20 +87,18 @@ class Sweep:
         """
         p = self.products
         n, m = p.queries.shape[0], p.keys.shape[0]
-        rows = block_rows(n, m, self.work, p.queries.device)
+        rows = block_rows(n, m, self.work, p.queries.device, sums_over_rows=needs.keys)
         new = p.queries.new_empty
         log_g, tau, slope = (new(n, dtype=self.work) for _ in range(3))
         found = Swept(log_g, tau, slope)
         for name in self.statistics:
             found.statistics[name] = new(n, dtype=self.work)
-        keys = p.keys.to(factor_dtype(p.keys))
-        gradients = ProductGradients(p, keys, needs, self.work)
+        keys = p.keys.to(score_dtype(p.keys))
+        gradients = ProductGradients(p, needs, self.work)
         predicted = None
         if not isinstance(self.tau, Tensor):
             predicted = PredictedTau(self.tau, p, keys, needs.parameters)
         buffer = new((rows, m), dtype=self.work)
-        # E_p[s] comes with the product that the queries' gradient needs; without one it takes a second block.
-        spare = None if needs.queries and p.transform is None else new((rows, m), dtype=self.work)
         for start in range(0, n, rows):
             block = slice(start, min(start + rows, n))
             scores = buffer[: block.stop - start]
@@ -110,8 +108,7 @@ class Sweep:
                 scores.copy_(kept[block])
             if keep is not None:
                 keep[block] = scores
-            second = None if spare is None else spare[: block.stop - start]
-            self._reduce(block, scores, second, gradients, predicted, upstream, found)
+            self._reduce(block, scores, gradients, predicted, upstream, found)
         found.queries, found.keys, found.bias = gradients.queries, gradients.keys, gradients.bias
         if predicted is not None and needs.parameters:
             found.parameters = predicted.gradients()
@@ -119,7 +116,7 @@ class Sweep:
 
     def _score(self, block: slice, keys: Tensor, scores: Scores) -> None:
         p = self.products
-        product(p.queries[block], keys.T, scores)
+        product(p.queries[block], keys.T, scores, p.scale)
         if p.bias is not None:
             # -inf (an outcome that cannot happen) would become NaN when it is weighted by zero.
             scores.add_(p.bias.to(scores.dtype).clamp(min=NOT_AN_OUTCOME))
@@ -130,7 +127,6 @@ class Sweep:
         self,
         block: slice,
         scores: Scores,
-        spare: Scores | None,
         gradients: ProductGradients,
         predicted: PredictedTau | None,
         upstream: Upstream | None,
@@ -150,7 +146,8 @@ class Sweep:
             slopes = p.transform.slope_(scores.clone())
         if not p.target_in_support:
             scores.scatter_(1, target[:, None], NOT_AN_OUTCOME)
-        tilted = self.passes.tilt_(scores, tau, spare)
+        # E_p[s] comes with the product that the queries' gradient needs anyway, unless a transform lies between.
+        tilted = self.passes.tilt_(scores, tau, excess=gradients.queries is None or p.transform is not None)
         log_m = math.log(max(p.support_size, 1))
         log_g = (tilted.top - own) / tau + tilted.total.log() - log_m
         at_target = None if slopes is None else multiply_slopes_(tilted.weights, slopes, target)

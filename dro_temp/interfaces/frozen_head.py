@@ -1,0 +1,38 @@
+"""A linear head that no longer changes."""
+
+from dro_temp._typing import Features, PerRow, Scores
+from dro_temp.interfaces.summary import Summary
+from dro_temp.kernels import Fold
+
+
+class FrozenHead:
+    r"""What a predictor reads of a frozen head's logits, with its projection prepared once.
+
+    In generation the logits are there already; a network's first layer over them, $A z = (A W) h$, then costs a
+    small product with the hidden state instead of one as wide as the vocabulary.
+
+    Args:
+        keys: the head's weight, [m d].
+        bias: the head's bias, or None.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> weight, hidden = torch.randn(500, 16), torch.randn(1, 16)
+        >>> tempnet = dt.TempNet.for_logits(500, tau_min=0.1, tau_max=2.0).eval()
+        >>> head = FrozenHead(weight)
+        >>> tau = tempnet(summary=head.summary(hidden, hidden @ weight.T))
+        >>> tau.shape
+        torch.Size([1])
+    """
+
+    def __init__(self, keys: Features, bias: PerRow | None = None) -> None:
+        self._fold = Fold(keys, bias)
+
+    def summary(self, queries: Features, scores: Scores) -> Summary:
+        """Of the head's own logits.
+
+        Args:
+            queries: what the head was given, [n d].
+            scores: what it returned, [n m], neither scaled nor capped.
+        """
+        return Summary(scores, project=lambda weight, shift: self._fold(queries, weight, shift))

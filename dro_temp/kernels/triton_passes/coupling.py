@@ -1,0 +1,63 @@
+"""The gradient with respect to a stripe of scores that rows and columns share: one read, one write."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dro_temp._typing import PerRow, Scores
+from dro_temp.kernels.triton_passes.launch import launch, row_stride, stripe_tile, vector
+from dro_temp.kernels.triton_passes.online import LOG2E
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def couple_kernel(  # type: ignore[no-untyped-def]
+    scores,  # [n m], rows `stride` apart; overwritten
+    tau_rows,  # [n]
+    top_rows,  # [n]
+    share_rows,  # [n]
+    tau_columns,  # [m]
+    top_columns,  # [m]
+    share_columns,  # [m]
+    n,
+    m,
+    stride,
+    ROWS: tl.constexpr,  # noqa: N803
+    COLUMNS: tl.constexpr,  # noqa: N803
+):
+    """One tile: what rows ask for plus what columns ask for."""
+    across = tl.cdiv(m, COLUMNS)
+    rows = (tl.program_id(0) // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(0) % across * COLUMNS + tl.arange(0, COLUMNS)
+    low, inside = rows < n, columns < m
+    mask = low[:, None] & inside[None, :]
+    at = scores + rows[:, None] * stride + columns[None, :]
+    s = tl.load(at, mask=mask, other=0.0)
+    rate = LOG2E / tl.load(tau_rows + rows, mask=low, other=1.0)
+    top = tl.load(top_rows + rows, mask=low, other=0.0)
+    share = tl.load(share_rows + rows, mask=low, other=0.0)
+    coupled = share[:, None] * tl.exp2((s - top[:, None]) * rate[:, None])
+    rate = LOG2E / tl.load(tau_columns + columns, mask=inside, other=1.0)
+    top = tl.load(top_columns + columns, mask=inside, other=0.0)
+    share = tl.load(share_columns + columns, mask=inside, other=0.0)
+    coupled += share[None, :] * tl.exp2((s - top[None, :]) * rate[None, :])
+    tl.store(at, coupled, mask=mask)
+
+
+def couple_(
+    scores: Scores,
+    tau_rows: PerRow,
+    top_rows: PerRow,
+    share_rows: PerRow,
+    tau_columns: Tensor,
+    top_columns: Tensor,
+    share_columns: Tensor,
+    spare: Scores,
+) -> Scores:
+    """See `pair_passes.couple_`; no scratch is needed."""
+    n, m = scores.shape
+    sides = (tau_rows, top_rows, share_rows, tau_columns, top_columns, share_columns)
+    tile = stripe_tile(m)
+    programs = triton.cdiv(n, tile["ROWS"]) * triton.cdiv(m, tile["COLUMNS"])
+    vectors = [vector(x, scores) for x in sides]
+    launch(couple_kernel, programs, scores, *vectors, n, m, row_stride(scores), **tile)
+    return scores

@@ -1,0 +1,45 @@
+"""What all launches share: sizes of tiles, the device, the layout of arguments."""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+# A row is read in tiles of at most this many columns: 8 to 16 numbers per thread, and as many sums.
+ROW_TILE = 4096
+# Stripes are read in tiles of rows by columns; 128 columns are 512 bytes of a row, read at once.
+STRIPE_TILE, STRIPE_COLUMNS = 2048, 128
+
+
+def row_tile(m: int) -> dict[str, int]:
+    """Tile and warps for rows of m columns, one program per row."""
+    tile = min(triton.next_power_of_2(m), ROW_TILE)
+    # Wide rows: more threads per row, so that the rows in flight together stay in the second-level cache
+    # between their two reads.
+    per_warp = 512 if tile < ROW_TILE else 256
+    return {"TILE": tile, "num_warps": max(tile // per_warp, 1)}
+
+
+def stripe_tile(m: int) -> dict[str, int]:
+    """Rows and columns of a tile of a stripe that is m columns wide."""
+    columns = min(triton.next_power_of_2(m), STRIPE_COLUMNS)
+    return {"ROWS": STRIPE_TILE // columns, "COLUMNS": columns, "num_warps": 4}
+
+
+def launch(kernel: Any, programs: int, *args: Any, **meta: Any) -> None:
+    """Run programs on the device of the first argument, which need not be the current one."""
+    if programs:
+        with torch.cuda.device_of(args[0]):  # type: ignore[no-untyped-call]
+            kernel[(programs,)](*args, **meta)
+
+
+def vector(x: Tensor, like: Tensor) -> Tensor:
+    """Side by side, in the precision of the scores: a temperature for all rows may be one number, expanded."""
+    return x.to(like.dtype).contiguous()
+
+
+def row_stride(scores: Tensor) -> int:
+    """Distance between rows; columns lie side by side."""
+    assert scores.shape[1] == 1 or scores.stride(1) == 1
+    return scores.stride(0)

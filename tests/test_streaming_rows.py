@@ -1,0 +1,121 @@
+"""Streaming log-mean-exp of rows against the score matrix and ordinary autograd."""
+
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import seeds
+from streams import TRANSFORMS, assert_close, blocks_of, row_problems, upstream_of
+
+from dro_temp.functional import Scale
+from dro_temp.kernels import STATISTICS, Products, byte_budget, eager, log_mean_exp_rows, products
+
+float64 = torch.float64
+
+
+def _expect_ones(log_g, tau, rows):
+    return torch.ones_like(log_g), torch.zeros_like(log_g)
+
+
+@given(row_problems(), seeds, st.integers(1, 4), st.booleans(), st.sampled_from([0, 2**30]), st.booleans())
+@settings(max_examples=150)
+def test_equals_eager(problem, seed, step, speculates, budget, uniform):
+    """Values, statistics and all gradients, whether backward rescales, recalls or sweeps again."""
+    n = len(problem.target)
+    upstream = upstream_of(problem, seed)
+    if uniform:
+        upstream = (torch.full((n,), -0.7, dtype=float64), torch.zeros(n, dtype=float64))
+    theirs = problem.run(eager.log_mean_exp_rows, upstream)
+    with blocks_of(step), byte_budget(budget):
+        ours = problem.run(log_mean_exp_rows, upstream, expected=_expect_ones if speculates else None)
+    assert_close(ours, theirs, problem, upstream)
+
+
+@given(row_problems(heights=(1, 7)), seeds, st.sets(st.sampled_from(STATISTICS)))
+@settings(max_examples=30)
+def test_statistics_that_are_asked_for_and_no_others(problem, seed, wanted):
+    with blocks_of(2):
+        ours = problem.run(log_mean_exp_rows, upstream_of(problem, seed), statistics=tuple(wanted))
+    assert {name for name in STATISTICS if name in ours} == wanted
+
+
+@given(row_problems(heights=(7,)), seeds)
+@settings(max_examples=40)
+def test_the_size_of_blocks_changes_nothing(problem, seed):
+    upstream = upstream_of(problem, seed)
+    with blocks_of(100):
+        whole = problem.run(log_mean_exp_rows, upstream)
+    for step in (1, 3, 6):
+        with blocks_of(step):
+            assert_close(problem.run(log_mean_exp_rows, upstream), whole, problem, upstream)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("speculates", [True, False])
+def test_gradcheck(transform, inside, speculates):
+    g = torch.Generator().manual_seed(0)
+    shapes = ((5, 2), (4, 2), (4,))
+    leaves = [torch.randn(shape, generator=g, dtype=float64, requires_grad=True) for shape in shapes]
+    tau = (0.5 + torch.rand(5, generator=g, dtype=float64)).requires_grad_()
+    target = torch.tensor([0, 3, 1, 1, 2])
+
+    def log_g(queries, keys, bias, tau):
+        p = Products(queries, keys, target, bias, transform, inside)
+        return log_mean_exp_rows(p, tau, expected=_expect_ones if speculates else None).log_g
+
+    with blocks_of(2):
+        assert torch.autograd.gradcheck(log_g, (*leaves, tau))
+
+
+@given(row_problems(heights=(1, 7)), seeds, st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+@settings(max_examples=60)
+def test_low_precision_is_no_worse_than_eager(problem, seed, dtype):
+    """Against float64 on the same numbers."""
+    if isinstance(problem.transform, Scale):
+        problem.transform = None  # see below
+    problem, upstream = problem.to(dtype), upstream_of(problem, seed)
+    truth = problem.to(float64).run(eager.log_mean_exp_rows, upstream)
+    theirs = problem.run(eager.log_mean_exp_rows, upstream)
+    with blocks_of(3):
+        ours = problem.run(log_mean_exp_rows, upstream)
+    magnitudes = problem.magnitudes(upstream)
+    for name, value in truth.items():
+        error, allowed = ((x[name].double() - value.double()).abs().max() for x in (ours, theirs))
+        assert ours[name].dtype == theirs[name].dtype, name
+        # Eager's error, one rounding of the result, and some roundings of float32 scores over tau.
+        allowed += torch.finfo(ours[name].dtype).eps * value.abs().max()
+        allowed += 16 * torch.finfo(torch.float32).eps * magnitudes["one"] * magnitudes[name]
+        assert error <= allowed, f"{name}: off by {error:.3g}, eager may be off by {allowed:.3g}"
+
+
+def _exponents(queries, keys, transform=None, tau=0.005):
+    """log_g of unit vectors, ours and that in float64."""
+    tau, target = torch.full((len(queries),), tau), torch.arange(len(queries))
+    exact = Products(queries.double(), keys.double(), target, transform=transform)
+    ours = log_mean_exp_rows(Products(queries, keys, target, transform=transform), tau).log_g
+    return ours.double(), eager.log_mean_exp_rows(exact, tau.double()).log_g
+
+
+def _unit(n, dtype):
+    return torch.nn.functional.normalize(torch.randn(n, 64, generator=torch.Generator().manual_seed(n))).to(
+        dtype
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_scaling_costs_no_digits(dtype):
+    """Eager multiplies float32 scores by the factor; queries of low precision would lose digits by it."""
+    ours, exact = _exponents(_unit(8, dtype), _unit(9, dtype), Scale(0.7))
+    torch.testing.assert_close(ours, exact, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("queries", [torch.float32, torch.bfloat16])
+def test_scores_keep_their_digits_whatever_the_processor_multiplies(fast, queries):
+    """At tau = 0.005 scores that were rounded to bfloat16 are off by 0.4 in the exponent."""
+    with mock.patch.object(products, "_processor_multiplies_bfloat16", return_value=fast):
+        ours, exact = _exponents(_unit(8, queries), _unit(9, torch.bfloat16))
+    torch.testing.assert_close(ours, exact, rtol=0, atol=1e-3)

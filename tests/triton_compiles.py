@@ -1,0 +1,49 @@
+"""Compiles every kernel for an NVIDIA H100, which needs no GPU: the interpreter is more forgiving than the compiler.
+
+Run in a process of its own: kernels are either interpreted or compiled, and that is settled when Triton is imported.
+"""
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from dro_temp.kernels.triton_passes import columns, coupling, row_moments, rows
+from dro_temp.kernels.triton_passes.launch import row_tile, stripe_tile
+
+H100 = GPUTarget("cuda", 90, 32)
+SIZES = {"n", "m", "stride", "score_stride", "weight_stride", "chunks"}
+# The launcher makes constants of sizes that are one, and reads aligned rows four numbers at a time.
+CASES = ((1, "fp64"), (2**18, "fp32"))
+
+
+def kernels(m):
+    stripe = stripe_tile(m)
+    united = {"CHUNKS": columns.UNITED_CHUNKS, "COLUMNS": columns.UNITED_COLUMNS, "num_warps": 1}
+    yield rows.tilt_kernel, row_tile(m)
+    yield row_moments.moments_kernel, {"WITH_TARGET": False, **row_tile(m)}
+    yield columns.chunk_kernel, {"CHUNK": columns.CHUNK, **stripe}
+    yield columns.unite_kernel, united
+    yield columns.weight_kernel, stripe
+    yield coupling.couple_kernel, stripe
+
+
+def compile_kernel(kernel, meta, number: str, m: int) -> None:
+    """As the launcher would for rows of m columns."""
+    constants = {name: value for name, value in meta.items() if name != "num_warps"}
+    if m == 1:
+        constants |= dict.fromkeys(SIZES & set(kernel.arg_names), 1)
+    signature, attributes = {}, {}
+    for position, name in enumerate(kernel.arg_names):
+        kind = "i32" if name in SIZES else "*i64" if name == "target" else f"*{number}"
+        signature[name] = "constexpr" if name in constants else kind
+        if name not in constants and (m % 16 == 0 or name not in SIZES):
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    triton.compile(source, target=H100, options={"num_warps": meta["num_warps"]})
+
+
+if __name__ == "__main__":
+    for width, number in CASES:
+        for kernel, meta in kernels(width):
+            compile_kernel(kernel, meta, number, width)
+            print(kernel.fn.__name__, number, width)
