@@ -1,7 +1,8 @@
 """What the robust contrastive loss costs, with a temperature per image and per caption.
 
-One forward and backward from unit features of both towers [pairs, d], with gradients of both and of two
-TempNets, and moving averages of every sample. Two floors: three matrix products, if the pairs x pairs
+One forward and backward from unit features of both towers [pairs, d], with gradients of both and of every
+temperature, and moving averages of every sample. Temperatures come from tables, which cost nothing, or from two
+TempNets, whose own cost is shown beside. Two floors: three matrix products, if the pairs x pairs
 similarities are kept from forward to backward; four, if memory must stay linear in the number of pairs.
 
   python benchmarks/streaming_pairs.py                     times to 8192 pairs, memory to 65536: half an hour
@@ -36,6 +37,7 @@ def bars(case: Case, options: Namespace) -> list[Bar]:
     if limit is not None:
         text = "computed twice: peak over inputs, gradients included"
         result.append(Bar(text, case.peak(RECOMPUTING), limit, unit=" MB"))
+        result.append(Bar(f"{text}, with TempNets", case.peak(f"{RECOMPUTING}-tempnets"), limit, unit=" MB"))
     return result
 
 

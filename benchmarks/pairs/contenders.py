@@ -51,17 +51,33 @@ def plain_formula(p: PairsProblem) -> Step:
     return step
 
 
-def dro_temp(p: PairsProblem, impl: str, cache: bool = False) -> Step:
+def tempnets(p: PairsProblem) -> Step:
+    """Both networks alone, forward and backward: what they cost whatever the loss does."""
+
+    def step() -> Tensor:
+        p.clear()
+        loss = sum(
+            net(x.detach()).sum() for net, x in zip(p.tempnets.values(), (p.image, p.text), strict=True)
+        )
+        loss.backward()
+        return loss.detach()
+
+    return step
+
+
+def dro_temp(p: PairsProblem, impl: str, cache: bool = False, networks: bool = False) -> Step:
     """This library, through its objective, with towers that hand the features through.
 
-    Its host normalises features, so their gradients are the plain formula's without the radial part.
+    A temperature per image and per caption, either from networks or from tables that follow each one's gradient.
+    The host normalises features, so their gradients are the plain formula's without the radial part.
     """
+    predictors = p.tempnets if networks else p.tables()
     loss = {
         view: dt.KLRobustLoss(RHO, estimator=dt.LogMovingAverage(p.num_samples, gamma=GAMMA), impl=impl)
         for view in p.tempnets
     }
     host = dt.hosts.TwoTower(nn.Identity(), nn.Identity())
-    objective = dt.Objective(host, p.tempnets, loss).to(p.image.device)
+    objective = dt.Objective(host, predictors, loss).to(p.image.device)
 
     def step() -> Tensor:
         p.clear()
@@ -122,7 +138,12 @@ CONTENDERS = (
         package="libauc",
         module="libauc",
     ),
-    Contender("dro_temp-eager", partial(dro_temp, impl="eager"), "robust loss with TempNets, all at once"),
+    Contender("tempnets", tempnets, "both networks alone, without a loss", memory=False),
+    Contender(
+        "dro_temp-eager",
+        partial(dro_temp, impl="eager"),
+        "robust loss with a temperature per sample, all at once",
+    ),
     Contender(
         "dro_temp-cached",
         partial(dro_temp, impl="chunked", cache=True),
@@ -132,6 +153,16 @@ CONTENDERS = (
         "dro_temp-recomputing",
         partial(dro_temp, impl="chunked"),
         "the same; similarities computed twice",
+    ),
+    Contender(
+        "dro_temp-cached-tempnets",
+        partial(dro_temp, impl="chunked", cache=True, networks=True),
+        "temperatures from networks; similarities kept",
+    ),
+    Contender(
+        "dro_temp-recomputing-tempnets",
+        partial(dro_temp, impl="chunked", networks=True),
+        "temperatures from networks; similarities computed twice",
     ),
     Contender("dro_temp-triton", partial(dro_temp, impl="triton"), "the same, by a GPU kernel", (cuda,)),
 )

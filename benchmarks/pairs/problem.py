@@ -32,6 +32,11 @@ class PairsProblem(Problem):
     num_samples: int
     tempnets: dict[str, dt.TempNet]
 
+    def tables(self) -> dict[str, dt.IndividualTemperature]:
+        """One temperature per sample and side, which follow their own gradients."""
+        bounds = {"tau_min": 0.01, "tau_max": 0.2}
+        return {view: dt.IndividualTemperature(self.num_samples, **bounds) for view in self.tempnets}
+
     def leaves(self) -> list[Tensor]:
         """Features of both sides, and the parameters of both TempNets."""
         return [self.image, self.text, *(p for net in self.tempnets.values() for p in net.parameters())]

@@ -97,7 +97,7 @@ class LogMeanExpLoss(RobustLoss):
         statistics: Collection[Statistic],
         choice: Choice,
     ) -> Evaluated:
-        n, counted = len(rows), None
+        n, counted, given = len(rows), None, tau
         if rows.weight is not None:
             counted = rows.valid.nonzero()[:, 0]
             rows = replace(rows.select(counted), weight=rows.weight[counted])
@@ -120,15 +120,15 @@ class LogMeanExpLoss(RobustLoss):
             statistics=statistics,
         )
         values = self.of_log_mean_exp(rows, found.log_g, found.tau)
-        if counted is None:
-            return Evaluated(values, found.tau, choice, found.statistics)
-        anything = tau.tau_min if isinstance(tau, TemperaturePredictor) else 1.0
-        return Evaluated(
-            _spread(values, counted, n, 0.0),
-            _spread(found.tau, counted, n, anything),
-            choice,
-            {name: _spread(x, counted, n, 0.0) for name, x in found.statistics.items()},
-        )
+        noted = found.statistics
+        # Temperatures that were given are handed on as they came: somebody may listen to their gradient.
+        taus = given if isinstance(given, Tensor) else found.tau
+        if counted is not None:
+            values = _spread(values, counted, n, 0.0)
+            noted = {name: _spread(x, counted, n, 0.0) for name, x in noted.items()}
+            if not isinstance(given, Tensor):
+                taus = _spread(taus, counted, n, given.tau_min)
+        return Evaluated(values, taus, choice, noted)
 
     def _expected(self, rows: Rows) -> kernels.Expected:
         """The gradient of a mean over rows, up to a factor."""

@@ -9,6 +9,7 @@ from dro_temp.kernels.fold import Fold
 from dro_temp.kernels.pairs import LogSums, log_sums_of_pairs, own_scores
 from dro_temp.kernels.rows import STATISTICS, Block, Expected, LogMeanExp, Products, Statistic, TauOf
 from dro_temp.kernels.streaming import log_mean_exp_rows
+from dro_temp.kernels.workspace import free_workspace
 
 __all__ = [
     "STATISTICS",
@@ -21,6 +22,7 @@ __all__ = [
     "Statistic",
     "TauOf",
     "byte_budget",
+    "free_workspace",
     "log_mean_exp_rows",
     "log_sums_of_pairs",
     "own_scores",

@@ -13,7 +13,8 @@ from dro_temp.kernels.budget import block_rows, fits_cache
 from dro_temp.kernels.pair_passes import ColumnSums, RowSums
 from dro_temp.kernels.passes import NOT_AN_OUTCOME
 from dro_temp.kernels.products import accumulate_product, gradient_dtype, product, score_dtype
-from dro_temp.kernels.refusals import refuse_second_derivative, refuse_transforms
+from dro_temp.kernels.refusals import refuse_second_derivative, refuse_transforms, without_autocast
+from dro_temp.kernels.workspace import borrow, give_back
 
 
 class PairPasses(Protocol):
@@ -112,7 +113,7 @@ def log_sums_of_pairs(
             )
         own_columns = own
     rows, columns = _LogSums.apply(  # type: ignore[no-untyped-call]
-        _Block(offset, passes),
+        _Block(offset, passes, torch.is_grad_enabled()),
         queries,
         keys,
         own,
@@ -133,6 +134,7 @@ class _Block:
 
     offset: int
     passes: PairPasses
+    records: bool  #: whether autograd does
 
     def stripes(self, queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Rows, and the columns that are their own."""
@@ -152,8 +154,14 @@ class _Kept:
     """Weights of both sides, kept from forward to backward; those of columns relative to their stripe's tops."""
 
     def __init__(self, n: int, m: int, like: Tensor, dtype: torch.dtype) -> None:
-        self.rows, self.columns = (like.new_empty((n, m), dtype=dtype) for _ in range(2))
+        self.rows = borrow("row weights", n, m, like, dtype)
+        self.columns = borrow("column weights", n, m, like, dtype)
         self.tops: list[Tensor] = []
+
+    def give_back(self) -> None:
+        """Not needed any more."""
+        give_back("row weights", self.rows)
+        give_back("column weights", self.columns)
 
 
 class _LogSums(torch.autograd.Function):
@@ -189,6 +197,9 @@ class _LogSums(torch.autograd.Function):
             if kept is not None:
                 kept.tops.append(sums.top.clone())
         slope_rows = -(excess + (top - own)) / tau_rows.square()
+        for purpose, matrix in (("scores", scores_out), ("spare", spare_out), ("weights", weights_out)):
+            if matrix is not scores_out or purpose == "scores":
+                give_back(purpose, matrix)
         mean_columns = sums.moment / sums.total.clamp(min=torch.finfo(work).tiny)  # no rows: no sum
         slope_columns = -(mean_columns - own_columns) / tau_columns.square()
         ctx.block, ctx.kept = block, kept
@@ -201,6 +212,7 @@ class _LogSums(torch.autograd.Function):
         )
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         queries, keys, tau_rows, tau_columns, top, total, top_c, total_c, slope, slope_c = ctx.saved_tensors
@@ -209,7 +221,11 @@ class _LogSums(torch.autograd.Function):
         found: tuple[Tensor | None, Tensor | None] = (None, None)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             coupling = _Coupling(tau_rows, top, a / total, tau_columns, top_c, b / total_c)
-            found = coupling.gradients(ctx.block, queries, keys, ctx.kept)
+            # A second backward through a retained graph computes the scores again.
+            kept, ctx.kept = ctx.kept, None
+            found = coupling.gradients(ctx.block, queries, keys, kept)
+            if kept is not None:
+                kept.give_back()
         return None, *found, -a, -b, u * slope, w * slope_c
 
 
@@ -230,7 +246,8 @@ class _Coupling:
         n, m, work = queries.shape[0], keys.shape[0], self.tau_rows.dtype
         wide, narrow = keys.to(score_dtype(keys)), keys.to(gradient_dtype(keys))
         step = block_rows(n, m, work, queries.device)
-        out, spare = (queries.new_empty((step, m), dtype=work) for _ in range(2))
+        out = borrow("scores", step, m, queries, work)
+        spare = borrow("spare", step, m, queries, work) if kept is None else out
         to_queries = torch.empty_like(queries, dtype=work)
         # The first stripe overwrites it; without rows there is none.
         to_keys = torch.empty_like(keys, dtype=work) if n else torch.zeros_like(keys, dtype=work)
@@ -242,6 +259,9 @@ class _Coupling:
                 coupled = self._recall(kept, number, rows, out)
             product(coupled, narrow, to_queries[rows])
             accumulate_product(to_keys, coupled.T, queries[rows].to(work), narrow.dtype, first=number == 0)
+        give_back("scores", out)
+        if kept is None:
+            give_back("spare", spare)
         return to_queries.to(queries.dtype), to_keys.to(keys.dtype)
 
     def _couple(self, passes: PairPasses, scores: Scores, rows: slice, spare: Scores) -> Scores:

@@ -1,6 +1,11 @@
 """What closed-form gradients cannot do, said clearly."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from torch import Tensor
 
 _INSTEAD = "Build the loss with impl='eager', which is ordinary autograd and holds the score matrix."
 
@@ -21,3 +26,14 @@ def refuse_second_derivative() -> None:
             "expected a first derivative of a streaming loss, received create_graph=True: its closed-form "
             f"gradients carry no graph. {_INSTEAD}"
         )
+
+
+def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward whose products keep their precision, wherever it is called."""
+
+    @functools.wraps(backward)
+    def exact(ctx: Any, *grads: Tensor) -> Any:
+        with torch.autocast(grads[0].device.type, enabled=False):
+            return backward(ctx, *grads)
+
+    return exact

@@ -14,7 +14,7 @@ from dro_temp.kernels import passes as plain
 from dro_temp.kernels.budget import fits_cache
 from dro_temp.kernels.gradients import Needs
 from dro_temp.kernels.randomness import Randomness
-from dro_temp.kernels.refusals import refuse_second_derivative, refuse_transforms
+from dro_temp.kernels.refusals import refuse_second_derivative, refuse_transforms, without_autocast
 from dro_temp.kernels.rows import Expected, LogMeanExp, Products, Statistic, TauOf
 from dro_temp.kernels.speculation import Speculation
 from dro_temp.kernels.sweep import RowPasses, Sweep
@@ -63,7 +63,9 @@ def log_mean_exp_rows(
         p = replace(p, bias=bias, transform=None, scale=p.scale * factor)
     names = tuple(dict.fromkeys(statistics))
     given, tau_of = (tau, None) if isinstance(tau, Tensor) else (None, tau)
-    plan = _Plan(p.target, p.transform, p.target_in_support, p.scale, tau_of, passes, names)
+    plan = _Plan(
+        p.target, p.transform, p.target_in_support, p.scale, tau_of, passes, names, torch.is_grad_enabled()
+    )
     parameters = () if tau_of is None else tau_of.parameters
     log_g, predicted, *noted = _LogMeanExp.apply(  # type: ignore[no-untyped-call]
         plan, expected, p.queries, p.keys, p.bias, given, *parameters
@@ -83,6 +85,7 @@ class _Plan:
     tau_of: TauOf | None
     passes: RowPasses
     names: tuple[Statistic, ...]
+    records: bool  #: whether autograd does
 
     def sweep(self, queries: Features, keys: Features, bias: PerRow | None, tau: PerRow | None) -> Sweep:
         products = Products(
@@ -106,7 +109,8 @@ class _LogMeanExp(torch.autograd.Function):
         *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
         wanted = ctx.needs_input_grad[2:]
-        needs = Needs(wanted[0], wanted[1], wanted[2], any(wanted[4:]))
+        # Leaves want gradients also where none are recorded.
+        needs = Needs(wanted[0], wanted[1], wanted[2], any(wanted[4:])) if plan.records else Needs()
         predicts_randomly = plan.tau_of is not None and plan.tau_of.random
         ctx.randomness = Randomness(queries.device) if predicts_randomly else None
         # Without an expectation it is not known yet what each row will weigh in a sum over rows.
@@ -125,6 +129,7 @@ class _LogMeanExp(torch.autograd.Function):
         return swept.log_g, swept.tau, *noted
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         queries, keys, bias, tau, slope, *parameters = ctx.saved_tensors

@@ -15,6 +15,7 @@ from dro_temp.kernels.passes import NOT_AN_OUTCOME, Tilted
 from dro_temp.kernels.predicted import PredictedTau
 from dro_temp.kernels.products import product, score_dtype
 from dro_temp.kernels.rows import Products, TauOf, tilted_statistics
+from dro_temp.kernels.workspace import borrow, give_back
 
 #: `(log_g, tau, rows) -> (dL/dlog_g, dL/dtau)`.
 Upstream: TypeAlias = Callable[[PerRow, PerRow, slice], tuple[PerRow, PerRow]]
@@ -98,7 +99,7 @@ class Sweep:
         predicted = None
         if not isinstance(self.tau, Tensor):
             predicted = PredictedTau(self.tau, p, keys, needs.parameters)
-        buffer = new((rows, m), dtype=self.work)
+        buffer = borrow("scores", rows, m, p.queries, self.work)
         for start in range(0, n, rows):
             block = slice(start, min(start + rows, n))
             scores = buffer[: block.stop - start]
@@ -109,6 +110,7 @@ class Sweep:
             if keep is not None:
                 keep[block] = scores
             self._reduce(block, scores, gradients, predicted, upstream, found)
+        give_back("scores", buffer)
         found.queries, found.keys, found.bias = gradients.queries, gradients.keys, gradients.bias
         if predicted is not None and needs.parameters:
             found.parameters = predicted.gradients()
