@@ -11,7 +11,7 @@ from dro_temp._typing import Features, PerRow, Scores
 from dro_temp.kernels import pair_passes
 from dro_temp.kernels.budget import block_rows, fits_cache
 from dro_temp.kernels.pair_passes import ColumnSums, RowSums
-from dro_temp.kernels.passes import NOT_AN_OUTCOME
+from dro_temp.kernels.passes import NOT_AN_OUTCOME, row_groups
 from dro_temp.kernels.products import accumulate_product, gradient_dtype, product, score_dtype
 from dro_temp.kernels.refusals import refuse_second_derivative, refuse_transforms, without_autocast
 from dro_temp.kernels.workspace import borrow, give_back
@@ -188,14 +188,16 @@ class _LogSums(torch.autograd.Function):
         sums = ColumnSums.start(own_columns)
         for rows, mine in block.stripes(queries, keys):
             scores = block.score(queries, wide, rows, mine, scores_out)
-            spare = spare_out[: len(scores)]
-            weights = weights_out[: len(scores)] if kept is None else kept.rows[rows]
-            found = block.passes.sum_rows(scores, tau_rows[rows], weights, spare)
-            top[rows], total[rows], excess[rows] = found.top, found.total, found.excess
-            weights = weights_out[: len(scores)] if kept is None else kept.columns[rows]
-            block.passes.sum_columns_(scores, tau_columns, sums, weights, spare)
-            if kept is not None:
-                kept.tops.append(sums.top.clone())
+            for group in row_groups(scores):
+                part, spare = scores[group], spare_out[: group.stop - group.start]
+                at = slice(rows.start + group.start, rows.start + group.stop)
+                weights = weights_out[: len(part)] if kept is None else kept.rows[at]
+                found = block.passes.sum_rows(part, tau_rows[at], weights, spare)
+                top[at], total[at], excess[at] = found.top, found.total, found.excess
+                weights = weights_out[: len(part)] if kept is None else kept.columns[at]
+                block.passes.sum_columns_(part, tau_columns, sums, weights, spare)
+                if kept is not None:
+                    kept.tops.append(sums.top.clone())
         slope_rows = -(excess + (top - own)) / tau_rows.square()
         for purpose, matrix in (("scores", scores_out), ("spare", spare_out), ("weights", weights_out)):
             if matrix is not scores_out or purpose == "scores":
@@ -247,21 +249,26 @@ class _Coupling:
         wide, narrow = keys.to(score_dtype(keys)), keys.to(gradient_dtype(keys))
         step = block_rows(n, m, work, queries.device)
         out = borrow("scores", step, m, queries, work)
-        spare = borrow("spare", step, m, queries, work) if kept is None else out
+        spare = borrow("spare", row_groups(out)[0].stop if n else 0, m, queries, work)
         to_queries = torch.empty_like(queries, dtype=work)
         # The first stripe overwrites it; without rows there is none.
         to_keys = torch.empty_like(keys, dtype=work) if n else torch.zeros_like(keys, dtype=work)
-        for number, (rows, mine) in enumerate(block.stripes(queries, keys)):
+        tops = iter(() if kept is None else kept.tops)
+        for rows, mine in block.stripes(queries, keys):
+            coupled = out[: rows.stop - rows.start]
             if kept is None:
-                scores = block.score(queries, wide, rows, mine, out)
-                coupled = self._couple(block.passes, scores, rows, spare[: len(scores)])
-            else:
-                coupled = self._recall(kept, number, rows, out)
+                block.score(queries, wide, rows, mine, out)
+            for group in row_groups(coupled):
+                at = slice(rows.start + group.start, rows.start + group.stop)
+                if kept is None:
+                    self._couple(block.passes, coupled[group], at, spare[: group.stop - group.start])
+                else:
+                    self._recall(kept, next(tops), at, coupled[group])
             product(coupled, narrow, to_queries[rows])
-            accumulate_product(to_keys, coupled.T, queries[rows].to(work), narrow.dtype, first=number == 0)
+            first = rows.start == 0
+            accumulate_product(to_keys, coupled.T, queries[rows].to(work), narrow.dtype, first=first)
         give_back("scores", out)
-        if kept is None:
-            give_back("spare", spare)
+        give_back("spare", spare)
         return to_queries.to(queries.dtype), to_keys.to(keys.dtype)
 
     def _couple(self, passes: PairPasses, scores: Scores, rows: slice, spare: Scores) -> Scores:
@@ -276,8 +283,8 @@ class _Coupling:
             spare,
         )
 
-    def _recall(self, kept: _Kept, number: int, rows: slice, out: Scores) -> Scores:
-        # The stripe's column weights are relative to the tops of its time.
-        late = ((kept.tops[number] - self.top_columns) / self.tau_columns).exp()
-        coupled = torch.mul(kept.rows[rows], self.share_rows[rows, None], out=out[: rows.stop - rows.start])
-        return coupled.addcmul_(kept.columns[rows], self.share_columns * late)
+    def _recall(self, kept: _Kept, tops: Tensor, rows: slice, out: Scores) -> None:
+        # Column weights are relative to the tops of their time.
+        late = ((tops - self.top_columns) / self.tau_columns).exp()
+        torch.mul(kept.rows[rows], self.share_rows[rows, None], out=out)
+        out.addcmul_(kept.columns[rows], self.share_columns * late)

@@ -37,24 +37,28 @@ def tilt_(scores: Scores, tau: PerRow, *, excess: bool) -> Tilted:
         tau: temperature of each row.
         excess: whether that is wanted, too.
     """
-    top = scores.amax(1)
-    total, mean = torch.empty_like(top), torch.empty_like(top) if excess else None
-    # A few rows at a time: they stay in the processor's cache from pass to pass, and scratch stays small.
+    top, total = (scores.new_empty(len(scores)) for _ in range(2))
+    mean = torch.empty_like(top) if excess else None
     for rows in row_groups(scores):
-        weights = scores[rows].sub_(top[rows, None])
+        weights = scores[rows]
+        torch.amax(weights, 1, out=top[rows])
+        weights.sub_(top[rows, None])
         below = weights.clone() if excess else None
         weights.div_(tau[rows, None]).exp_()
-        total[rows] = weights.sum(1)
+        torch.sum(weights, 1, out=total[rows])
         if mean is not None and below is not None:
             mean[rows] = below.mul_(weights).sum(1) / total[rows]
     return Tilted(scores, top, total, mean)
 
 
 def row_groups(scores: Scores) -> list[slice]:
-    """Rows of a block, a few megabytes at a time on the processor, all at once on a device."""
+    """Rows of a block, so few at a time that they stay in the processor's cache from pass to pass.
+
+    All at once on a device, where launching costs more.
+    """
     n, m = scores.shape
-    step = max(2**20 // max(m, 1), 1) if scores.device.type == "cpu" else max(n, 1)
-    return [slice(start, start + step) for start in range(0, n, step)]
+    step = max(2**18 // max(m, 1), 1) if scores.device.type == "cpu" else max(n, 1)
+    return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
 
 def moments(
