@@ -239,14 +239,22 @@ def test_no_rows(fused, device):
 def test_offsets_beyond_32_bits(fused, device):
     if torch.cuda.mem_get_info()[0] < 2**35:
         pytest.skip("needs 32 GiB")
-    n, m = 2**13 + 8, 2**18
+    _check_last_row(fused, 2**13 + 8, 2**18, device)
+
+
+def test_last_row(fused, device):
+    _check_last_row(fused, 19, 40, device)
+
+
+def _check_last_row(fused, n, m, device):
     scores, weights = (torch.zeros(n, m, device=device) for _ in range(2))
     scores[-1] = last = torch.randn(m, device=device)
     tau, wide = torch.full((n,), 0.5, device=device), torch.ones(m, device=device)
-    expected = passes.tilt_(last[None].clone(), tau[:1], torch.empty_like(last[None]))
-    found = fused.tilt_(scores, tau, weights)
-    _close(found.weights[-1], expected.weights[0])
-    _close(found.total[-1], expected.total[0])
+    expected = passes.tilt_(last[None].clone(), tau[:1], excess=True)
+    found = fused.sum_rows(scores, tau, weights, weights)
+    _close(weights[-1:], expected.weights)
+    for name in ("top", "total", "excess"):
+        _close(getattr(found, name)[-1:], getattr(expected, name))
     fused.sum_columns_(scores, wide, ColumnSums.start(wide), weights, weights)
     _close(weights[-1], (last - last.clamp(min=0.0)).exp())
     fused.couple_(scores, tau, tau, tau, wide, wide, wide, weights)
@@ -332,17 +340,11 @@ def test_every_kernel_compiles_for_an_h100(device, tmp_path):
     assert len(compiled.splitlines()) == 12
 
 
-def test_the_kernels_are_imported_when_they_are_asked_for(device):
-    # Triton itself may be there already: torch imports it together with its compiler.
-    assert (
-        _python("import sys, dro_temp; print('dro_temp.kernels.triton_passes' in sys.modules)") == "False\n"
-    )
-
-
 WITHOUT_TRITON = """
 import sys
 sys.modules["triton"] = None
-import torch, dro_temp
+import torch
+import dro_temp  # imports no module that needs Triton
 from dro_temp.kernels.paths import PATHS, triton_runs_on
 from dro_temp.kernels import Products
 from dro_temp.kernels.triton_device import fused_passes

@@ -11,8 +11,8 @@ from dro_temp._checks import check_count
 MIB = 2**20
 _CACHE_BYTES: ContextVar[int] = ContextVar("cache_bytes", default=512 * MIB)
 
-# A product of fewer than 128 rows leaves the processor waiting for keys; beyond 256 nothing is gained.
-_CPU_ROWS, _CPU_MIN_ROWS, _CPU_BLOCK = 256, 16, 64 * MIB
+# A product of fewer than 128 rows leaves the processor waiting for keys; beyond 192 little is gained.
+_CPU_ROWS, _CPU_MIN_ROWS, _CPU_BLOCK = 192, 16, 64 * MIB
 # Narrow supports: longer blocks, so that Python's share stays small, but still inside the processor's cache.
 _CPU_CACHE = 4 * MIB
 _DEVICE_BLOCK = 512 * MIB
