@@ -23,6 +23,7 @@ from dro_temp.kernels import (
     pairs,
     passes,
     streaming,
+    stripes,
     sweep,
 )
 from dro_temp.kernels.pair_passes import ColumnSums
@@ -305,7 +306,8 @@ def test_rows_match_eager(fused, device, dtype, transform, target_in_support, mo
 @pytest.mark.parametrize("cached", [0, 2**20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_pairs_match_eager(fused, device, dtype, cached, monkeypatch):
-    monkeypatch.setattr(pairs, "block_rows", lambda *_, **__: 3)
+    for module in (pairs, stripes):
+        monkeypatch.setattr(module, "block_rows", lambda *_, **__: 3)
     queries, keys = _leaves(dtype, device, (8, 6), (8, 6))
     taus = [torch.linspace(a, b, 8, device=device).requires_grad_() for a, b in ((0.3, 2.0), (1.0, 0.2))]
     weights = [torch.linspace(a, b, 8, device=device) for a, b in ((-1.0, 1.0), (2.0, 1.0))]

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from dro_temp.kernels.pairs import PairPasses
+from dro_temp.kernels.stripes import PairPasses
 from dro_temp.kernels.sweep import RowPasses
 
 # The first generation of NVIDIA GPUs that Triton compiles for.
