@@ -10,6 +10,7 @@ from dro_temp._typing import Features, PerRow, RowIndex, Scores
 from dro_temp.functional.transforms import ScoreTransform
 from dro_temp.kernels.pairs import LogSums
 from dro_temp.kernels.passes import moments
+from dro_temp.kernels.products import work_dtype
 from dro_temp.kernels.rows import (
     Block,
     Expected,
@@ -26,7 +27,7 @@ def dense_scores(
     queries: Tensor, keys: Tensor, bias: Tensor | None = None, transform: ScoreTransform | None = None
 ) -> Tensor:
     """The score matrix, in float32 or better: at tau = 0.005 a bfloat16 product is off by 0.4 in the exponent."""
-    work = torch.promote_types(torch.promote_types(queries.dtype, keys.dtype), torch.float32)
+    work = work_dtype(queries, keys)
     scores = queries.to(work) @ keys.to(work).T
     if bias is not None:
         scores = scores + bias

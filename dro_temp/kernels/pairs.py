@@ -11,10 +11,10 @@ from dro_temp.kernels import pair_passes
 from dro_temp.kernels.budget import block_rows, fits_cache
 from dro_temp.kernels.pair_passes import ColumnSums
 from dro_temp.kernels.passes import row_groups
-from dro_temp.kernels.products import score_dtype
+from dro_temp.kernels.products import score_dtype, work_dtype
 from dro_temp.kernels.refusals import refuse_second_derivative, refuse_transforms, without_autocast
-from dro_temp.kernels.stripes import Coupling, KeptWeights, PairBlock, PairPasses, work_dtype
-from dro_temp.kernels.workspace import give_back
+from dro_temp.kernels.stripes import Coupling, KeptWeights, PairBlock, PairPasses
+from dro_temp.kernels.workspace import borrow, give_back
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,14 @@ class _LogSums(torch.autograd.Function):
         n, m, work = queries.shape[0], keys.shape[0], own.dtype
         step = block_rows(n, m, work, queries.device)
         wide = keys.to(score_dtype(keys))
-        scores_out, spare_out, weights_out = (queries.new_empty((step, m), dtype=work) for _ in range(3))
-        wanted = ctx.needs_input_grad
-        kept = (
-            KeptWeights(n, m, queries, work)
-            if (wanted[1] or wanted[2]) and fits_cache(2 * n * m, work)
-            else None
-        )
+        scores_out = borrow("scores", step, m, queries, work)
+        group_rows = row_groups(scores_out)[0].stop if n else 0
+        spare_out = borrow("spare", group_rows, m, queries, work)
+        weights_out = borrow("weights", group_rows, m, queries, work)
+        # Leaves want gradients also where none are recorded: nothing is kept for a backward that cannot come.
+        coupled_later = block.records and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
+        fits = coupled_later and fits_cache(2 * n * m, work)
+        kept = KeptWeights(n, m, queries, work) if fits else None
         top, total, excess = (torch.empty_like(own) for _ in range(3))
         sums = ColumnSums.start(own_columns)
         for rows, mine in block.stripes(queries, keys):
@@ -137,8 +138,7 @@ class _LogSums(torch.autograd.Function):
                     kept.tops.append(sums.top.clone())
         slope_rows = -(excess + (top - own)) / tau_rows.square()
         for purpose, matrix in (("scores", scores_out), ("spare", spare_out), ("weights", weights_out)):
-            if matrix is not scores_out or purpose == "scores":
-                give_back(purpose, matrix)
+            give_back(purpose, matrix)
         mean_columns = sums.moment / sums.total.clamp(min=torch.finfo(work).tiny)  # no rows: no sum
         slope_columns = -(mean_columns - own_columns) / tau_columns.square()
         ctx.block, ctx.kept = block, kept

@@ -26,6 +26,11 @@ def _sums_in_float32(device: torch.device) -> bool:
     return True
 
 
+def work_dtype(queries: Tensor, keys: Tensor) -> torch.dtype:
+    """Precision of scores and sums: float32 or better."""
+    return torch.promote_types(torch.promote_types(queries.dtype, keys.dtype), torch.float32)
+
+
 def score_dtype(x: Tensor) -> torch.dtype:
     """Precision in which scores are multiplied: no digit of the factors is lost on the way to float32."""
     if x.dtype not in LOW:

@@ -11,7 +11,7 @@ from dro_temp._typing import PerRow, Scores
 from dro_temp.kernels.budget import block_rows
 from dro_temp.kernels.pair_passes import ColumnSums, RowSums
 from dro_temp.kernels.passes import NOT_AN_OUTCOME, row_groups
-from dro_temp.kernels.products import accumulate_product, gradient_dtype, product, score_dtype
+from dro_temp.kernels.products import accumulate_product, gradient_dtype, product, score_dtype, work_dtype
 from dro_temp.kernels.workspace import borrow, give_back
 
 
@@ -38,11 +38,6 @@ class PairPasses(Protocol):
         spare: Scores,
     ) -> Scores:
         """Gradient with respect to the scores, in their place."""
-
-
-def work_dtype(queries: Tensor, keys: Tensor) -> torch.dtype:
-    """Precision of scores and sums: float32 or better."""
-    return torch.promote_types(torch.promote_types(queries.dtype, keys.dtype), torch.float32)
 
 
 @dataclass(frozen=True)

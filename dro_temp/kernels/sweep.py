@@ -13,7 +13,7 @@ from dro_temp.kernels.budget import block_rows
 from dro_temp.kernels.gradients import Needs, ProductGradients, multiply_slopes_
 from dro_temp.kernels.passes import NOT_AN_OUTCOME, Tilted
 from dro_temp.kernels.predicted import PredictedTau
-from dro_temp.kernels.products import product, score_dtype
+from dro_temp.kernels.products import product, score_dtype, work_dtype
 from dro_temp.kernels.rows import Products, TauOf, tilted_statistics
 from dro_temp.kernels.workspace import borrow, give_back
 
@@ -65,9 +65,7 @@ class Sweep:
         statistics: frozenset[str] = frozenset(),
     ) -> None:
         self.products, self.tau, self.passes, self.statistics = products, tau, passes, statistics
-        self.work = torch.promote_types(
-            torch.promote_types(products.queries.dtype, products.keys.dtype), torch.float32
-        )
+        self.work = work_dtype(products.queries, products.keys)
 
     @torch.no_grad()
     def run(
