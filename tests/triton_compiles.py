@@ -11,7 +11,7 @@ from dro_temp.kernels.triton_passes import columns, coupling, row_moments, rows
 from dro_temp.kernels.triton_passes.launch import row_tile, stripe_tile
 
 H100 = GPUTarget("cuda", 90, 32)
-SIZES = {"n", "m", "stride", "score_stride", "weight_stride", "chunks"}
+SIZES = {"n", "m", "stride", "chunks"}
 # The launcher makes constants of sizes that are one, and reads aligned rows four numbers at a time.
 CASES = ((1, "fp64"), (2**18, "fp32"))
 
@@ -19,11 +19,10 @@ CASES = ((1, "fp64"), (2**18, "fp32"))
 def kernels(m):
     stripe = stripe_tile(m)
     united = {"CHUNKS": columns.UNITED_CHUNKS, "COLUMNS": columns.UNITED_COLUMNS, "num_warps": 1}
-    yield rows.tilt_kernel, row_tile(m)
+    yield rows.tilt_kernel, {"STORES": True, **row_tile(m)}
     yield row_moments.moments_kernel, {"WITH_TARGET": False, **row_tile(m)}
     yield columns.chunk_kernel, {"CHUNK": columns.CHUNK, **stripe}
     yield columns.unite_kernel, united
-    yield columns.weight_kernel, stripe
     yield coupling.couple_kernel, stripe
 
 

@@ -138,6 +138,7 @@ CONTENDERS = (
     Contender("liger", liger, "fused cross-entropy without temperatures", (_training, cuda), **LIGER),
     Contender("dro_temp-eager", partial(dro_temp, impl="eager"), "robust loss and TempNet, logits at once"),
     Contender("dro_temp-chunked", partial(dro_temp, impl="chunked"), "the same, streamed in plain PyTorch"),
+    Contender("dro_temp-native", partial(dro_temp, impl="native"), "the same, with passes in C"),
     Contender("dro_temp-triton", partial(dro_temp, impl="triton"), "the same, by a GPU kernel", (cuda,)),
     # Its gradients are those of inputs of its own, which the problem does not know of.
     Contender(

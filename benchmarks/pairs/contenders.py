@@ -6,12 +6,12 @@ from functools import partial
 
 import torch
 from harness import Contender, Step, cuda
-from torch import Tensor, nn
+from torch import Tensor
 
 import dro_temp as dt
 from dro_temp.kernels import byte_budget
 from pairs.formula import Side
-from pairs.problem import GAMMA, RHO, PairsProblem
+from pairs.problem import GAMMA, RHO, PairsProblem, UnitFeatures
 
 STRIPE = 2**28  # numbers in the floor's buffer: at most 1 GiB, so that it can be measured at any size
 
@@ -66,18 +66,16 @@ def tempnets(p: PairsProblem) -> Step:
 
 
 def dro_temp(p: PairsProblem, impl: str, cache: bool = False, networks: bool = False) -> Step:
-    """This library, through its objective, with towers that hand the features through.
+    """This library, through its objective.
 
     A temperature per image and per caption, either from networks or from tables that follow each one's gradient.
-    The host normalises features, so their gradients are the plain formula's without the radial part.
     """
     predictors = p.tempnets if networks else p.tables()
     loss = {
         view: dt.KLRobustLoss(RHO, estimator=dt.LogMovingAverage(p.num_samples, gamma=GAMMA), impl=impl)
         for view in p.tempnets
     }
-    host = dt.hosts.TwoTower(nn.Identity(), nn.Identity())
-    objective = dt.Objective(host, predictors, loss).to(p.image.device)
+    objective = dt.Objective(UnitFeatures(), predictors, loss).to(p.image.device)
 
     def step() -> Tensor:
         p.clear()
@@ -146,23 +144,28 @@ CONTENDERS = (
     ),
     Contender(
         "dro_temp-cached",
-        partial(dro_temp, impl="chunked", cache=True),
-        "the same, streamed in plain PyTorch; similarities kept for backward",
+        partial(dro_temp, impl="native", cache=True),
+        "the same, streamed with passes in C; similarities kept for backward",
     ),
     Contender(
         "dro_temp-recomputing",
-        partial(dro_temp, impl="chunked"),
+        partial(dro_temp, impl="native"),
         "the same; similarities computed twice",
     ),
     Contender(
         "dro_temp-cached-tempnets",
-        partial(dro_temp, impl="chunked", cache=True, networks=True),
+        partial(dro_temp, impl="native", cache=True, networks=True),
         "temperatures from networks; similarities kept",
     ),
     Contender(
         "dro_temp-recomputing-tempnets",
-        partial(dro_temp, impl="chunked", networks=True),
+        partial(dro_temp, impl="native", networks=True),
         "temperatures from networks; similarities computed twice",
+    ),
+    Contender(
+        "dro_temp-plain",
+        partial(dro_temp, impl="chunked"),
+        "the same in plain PyTorch, where there is no C compiler",
     ),
     Contender("dro_temp-triton", partial(dro_temp, impl="triton"), "the same, by a GPU kernel", (cuda,)),
 )

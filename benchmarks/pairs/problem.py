@@ -42,6 +42,22 @@ class PairsProblem(Problem):
         return [self.image, self.text, *(p for net in self.tempnets.values() for p in net.parameters())]
 
 
+class UnitFeatures(dt.HostAdapter):
+    """A host without towers: its inputs are unit features already, as peers' losses are given them."""
+
+    views = dt.hosts.TwoTower.views
+    mirrored = dt.hosts.TwoTower.mirrored
+
+    def rows(self, image: Tensor, text: Tensor, index: Tensor | None = None) -> dict[str, dt.Rows]:
+        """Rows of both sides; no gradient of a normalisation is paid for."""
+        target = torch.arange(len(image), device=image.device)
+        sides = {"image": (image, text), "text": (text, image)}
+        return {
+            view: dt.Rows(dt.LinearScores(own, other), target, own, index, target_in_support=False)
+            for view, (own, other) in sides.items()
+        }
+
+
 def make_problem(shape: tuple[int, ...], options: Namespace) -> PairsProblem:
     """A problem of shape (pairs, d); a pair's cosine is near 0.7, as after some training, others' near 0."""
     pairs, d = shape

@@ -18,9 +18,9 @@ from dro_temp.interfaces.predictor import TemperaturePredictor
 from dro_temp.interfaces.rows import Rows
 from dro_temp.interfaces.scores import LinearScores
 from dro_temp.kernels import Products, Statistic
-from dro_temp.kernels.paths import PATHS, check_impl, triton_runs_on
+from dro_temp.kernels.paths import PATHS, check_impl, fastest_path
 
-Impl: TypeAlias = Literal["auto", "eager", "chunked", "triton"]
+Impl: TypeAlias = Literal["auto", "eager", "chunked", "native", "triton"]
 
 # Below this, the score matrix costs less than the Python that avoids it.
 SMALL_MATRIX = 2**20
@@ -33,9 +33,11 @@ class LogMeanExpLoss(RobustLoss):
     with closed-form gradients, and the score matrix never exists.
 
     Args:
-        impl: "eager" holds the score matrix and is ordinary autograd; "chunked" streams, on any device; "triton"
-            streams with fused kernels on NVIDIA GPUs; "auto" streams where the matrix would be larger than a
-            megabyte. Scores that are given as a matrix take "eager" whatever is said here.
+        impl: "eager" holds the score matrix and is ordinary autograd; "chunked" streams, on any device; "native"
+            streams with passes in C, for float32 scores on processors, built by the machine's compiler in a
+            second when first wanted; "triton" streams with fused kernels on NVIDIA GPUs; "auto" takes the fastest
+            that there is where the matrix would be larger than a megabyte. Scores that are given as a matrix take
+            "eager" whatever is said here.
     """
 
     def __init__(self, *, impl: Impl = "auto") -> None:
@@ -85,7 +87,7 @@ class LogMeanExpLoss(RobustLoss):
         size = n * m * scores.dtype.itemsize
         if size <= SMALL_MATRIX:
             return Choice("eager", f"the score matrix takes {size} bytes only")
-        path: Literal["triton", "chunked"] = "triton" if triton_runs_on(scores.queries.device) else "chunked"
+        path = fastest_path(scores.queries, scores.keys)
         return Choice(path, f"the score matrix would take {size} bytes")
 
     @final

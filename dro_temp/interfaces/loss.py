@@ -17,7 +17,7 @@ from dro_temp.kernels import Statistic
 from dro_temp.kernels.eager import statistics_of
 
 #: How rows are computed: "eager" holds the score matrix, the others stream over it.
-Path: TypeAlias = Literal["eager", "chunked", "triton"]
+Path: TypeAlias = Literal["eager", "chunked", "native", "triton"]
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from dro_temp._checks import check_count
 MIB = 2**20
 _CACHE_BYTES: ContextVar[int] = ContextVar("cache_bytes", default=512 * MIB)
 
-# A product of fewer than 128 rows leaves the processor waiting for keys; beyond 192 little is gained.
-_CPU_ROWS, _CPU_MIN_ROWS, _CPU_BLOCK = 192, 16, 64 * MIB
+# A product of fewer than 128 rows leaves the processor waiting for keys; beyond 256 little is gained.
+_CPU_ROWS, _CPU_MIN_ROWS, _CPU_BLOCK = 256, 16, 128 * MIB
 # Narrow supports: longer blocks, so that Python's share stays small, but still inside the processor's cache.
-_CPU_CACHE = 4 * MIB
+_CPU_CACHE = 8 * MIB
 _DEVICE_BLOCK = 512 * MIB
 
 
@@ -22,8 +22,8 @@ _DEVICE_BLOCK = 512 * MIB
 def byte_budget(cached_scores: int) -> Iterator[None]:
     """How many bytes a sweep may keep from forward to backward, in scores that it would else compute twice.
 
-    With a budget for the whole score matrix (and its weights, for pairs) backward costs two matrix products,
-    without one three. The default is 512 MiB; it holds in this thread of control.
+    With a budget for the whole score matrix backward costs two matrix products, without one three. The default
+    is 512 MiB; it holds in this thread of control.
 
     Args:
         cached_scores: bytes, >= 0; 0 always computes twice.

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from dro_temp._typing import Features, PerRow
+from dro_temp.kernels.products import column_tiles, product
 
 
 class Fold:
@@ -81,8 +82,8 @@ class Fold:
     def weight_gradient(self, gradient: Tensor) -> Tensor:
         """Gradient of A from that of what it was folded into."""
         result = gradient.new_empty(len(gradient), len(self.keys))
-        for tile in self._tiles(gradient.dtype):
-            torch.mm(gradient[:, :-2], self.keys[tile].to(gradient.dtype).T, out=result[:, tile])
+        for tile in column_tiles(self.keys.T):
+            product(gradient[:, :-2], self.keys[tile].to(gradient.dtype).T, result[:, tile])
         if self.bias is not None:
             result.addr_(gradient[:, -2], self.bias.to(gradient.dtype))
         return result.add_(gradient[:, -1:])

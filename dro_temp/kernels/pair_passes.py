@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dro_temp._typing import PerRow, Scores
+from dro_temp.kernels.workspace import scratch
 
 
 @dataclass
@@ -47,22 +48,24 @@ class RowSums:
     excess: PerRow
 
 
-def sum_rows(scores: Scores, tau: PerRow, weights: Scores, spare: Scores) -> RowSums:
-    """Row sums of a stripe; `weights` receives the weights, `spare` is scratch, the scores stay."""
+def sum_rows(scores: Scores, tau: PerRow) -> RowSums:
+    """Row sums of a stripe; the scores stay."""
     top = scores.amax(1)
-    torch.sub(scores, top[:, None], out=spare)
-    torch.div(spare, tau[:, None], out=weights).exp_()
-    total = weights.sum(1)
-    return RowSums(top, total, spare.mul_(weights).sum(1) / total)
+    with scratch(scores, 2) as (below, weights):
+        torch.sub(scores, top[:, None], out=below)
+        torch.div(below, tau[:, None], out=weights).exp_()
+        total = weights.sum(1)
+        return RowSums(top, total, below.mul_(weights).sum(1) / total)
 
 
-def sum_columns_(scores: Scores, tau: Tensor, sums: ColumnSums, weights: Scores, spare: Scores) -> None:
-    """Add a stripe to the column sums; `weights` receives weights relative to `sums.top` as it then is."""
+def sum_columns_(scores: Scores, tau: Tensor, sums: ColumnSums) -> None:
+    """Add a stripe to the column sums; the scores stay."""
     top = torch.maximum(sums.top, scores.amax(0))
     decay = ((sums.top - top) / tau).exp()
-    torch.sub(scores, top, out=weights).div_(tau).exp_()
-    sums.total.mul_(decay).add_(weights.sum(0))
-    sums.moment.mul_(decay).add_(torch.mul(scores, weights, out=spare).sum(0))
+    with scratch(scores) as (weights,):
+        torch.sub(scores, top, out=weights).div_(tau).exp_()
+        sums.total.mul_(decay).add_(weights.sum(0))
+        sums.moment.mul_(decay).add_(weights.mul_(scores).sum(0))
     sums.top.copy_(top)
 
 
@@ -74,7 +77,6 @@ def couple_(
     tau_columns: Tensor,
     top_columns: Tensor,
     share_columns: Tensor,
-    spare: Scores,
 ) -> Scores:
     r"""Gradient with respect to the scores of a stripe, in their place.
 
@@ -88,8 +90,8 @@ def couple_(
         tau_columns: as for rows, of each column.
         top_columns: as for rows.
         share_columns: as for rows.
-        spare: scratch.
     """
-    torch.sub(scores, top_columns, out=spare).div_(tau_columns).exp_().mul_(share_columns)
-    scores.sub_(top_rows[:, None]).div_(tau_rows[:, None]).exp_().mul_(share_rows[:, None])
-    return scores.add_(spare)
+    with scratch(scores) as (by_columns,):
+        torch.sub(scores, top_columns, out=by_columns).div_(tau_columns).exp_().mul_(share_columns)
+        scores.sub_(top_rows[:, None]).div_(tau_rows[:, None]).exp_().mul_(share_rows[:, None])
+        return scores.add_(by_columns)

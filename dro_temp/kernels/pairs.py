@@ -10,10 +10,10 @@ from dro_temp._typing import Features, PerRow
 from dro_temp.kernels import pair_passes
 from dro_temp.kernels.budget import block_rows, fits_cache
 from dro_temp.kernels.pair_passes import ColumnSums
-from dro_temp.kernels.passes import row_groups
-from dro_temp.kernels.products import score_dtype, work_dtype
+from dro_temp.kernels.passes import NOT_AN_OUTCOME, row_groups
+from dro_temp.kernels.products import product, score_dtype, work_dtype
 from dro_temp.kernels.refusals import refuse_second_derivative, refuse_transforms, without_autocast
-from dro_temp.kernels.stripes import Coupling, KeptWeights, PairBlock, PairPasses
+from dro_temp.kernels.stripes import Coupling, PairBlock, PairPasses
 from dro_temp.kernels.workspace import borrow, give_back
 
 
@@ -57,7 +57,7 @@ def log_sums_of_pairs(
 
     Row i's own column is `offset + i`; it is left out of both its row and its column. Backward forms
     $G_{ij} = \frac{u_i}{\tau_i} p_{ij} + \frac{w_j}{\tau_j} p'_{ij}$ stripe by stripe and multiplies it into both
-    sides: three matrix products in all if what the sums need fits the byte budget, four if scores are made twice.
+    sides: three matrix products in all if the scores fit the byte budget, four if they are made twice.
 
     Args:
         queries: this process's rows, [n d].
@@ -79,22 +79,15 @@ def log_sums_of_pairs(
         tensor([-0.3069, -0.3069, -0.3069])
     """
     refuse_transforms()
-    own = own_scores(queries, keys, offset)
-    if own_columns is None:
-        if len(own) != len(keys):
-            raise ValueError(
-                f"expected as many rows as columns, or own_columns, received {len(own)} rows and {len(keys)} "
-                "columns. Pass the own scores of all columns, gathered from the processes that hold their rows."
-            )
-        own_columns = own
+    if own_columns is None and len(queries) != len(keys):
+        raise ValueError(
+            f"expected as many rows as columns, or own_columns, received {len(queries)} rows and {len(keys)} "
+            "columns. Pass the own scores of all columns, gathered from the processes that hold their rows."
+        )
+    work = work_dtype(queries, keys)
+    block = PairBlock(offset, passes, torch.is_grad_enabled())
     rows, columns = _LogSums.apply(  # type: ignore[no-untyped-call]
-        PairBlock(offset, passes, torch.is_grad_enabled()),
-        queries,
-        keys,
-        own,
-        own_columns,
-        tau_rows.to(own.dtype),
-        tau_columns.to(own.dtype),
+        block, queries, keys, own_columns, tau_rows.to(work), tau_columns.to(work)
     )
     return LogSums(rows, columns)
 
@@ -106,48 +99,43 @@ class _LogSums(torch.autograd.Function):
         block: PairBlock,
         queries: Tensor,
         keys: Tensor,
-        own: Tensor,
-        own_columns: Tensor,
+        own_columns: Tensor | None,
         tau_rows: Tensor,
         tau_columns: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        n, m, work = queries.shape[0], keys.shape[0], own.dtype
-        step = block_rows(n, m, work, queries.device)
+        n, m, work = queries.shape[0], keys.shape[0], tau_rows.dtype
         wide = keys.to(score_dtype(keys))
-        scores_out = borrow("scores", step, m, queries, work)
-        group_rows = row_groups(scores_out)[0].stop if n else 0
-        spare_out = borrow("spare", group_rows, m, queries, work)
-        weights_out = borrow("weights", group_rows, m, queries, work)
         # Leaves want gradients also where none are recorded: nothing is kept for a backward that cannot come.
         coupled_later = block.records and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
-        fits = coupled_later and fits_cache(2 * n * m, work)
-        kept = KeptWeights(n, m, queries, work) if fits else None
-        top, total, excess = (torch.empty_like(own) for _ in range(3))
-        sums = ColumnSums.start(own_columns)
-        for rows, mine in block.stripes(queries, keys):
-            scores = block.score(queries, wide, rows, mine, scores_out)
+        keeps = coupled_later and fits_cache(n * m, work)
+        height = n if keeps else block_rows(n, m, work, queries.device)
+        buffer = borrow("kept" if keeps else "scores", height, m, queries, work)
+        own, top, total, excess = (queries.new_empty(n, dtype=work) for _ in range(4))
+        sums = ColumnSums.start(tau_columns)
+        for rows, column in block.stripes(queries, keys):
+            out = buffer[rows] if keeps else buffer[: rows.stop - rows.start]
+            scores = product(queries[rows], wide.T, out)
+            own[rows] = scores.gather(1, column).squeeze(1)
+            scores.scatter_(1, column, NOT_AN_OUTCOME)
             for group in row_groups(scores):
-                part, spare = scores[group], spare_out[: group.stop - group.start]
                 at = slice(rows.start + group.start, rows.start + group.stop)
-                weights = weights_out[: len(part)] if kept is None else kept.rows[at]
-                found = block.passes.sum_rows(part, tau_rows[at], weights, spare)
+                found = block.passes.sum_rows(scores[group], tau_rows[at])
                 top[at], total[at], excess[at] = found.top, found.total, found.excess
-                weights = weights_out[: len(part)] if kept is None else kept.columns[at]
-                block.passes.sum_columns_(part, tau_columns, sums, weights, spare)
-                if kept is not None:
-                    kept.tops.append(sums.top.clone())
+                block.passes.sum_columns_(scores[group], tau_columns, sums)
+        if not keeps:
+            give_back("scores", buffer)
+        own_of_columns = own if own_columns is None else own_columns
         slope_rows = -(excess + (top - own)) / tau_rows.square()
-        for purpose, matrix in (("scores", scores_out), ("spare", spare_out), ("weights", weights_out)):
-            give_back(purpose, matrix)
         mean_columns = sums.moment / sums.total.clamp(min=torch.finfo(work).tiny)  # no rows: no sum
-        slope_columns = -(mean_columns - own_columns) / tau_columns.square()
-        ctx.block, ctx.kept = block, kept
+        slope_columns = -(mean_columns - own_of_columns) / tau_columns.square()
+        ctx.own_is_ours = own_columns is None
+        ctx.block, ctx.kept = block, buffer if keeps else None
         ctx.save_for_backward(
             queries, keys, tau_rows, tau_columns, top, total, sums.top, sums.total, slope_rows, slope_columns
         )
         return (
             (top - own) / tau_rows + total.log(),
-            (sums.top - own_columns) / tau_columns + sums.total.log(),
+            (sums.top - own_of_columns) / tau_columns + sums.total.log(),
         )
 
     @staticmethod
@@ -159,10 +147,11 @@ class _LogSums(torch.autograd.Function):
         a, b = u / tau_rows, w / tau_columns
         found: tuple[Tensor | None, Tensor | None] = (None, None)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            coupling = Coupling(tau_rows, top, a / total, tau_columns, top_c, b / total_c)
+            own = -(a + b) if ctx.own_is_ours else -a
+            coupling = Coupling(own, tau_rows, top, a / total, tau_columns, top_c, b / total_c)
             # A second backward through a retained graph computes the scores again.
             kept, ctx.kept = ctx.kept, None
             found = coupling.gradients(ctx.block, queries, keys, kept)
             if kept is not None:
-                kept.give_back()
-        return None, *found, -a, -b, u * slope, w * slope_c
+                give_back("kept", kept)
+        return None, *found, None if ctx.own_is_ours else -b, u * slope, w * slope_c

@@ -1,15 +1,24 @@
 """The ways through a kernel, by name."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from dro_temp._typing import Features
 from dro_temp.kernels import eager, pairs, streaming
+from dro_temp.kernels.native_device import c_passes, native_runs_on
 from dro_temp.kernels.pairs import LogSums
+from dro_temp.kernels.products import work_dtype
 from dro_temp.kernels.rows import LogMeanExp, Products
 from dro_temp.kernels.triton_device import fused_passes, triton_runs_on
 
-__all__ = ["PAIR_PATHS", "PATHS", "check_impl", "triton_runs_on"]
+__all__ = ["PAIR_PATHS", "PATHS", "check_impl", "fastest_path"]
+
+
+def fastest_path(queries: Features, keys: Features) -> Literal["triton", "native", "chunked"]:
+    """The fastest path that streams there."""
+    if triton_runs_on(queries.device):
+        return "triton"
+    return "native" if native_runs_on(queries.device, work_dtype(queries, keys)) else "chunked"
 
 
 def check_impl(impl: Any) -> Any:
@@ -25,10 +34,16 @@ def _triton_rows(products: Products, *args: Any, **options: Any) -> LogMeanExp:
     return streaming.log_mean_exp_rows(products, *args, **options, passes=passes)
 
 
+def _native_rows(products: Products, *args: Any, **options: Any) -> LogMeanExp:
+    passes = c_passes(products.queries.device, work_dtype(products.queries, products.keys))
+    return streaming.log_mean_exp_rows(products, *args, **options, passes=passes)
+
+
 #: Log-mean-exp of rows, by path; all have one signature.
 PATHS: dict[str, Callable[..., LogMeanExp]] = {
     "eager": eager.log_mean_exp_rows,
     "chunked": streaming.log_mean_exp_rows,
+    "native": _native_rows,
     "triton": _triton_rows,
 }
 
@@ -37,9 +52,16 @@ def _triton_pairs(queries: Features, *args: Any, **options: Any) -> LogSums:
     return pairs.log_sums_of_pairs(queries, *args, **options, passes=fused_passes(queries.device))
 
 
+def _native_pairs(queries: Features, keys: Features, *args: Any, **options: Any) -> LogSums:
+    return pairs.log_sums_of_pairs(
+        queries, keys, *args, **options, passes=c_passes(queries.device, work_dtype(queries, keys))
+    )
+
+
 #: Log-sums of both sides of pairs, by path.
 PAIR_PATHS: dict[str, Callable[..., LogSums]] = {
     "eager": eager.log_sums_of_pairs,
     "chunked": pairs.log_sums_of_pairs,
+    "native": _native_pairs,
     "triton": _triton_pairs,
 }

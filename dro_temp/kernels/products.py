@@ -7,6 +7,10 @@ from torch import Tensor
 
 LOW = (torch.float16, torch.bfloat16)
 
+# Columns of a product that are made at a time on a processor: its library packs the larger factor, and a pack that
+# stays in the cache makes few rows times 128k columns a fifth faster, and needs 4 MB less.
+_CPU_COLUMNS = 2048
+
 
 @functools.cache
 def _processor_multiplies_bfloat16() -> bool:
@@ -57,9 +61,19 @@ def _multiply(a: Tensor, b: Tensor) -> Tensor:
 def product(a: Tensor, b: Tensor, out: Tensor, scale: float = 1.0) -> Tensor:
     """`out = scale * a @ b` in the precision of `b`, the larger factor; `out` may be more precise than both."""
     a = a.to(b.dtype)
-    if b.dtype == out.dtype:
-        return torch.addmm(out, a, b, beta=0.0, alpha=scale, out=out)
-    return torch.mul(_multiply(a, b), scale, out=out)
+    if b.dtype != out.dtype:
+        return torch.mul(_multiply(a, b), scale, out=out)
+    for tile in column_tiles(b):
+        part = out[:, tile]
+        torch.addmm(part, a, b[:, tile], beta=0.0, alpha=scale, out=part)
+    return out
+
+
+def column_tiles(b: Tensor) -> list[slice]:
+    """Columns of a product's larger factor that are multiplied at a time; all at once on a device."""
+    m = b.shape[1]
+    step = _CPU_COLUMNS if b.device.type == "cpu" else max(m, 1)
+    return [slice(start, min(start + step, m)) for start in range(0, m, step)]
 
 
 def accumulate_product(total: Tensor, a: Tensor, b: Tensor, factor: torch.dtype, *, first: bool) -> None:

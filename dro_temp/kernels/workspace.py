@@ -1,6 +1,8 @@
 """Scratch memory that is used again: a fresh page costs the processor more than the arithmetic that fills it."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -42,10 +44,21 @@ def give_back(purpose: str, matrix: Tensor) -> None:
         _free.pieces[purpose, matrix.dtype] = matrix._base
 
 
+@contextmanager
+def scratch(like: Tensor, count: int = 1) -> Iterator[list[Tensor]]:
+    """Uninitialised matrices of that shape and precision, for as long as the block lasts."""
+    n, m = like.shape
+    whole = borrow("scratch", count * n, m, like, like.dtype)
+    try:
+        yield list(whole.view(count, n, m))
+    finally:
+        give_back("scratch", whole)
+
+
 def free_workspace() -> None:
     """Return this thread's scratch memory to the system; the next sweep takes fresh memory.
 
-    Between steps a sweep's buffer stays (64 MiB at most on the processor), and so does memory for scores that are
+    Between steps a sweep's buffer stays (128 MiB at most on the processor), and so does memory for scores that are
     kept from forward to backward (the byte budget at most).
 
     Example:

@@ -1,4 +1,4 @@
-"""Column sums of a stripe: partial sums of chunks of rows, their union, then the weights.
+"""Column sums of a stripe: partial sums of chunks of rows, then their union.
 
 Columns are summed in a fixed order, without atomic additions: the same input gives the same bits.
 """
@@ -90,34 +90,8 @@ def unite_kernel(  # type: ignore[no-untyped-def]
     tl.store(moment_sums + columns, moment, mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def weight_kernel(  # type: ignore[no-untyped-def]
-    scores,  # [n m], rows `score_stride` apart
-    tau,  # [m]
-    tops,  # [m]
-    weights,  # [n m], rows `weight_stride` apart
-    n,
-    m,
-    score_stride,
-    weight_stride,
-    ROWS: tl.constexpr,  # noqa: N803
-    COLUMNS: tl.constexpr,  # noqa: N803
-):
-    """Weights of a stripe, relative to its columns' tops."""
-    across = tl.cdiv(m, COLUMNS)
-    rows = (tl.program_id(0) // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    columns = tl.program_id(0) % across * COLUMNS + tl.arange(0, COLUMNS)
-    inside = columns < m
-    mask = (rows < n)[:, None] & inside[None, :]
-    rate = LOG2E / tl.load(tau + columns, mask=inside, other=1.0)
-    top = tl.load(tops + columns, mask=inside, other=0.0)
-    s = tl.load(scores + rows[:, None] * score_stride + columns[None, :], mask=mask, other=0.0)
-    e = tl.exp2((s - top[None, :]) * rate[None, :])
-    tl.store(weights + rows[:, None] * weight_stride + columns[None, :], e, mask=mask)
-
-
-def sum_columns_(scores: Scores, tau: Tensor, sums: ColumnSums, weights: Scores, spare: Scores) -> None:
-    """See `pair_passes.sum_columns_`; no scratch of the stripe's size is needed."""
+def sum_columns_(scores: Scores, tau: Tensor, sums: ColumnSums) -> None:
+    """See `pair_passes.sum_columns_`."""
     n, m = scores.shape
     tau, stride = vector(tau, scores), row_stride(scores)
     chunks, tile = triton.cdiv(n, CHUNK), stripe_tile(m)
@@ -127,6 +101,3 @@ def sum_columns_(scores: Scores, tau: Tensor, sums: ColumnSums, weights: Scores,
     programs, whole = triton.cdiv(m, UNITED_COLUMNS), (sums.top, sums.total, sums.moment)
     meta = {"CHUNKS": UNITED_CHUNKS, "COLUMNS": UNITED_COLUMNS, "num_warps": 1}
     launch(unite_kernel, programs, tau, *parts, *whole, chunks, m, **meta)
-    strides = stride, row_stride(weights)
-    programs = triton.cdiv(n, tile["ROWS"]) * across
-    launch(weight_kernel, programs, scores, tau, sums.top, weights, n, m, *strides, **tile)

@@ -51,9 +51,8 @@ def couple_(
     tau_columns: Tensor,
     top_columns: Tensor,
     share_columns: Tensor,
-    spare: Scores,
 ) -> Scores:
-    """See `pair_passes.couple_`; no scratch is needed."""
+    """See `pair_passes.couple_`."""
     n, m = scores.shape
     sides = (tau_rows, top_rows, share_rows, tau_columns, top_columns, share_columns)
     tile = stripe_tile(m)

@@ -13,21 +13,19 @@ from dro_temp.kernels.triton_passes.online import LOG2E, absorb, meet, start
 
 @triton.jit  # type: ignore[untyped-decorator]
 def tilt_kernel(  # type: ignore[no-untyped-def]
-    scores,  # [n m], rows `score_stride` apart
+    scores,  # [n m], rows `stride` apart; overwritten by the weights if those are to be stored
     tau,  # [n]
-    weights,  # [n m], rows `weight_stride` apart; may be the scores
     tops,  # [n]
     totals,  # [n]
     excesses,  # [n]
     m,
-    score_stride,
-    weight_stride,
+    stride,
+    STORES: tl.constexpr,  # noqa: N803
     TILE: tl.constexpr,  # noqa: N803
 ):
     """One row: sums in a first read, weights in a second."""
     row = tl.program_id(0).to(tl.int64)
-    scores += row * score_stride
-    weights += row * weight_stride
+    scores += row * stride
     rate = LOG2E / tl.load(tau + row)
     lanes = tl.arange(0, TILE)
     top, total, moment = start([TILE], scores.dtype.element_ty)
@@ -40,28 +38,28 @@ def tilt_kernel(  # type: ignore[no-untyped-def]
     tl.store(tops + row, highest)
     tl.store(totals + row, total)
     tl.store(excesses + row, moment / total)
-    for first in range(0, m, TILE):
-        at = first + lanes
-        s = tl.load(scores + at, mask=at < m, other=-float("inf"), eviction_policy="evict_first")
-        tl.store(weights + at, tl.exp2((s - highest) * rate), mask=at < m)
+    if STORES:
+        for first in range(0, m, TILE):
+            at = first + lanes
+            s = tl.load(scores + at, mask=at < m, other=-float("inf"), eviction_policy="evict_first")
+            tl.store(scores + at, tl.exp2((s - highest) * rate), mask=at < m)
 
 
-def _tilt(scores: Scores, tau: PerRow, weights: Scores) -> tuple[Tensor, Tensor, Tensor]:
+def _tilt(scores: Scores, tau: PerRow, *, stores: bool) -> tuple[Tensor, Tensor, Tensor]:
     n, m = scores.shape
-    top, total, excess = (scores.new_empty(n) for _ in range(3))
-    strides = row_stride(scores), row_stride(weights)
-    launch(
-        tilt_kernel, n, scores, vector(tau, scores), weights, top, total, excess, m, *strides, **row_tile(m)
-    )
+    found = [scores.new_empty(n) for _ in range(3)]
+    tau, stride = vector(tau, scores), row_stride(scores)
+    launch(tilt_kernel, n, scores, tau, *found, m, stride, STORES=stores, **row_tile(m))
+    top, total, excess = found
     return top, total, excess
 
 
 def tilt_(scores: Scores, tau: PerRow, *, excess: bool) -> Tilted:
     """See `passes.tilt_`; the excess comes for nothing."""
-    top, total, mean = _tilt(scores, tau, scores)
+    top, total, mean = _tilt(scores, tau, stores=True)
     return Tilted(scores, top, total, mean if excess else None)
 
 
-def sum_rows(scores: Scores, tau: PerRow, weights: Scores, spare: Scores) -> RowSums:
-    """See `pair_passes.sum_rows`; no scratch is needed."""
-    return RowSums(*_tilt(scores, tau, weights))
+def sum_rows(scores: Scores, tau: PerRow) -> RowSums:
+    """See `pair_passes.sum_rows`."""
+    return RowSums(*_tilt(scores, tau, stores=False))

@@ -1,0 +1,148 @@
+/* The passes over a block of float32 scores: each reads the block once or twice, and writes it at most once.
+ *
+ * Rows of a block are `stride` numbers apart; the columns of a row lie side by side. Every function works on the
+ * rows (or columns) from `first` to `last`, so that several threads may share a block. NaN stays NaN.
+ */
+#include <float.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef _WIN32
+#define PUBLIC __declspec(dllexport)
+#else
+#define PUBLIC __attribute__((visibility("default")))
+#endif
+
+typedef int64_t size;
+
+enum { SUM = 512 /* numbers summed in float32 before double takes over */, TILE = 512 /* columns in the L1 cache */ };
+
+/* e^x for x <= 0, to about one unit in the last place: x = k log 2 + r, and a polynomial in r (Cephes' expf).
+ * Below -87 it is 0: an outcome that cannot happen must weigh nothing, however low its score. */
+static inline float exponential(float x) {
+    const float y = x < -87.0f ? -87.0f : x;
+    const float shifted = y * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: rounds to whole numbers */
+    const float k = shifted - 12582912.0f;
+    float r = y - k * 0.693359375f;
+    r -= k * -2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits = (int32_t)((uint32_t)(bits + 127) << 23); /* 2^k */
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return x < -87.0f ? 0.0f : p * power;
+}
+
+/* -inf becomes finite: an outcome that cannot happen weighs 0, and 0 times -inf is NaN. */
+static inline float finite(float x) { return x < -FLT_MAX ? -FLT_MAX : x; }
+
+static inline size least(size a, size b) { return a < b ? a : b; }
+
+static float highest_of(const float *s, size m) {
+    float top = -INFINITY;
+#pragma omp simd reduction(max : top)
+    for (size j = 0; j < m; j++) top = s[j] > top ? s[j] : top;
+    return top;
+}
+
+/* Weights e^((s - max s) / tau) in place of the scores, their sum, and their mean of s - max s. */
+PUBLIC void tilt(float *scores, size stride, size first, size last, size m, const float *tau, float *top,
+                 float *total, float *excess) {
+    for (size i = first; i < last; i++) {
+        float *s = scores + i * stride;
+        const float highest = highest_of(s, m), rate = 1.0f / tau[i];
+        double sum = 0, moment = 0;
+        for (size start = 0; start < m; start += SUM) {
+            const size end = least(start + SUM, m);
+            float a = 0, b = 0;
+#pragma omp simd reduction(+ : a, b)
+            for (size j = start; j < end; j++) {
+                const float below = finite(s[j] - highest), weight = exponential(below * rate);
+                s[j] = weight;
+                a += weight;
+                b += weight * below;
+            }
+            sum += a, moment += b;
+        }
+        top[i] = highest, total[i] = (float)sum, excess[i] = (float)(moment / sum);
+    }
+}
+
+/* The same sums; the scores stay. */
+PUBLIC void sum_rows(const float *scores, size stride, size first, size last, size m, const float *tau, float *top,
+                     float *total, float *excess) {
+    for (size i = first; i < last; i++) {
+        const float *s = scores + i * stride;
+        const float highest = highest_of(s, m), rate = 1.0f / tau[i];
+        double sum = 0, moment = 0;
+        for (size start = 0; start < m; start += SUM) {
+            const size end = least(start + SUM, m);
+            float a = 0, b = 0;
+#pragma omp simd reduction(+ : a, b)
+            for (size j = start; j < end; j++) {
+                const float below = finite(s[j] - highest), weight = exponential(below * rate);
+                a += weight;
+                b += weight * below;
+            }
+            sum += a, moment += b;
+        }
+        top[i] = highest, total[i] = (float)sum, excess[i] = (float)(moment / sum);
+    }
+}
+
+/* Add n rows to the running sums of columns `first` to `last`: largest score, weights, weights times scores. */
+PUBLIC void sum_columns(const float *scores, size stride, size first, size last, size n, const float *tau, float *top,
+                        float *total, float *moment) {
+    for (size start = first; start < last; start += TILE) {
+        const size width = least(TILE, last - start);
+        const float *block = scores + start;
+        float highest[TILE], rate[TILE], sum[TILE], weighted[TILE];
+        memcpy(highest, top + start, sizeof(float) * (size_t)width);
+        for (size i = 0; i < n; i++) {
+            const float *s = block + i * stride;
+#pragma omp simd
+            for (size j = 0; j < width; j++) highest[j] = s[j] > highest[j] ? s[j] : highest[j];
+        }
+#pragma omp simd
+        for (size j = 0; j < width; j++) {
+            rate[j] = 1.0f / tau[start + j];
+            const float decay = exponential((top[start + j] - highest[j]) * rate[j]);
+            sum[j] = total[start + j] * decay;
+            weighted[j] = moment[start + j] * decay;
+        }
+        for (size i = 0; i < n; i++) {
+            const float *s = block + i * stride;
+#pragma omp simd
+            for (size j = 0; j < width; j++) {
+                const float weight = exponential((s[j] - highest[j]) * rate[j]);
+                sum[j] += weight;
+                weighted[j] += weight * s[j];
+            }
+        }
+        memcpy(top + start, highest, sizeof(float) * (size_t)width);
+        memcpy(total + start, sum, sizeof(float) * (size_t)width);
+        memcpy(moment + start, weighted, sizeof(float) * (size_t)width);
+    }
+}
+
+/* Gradient with respect to the scores in their place: each row's and each column's share of its weight. */
+PUBLIC void couple(float *scores, size stride, size first, size last, size m, const float *tau_rows,
+                   const float *top_rows, const float *share_rows, const float *rate_columns,
+                   const float *top_columns, const float *share_columns) {
+    for (size i = first; i < last; i++) {
+        float *s = scores + i * stride;
+        const float rate = 1.0f / tau_rows[i], top = top_rows[i], share = share_rows[i];
+#pragma omp simd
+        for (size j = 0; j < m; j++)
+            s[j] = share * exponential((s[j] - top) * rate) +
+                   share_columns[j] * exponential((s[j] - top_columns[j]) * rate_columns[j]);
+    }
+}

@@ -1,0 +1,100 @@
+"""The passes with the plain ones' names and signatures: C for float32 on the processor, PyTorch for all else."""
+
+from ctypes import c_int64, c_void_p
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dro_temp._typing import PerRow, Scores
+from dro_temp.kernels import pair_passes, passes
+from dro_temp.kernels.native_passes.library import native
+from dro_temp.kernels.native_passes.threads import shared
+from dro_temp.kernels.pair_passes import ColumnSums, RowSums
+from dro_temp.kernels.passes import Tilted
+
+moments = passes.moments
+
+
+def tilt_(scores: Scores, tau: PerRow, *, excess: bool) -> Tilted:
+    """See `passes.tilt_`; the excess comes for nothing."""
+    if not _fits(scores):
+        return passes.tilt_(scores, tau, excess=excess)
+    top, total, mean = _row_sums("tilt", scores, tau)
+    return Tilted(scores, top, total, mean if excess else None)
+
+
+def sum_rows(scores: Scores, tau: PerRow) -> RowSums:
+    """See `pair_passes.sum_rows`."""
+    if not _fits(scores):
+        return pair_passes.sum_rows(scores, tau)
+    return RowSums(*_row_sums("sum_rows", scores, tau))
+
+
+def sum_columns_(scores: Scores, tau: Tensor, sums: ColumnSums) -> None:
+    """See `pair_passes.sum_columns_`."""
+    if not _fits(scores):
+        pair_passes.sum_columns_(scores, tau, sums)
+        return
+    n, m = scores.shape
+    vectors = [_vector(tau), sums.top, sums.total, sums.moment]
+
+    def work(first: int, last: int) -> None:
+        _call("sum_columns", scores, first, last, n, vectors)
+
+    shared(work, m, n)
+
+
+def couple_(
+    scores: Scores,
+    tau_rows: PerRow,
+    top_rows: PerRow,
+    share_rows: PerRow,
+    tau_columns: Tensor,
+    top_columns: Tensor,
+    share_columns: Tensor,
+) -> Scores:
+    """See `pair_passes.couple_`."""
+    rows = (tau_rows, top_rows, share_rows)
+    columns = (tau_columns, top_columns, share_columns)
+    if not _fits(scores):
+        return pair_passes.couple_(scores, *rows, *columns)
+    n, m = scores.shape
+    vectors = [_vector(x) for x in (*rows, tau_columns.reciprocal(), top_columns, share_columns)]
+
+    def work(first: int, last: int) -> None:
+        _call("couple", scores, first, last, m, vectors)
+
+    shared(work, n, m)
+    return scores
+
+
+def _fits(scores: Scores) -> bool:
+    return scores.device.type == "cpu" and scores.dtype == torch.float32 and scores.numel() > 0
+
+
+def _row_sums(name: str, scores: Scores, tau: PerRow) -> tuple[Tensor, Tensor, Tensor]:
+    n, m = scores.shape
+    top, total, excess = (scores.new_empty(n) for _ in range(3))
+    vectors = [_vector(tau), top, total, excess]
+
+    def work(first: int, last: int) -> None:
+        _call(name, scores, first, last, m, vectors)
+
+    shared(work, n, m)
+    return top, total, excess
+
+
+def _vector(x: Tensor) -> Tensor:
+    """Side by side, in float32: a temperature for all rows may be one number, expanded."""
+    return x.detach().to(torch.float32).contiguous()
+
+
+def _call(name: str, scores: Scores, first: int, last: int, length: int, vectors: list[Tensor]) -> None:
+    library: Any = native().library
+    assert scores.stride(1) == 1 or scores.shape[1] == 1
+    getattr(library, name)(
+        c_void_p(scores.data_ptr()),
+        *(c_int64(x) for x in (scores.stride(0), first, last, length)),
+        *(c_void_p(x.data_ptr()) for x in vectors),
+    )

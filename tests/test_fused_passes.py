@@ -1,0 +1,309 @@
+"""The fused passes against the plain ones: C on processors; Triton interpreted there, compiled on an NVIDIA GPU."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import seeds
+
+from dro_temp.functional.transforms import SoftCap
+from dro_temp.kernels import (
+    STATISTICS,
+    Products,
+    byte_budget,
+    eager,
+    pair_passes,
+    pairs,
+    passes,
+    streaming,
+    stripes,
+    sweep,
+)
+from dro_temp.kernels.native_device import c_passes, native_runs_on
+from dro_temp.kernels.pair_passes import ColumnSums
+from dro_temp.kernels.passes import NOT_AN_OUTCOME
+from dro_temp.kernels.triton_device import fused_passes
+
+DEVICES = [torch.device("cuda" if torch.cuda.is_available() else "cpu")]
+DTYPES = [torch.float32, torch.float64]
+MOMENTS = ("max", "mean", "std", "norm")
+# A row's tile ends at 4096 columns, a stripe's at 128, a chunk at 256 rows.
+WIDTHS, HEIGHTS = (1, 2, 5, 33, 4097), (1, 2, 17, 257)
+
+pytestmark = [
+    # The interpreter computes both branches of a choice, and lets NumPy complain about the one that is not taken.
+    pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),
+    pytest.mark.parametrize("device", DEVICES, ids=str, scope="module"),
+]
+
+
+@pytest.fixture(scope="module", params=["native", "triton"])
+def fused(request, device):
+    if request.param == "native":
+        if not native_runs_on(device, torch.float32):
+            pytest.skip("there is no C compiler, or scores are on a GPU")
+        return c_passes(device, torch.float32)
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    interpreted = device.type == "cpu"
+    if interpreted and tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7):
+        pytest.skip("the interpreter of this release does not know NumPy 2.4")
+    return fused_passes(device)
+
+
+def _draw(data, heights, widths, dtype, device):
+    """Scores inside a larger buffer of NaN, and a temperature for each row and each column."""
+    n, m = data.draw(st.sampled_from(heights)), data.draw(st.sampled_from(widths))
+    g = torch.Generator().manual_seed(data.draw(seeds))
+    buffer = torch.full((n + 2, m + 3), torch.nan, dtype=dtype)
+    scores = data.draw(st.sampled_from([1e-2, 1.0, 30.0, 1e4])) * torch.randn(n, m, generator=g, dtype=dtype)
+    if data.draw(st.booleans()):
+        scores[torch.rand(n, m, generator=g) < 0.2] = NOT_AN_OUTCOME
+    buffer[1:-1, :m] = scores
+    low, high = math.log(0.005), math.log(50.0)
+    tau_rows, tau_columns = (
+        (low + (high - low) * torch.rand(k, generator=g, dtype=dtype)).exp().to(device) for k in (n, m)
+    )
+    buffer = buffer.to(device)
+    return buffer, buffer[1:-1, :m], tau_rows, tau_columns
+
+
+def _close(found, expected, scale=0.0):
+    """Equal up to a few roundings, of numbers as large as `scale` if they were added up."""
+    eps = torch.finfo(expected.dtype).eps
+    slack = 64 * eps * (expected.abs() + scale) + 16 * eps
+    assert (found - expected).abs().le(slack).all(), (found - expected).abs().div(slack).max()
+
+
+def _surroundings_untouched(block):
+    base = block._base
+    assert base.isnan().sum() == base.numel() - block.numel()
+
+
+# --- Each pass -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(data=st.data())
+@settings(max_examples=25)
+def test_tilt(fused, device, dtype, data):
+    _, scores, tau, _ = _draw(data, (1, 2, 3), WIDTHS, dtype, device)
+    expected = passes.tilt_(scores.clone(), tau, excess=True)
+    again = scores.clone()
+    found = fused.tilt_(scores, tau, excess=True)
+    assert found.weights is scores
+    _surroundings_untouched(scores)
+    for name in ("weights", "top", "total", "excess"):
+        _close(getattr(found, name), getattr(expected, name))
+    alone = fused.tilt_(again, tau, excess=False)
+    assert alone.excess is None
+    for name in ("weights", "top", "total"):
+        assert torch.equal(getattr(alone, name), getattr(found, name))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(data=st.data())
+@settings(max_examples=25)
+def test_sum_rows(fused, device, dtype, data):
+    buffer, scores, tau, _ = _draw(data, (1, 2, 3), WIDTHS, dtype, device)
+    before = buffer.clone()
+    expected = pair_passes.sum_rows(scores, tau)
+    found = fused.sum_rows(scores, tau)
+    assert torch.equal(buffer.nan_to_num(), before.nan_to_num())
+    for name in ("top", "total", "excess"):
+        _close(getattr(found, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(data=st.data())
+@settings(max_examples=25)
+def test_moments(fused, device, dtype, data):
+    _, scores, _, _ = _draw(data, (1, 2, 3), WIDTHS[1:], dtype, device)
+    n, m = scores.shape
+    target = torch.tensor(data.draw(st.lists(st.integers(0, m - 1), min_size=n, max_size=n)), device=device)
+    with_target = data.draw(st.booleans())
+    plain = passes.moments(scores, target, with_target, MOMENTS)
+    found = fused.moments(scores, target, with_target, MOMENTS)
+    for i, row in enumerate(scores.double()):
+        row = row if with_target else torch.cat([row[: target[i]], row[target[i] + 1 :]])
+        exact = dict(zip(MOMENTS, (row.amax(), row.mean(), row.std(correction=0), row.norm()), strict=True))
+        for name, value in exact.items():
+            if not plain[name][i].isfinite():  # the square of a sentinel overflows float32
+                continue
+            slack = 32 * torch.finfo(dtype).eps * (value.abs() + row.abs().amax())
+            assert (found[name][i] - value).abs() <= slack + (plain[name][i] - value).abs(), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_standard_deviation_far_from_zero(fused, device, dtype):
+    g = torch.Generator().manual_seed(0)
+    scores = (1e4 + torch.randn(3, 9000, generator=g, dtype=torch.float64)).to(device, dtype)
+    target = torch.zeros(3, dtype=torch.long, device=device)
+    exact = passes.moments(scores.double(), target, False, ("mean", "std"))
+    found = fused.moments(scores, target, False, ("mean", "std"))
+    torch.testing.assert_close(found["std"].double(), exact["std"], rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(found["mean"].double(), exact["mean"], rtol=2e-7, atol=0.0)
+
+
+def test_only_wanted_moments(fused, device):
+    scores, target = torch.randn(2, 3, device=device), torch.zeros(2, dtype=torch.long, device=device)
+    assert fused.moments(scores, target, True, ("entropy",)) == {}
+    assert set(fused.moments(scores, target, True, frozenset({"std", "kl"}))) == {"std"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(data=st.data())
+@settings(max_examples=12)
+def test_sum_columns(fused, device, dtype, data):
+    buffer, scores, _, tau = _draw(data, HEIGHTS, (1, 5, 129), dtype, device)
+    before, found, expected = buffer.clone(), ColumnSums.start(tau), ColumnSums.start(tau)
+    for _ in range(data.draw(st.integers(1, 2))):
+        pair_passes.sum_columns_(scores, tau, expected)
+        fused.sum_columns_(scores, tau, found)
+        assert torch.equal(buffer.nan_to_num(), before.nan_to_num())
+    _close(found.top, expected.top)
+    _close(found.total, expected.total)
+    size = torch.zeros_like(tau).addcmul_(expected.total, scores.abs().amax(0))
+    _close(found.moment, expected.moment, scale=size)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_column_sums_do_not_depend_on_stripes_or_order(fused, device, dtype):
+    # More rows than one pass over partial sums takes.
+    g = torch.Generator().manual_seed(0)
+    scores = (20 * torch.randn(4400, 7, generator=g, dtype=dtype)).to(device)
+    tau = torch.tensor([0.005, 0.02, 0.1, 0.5, 1.0, 7.0, 50.0], dtype=dtype, device=device)
+    exact = ColumnSums.start(tau.double())
+    pair_passes.sum_columns_(scores.double(), tau.double(), exact)
+    shuffled = scores[torch.randperm(4400, generator=g).to(device)]
+    for rows, sizes in ((scores, (4400,)), (scores, (1, 17, 4382)), (shuffled, (260, 3, 4137))):
+        sums = ColumnSums.start(tau)
+        for stripe in rows.split(sizes):
+            fused.sum_columns_(stripe, tau, sums)
+        _close(sums.top, exact.top.to(dtype))
+        _close(sums.total, exact.total.to(dtype))
+        _close(sums.moment, exact.moment.to(dtype), scale=exact.total.to(dtype) * scores.abs().amax())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(data=st.data())
+@settings(max_examples=20)
+def test_couple(fused, device, dtype, data):
+    _, scores, tau_rows, tau_columns = _draw(data, (1, 2, 17), (1, 5, 129), dtype, device)
+    share_rows, share_columns = torch.randn_like(tau_rows), torch.randn_like(tau_columns)
+    sides = (tau_rows, scores.amax(1), share_rows, tau_columns, scores.amax(0), share_columns)
+    expected = pair_passes.couple_(scores.clone(), *sides)
+    found = fused.couple_(scores, *sides)
+    assert found is scores
+    _surroundings_untouched(scores)
+    _close(found, expected, scale=share_rows.abs()[:, None] + share_columns.abs())
+
+
+def test_one_temperature_for_all(fused, device):
+    scores = torch.randn(3, 5, device=device)
+    one = torch.full((1,), 0.3, device=device)
+    found = fused.tilt_(scores.clone(), one.expand(3), excess=True)
+    assert torch.equal(found.weights, fused.tilt_(scores.clone(), one.repeat(3), excess=True).weights)
+
+
+def test_what_is_not_finite(fused, device):
+    scores = torch.randn(4, 6, device=device)
+    scores[0, 1], scores[1, 2], scores[2, 3] = torch.nan, torch.inf, -torch.inf
+    tau = torch.ones(4, device=device)
+    found = fused.tilt_(scores.clone(), tau, excess=True)
+    assert found.total.isnan().tolist() == [True, True, False, False]
+    assert found.excess.isfinite().tolist() == [False, False, True, True]
+    assert found.weights[2, 3] == 0.0
+    sums = ColumnSums.start(torch.ones(6, device=device))
+    fused.sum_columns_(scores, torch.ones(6, device=device), sums)
+    assert sums.total.isnan().tolist() == [False, True, True, False, False, False]
+
+
+def test_no_rows(fused, device):
+    nothing = torch.empty(0, 4, device=device)
+    assert fused.tilt_(nothing, nothing[:, 0], excess=False).total.shape == (0,)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a block of 2^31 scores is for a GPU")
+def test_offsets_beyond_32_bits(fused, device):
+    if torch.cuda.mem_get_info()[0] < 2**35:
+        pytest.skip("needs 32 GiB")
+    _check_last_row(fused, 2**13 + 8, 2**18, device)
+
+
+def test_last_row(fused, device):
+    _check_last_row(fused, 19, 40, device)
+
+
+def _check_last_row(fused, n, m, device):
+    scores = torch.zeros(n, m, device=device)
+    scores[-1] = last = torch.randn(m, device=device)
+    tau, wide = torch.full((n,), 0.5, device=device), torch.ones(m, device=device)
+    expected = passes.tilt_(last[None].clone(), tau[:1], excess=True)
+    found = fused.sum_rows(scores, tau)
+    for name in ("top", "total", "excess"):
+        _close(getattr(found, name)[-1:], getattr(expected, name))
+    sums = ColumnSums.start(wide)
+    fused.sum_columns_(scores, wide, sums)
+    _close(sums.total, (n - 1) * (-last.clamp(min=0.0)).exp() + (last - last.clamp(min=0.0)).exp())
+    fused.couple_(scores, tau, tau, tau, wide, wide, wide)
+    _close(scores[-1], 0.5 * ((last - 0.5) / 0.5).exp() + (last - 1.0).exp())
+
+
+# --- Whole kernels -------------------------------------------------------------------------------------------
+
+
+def _leaves(dtype, device, *shapes):
+    g = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=g).to(device, dtype).requires_grad_() for shape in shapes]
+
+
+def _gradients(found, weights, leaves):
+    value = sum((x * w.to(x)).sum() for x, w in zip(found, weights, strict=True))
+    return torch.autograd.grad(value, leaves)
+
+
+def _same(one, other):
+    """Values as float32 has them, gradients as their inputs' dtype has them: a sum of terms, each rounded."""
+    (values, statistics, gradients), (found, noted, own) = one, other
+    torch.testing.assert_close(found, values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(noted, statistics, rtol=1e-5, atol=1e-5)
+    for gradient, expected in zip(own, gradients, strict=True):
+        assert gradient.dtype == expected.dtype
+        roundings = 32 if expected.dtype == torch.float32 else 4
+        slack = roundings * torch.finfo(expected.dtype).eps * expected.abs().max()
+        assert (gradient - expected).abs().max() <= slack
+
+
+@pytest.mark.parametrize("target_in_support", [True, False])
+@pytest.mark.parametrize("transform", [None, SoftCap(2.0)], ids=["linear", "softcap"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_rows_match_eager(fused, device, dtype, transform, target_in_support, monkeypatch):
+    monkeypatch.setattr(sweep, "block_rows", lambda *_, **__: 2)
+    queries, keys, bias = _leaves(dtype, device, (5, 8), (33, 8), (33,))
+    tau = torch.linspace(0.3, 2.0, 5, device=device).requires_grad_()
+    target, weight = torch.arange(5, device=device), torch.linspace(-1.0, 1.0, 5, device=device)
+    products = Products(queries, keys, target, bias, transform, target_in_support)
+    leaves, results = [queries, keys, bias, tau], []
+    for way, options in ((eager, {}), (streaming, {"passes": fused})):
+        found = way.log_mean_exp_rows(products, tau, statistics=STATISTICS, **options)
+        results.append(((found.log_g,), found.statistics, _gradients((found.log_g,), (weight,), leaves)))
+    _same(*results)
+
+
+@pytest.mark.parametrize("cached", [0, 2**20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_pairs_match_eager(fused, device, dtype, cached, monkeypatch):
+    for module in (pairs, stripes):
+        monkeypatch.setattr(module, "block_rows", lambda *_, **__: 3)
+    queries, keys = _leaves(dtype, device, (8, 6), (8, 6))
+    taus = [torch.linspace(a, b, 8, device=device).requires_grad_() for a, b in ((0.3, 2.0), (1.0, 0.2))]
+    weights = [torch.linspace(a, b, 8, device=device) for a, b in ((-1.0, 1.0), (2.0, 1.0))]
+    leaves, results = [queries, keys, *taus], []
+    for way, options in ((eager, {}), (pairs, {"passes": fused})):
+        with byte_budget(cached):
+            found = way.log_sums_of_pairs(queries, keys, *taus, **options)
+            sums = (found.rows, found.columns)
+            results.append((*sums, _gradients(sums, weights, leaves)))
+    _same(*results)

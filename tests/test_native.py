@@ -1,0 +1,122 @@
+"""Where the C passes run, how they are built, and that threads share them; what they compute is tested beside."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import dro_temp as dt
+from dro_temp.kernels import pair_passes, passes
+from dro_temp.kernels.native_device import c_passes, native_runs_on
+from dro_temp.kernels.native_passes import library, threads
+from dro_temp.kernels.pair_passes import ColumnSums
+
+CPU = torch.device("cpu")
+needs_compiler = pytest.mark.skipif(not native_runs_on(CPU, torch.float32), reason="there is no C compiler")
+
+CHOICE = """
+import torch, dro_temp as dt
+rows = dt.Rows(dt.LinearScores(torch.randn(600, 4), torch.randn(600, 4)), torch.arange(600))
+choice = dt.KLRobustLoss(0.5).evaluate(rows, torch.ones(600)).choice
+print(choice.impl)
+try:
+    dt.KLRobustLoss(0.5, impl="native")(rows, torch.ones(600))
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def _python(**variables: str) -> str:
+    environment = {**os.environ, **variables}
+    run = [sys.executable, "-c", CHOICE]
+    return subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+@needs_compiler
+def test_built_once_into_the_cache_folder(tmp_path):
+    assert _python(XDG_CACHE_HOME=str(tmp_path)).split() == ["native"]
+    (built,) = (tmp_path / "dro_temp").iterdir()
+    made = built.stat().st_mtime_ns
+    assert _python(XDG_CACHE_HOME=str(tmp_path)).split() == ["native"]
+    assert built.stat().st_mtime_ns == made
+    # A compiler that fails is not asked when the library is there; another one makes another library.
+    assert "chunked" in _python(XDG_CACHE_HOME=str(tmp_path), CC="false")
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"DRO_TEMP_NATIVE": "0"}, "DRO_TEMP_NATIVE=0 is set"),
+        ({"CC": "no-such-compiler"}, "no C compiler was found"),
+        ({"CC": "false"}, "the C compiler 'false' failed"),
+    ],
+)
+def test_without_the_library_auto_streams_in_pytorch(tmp_path, variables, reason):
+    said = _python(XDG_CACHE_HOME=str(tmp_path), **variables)
+    assert said.startswith("chunked\n")
+    assert "impl='chunked'" in said
+    assert reason in said
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
+@needs_compiler
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    tmp_path.chmod(0o500)
+    assert _python(XDG_CACHE_HOME=str(tmp_path)).split() == ["native"]
+
+
+def test_what_it_cannot_take_is_refused():
+    with pytest.raises(RuntimeError, match=r"expected float32 scores.*received.*float64.*impl='chunked'"):
+        c_passes(CPU, torch.float64)
+    with pytest.raises(RuntimeError, match=r"expected float32 scores.*received.*'cuda'.*impl='chunked'"):
+        c_passes(torch.device("cuda"), torch.float32)
+    rows = dt.Rows(dt.LinearScores(*torch.randn(2, 600, 4).double()), torch.arange(600))
+    assert dt.KLRobustLoss(0.5).choose(rows).impl == "chunked"
+
+
+@needs_compiler
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_threads_share_a_block(monkeypatch, count):
+    monkeypatch.setattr(threads, "_SHARE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+    native, g = c_passes(CPU, torch.float32), torch.Generator().manual_seed(0)
+    scores, taus = torch.randn(5, 1300, generator=g), torch.rand(1305, generator=g) + 0.1
+    tau, wide = taus[:5], taus[5:]
+    tilted, expected = (way.tilt_(scores.clone(), tau, excess=True) for way in (native, passes))
+    for name in ("weights", "top", "total", "excess"):
+        torch.testing.assert_close(getattr(tilted, name), getattr(expected, name))
+    sums, plain = ColumnSums.start(wide), ColumnSums.start(wide)
+    native.sum_columns_(scores, wide, sums)
+    pair_passes.sum_columns_(scores, wide, plain)
+    torch.testing.assert_close(vars(sums), vars(plain))
+    sides = (tau, tilted.top, tau, wide, sums.top, wide)
+    coupled, expected = (way.couple_(scores.clone(), *sides) for way in (native, pair_passes))
+    torch.testing.assert_close(coupled, expected)
+
+
+def _sum_in_child(queue):
+    tilted = c_passes(CPU, torch.float32).tilt_(torch.ones(4, 8), torch.ones(4), excess=False)
+    queue.put(float(tilted.total.sum()))
+
+
+@needs_compiler
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_threads_survive_a_fork(monkeypatch):
+    monkeypatch.setattr(threads, "_SHARE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    c_passes(CPU, torch.float32).tilt_(torch.ones(4, 8), torch.ones(4), excess=False)  # starts a pool
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_sum_in_child, args=(queue,))
+    child.start()
+    assert queue.get(timeout=60) == 32.0
+    child.join()
+
+
+def test_the_library_is_part_of_the_package():
+    assert library.SOURCE.exists()
