@@ -74,13 +74,8 @@ def naive(p: DecodeProblem) -> Step:
 def folded(p: DecodeProblem) -> Step:
     """The same temperature, with whatever a frozen head lets one prepare."""
     logits = p.hidden @ p.weight.T
-    head = dt.FrozenHead(p.weight)
-
-    @torch.no_grad()
-    def step() -> Tensor:
-        return p.tempnet(summary=head.summary(p.hidden, logits))
-
-    return step
+    temperatures = p.tempnet.decoder(dt.FrozenHead(p.weight))
+    return lambda: temperatures(p.hidden, logits)
 
 
 CONTENDERS = (

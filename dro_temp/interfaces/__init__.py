@@ -6,7 +6,7 @@ temperatures to one value per row. What they remember from step to step is `Stag
 written when an optimizer step was really taken.
 """
 
-from dro_temp.interfaces.frozen_head import FrozenHead
+from dro_temp.interfaces.frozen_head import Decoder, FrozenHead
 from dro_temp.interfaces.host import HostAdapter
 from dro_temp.interfaces.log_mean_exp import Impl, LogMeanExpLoss
 from dro_temp.interfaces.loss import Choice, Evaluated, RobustLoss
@@ -18,6 +18,7 @@ from dro_temp.interfaces.summary import Summary
 
 __all__ = [
     "Choice",
+    "Decoder",
     "Evaluated",
     "FrozenHead",
     "HostAdapter",

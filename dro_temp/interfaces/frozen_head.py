@@ -1,8 +1,17 @@
 """A linear head that no longer changes."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
 from dro_temp._typing import Features, PerRow, Scores
 from dro_temp.interfaces.summary import Summary
 from dro_temp.kernels import Fold
+
+#: `(queries, scores) -> temperatures`, for a frozen head's own queries and logits.
+Decoder: TypeAlias = Callable[[Features, Scores], PerRow]
 
 
 class FrozenHead:
@@ -19,9 +28,8 @@ class FrozenHead:
         >>> import torch, dro_temp as dt
         >>> weight, hidden = torch.randn(500, 16), torch.randn(1, 16)
         >>> tempnet = dt.TempNet.for_logits(500, tau_min=0.1, tau_max=2.0).eval()
-        >>> head = FrozenHead(weight)
-        >>> tau = tempnet(summary=head.summary(hidden, hidden @ weight.T))
-        >>> tau.shape
+        >>> temperatures = tempnet.decoder(FrozenHead(weight))  # made once
+        >>> temperatures(hidden, hidden @ weight.T).shape  # called for every token
         torch.Size([1])
     """
 
@@ -36,3 +44,8 @@ class FrozenHead:
             scores: what it returned, [n m], neither scaled nor capped.
         """
         return Summary(scores, project=lambda weight, shift: self._fold(queries, weight, shift))
+
+    @torch.no_grad()
+    def folded(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`(A W, A c, A 1)` of a projection A of the logits, [K d], [K] and [K], in float32 or better."""
+        return self._fold.parts(weight)

@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from dro_temp import functional as F
 from dro_temp._checks import check_bounds
-from dro_temp._typing import Features, PerRow, RowIndex
+from dro_temp._typing import Features, PerRow, RowIndex, Scores
+from dro_temp.interfaces.frozen_head import Decoder, FrozenHead
 from dro_temp.interfaces.rows import Rows, Support
 from dro_temp.interfaces.scores import at_least_float32
 from dro_temp.interfaces.summary import Summary
@@ -117,6 +118,40 @@ class TemperaturePredictor(nn.Module, ABC):
             summary=summary,
         )
         return self.bound(at_least_float32(self.raw(reading))).reshape(shape)
+
+    def decoder(self, head: FrozenHead) -> Decoder:
+        """Temperatures of a frozen head's rows: made once, called for every token that is generated.
+
+        A leaf may prepare whatever a head that does not change lets it prepare. The parameters of the moment
+        count; make another one after they have changed.
+
+        Args:
+            head: the head.
+
+        Raises:
+            ValueError: the predictor is in training mode.
+        """
+        self._refuse_training()
+        reads = self.reads
+
+        @torch.no_grad()
+        def temperatures(queries: Features, scores: Scores) -> PerRow:
+            tau: Tensor = self(
+                queries if "features" in reads else None,
+                support=Support(scores) if "support" in reads else None,
+                summary=head.summary(queries, scores) if "summary" in reads else None,
+                shape=scores.shape[:1],
+            )
+            return tau
+
+        return temperatures
+
+    def _refuse_training(self) -> None:
+        if self.training:
+            raise ValueError(
+                f"expected {type(self).__name__} in evaluation mode, received one in training mode, whose dropout "
+                "would change the temperatures. Call predictor.eval() first."
+            )
 
     @property
     def reads_scores(self) -> bool:

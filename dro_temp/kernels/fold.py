@@ -47,6 +47,11 @@ class Fold:
         result = torch.nn.functional.linear(self._wide(queries, folded.dtype), folded[:, :-2], offset)
         return result if shift is None else result - shift[:, None].to(folded.dtype) * folded[:, -1]
 
+    def parts(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`(A W, A c, A 1)` for queries that are scaled already."""
+        folded = self._folded(weight)
+        return folded[:, :-2] * self.scale, folded[:, -2], folded[:, -1]
+
     def _wide(self, queries: Features, dtype: torch.dtype) -> Features:
         queries = queries.to(dtype)
         return queries if self.scale == 1.0 else queries * self.scale

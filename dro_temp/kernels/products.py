@@ -13,7 +13,8 @@ _CPU_COLUMNS = 2048
 
 
 @functools.cache
-def _processor_multiplies_bfloat16() -> bool:
+def processor_multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for it."""
     # Without such instructions a bfloat16 product is emulated, 8 to 100 times slower than a float32 one.
     asks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, ask)() for ask in asks if hasattr(torch.cpu, ask))
@@ -47,7 +48,7 @@ def gradient_dtype(x: Tensor) -> torch.dtype:
 
     Weights are rounded to it, sums are not.
     """
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and _processor_multiplies_bfloat16():
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and processor_multiplies_bfloat16():
         return x.dtype
     return score_dtype(x)
 

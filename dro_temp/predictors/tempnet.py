@@ -6,7 +6,8 @@ from torch import nn
 from dro_temp import functional as F
 from dro_temp._checks import check_within
 from dro_temp._typing import Features, PerRow
-from dro_temp.interfaces import Reading, TemperaturePredictor
+from dro_temp.interfaces import Decoder, FrozenHead, Reading, TemperaturePredictor
+from dro_temp.predictors.decoding import logit_decoder
 from dro_temp.predictors.encoders import LogitEncoder, PrototypeEncoder, TempNetEncoder
 
 
@@ -102,6 +103,13 @@ class TempNet(TemperaturePredictor):
     def start_prototypes(self, others: Features) -> None:
         """Start the encoder's prototypes, if it has any, from features of the other side."""
         self.encoder.set_prototypes(others)
+
+    def decoder(self, head: FrozenHead) -> Decoder:
+        """See `TemperaturePredictor.decoder`; over logits the first layer is folded into the head."""
+        self._refuse_training()
+        if not isinstance(self.encoder, LogitEncoder):
+            return super().decoder(head)
+        return logit_decoder(self, self.encoder, head)
 
     def raw(self, reading: Reading) -> PerRow:
         """The readout, before it is squashed into the bounds."""

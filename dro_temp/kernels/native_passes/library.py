@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("passes.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("passes.c", "decode.c"))
+HEADER = Path(__file__).with_name("numbers.h")
 
 # Neither changes what is computed where nothing is NaN or infinite, nor hides those: no -ffast-math.
 _FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math")
@@ -82,7 +83,7 @@ def _built(compiler: list[str]) -> Path:
 
 def _compile(compiler: list[str], out: Path) -> None:
     for tuned in (_TUNED, ()):
-        command = [*compiler, *_FLAGS, *tuned, "-o", str(out), str(SOURCE), "-lm"]
+        command = [*compiler, *_FLAGS, *tuned, "-o", str(out), *map(str, SOURCES), "-lm"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
         if done.returncode == 0:
             return
@@ -104,8 +105,9 @@ def _fingerprint(compiler: list[str]) -> str:
         flags = next(
             (line for line in cpu.read_text().splitlines() if line.startswith(("flags", "Features"))), ""
         )
+    texts = [file.read_text() for file in (HEADER, *SOURCES)]
     parts = [
-        SOURCE.read_text(),
+        *texts,
         *compiler,
         *_FLAGS,
         *_TUNED,

@@ -1,0 +1,77 @@
+/* TempNet over a frozen head's logits for one token: a few microseconds of arithmetic, which two dozen calls into a
+ * tensor library would multiply.
+ */
+#include "numbers.h"
+
+enum { TOGETHER = 4 /* rows of a matrix whose products with a vector are summed side by side */ };
+
+/* out = matrix vector, [rows d] times [d]. A sum waits for its last addition: four sums do not. */
+static void multiply(const float *matrix, const float *vector, float *out, size rows, size d) {
+    size k = 0;
+    for (; k + TOGETHER <= rows; k += TOGETHER) {
+        const float *a = matrix + k * d, *b = a + d, *c = b + d, *e = c + d;
+        float p = 0, q = 0, r = 0, t = 0;
+#pragma omp simd reduction(+ : p, q, r, t)
+        for (size i = 0; i < d; i++) {
+            p += a[i] * vector[i];
+            q += b[i] * vector[i];
+            r += c[i] * vector[i];
+            t += e[i] * vector[i];
+        }
+        out[k] = p, out[k + 1] = q, out[k + 2] = r, out[k + 3] = t;
+    }
+    for (; k < rows; k++) {
+        const float *a = matrix + k * d;
+        float p = 0;
+#pragma omp simd reduction(+ : p)
+        for (size i = 0; i < d; i++) p += a[i] * vector[i];
+        out[k] = p;
+    }
+}
+
+/* Length of s - centre, in double: a vocabulary is long. */
+static float length_about(const float *s, size m, float centre) {
+    double sum = 0;
+    for (size start = 0; start < m; start += 512) {
+        const size end = start + 512 < m ? start + 512 : m;
+        float part = 0;
+#pragma omp simd reduction(+ : part)
+        for (size j = start; j < end; j++) part += (s[j] - centre) * (s[j] - centre);
+        sum += part;
+    }
+    return (float)sqrt(sum);
+}
+
+static inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+/* tau = lower + (upper - lower) sigmoid(raw), kept inside after rounding,
+ * raw = readout . [(softmax(sharpness v) - 1/width) * v] + bias,  v = second x + second_bias,
+ * x = sigmoid((projection q + offset - top ones) / |z - top| + first_bias);  top is 0, or max z if centred.
+ *
+ * Of one row: query [d], scores z [m], projection [width d], second [width width]; `space` holds 2 width numbers.
+ */
+PUBLIC float decode(const float *query, const float *scores, const float *projection, const float *offset,
+                    const float *ones, const float *first_bias, const float *second, const float *second_bias,
+                    const float *readout, float *space, size d, size m, size width, int centred, float sharpness,
+                    float bias, float lower, float upper) {
+    const float top = centred ? highest_of(scores, m) : 0.0f;
+    const float length = length_about(scores, m, top);
+    const float inverse = 1.0f / (length < 1e-12f ? 1e-12f : length);
+    float *x = space, *v = space + width, highest = -INFINITY;
+    multiply(projection, query, x, width, d);
+    for (size k = 0; k < width; k++)
+        x[k] = sigmoid((x[k] + offset[k] - top * ones[k]) * inverse + first_bias[k]);
+    multiply(second, x, v, width, width);
+    for (size k = 0; k < width; k++) {
+        v[k] += second_bias[k];
+        highest = v[k] > highest ? v[k] : highest;
+    }
+    double total = 0, weighted = 0, plain = 0;
+    for (size k = 0; k < width; k++) {
+        const double weight = expf((v[k] - highest) * sharpness), part = (double)readout[k] * v[k];
+        total += weight, weighted += weight * part, plain += part;
+    }
+    const float raw = (float)(weighted / total - plain / (double)width) + bias;
+    const float tau = lower + (upper - lower) * sigmoid(raw);
+    return tau < lower ? lower : tau > upper ? upper : tau;
+}

@@ -1,0 +1,66 @@
+"""TempNet over a frozen head's logits, prepared for generation: few rows at a time, called for every token."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from dro_temp._typing import Features, PerRow, Scores
+from dro_temp.interfaces import Decoder, FrozenHead, TemperaturePredictor
+from dro_temp.kernels.native_device import native_runs_on
+from dro_temp.kernels.native_passes.decoding import MOST_ROWS, decoding
+from dro_temp.predictors.encoders import LogitEncoder
+
+if TYPE_CHECKING:
+    from dro_temp.predictors.tempnet import TempNet
+
+
+@torch.no_grad()
+def logit_decoder(tempnet: "TempNet", encoder: LogitEncoder, head: FrozenHead) -> Decoder:
+    r"""Temperatures of a frozen head's own logits, by few calls, or by one into C.
+
+    The first layer is folded into the head, so that a product with the hidden state takes the place of one with all
+    logits; what is left is a fiftieth of the head's own cost or less, unless every step of it is a call of its own.
+
+    Args:
+        tempnet: whose temperatures; its parameters of this moment.
+        encoder: its encoder.
+        head: the head.
+    """
+    projection, offset, ones = head.folded(encoder.first.weight)
+    last = encoder.rest[-1]
+    assert isinstance(last, torch.nn.Linear)
+    # As generation computes: in float32 or better, whatever the parameters are kept in.
+    first_bias, second, second_bias, readout, bias = (
+        x.detach().to(projection.dtype)
+        for x in (encoder.first.bias, last.weight, last.bias, tempnet.readout.weight, tempnet.readout.bias)
+    )
+    sharpness = float((-tempnet.log_sharpness).exp())
+
+    @torch.no_grad()
+    def many(queries: Features, scores: Scores) -> PerRow:
+        queries, scores = queries.to(projection.dtype), scores.to(projection.dtype)
+        hidden = torch.addmm(offset, queries, projection.T)
+        if encoder.centred:
+            top = scores.amax(1, keepdim=True)
+            hidden, scores = hidden - top * ones, scores - top
+        length = torch.linalg.vector_norm(scores, dim=1, keepdim=True).clamp_(min=1e-12)
+        v = torch.addmm(second_bias, torch.addcdiv(first_bias, hidden, length).sigmoid_(), second.T)
+        pooled = (v * sharpness).softmax(1).sub_(1.0 / encoder.width).mul_(v)
+        return tempnet.bound(torch.addmm(bias, pooled, readout.T).squeeze(1))
+
+    if type(tempnet).bound is not TemperaturePredictor.bound or not native_runs_on(
+        projection.device, projection.dtype
+    ):
+        return many
+    few = decoding(
+        *(projection, offset, ones, first_bias, second, second_bias, readout),
+        centred=encoder.centred,
+        sharpness=sharpness,
+        bias=float(bias),
+        bounds=(tempnet.tau_min, tempnet.tau_max),
+    )
+
+    def temperatures(queries: Features, scores: Scores) -> PerRow:
+        return many(queries, scores) if len(scores) > MOST_ROWS else few(queries, scores)
+
+    return temperatures
