@@ -116,6 +116,6 @@ def test_scaling_costs_no_digits(dtype):
 @pytest.mark.parametrize("queries", [torch.float32, torch.bfloat16])
 def test_scores_keep_their_digits_whatever_the_processor_multiplies(fast, queries):
     """At tau = 0.005 scores that were rounded to bfloat16 are off by 0.4 in the exponent."""
-    with mock.patch.object(products, "_processor_multiplies_bfloat16", return_value=fast):
+    with mock.patch.object(products, "processor_multiplies_bfloat16", return_value=fast):
         ours, exact = _exponents(_unit(8, queries), _unit(9, torch.bfloat16))
     torch.testing.assert_close(ours, exact, rtol=0, atol=1e-3)
