@@ -119,4 +119,4 @@ def test_threads_survive_a_fork(monkeypatch):
 
 
 def test_the_library_is_part_of_the_package():
-    assert library.SOURCE.exists()
+    assert all(file.exists() for file in (library.HEADER, *library.SOURCES))

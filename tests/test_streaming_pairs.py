@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from strategies import scales, seeds
 from streams import blocks_of, float64
 
-from dro_temp.kernels import byte_budget, eager, log_sums_of_pairs, own_scores
+from dro_temp.kernels import byte_budget, eager, free_workspace, log_sums_of_pairs, own_scores, workspace
 
 NAMES = ("rows", "columns", "dqueries", "dkeys", "dtau_rows", "dtau_columns")
 
@@ -200,3 +200,14 @@ def test_a_block_that_is_not_square_needs_the_columns_own_scores():
     queries, keys, tau, tau_columns = _pairs(0, 5)
     with pytest.raises(ValueError, match=r"expected as many rows as columns.*received 3 rows and 5.*Pass"):
         log_sums_of_pairs(queries[:3], keys, tau[:3], tau_columns)
+
+
+def test_nothing_is_kept_where_no_gradient_is_recorded():
+    queries, keys = (torch.randn(64, 4, requires_grad=True) for _ in range(2))
+    tau = torch.ones(64)
+    free_workspace()
+    with torch.no_grad():
+        log_sums_of_pairs(queries, keys, tau, tau)
+    assert "kept" not in {purpose for purpose, _ in workspace._free.pieces}
+    log_sums_of_pairs(queries, keys, tau, tau).rows.sum().backward()
+    assert "kept" in {purpose for purpose, _ in workspace._free.pieces}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dro_temp import functional as F
 from dro_temp import kernels
+from dro_temp._compiler import outside_graphs
 from dro_temp._typing import PerRow
 from dro_temp.functional import ScoreTransform
 from dro_temp.interfaces.from_scores import TauFromScores
@@ -91,7 +92,7 @@ class LogMeanExpLoss(RobustLoss):
         return Choice(path, f"the score matrix would take {size} bytes")
 
     @final
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_graphs
     def _streamed(
         self,
         rows: Rows,

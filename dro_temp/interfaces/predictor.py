@@ -129,10 +129,15 @@ class TemperaturePredictor(nn.Module, ABC):
             head: the head.
 
         Raises:
-            ValueError: the predictor is in training mode.
+            ValueError: the predictor is in training mode, or knows samples by their numbers.
         """
         self._refuse_training()
         reads = self.reads
+        if "index" in reads:
+            raise ValueError(
+                f"expected a predictor of features or scores, received {type(self).__name__}, which knows samples "
+                "by their numbers in a data set: what is generated has none. Train a TempNet."
+            )
 
         @torch.no_grad()
         def temperatures(queries: Features, scores: Scores) -> PerRow:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from dro_temp._typing import Features, PerRow, RowIndex, Scores
+from dro_temp.kernels.eager import dense_scores
+from dro_temp.kernels.products import work_dtype
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -61,15 +63,12 @@ class LinearScores:
     def dense(self) -> Scores:
         """The score matrix, in float32 or better: at tau = 0.005 a bfloat16 product is off by 0.4 in the exponent."""
         with torch.autocast(self.queries.device.type, enabled=False):
-            scores = at_least_float32(self.queries) @ at_least_float32(self.keys).T
-            if self.bias is not None:
-                scores = scores + self.bias
-            return scores if self.transform is None else self.transform(scores)
+            return dense_scores(self.queries, self.keys, self.bias, self.transform)
 
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the score matrix: float32 or better."""
-        return torch.promote_types(torch.promote_types(self.queries.dtype, self.keys.dtype), torch.float32)
+        return work_dtype(self.queries, self.keys)
 
     def is_transpose_of(self, other: "LinearScores") -> bool:
         """Whether the two are one matrix read by rows and by columns: each one's queries are the other's keys."""

@@ -1,13 +1,12 @@
 """The truth: the same signatures as the streaming kernels, the score matrix in memory, ordinary autograd."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
 
 from dro_temp import functional as F
 from dro_temp._typing import Features, PerRow, RowIndex, Scores
-from dro_temp.functional.transforms import ScoreTransform
 from dro_temp.kernels.pairs import LogSums
 from dro_temp.kernels.passes import moments
 from dro_temp.kernels.products import work_dtype
@@ -24,7 +23,10 @@ from dro_temp.kernels.rows import (
 
 
 def dense_scores(
-    queries: Tensor, keys: Tensor, bias: Tensor | None = None, transform: ScoreTransform | None = None
+    queries: Tensor,
+    keys: Tensor,
+    bias: Tensor | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The score matrix, in float32 or better: at tau = 0.005 a bfloat16 product is off by 0.4 in the exponent."""
     work = work_dtype(queries, keys)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from dro_temp._compiler import outside_graphs
 from dro_temp.interfaces import (
     Choice,
     Evaluated,
@@ -64,7 +65,7 @@ def _evaluate_mirrored(
     return found
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@outside_graphs
 def _from_tiles(
     views: tuple[str, str],
     scores: LinearScores,

@@ -1,13 +1,14 @@
 """What every temperature predictor must do."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dro_temp.interfaces import Support, TemperaturePredictor
+from dro_temp.interfaces import FrozenHead, Support, TemperaturePredictor
 from dro_temp.testing._cases import PredictorCase
 
 _some = settings(max_examples=20, deadline=None)
@@ -39,6 +40,38 @@ def stays_in_bounds(case: PredictorCase) -> None:
         assert bool(((tau >= lower) & (tau <= upper)).all()), (tau, lower, upper)
 
     check()
+
+
+def decodes_what_it_predicts(case: PredictorCase) -> None:
+    """What generation calls gives the temperatures of training, for one row and for many."""
+    predictor = case.build()
+    inputs = case.inputs(9)
+    features, support = inputs["features"], inputs["support"]
+    assert isinstance(features, Tensor)
+    assert isinstance(support, Support)
+    head = torch.nn.Linear(features.shape[1], support.scores.shape[1]).to(features.dtype)
+    with torch.no_grad():
+        scores = head(features)
+    frozen = FrozenHead(head.weight, head.bias)
+    _refuses(lambda: predictor.train().decoder(frozen))
+    predictor.eval()
+    if "index" in predictor.reads:
+        _refuses(lambda: predictor.decoder(frozen))
+        return
+    expected = predictor(features, support=Support(scores), shape=scores.shape[:1])
+    decode = predictor.decoder(frozen)
+    for rows in (slice(0, 1), slice(0, 9), slice(3, 6)):
+        found = decode(features[rows], scores[rows])
+        assert not found.requires_grad
+        torch.testing.assert_close(found, expected[rows].detach(), rtol=1e-5, atol=1e-6)
+
+
+def _refuses(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except ValueError:
+        return
+    raise AssertionError("expected a ValueError")
 
 
 def has_one_temperature_per_row(case: PredictorCase) -> None:
@@ -126,6 +159,7 @@ def compiles_whole(case: PredictorCase) -> None:
 
 CONTRACTS = (
     stays_in_bounds,
+    decodes_what_it_predicts,
     has_one_temperature_per_row,
     works_row_by_row,
     is_deterministic_in_eval,
