@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from dro_temp.hosts._labels import labelled
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
-
-IGNORE = -100  # torch's own label for "does not count"
 
 
 class Classifier(HostAdapter):
@@ -54,34 +52,11 @@ class Classifier(HostAdapter):
                 "Pool over space first, or wrap the model so that it does."
             )
         if self.head is None:
-            return {"class": _labelled(output, labels, None, index)}
+            return {"class": labelled(output, labels, None, index)}
         # The exact type: a subclass or a wrapped layer may compute something else.
         scores: Tensor | LinearScores
         if type(self.head) is nn.Linear:
             scores = LinearScores(output, self.head.weight, self.head.bias)
         else:
             scores = self.head(output)
-        return {"class": _labelled(scores, labels, output, index)}
-
-
-def _labelled(
-    scores: Tensor | LinearScores, labels: Tensor, features: Tensor | None, index: Tensor | None
-) -> Rows:
-    classes = scores.shape[1]
-    counted = labels != IGNORE
-    if not torch.compiler.is_compiling() and _all_counted(labels, counted, classes):
-        return Rows(scores, labels, features, index)
-    return Rows(scores, labels.masked_fill(~counted, 0), features, index, weight=counted.float())
-
-
-def _all_counted(labels: Tensor, counted: Tensor, classes: int) -> bool:
-    """Whether no label is ignored; raise where one is out of range."""
-    wrong = counted & ((labels < 0) | (labels >= classes))
-    some_wrong, all_counted = torch.stack([wrong.any(), counted.all()]).tolist()  # one wait for the device
-    if some_wrong:
-        row = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"expected labels from 0 to {classes - 1}, or {IGNORE} to ignore a row, received {int(labels[row])} "
-            f"in row {row}. Give the model as many outputs as there are classes, or renumber the labels."
-        )
-    return bool(all_counted)
+        return {"class": labelled(scores, labels, output, index)}

@@ -1,0 +1,104 @@
+"""Where a language model turns hidden states into logits, and what it does to them afterwards."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from dro_temp.functional import ScoreTransform
+
+
+@dataclass(frozen=True)
+class LmHead:
+    """The output embeddings of a causal language model.
+
+    Args:
+        module: from [... d] hidden states to [... vocabulary].
+        linear: True if the model's logits are `transform(hidden @ weight.T + bias)` and nothing else.
+        transform: what the model does to the head's output: `SoftCap`, `Scale`, or None for nothing.
+        skippable: True if the model runs when its head is handed one position only, so that logits which nobody
+            reads are not computed.
+    """
+
+    module: nn.Module
+    linear: bool
+    transform: ScoreTransform | None = None
+    skippable: bool = False
+
+    @property
+    def weight(self) -> Tensor:
+        """[vocabulary d]."""
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[vocabulary], or None."""
+        bias = getattr(self.module, "bias", None)
+        return bias if isinstance(bias, Tensor) else None
+
+
+@dataclass
+class Caught:
+    """What a head was given in one forward; empty if it was not called."""
+
+    hidden: list[Tensor] = field(default_factory=list)
+
+    @property
+    def once(self) -> Tensor | None:
+        """The hidden states, if the head was called once."""
+        return self.hidden[0] if len(self.hidden) == 1 else None
+
+
+@contextmanager
+def catching(head: nn.Module, *, skip: bool = False) -> Iterator[Caught]:
+    """Note what the head is given while the block runs.
+
+    Args:
+        head: the module.
+        skip: True to hand it the first position only: its output is then of no use.
+    """
+    caught = Caught()
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = next(iter(kwargs)) if not args else None
+        hidden = kwargs[name] if name is not None else args[0]
+        caught.hidden.append(hidden)
+        if not skip:
+            return None
+        first = hidden[..., :1, :]
+        return ((first, *args[1:]), kwargs) if name is None else (args, kwargs | {name: first})
+
+    handle = head.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield caught
+    finally:
+        handle.remove()
+
+
+def output_embeddings(model: nn.Module) -> nn.Module:
+    """The model's head.
+
+    Raises:
+        TypeError: there is none, or the model is not a causal language model.
+    """
+    name = type(model).__name__
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise TypeError(
+            f"expected a decoder-only causal language model, received {name}, an encoder-decoder, whose rows depend "
+            "on a second input. Load its decoder alone (AutoModelForCausalLM), or write a HostAdapter of your own."
+        )
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if callable(find) else None
+    weight = getattr(head, "weight", None)
+    if not isinstance(head, nn.Module) or not isinstance(weight, Tensor) or weight.dim() != 2:
+        raise TypeError(
+            f"expected a causal language model with one head, get_output_embeddings() with a weight "
+            f"[vocabulary, d], received {name}, whose head is {type(head).__name__}. Load the model with "
+            "AutoModelForCausalLM, or wrap logits of your own in a HostAdapter."
+        )
+    return head
