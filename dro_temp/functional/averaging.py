@@ -41,6 +41,14 @@ def _segments(index: RowIndex, x: PerRow) -> tuple[Tensor, Tensor]:
     return order, segment[: len(index)]
 
 
+def _all_differ(index: RowIndex) -> bool:
+    """Whether that is known at the price of one sort: no device is waited for, and no graph broken."""
+    if torch.compiler.is_compiling() or not index.is_cpu:
+        return False
+    ordered = index.sort().values
+    return not bool((ordered[1:] == ordered[:-1]).any())
+
+
 def mean_duplicates(index: RowIndex, x: PerRow) -> PerRow:
     """Mean of `x` over all rows with the same index, given back to each of those rows.
 
@@ -50,6 +58,8 @@ def mean_duplicates(index: RowIndex, x: PerRow) -> PerRow:
         >>> mean_duplicates(torch.tensor([7, 3, 7]), torch.tensor([1.0, 5.0, 3.0]))
         tensor([2., 5., 2.])
     """
+    if _all_differ(index):
+        return x.clone()
     order, segment = _segments(index, x)
     total = torch.zeros_like(x).index_add(0, segment, x[order])
     count = torch.zeros_like(x).index_add(0, segment, torch.ones_like(x))
@@ -66,6 +76,8 @@ def combine_duplicates(index: RowIndex, log_g: PerRow) -> PerRow:
         >>> combine_duplicates(torch.tensor([7, 3, 7]), torch.tensor([0.0, 5.0, 0.0]))
         tensor([0., 5., 0.])
     """
+    if _all_differ(index):
+        return log_g.clone()
     order, segment = _segments(index, log_g)
     top = torch.full_like(log_g, -torch.inf).scatter_reduce(0, segment, log_g[order], "amax")[segment]
     top = top.masked_fill(top.isneginf(), 0.0)
