@@ -15,27 +15,28 @@
 
 typedef int64_t size;
 
-/* e^x for x <= 0, to about one unit in the last place: x = k log 2 + r, and a polynomial in r (Cephes' expf).
- * Below -87 it is 0: an outcome that cannot happen must weigh nothing, however low its score. */
-static inline float exponential(float x) {
-    const float y = x < -87.0f ? -87.0f : x;
-    const float shifted = y * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: rounds to whole numbers */
-    const float k = shifted - 12582912.0f;
-    float r = y - k * 0.693359375f;
-    r -= k * -2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    int32_t bits;
+#define LOG2_E 1.44269504f
+
+/* 2^y for y <= 0, to about two units in the last place: y = k + r, and a polynomial in r (Cephes' exp2f).
+ * Below -125 it is 0: an outcome that cannot happen must weigh nothing, however low its score. */
+static inline float power_of_two(float y) {
+    const float x = y < -125.0f ? -125.0f : y;
+    /* 1.5 * 2^23 rounds to whole numbers; 127 more, and the sum's last bits are the exponent of 2^k. */
+    const float shifted = x + 12583039.0f;
+    const float r = x - (shifted - 12583039.0f);
+    float p = 1.535336188319500e-4f;
+    p = p * r + 1.339887440266574e-3f;
+    p = p * r + 9.618437357674640e-3f;
+    p = p * r + 5.550332471162809e-2f;
+    p = p * r + 2.402264791363012e-1f;
+    p = p * r + 6.931472028550421e-1f;
+    p = p * r + 1.0f;
+    uint32_t bits;
     memcpy(&bits, &shifted, sizeof bits);
-    bits = (int32_t)((uint32_t)(bits + 127) << 23); /* 2^k */
+    bits <<= 23;
     float power;
     memcpy(&power, &bits, sizeof power);
-    return x < -87.0f ? 0.0f : p * power;
+    return y < -125.0f ? 0.0f : p * power;
 }
 
 /* -inf becomes finite: an outcome that cannot happen weighs 0, and 0 times -inf is NaN. */

@@ -16,14 +16,14 @@ PUBLIC void tilt(float *scores, size stride, size first, size last, size m, cons
                  float *total, float *excess) {
     for (size i = first; i < last; i++) {
         float *s = scores + i * stride;
-        const float highest = highest_of(s, m), rate = 1.0f / tau[i];
+        const float highest = highest_of(s, m), rate = LOG2_E / tau[i];
         double sum = 0, moment = 0;
         for (size start = 0; start < m; start += SUM) {
             const size end = least(start + SUM, m);
             float a = 0, b = 0;
 #pragma omp simd reduction(+ : a, b)
             for (size j = start; j < end; j++) {
-                const float below = finite(s[j] - highest), weight = exponential(below * rate);
+                const float below = finite(s[j] - highest), weight = power_of_two(below * rate);
                 s[j] = weight;
                 a += weight;
                 b += weight * below;
@@ -39,14 +39,14 @@ PUBLIC void sum_rows(const float *scores, size stride, size first, size last, si
                      float *total, float *excess) {
     for (size i = first; i < last; i++) {
         const float *s = scores + i * stride;
-        const float highest = highest_of(s, m), rate = 1.0f / tau[i];
+        const float highest = highest_of(s, m), rate = LOG2_E / tau[i];
         double sum = 0, moment = 0;
         for (size start = 0; start < m; start += SUM) {
             const size end = least(start + SUM, m);
             float a = 0, b = 0;
 #pragma omp simd reduction(+ : a, b)
             for (size j = start; j < end; j++) {
-                const float below = finite(s[j] - highest), weight = exponential(below * rate);
+                const float below = finite(s[j] - highest), weight = power_of_two(below * rate);
                 a += weight;
                 b += weight * below;
             }
@@ -71,8 +71,8 @@ PUBLIC void sum_columns(const float *scores, size stride, size first, size last,
         }
 #pragma omp simd
         for (size j = 0; j < width; j++) {
-            rate[j] = 1.0f / tau[start + j];
-            const float decay = exponential((top[start + j] - highest[j]) * rate[j]);
+            rate[j] = LOG2_E / tau[start + j];
+            const float decay = power_of_two((top[start + j] - highest[j]) * rate[j]);
             sum[j] = total[start + j] * decay;
             weighted[j] = moment[start + j] * decay;
         }
@@ -80,7 +80,7 @@ PUBLIC void sum_columns(const float *scores, size stride, size first, size last,
             const float *s = block + i * stride;
 #pragma omp simd
             for (size j = 0; j < width; j++) {
-                const float weight = exponential((s[j] - highest[j]) * rate[j]);
+                const float weight = power_of_two((s[j] - highest[j]) * rate[j]);
                 sum[j] += weight;
                 weighted[j] += weight * s[j];
             }
@@ -97,10 +97,10 @@ PUBLIC void couple(float *scores, size stride, size first, size last, size m, co
                    const float *top_columns, const float *share_columns) {
     for (size i = first; i < last; i++) {
         float *s = scores + i * stride;
-        const float rate = 1.0f / tau_rows[i], top = top_rows[i], share = share_rows[i];
+        const float rate = LOG2_E / tau_rows[i], top = top_rows[i], share = share_rows[i];
 #pragma omp simd
         for (size j = 0; j < m; j++)
-            s[j] = share * exponential((s[j] - top) * rate) +
-                   share_columns[j] * exponential((s[j] - top_columns[j]) * rate_columns[j]);
+            s[j] = share * power_of_two((s[j] - top) * rate) +
+                   share_columns[j] * power_of_two((s[j] - top_columns[j]) * rate_columns[j]);
     }
 }

@@ -1,5 +1,6 @@
 """The passes with the plain ones' names and signatures: C for float32 on the processor, PyTorch for all else."""
 
+import math
 from ctypes import c_int64, c_void_p
 from typing import Any
 
@@ -14,6 +15,8 @@ from dro_temp.kernels.pair_passes import ColumnSums, RowSums
 from dro_temp.kernels.passes import Tilted
 
 moments = passes.moments
+
+_LOG2_E = math.log2(math.e)
 
 
 def tilt_(scores: Scores, tau: PerRow, *, excess: bool) -> Tilted:
@@ -60,7 +63,7 @@ def couple_(
     if not _fits(scores):
         return pair_passes.couple_(scores, *rows, *columns)
     n, m = scores.shape
-    vectors = [_vector(x) for x in (*rows, tau_columns.reciprocal(), top_columns, share_columns)]
+    vectors = [_vector(x) for x in (*rows, _LOG2_E / tau_columns, top_columns, share_columns)]
 
     def work(first: int, last: int) -> None:
         _call("couple", scores, first, last, m, vectors)
