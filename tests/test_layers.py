@@ -18,9 +18,11 @@ LAYERS = (
     ("objective",),
     ("optim",),
     ("testing", "integrations"),
+    ("cli",),
 )
 OPTIONAL = {"matplotlib", "numpy", "PIL", "fontTools", "rich", "timm", "transformers", "torchvision", "scipy",
-            "hypothesis", "pytest", "accelerate", "tyro", "triton"}  # fmt: skip
+            "hypothesis", "pytest", "accelerate", "tyro", "triton", "lm_eval",
+            "datasets", "tokenizers", "peft", "trl", "safetensors", "huggingface_hub", "jsonargparse"}  # fmt: skip
 
 
 def _level(part: str) -> int:
