@@ -1,0 +1,1 @@
+"""Bridges to other packages; each imports what it bridges to when it is used."""
