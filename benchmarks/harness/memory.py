@@ -6,6 +6,7 @@ to the allocator, but not to the system, would hide in the resident size that is
 """
 
 import gc
+import importlib
 import multiprocessing
 import resource
 import sys
@@ -57,6 +58,7 @@ def of_step(contender: Contender, make: Callable[[Any], Problem], small: Any, fu
     """
     torch.set_num_threads(1)
     refuse_more_than_there_is(device)
+    importlib.import_module("torch._dynamo")  # every optimizer and checkpoint loads it, 150 MB, sooner or later
     contender.make(make(small))()
     problem = make(full)
     step = contender.make(problem)

@@ -17,7 +17,7 @@ from dro_temp.interfaces.scores import at_least_float32
 from dro_temp.interfaces.summary import Summary
 
 #: Rows whose temperatures are predicted at a time; a network's activations for so many take some megabytes.
-BLOCK_OF_ROWS = 4096
+BLOCK_OF_ROWS = 2048
 
 Readable: TypeAlias = Literal["features", "index", "support", "summary"]
 
