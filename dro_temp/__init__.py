@@ -14,6 +14,7 @@ from dro_temp import (
 )
 from dro_temp.estimators import ConstantGamma, CosineGamma, Estimator, Exact, GammaSchedule, LogMovingAverage
 from dro_temp.functional import Scale, ScoreTransform, SoftCap
+from dro_temp.integrations.transformers import TemperatureLogitsProcessor
 from dro_temp.interfaces import (
     Evaluated,
     FrozenHead,
@@ -28,17 +29,24 @@ from dro_temp.interfaces import (
     Support,
     TemperaturePredictor,
 )
-from dro_temp.losses import InfoNCELoss, KLRobustLoss
+from dro_temp.losses import InfoNCELoss, KLRobustLoss, LikelihoodLoss
 from dro_temp.objective import Objective, Output
 from dro_temp.optim import CompositionalOptimizer
 from dro_temp.predictors import (
     ConstantTemperature,
+    DynatempRule,
+    EdtRule,
+    EntropyRule,
+    EntropyTemperature,
     GradientUpdate,
+    HiddenEncoder,
     IndividualTemperature,
     LearnableTemperature,
     LogitEncoder,
     OptimalTemperature,
     PrototypeEncoder,
+    SeveralEncoder,
+    StatisticsEncoder,
     TempNet,
     TempNetEncoder,
 )
@@ -50,17 +58,23 @@ __all__ = [
     "ConstantGamma",
     "ConstantTemperature",
     "CosineGamma",
+    "DynatempRule",
+    "EdtRule",
+    "EntropyRule",
+    "EntropyTemperature",
     "Estimator",
     "Evaluated",
     "Exact",
     "FrozenHead",
     "GammaSchedule",
     "GradientUpdate",
+    "HiddenEncoder",
     "HostAdapter",
     "IndividualTemperature",
     "InfoNCELoss",
     "KLRobustLoss",
     "LearnableTemperature",
+    "LikelihoodLoss",
     "LinearScores",
     "LogMeanExpLoss",
     "LogMovingAverage",
@@ -74,12 +88,15 @@ __all__ = [
     "Rows",
     "Scale",
     "ScoreTransform",
+    "SeveralEncoder",
     "SoftCap",
     "Staged",
+    "StatisticsEncoder",
     "Summary",
     "Support",
     "TempNet",
     "TempNetEncoder",
+    "TemperatureLogitsProcessor",
     "TemperaturePredictor",
     "datasets",
     "distributed",

@@ -10,6 +10,11 @@ from dro_temp import testing
 
 torch.manual_seed(0)  # cases build modules at import of the test session; the numbers are the same each time
 
+
+def _several(*encoders: dt.TempNetEncoder) -> dt.TempNet:
+    return dt.TempNet(dt.SeveralEncoder(encoders), tau_min=0.1, tau_max=4.0)
+
+
 PREDICTORS = (
     testing.PredictorCase("constant", lambda: dt.ConstantTemperature(0.07)),
     testing.PredictorCase("learnable", lambda: dt.LearnableTemperature(0.07)),
@@ -32,11 +37,35 @@ PREDICTORS = (
         "tempnet-prototypes",
         lambda: dt.TempNet(dt.PrototypeEncoder(8, prototypes=4, dropout=0.0), tau_min=0.1, tau_max=4.0),
     ),
+    testing.PredictorCase(
+        "tempnet-hidden", lambda: dt.TempNet(dt.HiddenEncoder(8, width=16), tau_min=0.1, tau_max=4.0)
+    ),
+    testing.PredictorCase(
+        "tempnet-statistics",
+        lambda: dt.TempNet(dt.StatisticsEncoder(width=16, dropout=0.1), tau_min=0.1, tau_max=4.0),
+    ),
+    testing.PredictorCase("tempnet-several", lambda: _several(dt.HiddenEncoder(8), dt.StatisticsEncoder())),
+    testing.PredictorCase(
+        "tempnet-all",
+        lambda: _several(
+            dt.StatisticsEncoder(),
+            dt.LogitEncoder(12, centred=True),
+            dt.PrototypeEncoder(8),
+            dt.HiddenEncoder(8),
+        ),
+    ),
     testing.PredictorCase("optimal", lambda: dt.OptimalTemperature(1.0, tau_min=0.01, tau_max=10.0)),
+    testing.PredictorCase(
+        "optimal-of-entropy",
+        lambda: dt.OptimalTemperature.of_entropy(1.5, outcomes=12, tau_min=0.01, tau_max=10.0),
+    ),
+    testing.PredictorCase("edt", lambda: dt.EntropyTemperature(dt.EdtRule(tau0=1.5, theta=0.3))),
+    testing.PredictorCase("dynatemp", lambda: dt.EntropyTemperature(dt.DynatempRule(0.2, 1.8, exponent=1.5))),
 )
 
 LOSSES = (
     testing.LossCase("infonce", dt.InfoNCELoss, degree=0),
+    testing.LossCase("likelihood", dt.LikelihoodLoss, degree=0),
     testing.LossCase("kl-exact", lambda: dt.KLRobustLoss(rho=1.0, estimator=dt.Exact())),
     testing.LossCase(
         "kl-moving-average", lambda: dt.KLRobustLoss(rho=1.0, estimator=dt.LogMovingAverage(50, gamma=0.3))

@@ -2,5 +2,6 @@
 
 from dro_temp.losses.infonce import InfoNCELoss
 from dro_temp.losses.kl_robust import KLRobustLoss
+from dro_temp.losses.likelihood import LikelihoodLoss
 
-__all__ = ["InfoNCELoss", "KLRobustLoss"]
+__all__ = ["InfoNCELoss", "KLRobustLoss", "LikelihoodLoss"]

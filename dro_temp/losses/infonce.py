@@ -1,11 +1,8 @@
 """The contrastive baseline."""
 
-import math
-
-import torch
-
 from dro_temp._typing import PerRow
 from dro_temp.interfaces import LogMeanExpLoss, Rows
+from dro_temp.losses._log_loss import log_loss
 
 
 class InfoNCELoss(LogMeanExpLoss):
@@ -28,6 +25,4 @@ class InfoNCELoss(LogMeanExpLoss):
 
     def of_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
         """Minus the log-probability of the target."""
-        log_sum = log_g + math.log(max(rows.support_size, 1))
-        # The target's own margin is zero; a support that leaves it out gets it back.
-        return log_sum if rows.target_in_support else torch.logaddexp(log_sum, torch.zeros_like(log_sum))
+        return log_loss(rows, log_g)

@@ -1,20 +1,39 @@
 """Temperature predictors: from one number for all to a network that reads each row."""
 
 from dro_temp.predictors.constant import ConstantTemperature
-from dro_temp.predictors.encoders import LogitEncoder, PrototypeEncoder, TempNetEncoder
+from dro_temp.predictors.encoders import (
+    HiddenEncoder,
+    LogitEncoder,
+    PrototypeEncoder,
+    SeveralEncoder,
+    StatisticsEncoder,
+    TempNetEncoder,
+)
+from dro_temp.predictors.entropy import DynatempRule, EdtRule, EntropyRule, EntropyTemperature
 from dro_temp.predictors.individual import GradientUpdate, IndividualTemperature
+from dro_temp.predictors.language_head import LanguageHead
 from dro_temp.predictors.learnable import LearnableTemperature
 from dro_temp.predictors.optimal import OptimalTemperature
+from dro_temp.predictors.pretrained import Pretrained
 from dro_temp.predictors.tempnet import TempNet
 
 __all__ = [
     "ConstantTemperature",
+    "DynatempRule",
+    "EdtRule",
+    "EntropyRule",
+    "EntropyTemperature",
     "GradientUpdate",
+    "HiddenEncoder",
     "IndividualTemperature",
+    "LanguageHead",
     "LearnableTemperature",
     "LogitEncoder",
     "OptimalTemperature",
+    "Pretrained",
     "PrototypeEncoder",
+    "SeveralEncoder",
+    "StatisticsEncoder",
     "TempNet",
     "TempNetEncoder",
 ]

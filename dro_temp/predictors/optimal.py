@@ -1,5 +1,7 @@
 """The oracle: each row's exact temperature."""
 
+import math
+
 from dro_temp import functional as F
 from dro_temp._checks import check_count, check_feasible, check_radius
 from dro_temp._typing import PerRow
@@ -18,9 +20,10 @@ class OptimalTemperature(TemperaturePredictor):
         tau_min: lower bound, > 0.
         tau_max: upper bound.
         iterations: steps of the solver.
+        outcomes: the number of outcomes that rho was chosen for, where it was chosen for one; None: any.
 
     Raises:
-        ValueError: rho < 0, rho >= log m at a call, or bounds that are no interval.
+        ValueError: rho < 0, rho >= log m at a call, another number of outcomes, or bounds that are no interval.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -34,14 +37,63 @@ class OptimalTemperature(TemperaturePredictor):
 
     reads = frozenset({"support"})
 
-    def __init__(self, rho: float, *, tau_min: float, tau_max: float, iterations: int = 40) -> None:
+    def __init__(
+        self,
+        rho: float,
+        *,
+        tau_min: float,
+        tau_max: float,
+        iterations: int = 40,
+        outcomes: int | None = None,
+    ) -> None:
         super().__init__(tau_min=tau_min, tau_max=tau_max)
         check_radius(rho)
         self.rho, self.iterations = float(rho), check_count("iterations", iterations)
+        self.outcomes = None if outcomes is None else check_count("outcomes", outcomes)
+
+    @classmethod
+    def of_entropy(
+        cls, entropy: float, *, outcomes: int, tau_min: float, tau_max: float, iterations: int = 40
+    ) -> "OptimalTemperature":
+        r"""The temperature at which the softmax of a row has a wanted entropy; the nearer bound if none has.
+
+        $H(\mathrm{softmax}(s/\tau)) = \log m - \mathrm{KL}$, so it is the optimum for $\rho = \log m - H$: a
+        sampler that is equally undecided at every token, and what the robust loss of a frozen model aims at.
+
+        Args:
+            entropy: H in nats, 0 < H <= log m.
+            outcomes: the number of outcomes m; rows with another are an error.
+            tau_min: lower bound, > 0.
+            tau_max: upper bound.
+            iterations: steps of the solver.
+
+        Raises:
+            ValueError: an entropy that no distribution over so many outcomes has.
+
+        Example:
+            >>> import torch, dro_temp as dt
+            >>> predictor = dt.OptimalTemperature.of_entropy(1.0, outcomes=4, tau_min=0.01, tau_max=10.0)
+            >>> scores = torch.tensor([[4.0, 0.0, 0.0, 0.0], [2.0, 1.0, 0.0, 0.0]])
+            >>> dt.Summary(scores / predictor(support=dt.Support(scores))[:, None]).entropy
+            tensor([1.0000, 1.0000])
+        """
+        largest = math.log(check_count("outcomes", outcomes, minimum=2))
+        if not 0.0 < entropy <= largest:
+            raise ValueError(
+                f"expected 0 < entropy <= log {outcomes} = {largest:.4g} nats, received entropy={entropy}. "
+                f"Pass a value in that range; exp(entropy) is about the number of outcomes left to choose from."
+            )
+        rho = largest - entropy
+        return cls(rho, tau_min=tau_min, tau_max=tau_max, iterations=iterations, outcomes=outcomes)
 
     def raw(self, reading: Reading) -> PerRow:
         """The solution."""
         assert reading.support is not None
+        if self.outcomes not in (None, reading.support.size):
+            raise ValueError(
+                f"expected rows of {self.outcomes} outcomes, received {reading.support.size}: the radius would stand "
+                f"for another entropy. Build OptimalTemperature.of_entropy(..., outcomes={reading.support.size})."
+            )
         if reading.support.size > 0:
             check_feasible(self.rho, reading.support.size)
         # KL(p||U) does not change when a constant is added to a row: scores serve as well as margins, and the

@@ -1,17 +1,37 @@
 """The temperature network."""
 
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dro_temp import functional as F
-from dro_temp._checks import check_within
+from dro_temp._checks import check_feasible, check_radius, check_within
 from dro_temp._typing import Features, PerRow
 from dro_temp.interfaces import Decoder, FrozenHead, Reading, TemperaturePredictor
 from dro_temp.predictors.decoding import logit_decoder
-from dro_temp.predictors.encoders import LogitEncoder, PrototypeEncoder, TempNetEncoder
+from dro_temp.predictors.encoders import (
+    HiddenEncoder,
+    LogitEncoder,
+    PrototypeEncoder,
+    SeveralEncoder,
+    StatisticsEncoder,
+    TempNetEncoder,
+    encoder_of,
+)
+from dro_temp.predictors.language_head import LanguageHead
+from dro_temp.predictors.lm_encoders import LmInput, encoder_for_lm
+from dro_temp.predictors.pretrained import Pretrained
+from dro_temp.predictors.reference import reference_state
+
+#: What a checkpoint may name without further ado.
+ENCODERS = (PrototypeEncoder, LogitEncoder, HiddenEncoder, StatisticsEncoder, SeveralEncoder)
 
 
-class TempNet(TemperaturePredictor):
+class TempNet(Pretrained, TemperaturePredictor):
     r"""A small network that reads each row and returns its temperature: transform, project, pool.
 
     With similarities $v$ from the encoder, $a = \mathrm{softmax}(v / e^\varphi)$ and
@@ -43,6 +63,11 @@ class TempNet(TemperaturePredictor):
 
     Source: arXiv 2404.04575, section 4.
     """
+
+    #: The language model that it was made for, where it was made for one.
+    made_for: LanguageHead | None = None
+    #: The radius that it is meant for, a note that is saved with it; the loss has its own.
+    rho: float | None = None
 
     def __init__(
         self,
@@ -99,6 +124,126 @@ class TempNet(TemperaturePredictor):
         """
         encoder = LogitEncoder(outcomes, width=width, dropout=dropout, centred=centred)
         return cls(encoder, tau_min=tau_min, tau_max=tau_max, tau_init=tau_init)
+
+    @classmethod
+    def for_lm(
+        cls,
+        model: nn.Module,
+        *,
+        tau_min: float,
+        tau_max: float,
+        inputs: LmInput | Sequence[LmInput] = "logits",
+        width: int = 256,
+        dropout: float | None = None,
+        centred: bool = False,
+        tau_init: float | None = None,
+        rho: float | None = None,
+    ) -> "TempNet":
+        """A network for the tokens of a Hugging Face causal language model.
+
+        The paper's network reads the normalised logits, which have lost the scale that the optimum depends on.
+        Hidden states and statistics keep it, and come closer to the optimal temperatures, both together closest.
+
+        Args:
+            model: the model; its head's weight says how many outcomes there are and how wide hidden states are.
+            tau_min: lower bound, > 0.
+            tau_max: upper bound.
+            inputs: "logits" (the paper's `LogitEncoder`), "hidden" (`HiddenEncoder`), "statistics"
+                (`StatisticsEncoder`), or a tuple of several.
+            width: hidden width.
+            dropout: dropout in training; None: 0.5 for logits alone, as in the paper, else 0.
+            centred: subtract each row's maximum from the logits first, see `LogitEncoder`.
+            tau_init: see `TempNet`.
+            rho: the radius that it will be trained with: checked against the vocabulary, and saved with it.
+
+        Raises:
+            TypeError: a model without a head.
+            ValueError: unknown inputs, centred=True without logits, rho >= log of the vocabulary.
+
+        Example:
+            >>> import dro_temp as dt, transformers
+            >>> config = transformers.GPT2Config(vocab_size=99, n_embd=16, n_layer=1, n_head=2)
+            >>> model = transformers.GPT2LMHeadModel(config)
+            >>> tempnet = dt.TempNet.for_lm(model, inputs=("hidden", "statistics"), tau_min=0.1, tau_max=2.0)
+            >>> tempnet.made_for.outcomes, tempnet.made_for.width, sorted(tempnet.reads)
+            (99, 16, ['features', 'summary'])
+        """
+        head = LanguageHead.of(model)
+        if rho is not None:
+            check_radius(rho)
+            check_feasible(rho, head.outcomes or 0)
+        encoder = encoder_for_lm(head, inputs, width=width, dropout=dropout, centred=centred)
+        network = cls(encoder, tau_min=tau_min, tau_max=tau_max, tau_init=tau_init)
+        network.made_for, network.rho = head, rho
+        return network
+
+    @classmethod
+    def from_reference(
+        cls, source: Mapping[str, Tensor] | str | Path, *, tau_min: float, tau_max: float, centred: bool
+    ) -> "TempNet":
+        """The network of a checkpoint that the paper's code wrote for a language model, in evaluation mode.
+
+        Bounds and centring are not in such a file, and the published code disagrees with itself: it trains with
+        tau_max = 2.0 on raw logits, and generates with tau_max = 1.2 on centred ones. Say which you want.
+
+        Args:
+            source: a state dict with the keys `tempnet.proj.0.weight`, ..., or the file that holds one.
+            tau_min: lower bound; 0.01 there.
+            tau_max: upper bound.
+            centred: True to subtract each row's maximum from the logits first.
+
+        Raises:
+            ValueError: missing or unknown keys, or shapes that do not belong together.
+            FileNotFoundError: no such file.
+
+        Example:
+            >>> import torch, dro_temp as dt
+            >>> state = {"scaler": torch.zeros(1), "last.weight": torch.ones(1, 4), "last.bias": torch.zeros(1)}
+            >>> state |= {"proj.0.weight": torch.randn(4, 99), "proj.0.bias": torch.zeros(4)}
+            >>> state |= {"proj.3.weight": torch.randn(4, 4), "proj.3.bias": torch.zeros(4)}
+            >>> tempnet = dt.TempNet.from_reference(state, tau_min=0.01, tau_max=2.0, centred=False)
+            >>> tempnet.encoder.outcomes, tempnet.encoder.width
+            (99, 4)
+        """
+        state = reference_state(source)
+        width, outcomes = state["encoder.first.weight"].shape
+        network = cls.for_logits(outcomes, width=width, centred=centred, tau_min=tau_min, tau_max=tau_max)
+        network.load_state_dict(state)
+        return network.eval()
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Raise unless this network was made for such a model: the same vocabulary, the same width.
+
+        Args:
+            model: a Hugging Face causal language model.
+
+        Raises:
+            ValueError: another vocabulary or width.
+            TypeError: a model without a head.
+        """
+        made_for = self.made_for or LanguageHead(self.encoder.outcomes, self.encoder.features)
+        made_for.check(LanguageHead.of(model))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What it was built with: encoder, bounds, radius, and the language model that it was made for."""
+        return {
+            "encoder": self.encoder.description,
+            "tau_min": self.tau_min,
+            "tau_max": self.tau_max,
+            "rho": self.rho,
+            "made_for": None if self.made_for is None else asdict(self.made_for),
+        }
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any], encoders: Iterable[type[TempNetEncoder]] = ()) -> "TempNet":
+        """See `Pretrained.of_config`."""
+        encoder = encoder_of(config["encoder"], (*ENCODERS, *encoders))
+        network = cls(encoder, tau_min=config["tau_min"], tau_max=config["tau_max"])
+        made_for = config["made_for"]
+        network.made_for = None if made_for is None else LanguageHead(**made_for)
+        network.rho = config["rho"]
+        return network
 
     def start_prototypes(self, others: Features) -> None:
         """Start the encoder's prototypes, if it has any, from features of the other side."""
