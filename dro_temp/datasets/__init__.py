@@ -3,8 +3,10 @@
 Nothing is downloaded, and importing this package imports no optional package.
 """
 
+from dro_temp.datasets.blocks import token_blocks
 from dro_temp.datasets.glyphs import GlyphCaptions
 from dro_temp.datasets.indexed import Indexed
+from dro_temp.datasets.python_text import PythonText
 from dro_temp.datasets.words import WordTokenizer
 
-__all__ = ["GlyphCaptions", "Indexed", "WordTokenizer"]
+__all__ = ["GlyphCaptions", "Indexed", "PythonText", "WordTokenizer", "token_blocks"]

@@ -1,11 +1,19 @@
-"""Pictures of temperatures and of training. Every function returns a Figure and changes nothing global.
+"""Pictures of temperatures and of training: functions that return a Figure, and a text as a web page.
 
-matplotlib is imported inside the functions, and `matplotlib.pyplot` not at all: no backend is chosen, no
-figure is kept open, no default is touched. Save with `figure.savefig("name.png")`.
+Nothing global is changed. matplotlib is imported inside the functions, and `matplotlib.pyplot` not at all: no
+backend is chosen, no figure is kept open, no default is touched. Save a figure with `figure.savefig("name.png")`.
 """
 
 from dro_temp.plotting.curves import curves
 from dro_temp.plotting.extremes import image_extremes
 from dro_temp.plotting.histogram import temperature_histogram
+from dro_temp.plotting.token_page import TokenTemperatures, text_page, token_temperatures
 
-__all__ = ["curves", "image_extremes", "temperature_histogram"]
+__all__ = [
+    "TokenTemperatures",
+    "curves",
+    "image_extremes",
+    "temperature_histogram",
+    "text_page",
+    "token_temperatures",
+]

@@ -1,0 +1,63 @@
+"""One sweep over data: rows of the host, some of them at a time."""
+
+import importlib
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from dro_temp.interfaces import HostAdapter, Rows
+
+#: Token numbers [batch length], or the host's own keyword arguments.
+Batch: TypeAlias = Tensor | Mapping[str, Any]
+
+SCORES_AT_A_TIME = 2**22  # 16 MiB in float32; the exact temperature needs a few copies of it
+
+
+def check_batches(name: str, batches: Iterable[Batch]) -> None:
+    """Raise unless these are batches that can be swept more than once."""
+    if isinstance(batches, Tensor):
+        raise TypeError(
+            f"expected {name} as several batches, received one tensor of shape {list(batches.shape)}. "
+            f"Pass {name}=blocks.split(8)."
+        )
+    if iter(batches) is batches:
+        raise TypeError(
+            f"expected {name} that can be swept more than once, received {type(batches).__name__}, which is used up "
+            f"after one sweep. Pass {name}=list(batches), or a DataLoader."
+        )
+
+
+def blocks_of_rows(host: HostAdapter, batches: Iterable[Batch], title: str | None) -> Iterator[Rows]:
+    """The rows that count, with their scores computed, a block at a time.
+
+    Args:
+        host: with one view.
+        batches: what it is called with.
+        title: what a progress bar says; None for no bar.
+    """
+    device = next((p.device for p in host.parameters()), torch.device("cpu"))
+    for batch in _shown(batches, title):
+        given: Mapping[str, Any] = {"input_ids": batch} if isinstance(batch, Tensor) else batch
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()}
+        (rows,) = host(**moved).values()
+        step = max(1, SCORES_AT_A_TIME // max(1, rows.scores.shape[1]))
+        for number in rows.valid.nonzero()[:, 0].split(step):
+            if len(number):  # a batch of padding alone has no rows
+                yield rows.select(number).dense()
+
+
+def _shown(batches: Iterable[Batch], title: str | None) -> Iterable[Batch]:
+    if title is None:
+        return batches
+    try:
+        progress = importlib.import_module("rich.progress")
+    except ImportError as error:
+        raise ImportError(
+            "expected the package rich, which draws progress bars, received no such package. "
+            "Run: pip install 'dro-temp[recipes]', or pass progress=False."
+        ) from error
+    total = len(batches) if isinstance(batches, Sized) else None
+    shown: Iterable[Batch] = progress.track(batches, description=title, total=total)
+    return shown

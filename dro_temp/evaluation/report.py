@@ -1,0 +1,91 @@
+"""What a language model's temperatures achieve, as numbers and as a table."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+#: Quantiles of the temperatures that are reported.
+SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+@dataclass(frozen=True)
+class TemperatureScheme:
+    """One way to choose temperatures, on the test data.
+
+    Args:
+        name: which.
+        perplexity: exp of the mean negative log-likelihood per token.
+        ece: expected calibration error of the most probable token, in [0, 1].
+        robust_loss: mean of tau (log-mean-exp of margins / tau + rho).
+        gap: mean robust loss above that of the optimum of each token: the amortisation gap.
+        recovered: share of the optimum's gain over the best constant temperature: 0 for that constant, 1 for the
+            optimum, negative for what is worse than the constant; NaN where there is nothing to gain.
+        tau_mean: mean temperature.
+        tau_quantiles: temperature by share of tokens below it: 0.5 is the median.
+    """
+
+    name: str
+    perplexity: float
+    ece: float
+    robust_loss: float
+    gap: float
+    recovered: float
+    tau_mean: float
+    tau_quantiles: dict[float, float]
+
+
+@dataclass(frozen=True)
+class LanguageReport:
+    """Temperatures of a language model compared on one text.
+
+    Args:
+        tokens: number of tokens that were predicted.
+        vocabulary: number of outcomes, m.
+        rho: radius of the robust loss.
+        schemes: `tau = 1`, `best constant (likelihood)`, `best constant (robust)`, each predictor's name, `optimum`.
+    """
+
+    tokens: int
+    vocabulary: int
+    rho: float
+    schemes: tuple[TemperatureScheme, ...]
+
+    def __getitem__(self, name: str) -> TemperatureScheme:
+        """A scheme by its name.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        by_name = {scheme.name: scheme for scheme in self.schemes}
+        if name not in by_name:
+            raise KeyError(f"expected one of {', '.join(by_name)}, received {name!r}. Pass one of those.")
+        return by_name[name]
+
+    def asdict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts, as JSON holds them."""
+        return dataclasses.asdict(self) | {"schemes": [dataclasses.asdict(s) for s in self.schemes]}
+
+    def table(self) -> str:
+        """A Markdown table, aligned to be read as plain text too."""
+        header = ["temperature", "perplexity", "ECE (%)", "robust loss", "gap", "recovered (%)"]
+        header += ["τ mean", "τ 5 % / 50 % / 95 %"]
+        lines = [header, *(_cells(scheme) for scheme in self.schemes)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        ruler = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+        filled = [[x.ljust(w) if i == 0 else x.rjust(w) for i, (x, w) in enumerate(zip(line, widths, strict=True))]
+                  for line in lines]  # fmt: skip
+        return "\n".join(f"| {' | '.join(line)} |" for line in (filled[0], ruler, *filled[1:]))
+
+
+def _cells(scheme: TemperatureScheme) -> list[str]:
+    tau = scheme.tau_quantiles
+    return [
+        scheme.name,
+        f"{scheme.perplexity:.2f}",
+        f"{100 * scheme.ece:.2f}",
+        f"{scheme.robust_loss:.4f}",
+        f"{scheme.gap:.4f}",
+        f"{100 * scheme.recovered:.1f}",
+        f"{scheme.tau_mean:.3f}",
+        " / ".join(f"{tau[share]:.3f}" for share in (0.05, 0.5, 0.95)),
+    ]

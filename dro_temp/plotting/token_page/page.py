@@ -1,0 +1,147 @@
+"""The page: pieces of HTML, one style sheet, one script, and what the hover card shows as data."""
+
+import base64
+import hashlib
+import math
+from collections.abc import Sequence
+from importlib import resources
+
+import torch
+from torch import Tensor
+
+from dro_temp.plotting.token_page import pieces
+from dro_temp.plotting.token_page.colours import ColourScale
+from dro_temp.plotting.token_page.escaping import as_json, escaped, shown
+
+#: The likeliest tokens at one place: (token, probability), in falling order.
+Candidates = Sequence[tuple[str, float]]
+
+
+def text_page(
+    tokens: Sequence[str],
+    tau: Tensor | Sequence[float],
+    candidates_before: Sequence[Candidates],
+    candidates_after: Sequence[Candidates],
+    *,
+    title: str = "Temperature of every token",
+) -> str:
+    """One self-contained HTML page: the text, each token on a colour that tells its temperature.
+
+    A token that the mouse or the keyboard is on shows a card with the likeliest tokens in its place, before and
+    after the temperature. Below the text are a histogram and the tokens of lowest and highest temperature. The
+    page follows the reader's choice of light or dark, loads nothing from anywhere, and runs no script but its own.
+
+    Args:
+        tokens: the text, token by token; joined, they are what is shown.
+        tau: temperature that each token was predicted with, > 0; NaN for a token that was not predicted.
+        candidates_before: for each token, the likeliest tokens in its place at temperature 1, with probabilities.
+            Empty where there are none.
+        candidates_after: the same, at the token's own temperature.
+        title: heading of the page.
+
+    Returns:
+        The page. Write it with `Path("page.html").write_text(page, encoding="utf-8")`.
+
+    Raises:
+        ValueError: no tokens, not as many temperatures and candidates as tokens, a temperature that is not
+            positive, or a probability outside [0, 1].
+
+    Example:
+        >>> from dro_temp.plotting import text_page
+        >>> before, after = [[], [("b", 0.5), ("c", 0.5)]], [[], [("b", 0.9), ("c", 0.1)]]
+        >>> page = text_page(["a", "b"], [float("nan"), 0.4], before, after)
+        >>> page.startswith("<!doctype html>"), "https:" in page
+        (True, False)
+    """
+    taus = torch.as_tensor(tau).detach().cpu().double().flatten().tolist()
+    _check(tokens, taus, candidates_before, candidates_after)
+    scale = ColourScale.of([t for t in taus if not math.isnan(t)])
+    script = _file("page.js")
+    data = [_card(*row) for row in zip(tokens, taus, candidates_before, candidates_after, strict=True)]
+    content = "\n".join(
+        [
+            pieces.header(title, taus),
+            pieces.legend(scale),
+            pieces.text(tokens, taus, scale),
+            pieces.histogram(taus, scale),
+            pieces.extremes(tokens, taus, scale),
+        ]
+    )
+    return _PAGE.format(
+        hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        title=escaped(title),
+        style=_file("page.css") + scale.style(),
+        content=content,
+        data=as_json(data),
+        script=script,
+    )
+
+
+# Only the script with this hash may run, and nothing may be loaded: a text that is shown cannot do anything.
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; \
+script-src 'sha256-{hash}'; img-src data:; base-uri 'none'; form-action 'none'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<style>
+{style}</style>
+</head>
+<body>
+{content}
+<div id="card" role="tooltip" hidden></div>
+<script type="application/json" id="data">{data}</script>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def _file(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _card(token: str, tau: float, before: Candidates, after: Candidates) -> dict[str, object]:
+    """What the hover card says, in as few letters as the page should repeat for every token."""
+
+    def listed(candidates: Candidates) -> list[tuple[str, float, int]]:
+        return [(shown(word), round(float(p), 4), int(word == token)) for word, p in candidates]
+
+    return {
+        "token": shown(token),
+        "tau": None if math.isnan(tau) else pieces.number(tau),
+        "before": listed(before),
+        "after": listed(after),
+    }
+
+
+def _check(
+    tokens: Sequence[str], taus: list[float], before: Sequence[Candidates], after: Sequence[Candidates]
+) -> None:
+    if isinstance(tokens, str):
+        raise TypeError(
+            f"expected a list of tokens, received one string ({tokens[:20]!r}). Pass it token by token: "
+            "token_temperatures(host, tokenizer, predictor, text) does that."
+        )
+    if len(tokens) == 0 or not (len(tokens) == len(taus) == len(before) == len(after)):
+        raise ValueError(
+            "expected one temperature and two lists of candidates for each of at least one token, received "
+            f"{len(tokens)} tokens, {len(taus)} temperatures, {len(before)} and {len(after)} lists. Pass NaN and [] "
+            "for a token that was not predicted."
+        )
+    wrong = [t for t in taus if not (math.isnan(t) or 0 < t < math.inf)]
+    if wrong:
+        raise ValueError(
+            f"expected temperatures > 0, or NaN for none, received {wrong[0]}. Pass what a predictor returned."
+        )
+    odd = [
+        (word, p) for lists in (before, after) for row in lists for word, p in row if not 0 <= p <= 1 + 1e-6
+    ]
+    if odd:
+        raise ValueError(
+            f"expected probabilities in [0, 1], received {odd[0][1]} for {odd[0][0]!r}. "
+            "Pass those of (logits / tau).softmax(-1)."
+        )

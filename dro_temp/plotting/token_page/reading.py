@@ -1,0 +1,159 @@
+"""A text read by a model: the temperature of every token, and what was likely in its place."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dro_temp._checks import check_count
+from dro_temp.interfaces import HostAdapter, Rows, TemperaturePredictor
+from dro_temp.interfaces.modes import evaluating
+
+_BYTES = 4  # of the longest character
+
+
+class TokenTemperatures(NamedTuple):
+    """What `text_page` shows, in the order in which it takes it.
+
+    Attributes:
+        tokens: the text, token by token; empty for all but the last of the tokens that are one character together.
+        tau: the temperature that each token was predicted with; NaN for the first, which nothing predicts.
+        candidates_before: the likeliest tokens in each place at temperature 1, (token, probability).
+        candidates_after: the same at the token's own temperature.
+
+    Example:
+        >>> found = TokenTemperatures(["a", "b"], [float("nan"), 0.5], [[], [("b", 0.6)]], [[], [("b", 0.9)]])
+        >>> tokens, tau, before, after = found
+        >>> found.candidates_after[1]
+        [('b', 0.9)]
+    """
+
+    tokens: list[str]
+    tau: list[float]
+    candidates_before: list[list[tuple[str, float]]]
+    candidates_after: list[list[tuple[str, float]]]
+
+
+def token_temperatures(
+    host: HostAdapter,
+    tokenizer: Any,
+    predictor: TemperaturePredictor,
+    text: str,
+    *,
+    k: int = 5,
+    window: int = 512,
+) -> TokenTemperatures:
+    """Let a language model read a text, and a predictor choose a temperature for each of its tokens.
+
+    A text longer than `window` is read in windows that overlap by half, so that every token but the first few has
+    at least half a window before it. Model and predictor run in evaluation mode and are then put back into their
+    own.
+
+    Args:
+        host: the language model, `dt.hosts.CausalLM(model)`.
+        tokenizer: the model's own, of transformers.
+        predictor: any predictor of rows without sample numbers.
+        text: at least two tokens.
+        k: number of candidates; the token that is there is added where it is not among them.
+        window: tokens that the model reads at once, at least 2: at most as many as it has positions.
+
+    Returns:
+        What `text_page` takes: `text_page(*token_temperatures(host, tokenizer, tempnet, text))`.
+
+    Raises:
+        ValueError: a text of fewer than two tokens, k below 1, or a window below 2.
+
+    Example:
+        >>> import dro_temp as dt, transformers
+        >>> from dro_temp.datasets import PythonText
+        >>> from dro_temp.plotting import text_page, token_temperatures
+        >>> config = transformers.GPT2Config(vocab_size=1024, n_embd=16, n_layer=1, n_head=2)
+        >>> host = dt.hosts.CausalLM(transformers.GPT2LMHeadModel(config), frozen=True)
+        >>> tempnet = dt.TempNet(16, tau_min=0.1, tau_max=2.0)
+        >>> found = token_temperatures(host, PythonText(size=400_000).tokenizer(1024), tempnet, "import os")
+        >>> "".join(found.tokens), "<h1>" in text_page(*found)
+        ('import os', True)
+    """
+    check_count("k", k)
+    check_count("window", window, minimum=2)
+    numbers = tokenizer(text, return_tensors="pt")["input_ids"][0].long()
+    if len(numbers) < 2:
+        raise ValueError(
+            f"expected a text of at least two tokens, one to read and one to predict, received {text!r}, which is "
+            f"{len(numbers)}. Pass a longer text."
+        )
+    taus, before, after = [], [], []
+    with evaluating(host, predictor):
+        for rows in _windows(host, numbers, window):
+            tau = predictor.of(rows)
+            taus += tau.double().tolist()
+            before += _likeliest(rows, torch.ones_like(tau), k)
+            after += _likeliest(rows, tau, k)
+    missing = len(numbers) - len(taus)  # the first token, unless the model's labels are not shifted
+    spelled = _spelled(tokenizer, numbers.tolist())
+    words = _words(tokenizer, {n for row in before + after for n, _ in row})
+    nothing: list[list[tuple[str, float]]] = [[] for _ in range(missing)]
+    before, after = (
+        nothing
+        + [
+            [(own if n == target else words[n], p) for n, p in row]
+            for row, own, target in zip(rows, spelled[missing:], numbers.tolist()[missing:], strict=True)
+        ]
+        for rows in (before, after)
+    )
+    return TokenTemperatures(spelled, [float("nan")] * missing + taus, before, after)
+
+
+def _windows(host: HostAdapter, numbers: Tensor, window: int) -> Iterator[Rows]:
+    """The rows of a text, each once."""
+    device = next((p.device for p in host.parameters()), torch.device("cpu"))
+    step, done = max(1, window // 2), 0
+    for start in range(0, max(1, len(numbers) - window + step), step):
+        part = numbers[start : start + window]
+        if len(part) < 2:
+            break
+        (rows,) = host(input_ids=part[None].to(device)).values()
+        first = start + len(part) - len(rows)  # place of the token that the first row predicts
+        done = done or first
+        fresh = rows.select(slice(done - first, None)).dense()
+        done = start + len(part)
+        if len(fresh):
+            yield fresh
+
+
+def _likeliest(rows: Rows, tau: Tensor, k: int) -> list[list[tuple[int, float]]]:
+    """Token numbers and probabilities, falling; at the end the token that is there, if it is not among them."""
+    p = (rows.dense_scores / tau[:, None]).softmax(1)
+    best = p.topk(min(k, p.shape[1]), dim=1)
+    own = p.gather(1, rows.target.long()[:, None])[:, 0].tolist()
+    found = []
+    for top, numbers, target, p_own in zip(
+        best.values.tolist(), best.indices.tolist(), rows.target.tolist(), own, strict=True
+    ):
+        row = list(zip(numbers, top, strict=True))
+        found.append(row if target in numbers else [*row, (target, p_own)])
+    return found
+
+
+def _words(tokenizer: Any, numbers: set[int]) -> dict[int, str]:
+    """Text of each token as it is inside a text: alone, some tokenizers drop the space that it begins with."""
+    return {n: _inside(tokenizer, [n]) for n in numbers}
+
+
+def _spelled(tokenizer: Any, numbers: list[int]) -> list[str]:
+    """The text, token by token; a character of several tokens stands at the last of them."""
+    spelled, held = [], []
+    for n in numbers:
+        held.append(n)
+        word = _inside(tokenizer, held)
+        unfinished = word.endswith("\ufffd") and len(held) < _BYTES
+        spelled.append("" if unfinished else word)
+        held = held if unfinished else []
+    return spelled
+
+
+def _inside(tokenizer: Any, numbers: list[int]) -> str:
+    anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
+    text: str = tokenizer.decode([*anchor, *numbers])
+    return text[len(tokenizer.decode(anchor)) :]
