@@ -1,0 +1,7 @@
+"""Hugging Face transformers."""
+
+from dro_temp.integrations.transformers.generation import TemperatureLogitsProcessor
+from dro_temp.integrations.transformers.loss_func import robust_loss_func
+from dro_temp.integrations.transformers.training import TrainableLM
+
+__all__ = ["TemperatureLogitsProcessor", "TrainableLM", "robust_loss_func"]

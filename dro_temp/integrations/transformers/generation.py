@@ -1,0 +1,150 @@
+"""A predictor's temperatures in `generate`."""
+
+import weakref
+
+import torch
+from torch import Tensor, nn
+
+from dro_temp.hosts.causal_lm.head import output_embeddings
+from dro_temp.hosts.causal_lm.probe import probe_head
+from dro_temp.integrations.transformers.head import HeadTemperatures
+from dro_temp.integrations.transformers.tap import LastPosition, Tap
+from dro_temp.interfaces import TemperaturePredictor
+from dro_temp.predictors import TempNet
+
+
+class TemperatureLogitsProcessor:
+    r"""Divides each row's scores by the temperature that a predictor gives its token.
+
+    Temperatures are predicted from what the predictor was trained on, the model's own logits and its head's input,
+    both caught in the model's forward. The scores that `generate` hands over come later: penalised, partly $-\infty$,
+    or log-probabilities. Logits $s$ come back as $s/\tau$, log-probabilities as $\log\mathrm{softmax}(s/\tau)$, so
+    that a beam's scores stay what they are. The user's own `temperature` comes on top.
+
+    It works for greedy decoding, sampling, beams, guidance, chunked prompts and any cache. Make it once for many
+    calls: the head is examined, and what can be prepared is prepared, when it is made. Its hooks are gone when it
+    is, or after `close()` or a `with` block.
+
+    Args:
+        model: the causal language model that will generate.
+        tempnet: predictor of temperatures, in eval mode.
+
+    Raises:
+        TypeError: the model has no head.
+        ValueError: the predictor is for another vocabulary or width, in training mode, or knows samples by number;
+            later, where positions are not generated one by one (assisted decoding).
+
+    Example:
+        >>> import torch, dro_temp as dt, transformers
+        >>> config = transformers.GPT2Config(vocab_size=99, n_embd=16, n_layer=1, n_head=2)
+        >>> model = transformers.GPT2LMHeadModel(config)
+        >>> tempnet = dt.TempNet.for_logits(99, tau_min=0.1, tau_max=2.0).eval()
+        >>> processor = dt.TemperatureLogitsProcessor(model, tempnet)
+        >>> sampling = {"do_sample": True, "max_new_tokens": 5, "pad_token_id": 0, "eos_token_id": None}
+        >>> text = model.generate(torch.ones(2, 3, dtype=torch.long), logits_processor=[processor], **sampling)
+        >>> text.shape, processor.temperatures.shape
+        (torch.Size([2, 8]), torch.Size([2, 5]))
+    """
+
+    #: Asked by transformers: there, rows of several texts share one forward.
+    supports_continuous_batching = False
+
+    def __init__(self, model: nn.Module, tempnet: TemperaturePredictor) -> None:
+        head = output_embeddings(model)
+        if isinstance(tempnet, TempNet):
+            tempnet.check_fits(model)
+        with Tap(model, head) as tap:
+            self._temperatures_of = HeadTemperatures(probe_head(model), tempnet)
+            example = tap.take()
+        if example is None:
+            raise TypeError(
+                f"expected a model that returns logits of shape [batch, length, vocabulary], received "
+                f"{type(model).__name__}. Load it with AutoModelForCausalLM."
+            )
+        self._temperatures_of(example.hidden, example.logits)  # another width is an error here, not in a text
+        self._name = type(model).__name__
+        self._tap = Tap(model, head)
+        # The model's hooks know the tap, and the tap knows neither of us: all is gone with the last reference.
+        self._close = weakref.finalize(self, self._tap.close)
+        self._seen: tuple[torch.Size, int] | None = None
+        self._taken: list[Tensor] = []
+
+    def __enter__(self) -> "TemperatureLogitsProcessor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        r"""Called by `generate` for every token.
+
+        Args:
+            input_ids: [n length] tokens so far.
+            scores: [n vocabulary] logits or log-probabilities, as other processors left them.
+
+        Returns:
+            [n vocabulary], what scores were; what is impossible ($-\infty$) stays so.
+        """
+        last = self._tap.take()
+        if last is None or len(last.logits) != len(scores):
+            raise self._refusal(last, scores)
+        if not self._continues(input_ids, last):
+            self.reset()
+            self._temperatures_of.refresh()
+            self._normalised = not _are_logits(scores, last.logits)
+        self._seen = input_ids.shape, last.positions
+        tau = self._temperatures_of(last.hidden, last.logits).to(scores.device)
+        self._taken.append(tau)
+        tempered = scores / tau.unsqueeze(1)
+        return tempered.log_softmax(1) if self._normalised else tempered
+
+    @property
+    def temperatures(self) -> Tensor:
+        """[n steps], of the tokens generated since the last prompt.
+
+        Under beam search a row is a beam at that step, and `beam_indices` tells which one a text went through.
+        Rows that have ended have temperatures too; they mean nothing.
+        """
+        return torch.stack(self._taken, dim=1) if self._taken else torch.empty(0, 0)
+
+    def reset(self) -> None:
+        """Forget the temperatures so far, as a new prompt does by itself."""
+        self._seen = None
+        self._taken = []
+
+    def close(self) -> None:
+        """Take the hooks off the model; the temperatures stay."""
+        self._close()
+
+    def _continues(self, input_ids: Tensor, last: LastPosition) -> bool:
+        """Whether this is the token after the last one: one more, given to the model alone or after all the others."""
+        if self._seen is None:
+            return False
+        (rows, length), positions = self._seen
+        return input_ids.shape == (rows, length + 1) and last.positions in (1, positions + 1)
+
+    def _refusal(self, last: LastPosition | None, scores: Tensor) -> ValueError:
+        if not self._close.alive:
+            return ValueError(
+                "expected a processor whose hooks are on the model, received one that was closed. Make another: "
+                "TemperatureLogitsProcessor(model, tempnet)."
+            )
+        received = "none since the last call" if last is None else f"one of {len(last.logits)} rows"
+        return ValueError(
+            f"expected a forward of {self._name} for each token, of {len(scores)} rows and without gradient, received "
+            f"{received}. Assisted decoding verifies several positions of one forward, which have a temperature each: "
+            "call generate without assistant_model and prompt_lookup_num_tokens. Otherwise: call the model that the "
+            "processor was made for, with GenerationConfig(disable_compile=True) if generate compiles it."
+        )
+
+
+def _are_logits(scores: Tensor, logits: Tensor) -> bool:
+    """Whether scores are the model's logits, but for what others have changed here and there.
+
+    The largest tells: of log-probabilities it differs, unless the logits are such themselves. If others have changed
+    it, log-probabilities are returned, to which sampling, argmax and the filters after it are indifferent.
+    """
+    top = logits.argmax(1, keepdim=True)
+    highest = scores.gather(1, top.to(scores.device))
+    same = torch.equal(highest, logits.gather(1, top).to(highest))
+    return same and not torch.allclose(scores.logsumexp(1), scores.new_zeros(()), atol=1e-4)

@@ -1,0 +1,93 @@
+"""A robust loss for trainers that keep the model to themselves."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dro_temp._checks import check_kind
+from dro_temp.hosts._labels import labelled
+from dro_temp.interfaces import RobustLoss, TemperaturePredictor, staged_modules
+
+
+def robust_loss_func(
+    predictor: TemperaturePredictor, loss: RobustLoss, *, shifted: bool = True
+) -> Callable[..., Tensor]:
+    """A `compute_loss_func` for `transformers.Trainer`, and for trainers made of it, as TRL's.
+
+    It works on the model's logits, which it has to hold; `TrainableLM` does not. A predictor with parameters must be
+    a part of the model, so that it is moved, trained and saved with it: write `model.tempnet = tempnet` (after
+    adapters were added, which freeze all there is) before the trainer is made.
+
+    Args:
+        predictor: reads the logits, or nothing of a row at all: `TempNet.for_logits`, `ConstantTemperature`.
+        loss: without memory.
+        shifted: True if position t predicts label t + 1, as almost all models do.
+
+    Returns:
+        From the model's outputs, labels and `num_items_in_batch` to the loss.
+
+    Raises:
+        ValueError: a predictor that reads hidden states or sample numbers, or memory of samples.
+
+    Example:
+        >>> import dro_temp as dt, transformers
+        >>> from dro_temp.integrations.transformers import robust_loss_func
+        >>> config = transformers.GPT2Config(vocab_size=99, n_embd=16, n_layer=1, n_head=2)
+        >>> model = transformers.GPT2LMHeadModel(config)
+        >>> model.tempnet = dt.TempNet.for_logits(99, tau_min=0.1, tau_max=2.0)
+        >>> compute_loss_func = robust_loss_func(model.tempnet, dt.KLRobustLoss(rho=3.0))
+        >>> tokens = torch.randint(99, (2, 8))
+        >>> compute_loss_func(model(tokens), tokens).backward()
+    """
+    return _RobustLossFunc(predictor, loss, shifted)
+
+
+class _RobustLossFunc:
+    def __init__(self, predictor: TemperaturePredictor, loss: RobustLoss, shifted: bool) -> None:
+        check_kind("predictor", predictor, TemperaturePredictor, "The order is (predictor, loss).")
+        check_kind("loss", loss, RobustLoss, "The order is (predictor, loss).")
+        unseen = predictor.reads & {"features", "index"}
+        memory = staged_modules([*predictor.modules(), *loss.modules()])
+        if unseen or memory:
+            what = f"reads {sorted(unseen)}" if unseen else f"remembers samples ({type(memory[0]).__name__})"
+            raise ValueError(
+                f"expected a predictor and a loss of logits alone, received {type(predictor).__name__} with "
+                f"{type(loss).__name__}, which {what}: a compute_loss_func sees no more than the model's outputs. "
+                "Use TempNet.for_logits(...), or train TrainableLM(Objective(hosts.CausalLM(model), ...))."
+            )
+        self.predictor, self.loss, self.shifted = predictor, loss, shifted
+        self._trained = [p for p in predictor.parameters() if p.requires_grad]
+        self._window: Tensor | int | None = None
+
+    def __call__(
+        self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Sum of the rows' values over the number of labels in the accumulation window."""
+        if labels is None:
+            raise ValueError(
+                "expected labels in every batch, received none. Collate with "
+                "DataCollatorForLanguageModeling(tokenizer, mlm=False)."
+            )
+        if torch.is_grad_enabled():
+            self._refuse_left_alone(num_items_in_batch)
+        logits, first = outputs.logits, int(self.shifted)
+        scores = logits[:, : logits.shape[1] - first].flatten(0, 1)
+        advice = "Use the tokenizer that the model was trained with; label what is not to count -100."
+        rows = labelled(scores, labels[:, first:].flatten().to(scores.device), None, advice=advice)
+        total: Tensor = self.loss(rows, self.predictor).sum()
+        count = rows.valid.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        return total / count.to(total.device).clamp(min=1)
+
+    def _refuse_left_alone(self, window: Tensor | int | None) -> None:
+        """Raise where nobody trains the predictor: a trainer clears all gradients of its model after each step."""
+        starts = window is not None and window is not self._window
+        self._window = window
+        frozen = any(not p.requires_grad for p in self._trained)
+        if frozen or (starts and any(p.grad is not None for p in self._trained)):
+            received = "was frozen" if frozen else "kept its gradients after a step"
+            raise RuntimeError(
+                f"expected a predictor that the trainer trains with its model, received one that {received}. Write "
+                "model.tempnet = tempnet, after adapters were added to the model and before the trainer is made."
+            )
