@@ -15,7 +15,6 @@ def outside_graphs(function: F) -> F:
 
     Nothing can be compiling before somebody has loaded it.
     """
-
     disabled: list[Any] = []
 
     @functools.wraps(function)

@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dro_temp.cli.needs import needed
+from dro_temp.datasets import PythonText, token_blocks
+
+#: The source that needs no network.
+OFFLINE = "python"
 
 _READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
@@ -15,15 +18,17 @@ def documents(source: str, *, split: str = "train", column: str = "text") -> lis
     """All documents of a source.
 
     Args:
-        source: a text file, a .jsonl or .parquet file, a folder of such files, or the name of a data set on the hub
-            (`name` or `name:configuration`).
-        split: for the hub.
+        source: "python", Python's own source code, which needs no network; a text, .jsonl or .parquet file; a folder
+            of such files; or the name of a data set on the hub (`name` or `name:configuration`).
+        split: for the hub, and for Python's source: "train", "validation" or "test".
         column: where records hold their text.
 
     Raises:
         ValueError: nothing there, or no such column.
     """
     path = Path(source)
+    if source == OFFLINE:
+        return list(PythonText(split).texts)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
         found = [document for file in files for document in _of_file(file, column)]
@@ -69,21 +74,14 @@ def _column(records: Any, column: str, source: str) -> list[str]:
 
 
 def blocks(texts: list[str], tokenizer: Any, length: int) -> Tensor:
-    """The texts, one after the other with an end-of-text between, as rows of `length` tokens, [n length].
+    """The texts, one after the other with an end-of-text token between, as rows of `length` tokens.
 
     Raises:
         ValueError: there is less than one block of text.
     """
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    tokens = torch.tensor([token for document in encoded for token in (*document, *end)], dtype=torch.long)
-    count = len(tokens) // length
-    if count == 0:
-        raise ValueError(
-            f"expected at least one block of {length} tokens, received {len(tokens)} tokens. Pass more text, or a "
-            f"shorter block: --block {max(len(tokens), 2)}."
-        )
-    return tokens[: count * length].view(count, length)
+    return token_blocks([token for document in encoded for token in (*document, *end)], length)
 
 
 def check_vocabulary(tokenizer: Any, outcomes: int) -> None:

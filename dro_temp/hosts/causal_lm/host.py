@@ -5,8 +5,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from dro_temp.hosts._labels import IGNORE, labelled
-from dro_temp.hosts.causal_lm.head import catching
-from dro_temp.hosts.causal_lm.probe import logits_of, probe_head, probe_shift
+from dro_temp.hosts.causal_lm.examples import logits_of, probe_options
+from dro_temp.hosts.causal_lm.head import catching, output_embeddings
+from dro_temp.hosts.causal_lm.probe import probe_head, probe_shift
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 
 _ADVICE = (
@@ -19,7 +20,7 @@ class CausalLM(HostAdapter):
     r"""Any `AutoModelForCausalLM`: one row per token to predict, scored by the model's own logits.
 
     $s_{ij}$ is the logit of word j at position i, soft-capped or scaled as the model does it; the target is the
-    token that the model's own loss would compare it with. Where the head is linear, rows are `LinearScores`: the
+    label that the model's own loss would compare it with. Where the head is linear, rows are `LinearScores`: the
     logits are not materialised, and the head's forward is skipped. What the model does is found out by running it
     on a few tokens when the host is made.
 
@@ -45,6 +46,7 @@ class CausalLM(HostAdapter):
         super().__init__(frozen=frozen)
         self.model = model
         self.head = probe_head(model)
+        self.options = probe_options(model)
         self.shifted = probe_shift(model) if shifted is None else shifted
 
     def rows(
@@ -52,46 +54,90 @@ class CausalLM(HostAdapter):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        index: Tensor | None = None,
         **inputs: Any,
     ) -> dict[str, Rows]:
         """One row per position that predicts a token.
 
         Args:
             input_ids: [batch length]; or pass `inputs_embeds` with `labels`.
-            attention_mask: 0 at padding, whose tokens are not predicted.
-            labels: [batch length], -100 where nothing is to be predicted; the tokens themselves if None.
+            attention_mask: [batch length], 0 at padding, which is not predicted and predicts nothing.
+            labels: [batch length], where the model's own loss wants them, -100 where nothing is to be predicted;
+                if None, every position predicts the next token.
+            index: numbers in the data set, of the texts, [batch], or of what the labels say, [batch length].
             **inputs: whatever else the model takes.
 
         Raises:
-            ValueError: no tokens, or tokens that the model does not know.
+            ValueError: no tokens, tokens that the model does not know, or labels for other positions than the model's.
         """
-        if labels is None:
-            labels = input_ids
-        if labels is None or labels.dim() != 2 or labels.shape[1] < 2:
-            raise ValueError(
-                "expected input_ids (or inputs_embeds and labels) of shape [batch, length >= 2], received "
-                f"{None if labels is None else list(labels.shape)}. Tokenise the text, at least two tokens of it."
-            )
-        if attention_mask is not None:
-            labels = labels.masked_fill(attention_mask == 0, IGNORE)
-            inputs["attention_mask"] = attention_mask
+        shifted = self.shifted or labels is None
+        labels = _at_least_two(input_ids if labels is None else labels)
         if input_ids is not None:
             inputs["input_ids"] = input_ids
-        with catching(self.head.module, skip=self.head.linear and self.head.skippable) as caught:
-            output = self.model(**inputs)
-        hidden = caught.once
-        at = slice(None, -1) if self.shifted else slice(None)
-        labels = labels[:, 1:] if self.shifted else labels
-        features = None if hidden is None else hidden[:, at].flatten(0, 1)
+        if attention_mask is not None:
+            inputs["attention_mask"] = attention_mask
+        hidden, logits = self._run(inputs)
+        scored = hidden if logits is None else logits
+        assert scored is not None
+        _refuse_other_positions(labels, scored)
+        here, there = (slice(-1), slice(1, None)) if shifted else (slice(None), slice(None))
+        target = labels[:, there]
+        if attention_mask is not None and attention_mask.shape == labels.shape:
+            padding = attention_mask == 0
+            target = target.masked_fill(padding[:, here] | padding[:, there], IGNORE)
+        if index is not None:
+            index = (index[:, None].expand_as(labels) if index.dim() == 1 else index)[:, there].flatten()
+        features = None if hidden is None else hidden[:, here].flatten(0, 1)
         scores: Tensor | LinearScores
-        if self.head.linear:
+        if logits is None:
             assert features is not None
             scores = LinearScores(features, self.head.weight, self.head.bias, self.head.transform)
         else:
-            scores = logits_of(output)[:, at].flatten(0, 1)
-        return {"token": labelled(scores, labels.flatten(), features, advice=_ADVICE)}
+            scores = logits[:, here].flatten(0, 1)
+        return {"token": labelled(scores, target.flatten(), features, index, advice=_ADVICE)}
+
+    def _run(self, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+        """What the head was given, and the logits; None for those that the head's weight stands for."""
+        if output_embeddings(self.model) is not self.head.module:
+            self.head = probe_head(self.model)  # adapters were added, or the vocabulary was resized
+        with catching(self.head.module, skip=self.head.linear and self.head.skippable) as caught:
+            try:
+                output = self.model(**self.options, **inputs)
+            except IndexError as error:
+                raise self._explained(error, inputs.get("input_ids")) from error
+        if self.head.linear and caught.once is not None:
+            return caught.once, None
+        logits = logits_of(output)
+        hidden = caught.once
+        placed = hidden is not None and hidden.shape[:2] == logits.shape[:2]
+        return hidden if placed else None, logits
+
+    def _explained(self, error: IndexError, tokens: Tensor | None) -> Exception:
+        if tokens is None or int(tokens.max()) < self.vocabulary:
+            return error
+        return ValueError(
+            f"expected tokens from 0 to {self.vocabulary - 1}, received {int(tokens.max())}. {_ADVICE}"
+        )
 
     @property
     def vocabulary(self) -> int:
         """Number of words."""
         return len(self.head.weight)
+
+
+def _at_least_two(labels: Tensor | None) -> Tensor:
+    if labels is None or labels.dim() != 2 or labels.shape[1] < 2:
+        raise ValueError(
+            "expected input_ids (or inputs_embeds and labels) of shape [batch, length >= 2], received "
+            f"{None if labels is None else list(labels.shape)}. Tokenise the text, at least two tokens of it."
+        )
+    return labels
+
+
+def _refuse_other_positions(labels: Tensor, scored: Tensor) -> None:
+    if scored.shape[:2] != labels.shape:
+        raise ValueError(
+            f"expected labels of shape {list(scored.shape[:2])}, one per position of the model, received "
+            f"{list(labels.shape)}. Where the model puts images or virtual tokens before the text, pass labels that "
+            f"are {IGNORE} there."
+        )

@@ -1,16 +1,14 @@
 """What a model does is found out by running it, not by its name: a new kind of model is either right or refused."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from dro_temp.functional import Scale, ScoreTransform, SoftCap
+from dro_temp.hosts.causal_lm.examples import Example, close, example_of, logits_of, numbers_of
 from dro_temp.hosts.causal_lm.head import LmHead, catching, output_embeddings
 
-_POSITIONS = 16
+_LABELLED = (5, 10)  # positions whose labels a loss is asked about
+_REFUSALS = (RuntimeError, TypeError, ValueError, IndexError)
 
 
 @torch.no_grad()
@@ -21,120 +19,134 @@ def probe_head(model: nn.Module) -> LmHead:
         TypeError: the model has no head, or does not run on tokens alone.
     """
     head = output_embeddings(model)
-    with _quietly(model):
-        tokens = example_tokens(model)
-        plain = (
-            type(head).forward is nn.Linear.forward
-        )  # a subclass or a wrapped layer may compute something else
-        transform, seen = _transform(model, head, tokens)
-        if not (plain and seen) or isinstance(transform, _Unknown):
-            return LmHead(head, linear=False)
+    with example_of(model) as example:
+        transform = _transform(example, head) if _is_plain(head) else _Unknown()
         with catching(head) as caught:
-            logits = logits_of(model(input_ids=tokens))
-        found = LmHead(head, linear=True, transform=transform)
+            logits = logits_of(example())
         hidden = caught.once
-        if hidden is None or not _agree(found, hidden, logits):
+        if isinstance(transform, _Unknown) or hidden is None:
             return LmHead(head, linear=False)
-        return LmHead(
-            head, linear=True, transform=transform, skippable=_skippable(model, head, tokens, hidden)
-        )
+        if not _agree(LmHead(head, linear=True, transform=transform), hidden, logits):
+            return LmHead(head, linear=False)
+        return LmHead(head, linear=True, transform=transform, skippable=_skippable(example, head, hidden))
 
 
 @torch.no_grad()
 def probe_shift(model: nn.Module) -> bool:
     """True if the label of a position is the next token, False if it is a label of its own (BART, XLNet).
 
+    Of one label alone the loss is asked, for two tokens: what the two losses differ by is the difference of two
+    logits, whatever else a loss consists of (that of a router, say).
+
     Raises:
         ValueError: the model's own loss is neither.
     """
-    with _quietly(model):
-        tokens = example_tokens(model)
-        try:
-            output = model(input_ids=tokens, labels=tokens)
-        except (TypeError, ValueError):
-            return True
-        loss, logits = getattr(output, "loss", None), logits_of(output).float()
-    if loss is None:
+    with example_of(model) as example:
+        logits = logits_of(example())[0].float()
+        answers = {_shifted(example, logits, at) for at in _LABELLED}
+    if len(answers) == 1 and None not in answers:
+        return bool(answers.pop())
+    raise ValueError(
+        "expected a model whose loss is the cross-entropy of next tokens or of labels in place, received "
+        f"{type(model).__name__}, whose loss is neither. Pass shifted=True or shifted=False, and labels to match."
+    )
+
+
+def _shifted(example: Example, logits: Tensor, at: int) -> bool | None:
+    """Whether the label there is compared with the logits before; None if neither with them nor with its own."""
+    known = example.tokens[0][example.tokens[0] < logits.shape[1]]
+    gap = logits[at - 1, known] - logits[at, known]
+    one, other = known[gap.argmax()], known[gap.argmin()]
+    losses = [_loss_of_label(example, at, token) for token in (one, other)]
+    if losses[0] is None or losses[1] is None:
         return True
-    shifted = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-    unshifted = nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
-    far, near = (float((loss.float() - guess).abs()) for guess in (unshifted, shifted))
-    if min(far, near) > 0.3 * max(far, near):
-        raise ValueError(
-            f"expected a model whose loss is the cross-entropy of next tokens ({float(shifted):.4f} here) or of labels "
-            f"in place ({float(unshifted):.4f}), received a loss of {float(loss):.4f}. Pass shifted=True or False."
-        )
-    return near < far
-
-
-def logits_of(output: Any) -> Tensor:
-    """The logits of a model's output."""
-    logits = output.logits if hasattr(output, "logits") else output[0]
-    assert isinstance(logits, Tensor)
-    return logits
-
-
-def example_tokens(model: nn.Module) -> Tensor:
-    """Some tokens, [1 16], none of them special."""
-    config: Any = model.config
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    vocabulary = int(getattr(text, "vocab_size", 0) or len(output_embeddings(model).weight))  # type: ignore[arg-type]
-    special = {v for k, v in vars(text).items() if k.endswith("token_id") and isinstance(v, int)}
-    plain = torch.tensor([k for k in range(min(vocabulary, 4096)) if k not in special] or [0])
-    chosen = torch.randint(len(plain), (1, _POSITIONS), generator=torch.Generator().manual_seed(0))
-    return plain[chosen].to(next(model.parameters()).device)
+    found = float(losses[1] - losses[0])
+    shifted, unshifted = (float(logits[row, one] - logits[row, other]) for row in (at - 1, at))
+    # Label smoothing takes a little off the difference.
+    tolerated = 0.25 * abs(shifted - unshifted)
+    if min(abs(found - shifted), abs(found - unshifted)) > tolerated:
+        return None
+    return abs(found - shifted) < abs(found - unshifted)
 
 
 class _Unknown:
     """A transform that is none of ours."""
 
 
-def _transform(
-    model: nn.Module, head: nn.Module, tokens: Tensor
-) -> tuple[ScoreTransform | _Unknown | None, bool]:
-    """What the model makes of its head's output, and whether it looks at it at all."""
-    given: list[Tensor] = []
-
-    def replace(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        # Over many sizes and both signs: tiny random models never come near a cap of 30.
-        sizes = torch.logspace(-2, 4, output[..., : output.shape[-1] // 2].shape[-1] or 1)
-        ramp = torch.cat([-sizes.flip(0), sizes])[: output.shape[-1]]
-        ramp = nn.functional.pad(ramp, (0, output.shape[-1] - len(ramp)))
-        given.append(ramp.to(output).expand_as(output).clone())
-        return given[-1]
-
-    handle = head.register_forward_hook(replace)
+def _loss_of_label(example: Example, at: int, token: Tensor) -> Tensor | None:
+    labels = torch.full_like(example.tokens, -100)
+    labels[0, at] = token
     try:
-        came = logits_of(_run(model, tokens))
-    finally:
-        handle.remove()
-    if len(given) != 1 or came.shape != given[0].shape:
-        return _Unknown(), False
-    z, f = given[0].double(), came.double()
-    precise = max(torch.finfo(came.dtype).eps, torch.finfo(given[0].dtype).eps) * 8
+        loss = getattr(example(labels=labels), "loss", None)
+    except _REFUSALS:
+        return None
+    return loss.float() if isinstance(loss, Tensor) else None
+
+
+def _is_plain(head: nn.Module) -> bool:
+    """Whether the module is a matrix product; a subclass or a wrapped or sharded layer may be something else."""
+    weight = head.weight
+    assert isinstance(weight, Tensor)
+    wrapped = "forward" in vars(head)  # accelerate's offloading, for one
+    whole = type(weight.data) is Tensor and not weight.is_meta
+    return type(head).forward is nn.Linear.forward and not wrapped and whole
+
+
+def _transform(example: Example, head: nn.Module) -> ScoreTransform | _Unknown | None:
+    """What the model makes of its head's output; unknown, too, if it does not look at it."""
+    # In float32, for what bfloat16 cannot tell apart; in the head's own precision, for models that insist on it.
+    for precise in (True, False):
+        given: list[Tensor] = []
+        handle = head.register_forward_hook(lambda _, __, output: _ramp(output, given, precise))  # noqa: B023
+        try:
+            came = logits_of(example())
+        except _REFUSALS:
+            continue
+        finally:
+            handle.remove()
+        if len(given) != 1 or came.shape != given[0].shape:
+            return _Unknown()
+        found = _fit(example.model, given[0], came)
+        if not isinstance(found, _Unknown):
+            return found
+    return _Unknown()
+
+
+def _ramp(output: Tensor, given: list[Tensor], precise: bool) -> Tensor:
+    # Over many sizes and both signs: tiny random models never come near a cap of 30.
+    half = max(output.shape[-1] // 2, 1)
+    sizes = torch.logspace(-2, 4, half)
+    ramp = torch.cat([-sizes.flip(0), sizes])[: output.shape[-1]]
+    ramp = nn.functional.pad(ramp, (0, output.shape[-1] - len(ramp)))
+    dtype = torch.promote_types(output.dtype, torch.float32) if precise else output.dtype
+    given.append(ramp.to(output.device, dtype).expand(output.shape).clone())
+    return given[-1]
+
+
+def _fit(model: nn.Module, given: Tensor, came: Tensor) -> ScoreTransform | _Unknown | None:
+    z, f = given.double(), came.double()
+    precise = max(torch.finfo(came.dtype).eps, torch.finfo(given.dtype).eps) * 8
 
     def fits(guess: Tensor) -> bool:
         return bool(((f - guess).abs() <= precise * guess.abs() + precise * 1e-2).all())
 
     if fits(z):
-        return None, True
+        return None
     top = int(z[0, 0].argmax())
     factor, cap = float(f[0, 0, top] / z[0, 0, top]), float(f[0, 0, top])
     if factor > 0 and fits(factor * z):
-        return Scale(_exact(model, factor)), True
+        return Scale(_exact(model, factor))
     if cap > 0 and fits(cap * (z / cap).tanh()):
-        return SoftCap(_exact(model, cap)), True
-    return _Unknown(), True
+        return SoftCap(_exact(model, cap))
+    return _Unknown()
 
 
 def _exact(model: nn.Module, measured: float) -> float:
     """The number that the configuration holds, or one over it, if that is what was measured."""
-    config: Any = model.config
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
     numbers = [
-        float(v) for v in vars(text).values() if isinstance(v, int | float) and v and not isinstance(v, bool)
+        v for v in numbers_of(model).values() if isinstance(v, int | float) and not isinstance(v, bool)
     ]
-    candidates = [c for v in numbers for c in (v, 1.0 / v)]
+    candidates = [c for v in numbers if v for c in (float(v), 1.0 / v)]
     near = [c for c in candidates if abs(c - measured) <= 0.01 * abs(measured)]
     return min(near, key=lambda c: abs(c - measured), default=measured)
 
@@ -142,37 +154,13 @@ def _exact(model: nn.Module, measured: float) -> float:
 def _agree(head: LmHead, hidden: Tensor, logits: Tensor) -> bool:
     z = hidden @ head.weight.T if head.bias is None else nn.functional.linear(hidden, head.weight, head.bias)
     z = z if head.transform is None else head.transform(z)
-    slack = 32 * torch.finfo(logits.dtype).eps
-    return z.shape == logits.shape and bool(((z - logits).abs() <= slack * (1 + logits.abs())).all())
+    return close(logits, z)
 
 
-def _skippable(model: nn.Module, head: nn.Module, tokens: Tensor, hidden: Tensor) -> bool:
+def _skippable(example: Example, head: nn.Module, hidden: Tensor) -> bool:
     try:
         with catching(head, skip=True) as caught:
-            model(input_ids=tokens)
-    except (RuntimeError, ValueError, IndexError):
+            example()
+    except _REFUSALS:
         return False
     return caught.once is not None and torch.equal(caught.once, hidden)
-
-
-def _run(model: nn.Module, tokens: Tensor) -> Any:
-    try:
-        return model(input_ids=tokens)
-    except Exception as error:
-        raise TypeError(
-            f"expected a causal language model that runs on input_ids alone, received {type(model).__name__}, which "
-            f"raised {type(error).__name__}: {error}. Write a HostAdapter of your own for what else it needs."
-        ) from error
-
-
-@contextmanager
-def _quietly(model: nn.Module) -> Iterator[None]:
-    """In eval mode; every module's mode, and the random numbers, as they were afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

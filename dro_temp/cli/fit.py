@@ -1,0 +1,162 @@
+"""Train a TempNet on a causal language model."""
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dro_temp.cli.models import OFFLINE, load_model
+from dro_temp.cli.needs import needed
+from dro_temp.cli.run import Run
+from dro_temp.cli.text import OFFLINE as PYTHON
+from dro_temp.cli.text import blocks, check_vocabulary, documents
+from dro_temp.hosts import CausalLM
+from dro_temp.interfaces import Summary
+from dro_temp.losses import KLRobustLoss, LikelihoodLoss
+from dro_temp.objective import Objective
+from dro_temp.predictors import TempNet
+
+Reads = Literal["hidden", "logits", "statistics"]
+
+
+def fit(
+    output: Path,
+    model: str = OFFLINE,
+    tokenizer: str | None = None,
+    data: str = PYTHON,
+    column: str = "text",
+    frozen: bool = True,
+    objective: Literal["robust", "likelihood"] = "robust",
+    inputs: tuple[Reads, ...] = ("hidden", "statistics"),
+    tau_min: float = 0.1,
+    tau_max: float = 2.0,
+    rho: float | None = None,
+    centred: bool = False,
+    steps: int = 400,
+    batch: int = 16,
+    block: int = 128,
+    accumulate: int = 1,
+    lr: float = 1e-3,
+    host_lr: float = 5e-5,
+    save_every: int = 100,
+    bf16: bool = False,
+    seed: int = 0,
+) -> None:
+    """Train a TempNet on a causal language model, and the model with it if it is not frozen.
+
+    Args:
+        output: the run's folder; a run that was interrupted goes on.
+        model: a folder, a name on the hub, or "offline": a small GPT-2 that is trained here first.
+        tokenizer: the tokenizer's folder or name, if it is not the model's.
+        data: a text, .jsonl or .parquet file, a folder of them, a data set on the hub (name or name:configuration), or
+            "python": Python's own source code.
+        column: where records hold their text.
+        frozen: leave the model alone.
+        objective: "robust" for the paper's loss; "likelihood" for temperatures that make the text more likely.
+        inputs: what the TempNet reads of each token; "[logits]" alone is the paper's network.
+        tau_min: lower bound of temperatures.
+        tau_max: upper bound.
+        rho: radius of the robust loss, below log(vocabulary); by default the one that keeps the model's mean entropy.
+        centred: subtract each token's largest logit before the network reads logits.
+        steps: optimizer steps.
+        batch: blocks in a step, per process.
+        block: tokens in a block.
+        accumulate: batches in an optimizer step.
+        lr: learning rate of the TempNet.
+        host_lr: that of the model, if it is trained.
+        save_every: steps between checkpoints.
+        bf16: compute in bfloat16 where that is safe.
+        seed: of everything random.
+    """
+    options = {**locals(), "output": str(output), "inputs": list(inputs)}
+    run = Run(output)
+    transformers = needed("transformers")
+    transformers.set_seed(seed)
+    lm, words = load_model(model, tokenizer)
+    host = CausalLM(lm, frozen=frozen)
+    check_vocabulary(words, host.vocabulary)
+    rows = blocks(documents(data, column=column), words, block)
+    radius = _radius(host, rows, rho) if objective == "robust" else None
+    tempnet = TempNet.for_lm(
+        lm,
+        inputs=inputs,
+        tau_min=tau_min,
+        tau_max=tau_max,
+        tau_init=1.0 if tau_min < 1.0 < tau_max else None,  # start from the model as it is
+        centred=centred,
+        rho=radius,
+    )
+    loss = LikelihoodLoss() if radius is None else KLRobustLoss(radius)
+    run.record(options)
+    whole = Objective(host, tempnet, loss)
+    trainer = _trainer(run, whole, rows, options)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(run))
+    if trainer.is_world_process_zero():
+        tempnet.save_pretrained(run.tempnet)
+        if not frozen:
+            lm.save_pretrained(run.model)
+            words.save_pretrained(run.model)
+        print(f"wrote {run.tempnet}; next: dro-temp lm eval {output}")
+
+
+def _trainer(run: Run, objective: Objective, rows: Tensor, options: dict[str, Any]) -> Any:
+    from dro_temp.integrations.transformers import TrainableLM
+
+    transformers = needed("transformers")
+    arguments = transformers.TrainingArguments(
+        output_dir=str(run.checkpoints),
+        max_steps=options["steps"],
+        per_device_train_batch_size=options["batch"],
+        gradient_accumulation_steps=options["accumulate"],
+        learning_rate=options["lr"],
+        lr_scheduler_type="cosine",
+        warmup_steps=max(options["steps"] // 50, 1),
+        save_steps=options["save_every"],
+        save_total_limit=2,
+        logging_steps=max(options["steps"] // 40, 1),
+        bf16=options["bf16"],
+        seed=options["seed"],
+        report_to=[],
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    groups = objective.param_groups(lr=options["host_lr"], tau_lr=options["lr"])
+    optimizer = torch.optim.AdamW(groups)
+    batches = [{"input_ids": row, "labels": row} for row in rows]
+    return transformers.Trainer(
+        TrainableLM(objective),
+        arguments,
+        train_dataset=batches,
+        data_collator=transformers.default_data_collator,
+        optimizers=(optimizer, None),
+    )
+
+
+def _last_checkpoint(run: Run) -> str | None:
+    """The newest whole one."""
+    if not run.checkpoints.is_dir():
+        return None
+    last: str | None = needed("transformers.trainer_utils").get_last_checkpoint(str(run.checkpoints))
+    return last
+
+
+@torch.no_grad()
+def _radius(host: CausalLM, rows: Tensor, rho: float | None) -> float:
+    """The given radius, or the one at which the average token keeps the entropy that the model gives it.
+
+    The best temperature of a token is the one at which its entropy is log(vocabulary) - rho.
+    """
+    largest = math.log(host.vocabulary)
+    if rho is not None:
+        if not 0 < rho < largest:
+            raise ValueError(
+                f"expected rho between 0 and log(vocabulary) = {largest:.3f}, received rho={rho}. Beyond, every "
+                "temperature would go to tau_min; leave rho out to keep the model's mean entropy."
+            )
+        return rho
+    some = rows[torch.randperm(len(rows))[:16]].to(host.head.weight.device)
+    scores = host.eval()(input_ids=some)["token"].dense_scores
+    return largest - float(Summary(scores).entropy.mean())

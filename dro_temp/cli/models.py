@@ -1,0 +1,82 @@
+"""A model and its tokenizer: from a folder, from the hub, or a small one of our own that needs no network."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dro_temp.cli.needs import needed
+from dro_temp.cli.text import blocks
+from dro_temp.datasets import PythonText
+
+#: The model that needs no network.
+OFFLINE = "offline"
+
+_VOCABULARY, _LENGTH, _BATCH, _STEPS = 2048, 128, 16, 400
+
+
+def load_model(name: str, tokenizer: str | None = None) -> tuple[Any, Any]:
+    """A causal language model in eval mode, and its tokenizer.
+
+    Args:
+        name: a folder, a name on the hub, or "offline".
+        tokenizer: another place for the tokenizer.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if name == OFFLINE:
+        name = str(offline_model())
+    transformers = needed("transformers")
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(name)
+        return model.eval(), transformers.AutoTokenizer.from_pretrained(tokenizer or name)
+    except OSError as error:
+        raise ValueError(
+            f"expected a model and a tokenizer in {name!r}, a folder or a name on the hub, received neither: "
+            f"{str(error).splitlines()[0]} Pass --model ./folder, or --model offline."
+        ) from error
+
+
+def offline_model(root: Path | None = None) -> Path:
+    """Folder of a two-layer GPT-2 on Python's source code, trained in a minute or two when first wanted.
+
+    Args:
+        root: where to keep it; `$XDG_CACHE_HOME/dro_temp` or `~/.cache/dro_temp` if None.
+    """
+    transformers = needed("transformers")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    python = ".".join(map(str, __import__("sys").version_info[:2]))
+    folder = (root or home / "dro_temp") / f"gpt2-python{python}-{_VOCABULARY}-{_STEPS}"
+    if (folder / "whole").exists():
+        return folder
+    data = PythonText("train")
+    tokenizer = data.tokenizer(_VOCABULARY)
+    sizes = {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": _LENGTH}
+    torch.manual_seed(0)
+    end = tokenizer.eos_token_id
+    config = transformers.GPT2Config(vocab_size=_VOCABULARY, bos_token_id=end, eos_token_id=end, **sizes)
+    model = transformers.GPT2LMHeadModel(config)
+    _train(model, blocks(list(data.texts), tokenizer, _LENGTH))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "whole").touch()  # last: a folder without it is made again
+    return folder
+
+
+def _train(model: Any, rows: Tensor) -> None:
+    from rich.progress import track
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=_STEPS)
+    model.train()
+    for _ in track(range(_STEPS), description="a small GPT-2 on Python's source, once"):
+        batch = rows[torch.randint(len(rows), (_BATCH,))]
+        optimizer.zero_grad()
+        model(input_ids=batch, labels=batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    model.eval()
