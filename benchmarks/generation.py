@@ -15,6 +15,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from harness import Bar, Case, Contender, Plan, Problem, Step, Suite, arguments, run, shape
@@ -43,7 +44,7 @@ class GenerationProblem(Problem):
     processor: dt.TemperatureLogitsProcessor
     token: Tensor
     texts: Iterator[Tensor]
-    found: dict[str, Tensor] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
 
     def leaves(self) -> list[Tensor]:
         """Nothing is trained."""
@@ -70,9 +71,12 @@ def make_problem(shape: tuple[int, ...], options: Namespace) -> GenerationProble
     return GenerationProblem(model, hooked, processor, token, texts)
 
 
-def _scores(model: nn.Module, token: Tensor) -> Tensor:
-    logits = model(token, use_cache=False, return_dict=True).logits
-    return logits[:, -1].to(torch.float32, copy=True)  # as `generate` does
+def _output(model: nn.Module, token: Tensor) -> Any:
+    return model(token, use_cache=False, return_dict=True)
+
+
+def _scores(output: Any) -> Tensor:
+    return output.logits[:, -1].to(torch.float32, copy=True)  # as `generate` does
 
 
 def step(p: GenerationProblem) -> Step:
@@ -80,7 +84,7 @@ def step(p: GenerationProblem) -> Step:
 
     @torch.no_grad()
     def call() -> None:
-        _scores(p.plain, p.token).softmax(1).multinomial(1)
+        _scores(_output(p.plain, p.token)).softmax(1).multinomial(1)
 
     return call
 
@@ -90,27 +94,37 @@ def step_with(p: GenerationProblem) -> Step:
 
     @torch.no_grad()
     def call() -> None:
-        p.processor(next(p.texts), _scores(p.hooked, p.token)).softmax(1).multinomial(1)
+        scores = _scores(_output(p.hooked, p.token))
+        p.processor(next(p.texts), scores).softmax(1).multinomial(1)
 
     return call
 
 
 def before(p: GenerationProblem) -> Step:
-    """A forward whose last position the processor finds, and scores fresh from it."""
+    """A forward, and scores fresh from it."""
 
     @torch.no_grad()
     def call() -> None:
-        p.found["scores"] = _scores(p.hooked, p.token)
+        p.found["output"] = _output(p.hooked, p.token)
+        p.found["scores"] = _scores(p.found["output"])
 
     return call
 
 
 def temperature(p: GenerationProblem) -> Step:
-    """The processor alone."""
+    """What is added to a step: the hooks, called by hand, and the processor's call."""
     before(p)()  # the first call warms up, and has no other before it
+    model, head = p.hooked, p.hooked.get_output_embeddings()
+    hidden, asked = torch.randn(1, 1, head.in_features, device=p.token.device), {"return_dict": True}
 
     @torch.no_grad()
     def call() -> None:
+        for hook in model._forward_pre_hooks.values():
+            hook(model, (p.token,))
+        for hook in head._forward_pre_hooks.values():
+            hook(head, (hidden,), {})
+        for hook in model._forward_hooks.values():
+            hook(model, (p.token,), asked, p.found["output"])
         p.processor(next(p.texts), p.found["scores"])
 
     return call
@@ -142,7 +156,7 @@ def generate_with(p: GenerationProblem) -> Step:
 CONTENDERS = (
     Contender("step", step, "a token of the model alone"),
     Contender("step-with", step_with, "a token with its temperature, hooks and all"),
-    Contender("temperature", temperature, "the processor's call alone, after a step"),
+    Contender("temperature", temperature, "hooks and the processor's call alone, after a step"),
     Contender("generate", generate, f"generate, {TOKENS} tokens"),
     Contender("generate-with", generate_with, f"generate with temperatures, {TOKENS} tokens"),
 )

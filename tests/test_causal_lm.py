@@ -9,8 +9,12 @@ from torch import nn
 
 import dro_temp as dt
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 import tiny_lms
+from transformers import AutoModelForSeq2SeqLM
+
+# What peft asks of transformers is about to be called otherwise.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
 V = tiny_lms.VOCABULARY
 UNSHIFTED = ("xlnet", "bart")
@@ -27,9 +31,15 @@ def host_of(kind, *, frozen=False, **changes):
     return dt.hosts.CausalLM(tiny_lms.model(kind, **changes), frozen=frozen).eval()
 
 
-def objective(host, outcomes=V):
+def precise(host):
+    """In float64, in which experts are not multiplied in groups."""
+    host.model.set_experts_implementation("eager")
+    return host.double()
+
+
+def objective(host):
     torch.manual_seed(1)
-    tempnet = dt.TempNet.for_logits(outcomes, tau_min=0.1, tau_max=2.0, width=8, dropout=0.0)
+    tempnet = dt.TempNet.for_logits(V, tau_min=0.1, tau_max=2.0, width=8, dropout=0.0)
     return dt.Objective(host, tempnet, dt.KLRobustLoss(rho=1.0))
 
 
@@ -56,7 +66,7 @@ def assert_same(first, second, **tolerance):
 
 @families
 def test_rows_are_what_the_models_own_loss_reads(kind):
-    host, labels = host_of(kind).double(), tokens(seed=1)
+    host, labels = precise(host_of(kind)), tokens(seed=1)
     labels[0, 2:4] = -100
     rows = host(input_ids=tokens(), labels=labels)["token"]
     with torch.no_grad():
@@ -64,7 +74,8 @@ def test_rows_are_what_the_models_own_loss_reads(kind):
     first = int(kind not in UNSHIFTED)
     assert host.shifted == bool(first)
     expected = output.logits[:, : 8 - first].flatten(0, 1)
-    torch.testing.assert_close(rows.dense_scores, expected, rtol=1e-9, atol=1e-9, check_dtype=False)
+    # Some models round their logits to float32, and ours then are the better ones.
+    torch.testing.assert_close(rows.dense_scores.to(expected.dtype), expected, rtol=1e-6, atol=1e-6)
     loss = nn.functional.cross_entropy(rows.dense_scores[rows.valid], rows.target[rows.valid])
     torch.testing.assert_close(loss, output.loss, check_dtype=False)
     assert rows.weight.tolist() == (labels[:, first:] != -100).flatten().float().tolist()
@@ -82,13 +93,15 @@ def test_without_labels_the_next_token_is_predicted(kind):
 
 @families
 def test_products_and_matrices_give_one_loss_and_gradient(kind):
-    host = host_of(kind).double()
+    host = precise(host_of(kind))
     assert host.head.linear
     assert host.head.skippable
     made = objective(host).double()
     linear = gradients(made, input_ids=tokens())
     host.head = replace(host.head, linear=False)
-    assert_same(linear, gradients(made, input_ids=tokens()), rtol=1e-6, atol=1e-10)
+    # Mamba's own logits are rounded to float32.
+    tolerance = {"rtol": 1e-9, "atol": 1e-12} if kind != "mamba" else {"rtol": 1e-4, "atol": 1e-7}
+    assert_same(linear, gradients(made, input_ids=tokens()), **tolerance)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -127,7 +140,8 @@ def test_half_precision_loses_no_more_than_the_model_does(kind):
 def test_gradient_checkpointing_changes_nothing(kind):
     made = objective(host_of(kind).double()).double().train()
     plain = gradients(made, input_ids=tokens())
-    made.host.model.gradient_checkpointing_enable()
+    model = made.host.model
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     assert_same(plain, gradients(made, input_ids=tokens()), rtol=1e-9, atol=1e-12)
 
 
@@ -169,13 +183,13 @@ def padded(side, *lengths):
 @families
 @pytest.mark.parametrize("labelled", [True, False])
 def test_padding_on_the_right_is_inert(kind, labelled):
-    assert_padding_is_inert(host_of(kind).double(), "right", labelled)
+    assert_padding_is_inert(host_of(kind), "right", labelled)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2", "mixtral", "cohere"])
 @pytest.mark.parametrize("labelled", [True, False])
 def test_padding_on_the_left_is_inert(kind, labelled):
-    assert_padding_is_inert(host_of(kind).double(), "left", labelled)
+    assert_padding_is_inert(host_of(kind), "left", labelled)
 
 
 def assert_padding_is_inert(host, side, labelled):
@@ -196,9 +210,9 @@ def assert_padding_is_inert(host, side, labelled):
         rows.dense_scores[rows.valid], torch.cat([r.dense_scores for r in expected]), rtol=1e-5, atol=1e-6
     )
     assert torch.equal(rows.target[rows.valid], torch.cat([r.target for r in expected]))
-    values = torch.cat([objective(host).double()(input_ids=t[None], labels=t[None] if labelled else None)
+    values = torch.cat([objective(host)(input_ids=t[None], labels=t[None] if labelled else None)
                         .values["token"] for t in texts])  # fmt: skip
-    torch.testing.assert_close(objective(host).double()(**batch).loss, values.mean(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(objective(host)(**batch).loss, values.mean(), rtol=1e-5, atol=1e-6)
 
 
 def test_ignored_labels_are_inert():
@@ -386,9 +400,7 @@ def test_a_loss_that_is_neither_is_refused():
     def backwards(logits, labels):
         return cross_entropy(logits[:, 2:], labels[:, :-2])
 
-    with pytest.raises(
-        ValueError, match=r"expected a model whose loss .* received .* Pass shifted=True or False"
-    ):
+    with pytest.raises(ValueError, match=r"expected a model whose loss .* received Unseen.* Pass shifted="):
         dt.hosts.CausalLM(Unseen(loss=backwards))
     assert dt.hosts.CausalLM(Unseen(loss=backwards), shifted=True).shifted
 
@@ -402,7 +414,7 @@ def test_a_router_that_adds_to_the_loss_does_not_hide_the_labels():
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_encoder_decoders_are_refused(kind):
-    model = transformers.AutoModelForSeq2SeqLM.from_config(tiny_lms.config(kind))
+    model = AutoModelForSeq2SeqLM.from_config(tiny_lms.config(kind))
     with pytest.raises(
         TypeError, match=r"expected a decoder-only.*received \w+, an encoder-decoder.*HostAdapter"
     ):

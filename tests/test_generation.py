@@ -227,18 +227,46 @@ def test_a_loop_of_ones_own():
 # --- What becomes of scores ----------------------------------------------------------------------------------
 
 
-def test_scores_are_log_probabilities_at_the_temperature():
+def test_scores_of_logits_are_logits_over_the_temperature():
     model, tempnet = _model(), _tempnet()
     processor = dt.TemperatureLogitsProcessor(model, tempnet)
     options = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
-    found = _generate(
-        model, processor, _prompt(), temperature=0.5, top_k=0, bad_words_ids=[[7], [8]], **options
-    )
+    # The user's own multiplies.
+    found = _generate(model, processor, _prompt(), temperature=0.5, top_k=0, bad_words_ids=[[7]], **options)
     for step, (scores, logits) in enumerate(zip(found.scores, found.logits, strict=True)):
-        logits[:, [2, 7, 8]] = -torch.inf  # 2 ends a text, too early
-        expected = logits / (0.5 * processor.temperatures[:, step, None])  # the user's own multiplies
-        torch.testing.assert_close(scores.softmax(1), expected.softmax(1))
-        assert (scores[:, [2, 7, 8]] == -torch.inf).all()
+        logits[:, [2, 7]] = -torch.inf  # 2 ends a text, too early
+        torch.testing.assert_close(scores, logits / processor.temperatures[:, step, None] / 0.5)
+
+
+def test_log_probabilities_stay_log_probabilities_also_after_bans():
+    model, tempnet = _model(), _tempnet()
+    processor = dt.TemperatureLogitsProcessor(model, tempnet)
+    with torch.no_grad():
+        logits = model(_prompt()).logits[:, -1]
+    scores = logits.log_softmax(1)
+    scores[0, logits[0].argmax()] = -torch.inf
+    scores[1, 3] = -torch.inf
+    found = processor(_prompt(), scores)
+    torch.testing.assert_close(found.exp(), (scores / processor.temperatures).softmax(1))
+    assert torch.equal(found == -torch.inf, scores == -torch.inf)
+
+
+class NormalisedHead(nn.Linear):
+    """Whose logits are log-probabilities themselves."""
+
+    def forward(self, x):
+        return super().forward(x).log_softmax(-1)
+
+
+def test_beams_of_a_model_of_log_probabilities():
+    model, tempnet = _model(), _tempnet()
+    weight = model.lm_head.weight
+    model.lm_head = NormalisedHead(WIDTH, VOCABULARY, bias=False)
+    model.lm_head.weight = weight
+    processor = dt.TemperatureLogitsProcessor(model, tempnet)
+    options = {"return_dict_in_generate": True, "output_scores": True, "num_beams": 3, "do_sample": False}
+    for scores in _generate(model, processor, _prompt(), **options).scores:
+        torch.testing.assert_close(scores.logsumexp(1), torch.zeros(6), rtol=0, atol=1e-5)
 
 
 def test_greedy_text_is_the_models_own():

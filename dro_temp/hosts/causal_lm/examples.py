@@ -52,21 +52,16 @@ def example_of(model: nn.Module) -> Iterator[Example]:
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
     # Not the modes alone: BigBird, given a short text, swaps its attention layers for others, and for good.
-    held = [
-        (module, dict(vars(module)), dict(module._modules), dict(module._buffers))
-        for module in model.modules()
-    ]
+    states: list[dict[str, Any]] = []
+    for module in model.modules():
+        states += [vars(module), module._modules, module._buffers]
+    held = [dict(state) for state in states]
     try:
         yield
     finally:
-        for module, attributes, children, buffers in held:
-            for now, before in (
-                (vars(module), attributes),
-                (module._modules, children),
-                (module._buffers, buffers),
-            ):
-                now.clear()
-                now.update(before)
+        for state, before in zip(states, held, strict=True):
+            state.clear()
+            state.update(before)
 
 
 @torch.no_grad()
