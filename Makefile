@@ -36,6 +36,7 @@ bench: install  ## speed and memory on one CPU thread; tables and plots in runs/
 	$(BIN)/python benchmarks/streaming_lm.py --shapes 2048,512,32000 --rounds 3
 	$(BIN)/python benchmarks/streaming_pairs.py --shapes 4096,512 --memory-shapes 16384,512 --rounds 3
 	$(BIN)/python benchmarks/decode.py --rounds 10
+	$(BIN)/python benchmarks/generation.py --rounds 10
 	$(BIN)/python benchmarks/sample_state.py
 
 docs: install  ## build the site strictly into site/

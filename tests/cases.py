@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -117,6 +118,24 @@ def _classifier_scores(host: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
     return {"class": output if host.head is None else host.head(output)}
 
 
+def _tiny_gpt2(**options: Any) -> dt.hosts.CausalLM:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 12, "n_embd": 8, "n_layer": 1, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+    return dt.hosts.CausalLM(transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)), **options)
+
+
+def _text_batch(n: int) -> dict[str, Any]:
+    g = torch.Generator().manual_seed(n)
+    return {
+        "input_ids": torch.randint(12, (n, 6), generator=g),
+        "index": torch.randperm(50, generator=g)[:n],
+    }
+
+
+def _token_scores(host: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+    return {"token": host.model(input_ids=batch["input_ids"]).logits[:, :-1].flatten(0, 1)}
+
+
 HOSTS = (
     testing.HostCase(
         "two-tower",
@@ -144,6 +163,7 @@ HOSTS = (
         _classifier_batch,
         _classifier_scores,
     ),
+    testing.HostCase("causal-lm", _tiny_gpt2, _text_batch, _token_scores),
 )
 
 CASES: tuple[testing.Case, ...] = PREDICTORS + LOSSES + ESTIMATORS + GAMMAS + HOSTS

@@ -29,8 +29,9 @@ class Example:
 
     def __call__(self, **inputs: Any) -> Any:
         """The model's output, the same at every call: some models draw random numbers in eval mode too (Reformer)."""
-        torch.manual_seed(0)
-        return self.model(input_ids=self.tokens, **self.options, **inputs)
+        devices = {p.device.index for p in self.model.parameters() if p.is_cuda}
+        with torch.random.fork_rng(devices=devices):
+            return self.model(input_ids=self.tokens, **self.options, **inputs)
 
 
 @contextmanager
@@ -42,8 +43,7 @@ def example_of(model: nn.Module) -> Iterator[Example]:
     Raises:
         TypeError: the model does not run on tokens alone.
     """
-    devices = {p.device.index for p in model.parameters() if p.is_cuda}
-    with _restored(model), torch.random.fork_rng(devices=devices):
+    with _restored(model):
         model.eval()
         tokens = _example_tokens(model)
         yield Example(model, tokens, _options(model, tokens))
@@ -91,9 +91,9 @@ def close(first: Tensor, second: Tensor) -> bool:
 
 def numbers_of(model: nn.Module) -> dict[str, Any]:
     """What the configurations of the model and of its text part hold."""
-    config: Any = model.config
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-    return {**vars(config), **vars(text)}
+    return {} if config is None else {**vars(config), **vars(text)}
 
 
 def _example_tokens(model: nn.Module) -> Tensor:

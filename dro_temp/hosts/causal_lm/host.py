@@ -102,7 +102,7 @@ class CausalLM(HostAdapter):
             self.head = probe_head(self.model)  # adapters were added, or the vocabulary was resized
         with catching(self.head.module, skip=self.head.linear and self.head.skippable) as caught:
             try:
-                output = self.model(**self.options, **inputs)
+                output = self.model(**{**self.options, **inputs})
             except IndexError as error:
                 raise self._explained(error, inputs.get("input_ids")) from error
         if self.head.linear and caught.once is not None:
