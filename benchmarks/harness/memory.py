@@ -58,7 +58,9 @@ def of_step(contender: Contender, make: Callable[[Any], Problem], small: Any, fu
     """
     torch.set_num_threads(1)
     refuse_more_than_there_is(device)
-    importlib.import_module("torch._dynamo")  # every optimizer and checkpoint loads it, 150 MB, sooner or later
+    importlib.import_module(
+        "torch._dynamo"
+    )  # every optimizer and checkpoint loads it, 150 MB, sooner or later
     contender.make(make(small))()
     problem = make(full)
     step = contender.make(problem)

@@ -99,7 +99,8 @@ def numbers_of(model: nn.Module) -> dict[str, Any]:
 def _example_tokens(model: nn.Module) -> Tensor:
     known = numbers_of(model)
     vocabulary = int(known.get("vocab_size") or len(output_embeddings(model).weight))  # type: ignore[arg-type]
-    special = {v for k, v in known.items() if k.endswith(("token_id", "token_index")) and isinstance(v, int)}
+    named = [v for k, v in known.items() if k.endswith(("token_id", "token_index"))]
+    special = {number for v in named for number in (v if isinstance(v, list) else [v])}
     plain = torch.tensor([k for k in range(min(vocabulary, 4096)) if k not in special] or [0])
     chosen = torch.randint(len(plain), (1, _POSITIONS), generator=torch.Generator().manual_seed(0))
     return plain[chosen].to(next(model.parameters()).device)
