@@ -29,9 +29,10 @@ def run(c: Config) -> None:
     train(c.path("gpt2"), model, groups, lambda x: model(x, labels=x).loss, blocks["train"], c.steps)
 
     host = dt.hosts.CausalLM(model, frozen=True)
-    tempnet = dt.TempNet.for_lm(model, inputs=c.inputs, tau_min=c.tau_min, tau_max=c.tau_max, rho=c.rho)
+    bounds = {"tau_min": c.tau_min, "tau_max": c.tau_max, "tau_init": c.tau_init}
+    tempnet = dt.TempNet.for_lm(model, inputs=c.inputs, rho=c.rho, **bounds)
     objective = dt.Objective(host, tempnet, dt.KLRobustLoss(c.rho))
-    groups = objective.param_groups(lr=3e-3)
+    groups = objective.param_groups(lr=1e-2)
     train(c.path("tempnet"), tempnet, groups, lambda x: objective(input_ids=x).loss, blocks["train"], c.steps)
     tempnet.eval()
 

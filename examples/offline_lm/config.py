@@ -21,6 +21,8 @@ class Config:
     """Lower bound of temperatures."""
     tau_max: float = 4.0
     """Upper bound."""
+    tau_init: float = 0.5
+    """Where temperatures start. Far above the optimum the network forgets its inputs and learns one temperature."""
     steps: int = 400
     """Steps of 16 blocks of 128 tokens, for the model and again for the TempNet."""
     vocabulary: int = 1024
@@ -44,5 +46,5 @@ class Config:
         """Of a checkpoint: other options are another file."""
         words = [what, self.vocabulary, self.size, self.steps]
         if what == "tempnet":
-            words += [*self.inputs, self.rho, self.tau_min, self.tau_max]
+            words += [*self.inputs, self.rho, self.tau_min, self.tau_max, self.tau_init]
         return self.out / ("-".join(map(str, words)) + ".pt")

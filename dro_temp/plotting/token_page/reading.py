@@ -94,15 +94,16 @@ def token_temperatures(
     spelled = _spelled(tokenizer, numbers.tolist())
     words = _words(tokenizer, {n for row in before + after for n, _ in row})
     nothing: list[list[tuple[str, float]]] = [[] for _ in range(missing)]
-    before, after = (
-        nothing
-        + [
-            [(own if n == target else words[n], p) for n, p in row]
-            for row, own, target in zip(rows, spelled[missing:], numbers.tolist()[missing:], strict=True)
+
+    def spelled_out(rows: list[list[tuple[int, float]]]) -> list[list[tuple[str, float]]]:
+        places = zip(rows, spelled[missing:], numbers.tolist()[missing:], strict=True)
+        return nothing + [
+            [(own if n == target else words[n], p) for n, p in row] for row, own, target in places
         ]
-        for rows in (before, after)
+
+    return TokenTemperatures(
+        spelled, [float("nan")] * missing + taus, spelled_out(before), spelled_out(after)
     )
-    return TokenTemperatures(spelled, [float("nan")] * missing + taus, before, after)
 
 
 def _windows(host: HostAdapter, numbers: Tensor, window: int) -> Iterator[Rows]:
