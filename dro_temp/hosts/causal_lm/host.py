@@ -22,7 +22,8 @@ class CausalLM(HostAdapter):
     $s_{ij}$ is the logit of word j at position i, soft-capped or scaled as the model does it; the target is the
     label that the model's own loss would compare it with. Where the head is linear, rows are `LinearScores`: the
     logits are not materialised, and the head's forward is skipped. What the model does is found out by running it
-    on a few tokens when the host is made.
+    on a few tokens when the host is made. Models that look at later tokens unless told otherwise (XLNet, XLM,
+    CPM-Ant, BERT with `is_decoder=False`) are taken as they are: say to them what they are to look at.
 
     Args:
         model: the model, also LoRA-wrapped, tied, in bfloat16 or with gradient checkpointing.
