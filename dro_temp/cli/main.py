@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from dro_temp.cli.needs import needed
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = group.subcommand
     chosen = {k: v for k, v in group[name].items() if k != "config"}
     try:
-        _commands()[name](**_plain(chosen))
+        _commands()[name](**chosen)
     except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
         print(f"dro-temp lm {name}: {error}", file=sys.stderr)
         return 2
@@ -95,9 +94,3 @@ def _keeping_lines(formatter: type) -> type:
         return "".join(indent + line for line in text.splitlines(keepends=True))
 
     return type("_Lines", (formatter,), {"_fill_text": fill})
-
-
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    return {
-        k: Path(str(v)) if k in ("output", "run", "out") and v is not None else v for k, v in options.items()
-    }

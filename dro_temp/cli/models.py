@@ -1,12 +1,13 @@
 """A model and its tokenizer: from a folder, from the hub, or a small one of our own that needs no network."""
 
-import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dro_temp._files import default_root
 from dro_temp.cli.needs import needed
 from dro_temp.cli.text import blocks
 from dro_temp.datasets import PythonText
@@ -47,9 +48,8 @@ def offline_model(root: Path | None = None) -> Path:
         root: where to keep it; `$XDG_CACHE_HOME/dro_temp` or `~/.cache/dro_temp` if None.
     """
     transformers = needed("transformers")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    python = ".".join(map(str, __import__("sys").version_info[:2]))
-    folder = (root or home / "dro_temp") / f"gpt2-python{python}-{_VOCABULARY}-{_STEPS}"
+    python = ".".join(map(str, sys.version_info[:2]))
+    folder = (root or default_root()) / f"gpt2-python{python}-{_VOCABULARY}-{_STEPS}"
     if (folder / "whole").exists():
         return folder
     data = PythonText("train")

@@ -1,15 +1,13 @@
 """Packages that the command line needs and the library does not."""
 
-import importlib
 from typing import Any
+
+from dro_temp._optional import optional_module
 
 
 def needed(module: str) -> Any:
     """The module, or an error that says what installs it."""
     try:
-        return importlib.import_module(module)
+        return optional_module(module, "which the command line needs")
     except ImportError as error:
-        raise SystemExit(
-            f"expected the package {module!r}, received a Python without it ({error}). "
-            "Run: pip install 'dro-temp[llm]'"
-        ) from None
+        raise SystemExit(str(error)) from None

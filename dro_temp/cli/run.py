@@ -1,10 +1,10 @@
 """The folder that a run leaves, and what the other commands read of it."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dro_temp._files import whole_file
 from dro_temp.cli.models import load_model
 from dro_temp.cli.needs import needed
 from dro_temp.predictors import TempNet
@@ -71,9 +71,8 @@ class Run:
                     "folder, or remove this one."
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.config.with_suffix(".partial")
-        partial.write_text(needed("yaml").safe_dump(options, sort_keys=False))
-        os.replace(partial, self.config)
+        with whole_file(self.config) as file:
+            file.write(needed("yaml").safe_dump(options, sort_keys=False).encode())
 
     def load(self) -> tuple[Any, Any, TempNet, dict[str, Any]]:
         """Model, tokenizer, TempNet and options.

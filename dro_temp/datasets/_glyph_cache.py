@@ -1,25 +1,18 @@
 """Rendered glyphs, kept in one file that is always whole."""
 
-import contextlib
 import hashlib
 import os
 import unicodedata
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from dro_temp._files import default_root, whole_file
 from dro_temp.datasets import _glyph_render
 from dro_temp.datasets._glyph_render import SIDE, Glyphs, require
 
 _FORMAT = 1  # raise it when the same fonts would give other images
-
-
-def default_root() -> Path:
-    """`$XDG_CACHE_HOME/dro_temp`, or `~/.cache/dro_temp`."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "dro_temp"
 
 
 def version(files: Sequence[Path]) -> str:
@@ -77,23 +70,14 @@ def _read(path: Path) -> Glyphs | None:
 
 
 def _write(path: Path, glyphs: Glyphs) -> None:
-    """Write beside the file, then put it in place in one step: readers see all of it or nothing."""
     numpy = require("numpy")
     names = sorted(set(glyphs.fonts))
     number = {name: i for i, name in enumerate(names)}
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with open(partial, "xb") as file:
-            numpy.savez_compressed(
-                file,
-                images=glyphs.images.numpy(),
-                codepoints=numpy.asarray(glyphs.codepoints, dtype=numpy.int64),
-                font=numpy.asarray([number[name] for name in glyphs.fonts], dtype=numpy.int64),
-                names=numpy.asarray(names, dtype=numpy.str_),
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
+    with whole_file(path) as file:
+        numpy.savez_compressed(
+            file,
+            images=glyphs.images.numpy(),
+            codepoints=numpy.asarray(glyphs.codepoints, dtype=numpy.int64),
+            font=numpy.asarray([number[name] for name in glyphs.fonts], dtype=numpy.int64),
+            names=numpy.asarray(names, dtype=numpy.str_),
+        )

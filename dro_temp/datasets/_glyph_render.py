@@ -1,7 +1,6 @@
 """Pictures of the characters in the fonts that matplotlib ships."""
 
 import contextlib
-import importlib
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
+
+from dro_temp._optional import optional_module
 
 SIDE = 32  # pixels, height and width of an image
 EM = 24  # pixels, size of a font in which accented capitals and descenders fit without being scaled
@@ -32,14 +33,7 @@ class Glyphs(NamedTuple):
 
 def require(module: str) -> Any:
     """Import a package of the `recipes` extra, or say how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise ImportError(
-            f"expected the package {package}, which GlyphCaptions renders its images with, received no such package. "
-            "Run: pip install 'dro-temp[recipes]'"
-        ) from error
+    return optional_module(module, "which GlyphCaptions renders its images with", extra="recipes")
 
 
 def font_files() -> list[Path]:

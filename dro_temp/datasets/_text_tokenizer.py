@@ -1,16 +1,14 @@
 """A byte-level BPE tokenizer of a text, kept in one file that is always whole."""
 
-import contextlib
 import hashlib
-import importlib
 import os
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dro_temp._checks import check_count
-from dro_temp.datasets._glyph_cache import default_root
+from dro_temp._files import default_root, whole_file
+from dro_temp._optional import optional_module
 
 END = "<|endoftext|>"
 SMALLEST, LARGEST = 1024, 8192
@@ -19,13 +17,7 @@ _FORMAT = 1  # raise it when the same text would give other tokens
 
 def require(module: str) -> Any:
     """Import a package of the `llm` extra, or say how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"expected the package {module}, which PythonText makes its tokenizer with, received no such package. "
-            "Run: pip install 'dro-temp[llm]'"
-        ) from error
+    return optional_module(module, "which PythonText makes its tokenizer with")
 
 
 def version(texts: Sequence[str], vocabulary: int) -> str:
@@ -52,7 +44,8 @@ def load(texts: Sequence[str], vocabulary: int, root: str | os.PathLike[str] | N
         trained = _train(texts, vocabulary)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _write(path, trained.to_str())
+            with whole_file(path) as file:
+                file.write(trained.to_str().encode())
         except OSError as error:
             raise OSError(
                 f"expected a folder for the tokenizer that can be written to, received {folder} ({error}). "
@@ -88,17 +81,3 @@ def _read(path: Path, vocabulary: int) -> Any:
     except Exception:  # tokenizers raises plain Exception for whatever is wrong with a file
         return None
     return kept if kept.get_vocab_size() == vocabulary else None
-
-
-def _write(path: Path, text: str) -> None:
-    """Write beside the file, then put it in place in one step: readers see all of it or nothing."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with open(partial, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()

@@ -1,12 +1,12 @@
 """One sweep over data: rows of the host, some of them at a time."""
 
-import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from dro_temp._optional import optional_module
 from dro_temp.interfaces import HostAdapter, Rows
 
 #: Token numbers [batch length], or the host's own keyword arguments.
@@ -51,13 +51,7 @@ def blocks_of_rows(host: HostAdapter, batches: Iterable[Batch], title: str | Non
 def _shown(batches: Iterable[Batch], title: str | None) -> Iterable[Batch]:
     if title is None:
         return batches
-    try:
-        progress = importlib.import_module("rich.progress")
-    except ImportError as error:
-        raise ImportError(
-            "expected the package rich, which draws progress bars, received no such package. "
-            "Run: pip install 'dro-temp[recipes]', or pass progress=False."
-        ) from error
+    progress = optional_module("rich.progress", "which draws bars where progress=True", extra="recipes")
     total = len(batches) if isinstance(batches, Sized) else None
     shown: Iterable[Batch] = progress.track(batches, description=title, total=total)
     return shown

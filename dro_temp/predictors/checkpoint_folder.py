@@ -7,15 +7,14 @@ Other files of the folder are never touched.
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from dro_temp.predictors._optional import optional_module
+from dro_temp._files import whole_file
+from dro_temp._optional import optional_module
 
 CONFIG = "config.json"
 #: Which files belong to a checkpoint.
@@ -35,7 +34,7 @@ def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
     Raises:
         FileExistsError: the folder holds a `config.json` of something else.
     """
-    serialise = optional_module("safetensors.torch").save
+    serialise = optional_module("safetensors.torch", "for saving and loading").save
     folder.mkdir(parents=True, exist_ok=True)
     earlier = _weights_of_earlier(folder)
     data: bytes = serialise({name: x.detach().cpu().contiguous() for name, x in tensors.items()})
@@ -43,8 +42,9 @@ def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
     name = f"tempnet-{digest[:12]}.safetensors"
     marked = {"library": LIBRARY, "format": FORMAT, **config, "weights": {"file": name, "sha256": digest}}
     text = json.dumps(marked, indent=2) + "\n"
-    _replace(folder / name, data)
-    _replace(folder / CONFIG, text.encode())
+    for file, content in ((name, data), (CONFIG, text.encode())):
+        with whole_file(folder / file) as out:
+            out.write(content)
     if earlier not in (None, name):
         (folder / str(earlier)).unlink(missing_ok=True)
 
@@ -56,7 +56,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         FileNotFoundError: one of its files is missing.
         ValueError: one of them is damaged, or not ours.
     """
-    parse = optional_module("safetensors.torch").load
+    parse = optional_module("safetensors.torch", "for saving and loading").load
     config = _read_config(folder)
     named = config.get("weights")
     named = named if isinstance(named, dict) else {}
@@ -123,16 +123,3 @@ def _own_file(name: object) -> str | None:
 
 def _damaged(path: Path, what: str) -> ValueError:
     return ValueError(f"expected a whole checkpoint, received {path}, {what}. {_ADVICE}")
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write all of it or nothing, under the permissions that any new file gets."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with beside.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dro_temp.predictors._optional import optional_module
+from dro_temp._optional import optional_module
 from dro_temp.predictors.checkpoint_folder import PATTERNS
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # "name" or "owner/name"
@@ -29,7 +29,7 @@ def folder_of(source: str | Path, **options: Any) -> Path:
             f"expected a folder that save_pretrained wrote, or 'owner/name' on the Hugging Face Hub, received "
             f"{str(source)!r}, which is neither. Check the path; it is relative to {Path.cwd()}."
         )
-    hub = optional_module("huggingface_hub")
+    hub = optional_module("huggingface_hub", "for saving and loading")
     try:
         return Path(hub.snapshot_download(source, allow_patterns=list(PATTERNS), **options))
     except Exception as error:  # of the Hub, of the connection, of the disk: one answer
@@ -46,7 +46,7 @@ def upload(folder: Path, name: str, *, private: bool | None, token: str | None, 
     Returns:
         Where it is.
     """
-    hub = optional_module("huggingface_hub")
+    hub = optional_module("huggingface_hub", "for saving and loading")
     api = hub.HfApi(token=token)
     repository = api.create_repo(name, private=private, exist_ok=True).repo_id
     api.upload_folder(

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dro_temp._checks import check_kind
+from dro_temp._optional import optional_module
 from dro_temp.interfaces.scores import at_least_float32
-from dro_temp.predictors._optional import optional_module
 
 _PREFIX = "tempnet."
 #: Their names, in the order of the network, and ours.
@@ -84,7 +84,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             "tempnet.safetensors or tempnet.bin, or a state dict."
         )
     if path.suffix == ".safetensors":
-        state: dict[str, Tensor] = optional_module("safetensors.torch").load_file(path)
+        state: dict[str, Tensor] = optional_module("safetensors.torch", "for saving and loading").load_file(
+            path
+        )
     else:
         state = torch.load(path, map_location="cpu", weights_only=True)
     check_kind(

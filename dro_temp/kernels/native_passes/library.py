@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dro_temp._files import default_root
+
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("passes.c", "decode.c"))
 HEADER = Path(__file__).with_name("numbers.h")
 
@@ -92,8 +94,7 @@ def _compile(compiler: list[str], out: Path) -> None:
 
 def _folders() -> Iterator[Path]:
     """Where it may lie: with what other programs keep for this user, or where it is gone tomorrow."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    yield (Path(home) if home else Path("~/.cache").expanduser()) / "dro_temp"
+    yield default_root()
     yield Path(tempfile.mkdtemp(prefix="dro_temp-"))
 
 
