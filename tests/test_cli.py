@@ -44,8 +44,8 @@ def files(tmp_path_factory):
     return folder
 
 
-def _fit(files, output, *options):
-    common = [
+def _command(files, output, *options):
+    given = [
         "--model",
         str(files / "model"),
         "--data",
@@ -55,7 +55,11 @@ def _fit(files, output, *options):
         "--batch",
         "4",
     ]
-    return main(["lm", "fit", str(output), *common, "--save_every", "2", *options])
+    return ["lm", "fit", str(output), *given, "--save_every", "2", *options]
+
+
+def _fit(files, output, *options):
+    return main(_command(files, output, *options))
 
 
 def _weights(run):
@@ -92,17 +96,7 @@ def test_an_interrupted_run_goes_on(files, tmp_path):
         "from dro_temp.cli.main import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    options = [
-        "--model",
-        str(files / "model"),
-        "--data",
-        str(files / "text.txt"),
-        "--block",
-        "8",
-        "--batch",
-        "4",
-    ]
-    command = ["lm", "fit", str(parts), *options, "--save_every", "2", "--steps", "6"]
+    command = _command(files, parts, "--steps", "6")
     stopped = subprocess.run(
         [sys.executable, "-c", code, *command], capture_output=True, text=True, check=False
     )

@@ -61,10 +61,15 @@ def mean_duplicates(index: RowIndex, x: PerRow) -> PerRow:
     if _all_differ(index):
         return x.clone()
     order, segment = _segments(index, x)
-    total = torch.zeros_like(x).index_add(0, segment, x[order])
-    count = torch.zeros_like(x).index_add(0, segment, torch.ones_like(x))
-    mean = (total / count.clamp(min=1))[segment]
+    mean, _ = _mean_and_size(segment, x[order])
     return torch.empty_like(x).index_copy(0, order, mean)
+
+
+def _mean_and_size(segment: Tensor, ordered: PerRow) -> tuple[PerRow, PerRow]:
+    """Mean over its segment, and the segment's size, for each sorted row."""
+    total = torch.zeros_like(ordered).index_add(0, segment, ordered)
+    size = torch.zeros_like(ordered).index_add(0, segment, torch.ones_like(ordered))
+    return (total / size.clamp(min=1))[segment], size[segment]
 
 
 def combine_duplicates(index: RowIndex, log_g: PerRow) -> PerRow:
@@ -79,12 +84,10 @@ def combine_duplicates(index: RowIndex, log_g: PerRow) -> PerRow:
     if _all_differ(index):
         return log_g.clone()
     order, segment = _segments(index, log_g)
-    top = torch.full_like(log_g, -torch.inf).scatter_reduce(0, segment, log_g[order], "amax")[segment]
+    ordered = log_g[order]
+    top = torch.full_like(log_g, -torch.inf).scatter_reduce(0, segment, ordered, "amax")[segment]
     top = top.masked_fill(top.isneginf(), 0.0)
-    shifted = torch.empty_like(log_g).index_copy(0, order, (log_g[order] - top).exp())
-    mean = mean_duplicates(index, shifted)
+    mean, size = _mean_and_size(segment, (ordered - top).exp())
     # One value is returned as it came: exp and log would cost it its last digit.
-    size = torch.zeros_like(log_g).index_add(0, segment, torch.ones_like(log_g))[segment]
-    size = torch.empty_like(log_g).index_copy(0, order, size)
-    top = torch.empty_like(log_g).index_copy(0, order, top)
-    return torch.where(size == 1, log_g, mean.log() + top)
+    combined = torch.where(size == 1, ordered, mean.log() + top)
+    return torch.empty_like(log_g).index_copy(0, order, combined)

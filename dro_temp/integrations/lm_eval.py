@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
-from dro_temp.hosts.causal_lm import LmHead
+from dro_temp._optional import optional_module
 from dro_temp.hosts.causal_lm.head import catching
 from dro_temp.hosts.causal_lm.probe import probe_head
-from dro_temp.interfaces import Support, TemperaturePredictor
+from dro_temp.integrations.transformers.head import HeadTemperatures
+from dro_temp.interfaces import TemperaturePredictor
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -28,40 +28,16 @@ def tempered_lm(model: nn.Module, tokenizer: Any, predictor: TemperaturePredicto
     Raises:
         ImportError: lm-eval is not installed.
     """
-    try:
-        from lm_eval.models.huggingface import HFLM
-    except ImportError as error:
-        raise ImportError(
-            "expected the package lm-eval, received a Python without it. Run: pip install 'dro-temp[llm]'"
-        ) from error
+    base: Any = optional_module("lm_eval.models.huggingface", "whose tasks are to be run").HFLM
     head = probe_head(model)
-    predictor = predictor.eval()
+    temperatures = HeadTemperatures(head, predictor.eval())
 
-    class TemperedLM(HFLM):  # type: ignore[misc]
+    class TemperedLM(base):
         def _model_call(self, *args: Any, **kwargs: Any) -> Tensor:
             with catching(head.module) as caught:
                 logits: Tensor = super()._model_call(*args, **kwargs)
-            return logits / position_temperatures(predictor, head, caught.once, logits)[..., None]
+            hidden = caught.once
+            tau = temperatures(None if hidden is None else hidden.flatten(0, -2), logits.flatten(0, -2))
+            return logits / tau.view(*logits.shape[:-1], 1)
 
     return TemperedLM(pretrained=model, tokenizer=tokenizer, **options)
-
-
-@torch.no_grad()
-def position_temperatures(
-    predictor: TemperaturePredictor, head: LmHead, hidden: Tensor | None, logits: Tensor
-) -> Tensor:
-    """Temperature of every position whose logits are at hand, [... ].
-
-    Args:
-        predictor: in eval mode.
-        head: the model's head.
-        hidden: what the head was given, [... d]; needed by predictors of features.
-        logits: what the model made of it, [... vocabulary].
-    """
-    flat = logits.flatten(0, -2)
-    tau: Tensor = predictor(
-        None if hidden is None else hidden.flatten(0, -2),
-        support=Support(flat),
-        shape=flat.shape[:1],
-    )
-    return tau.view(logits.shape[:-1])

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dro_temp._typing import Features, PerRow
-from dro_temp.kernels.products import column_tiles, product
+from dro_temp.kernels.products import product
 
 
 class Fold:
@@ -87,7 +87,7 @@ class Fold:
     def weight_gradient(self, gradient: Tensor) -> Tensor:
         """Gradient of A from that of what it was folded into."""
         result = gradient.new_empty(len(gradient), len(self.keys))
-        for tile in column_tiles(self.keys.T):
+        for tile in self._tiles(gradient.dtype):
             product(gradient[:, :-2], self.keys[tile].to(gradient.dtype).T, result[:, tile])
         if self.bias is not None:
             result.addr_(gradient[:, -2], self.bias.to(gradient.dtype))

@@ -64,13 +64,13 @@ def product(a: Tensor, b: Tensor, out: Tensor, scale: float = 1.0) -> Tensor:
     a = a.to(b.dtype)
     if b.dtype != out.dtype:
         return torch.mul(_multiply(a, b), scale, out=out)
-    for tile in column_tiles(b):
+    for tile in _column_tiles(b):
         part = out[:, tile]
         torch.addmm(part, a, b[:, tile], beta=0.0, alpha=scale, out=part)
     return out
 
 
-def column_tiles(b: Tensor) -> list[slice]:
+def _column_tiles(b: Tensor) -> list[slice]:
     """Columns of a product's larger factor that are multiplied at a time; all at once on a device."""
     m = b.shape[1]
     step = _CPU_COLUMNS if b.device.type == "cpu" else max(m, 1)

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from dro_temp import distributed
 from dro_temp._checks import check_kind
 from dro_temp.hosts import CausalLM
+from dro_temp.hosts._labels import IGNORE
 from dro_temp.integrations.transformers.checkpoint import SlimState
 from dro_temp.objective import Objective
-
-_IGNORE = -100  # the Trainer's label for "does not count", and what it pads predictions with
 
 
 class TrainableLM(SlimState):
@@ -110,9 +109,9 @@ class TrainableLM(SlimState):
 
     def _in_place(self, rows: Tensor, labels: Tensor) -> Tensor:
         first = int(self._host.shifted)
-        counted = labels[:, first:] != _IGNORE
-        x = rows.reshape(counted.shape).masked_fill(~counted, _IGNORE)
-        return nn.functional.pad(x, (first, 0), value=_IGNORE)
+        counted = labels[:, first:] != IGNORE
+        x = rows.reshape(counted.shape).masked_fill(~counted, IGNORE)
+        return nn.functional.pad(x, (first, 0), value=IGNORE)
 
     @property
     def _host(self) -> CausalLM:
@@ -156,11 +155,11 @@ def _refuse_other_labels(
         )
     if attention_mask is None or torch.compiler.is_compiling():
         return
-    wrong = (labels != _IGNORE) & (attention_mask == 0)
+    wrong = (labels != IGNORE) & (attention_mask == 0)
     wrong[:, 0] = False
     if bool(wrong.any()):
         raise ValueError(
-            f"expected labels of {_IGNORE} at padding, received {int(wrong.sum())} others where attention_mask is 0: "
+            f"expected labels of {IGNORE} at padding, received {int(wrong.sum())} others where attention_mask is 0: "
             "the Trainer would count them. Collate with DataCollatorForLanguageModeling(tokenizer, mlm=False), or "
-            f"write labels.masked_fill(attention_mask == 0, {_IGNORE})."
+            f"write labels.masked_fill(attention_mask == 0, {IGNORE})."
         )

@@ -5,55 +5,43 @@
  */
 #include "numbers.h"
 
-#include <string.h>
-
 enum { SUM = 512 /* numbers summed in float32 before double takes over */, TILE = 512 /* columns in the L1 cache */ };
 
 static inline size least(size a, size b) { return a < b ? a : b; }
 
-/* Weights e^((s - max s) / tau) in place of the scores, their sum, and their mean of s - max s. */
+/* Sums of the weights e^((s - max s) / tau) of one row, and their mean of s - max s. The weights are stored where
+ * there is room for them, which may be in place of the scores; each caller knows whether, and so does the compiler. */
+static inline void sum_row(const float *s, float *stored, size m, float tau, float *top, float *total,
+                           float *excess) {
+    const float highest = highest_of(s, m), rate = LOG2_E / tau;
+    double sum = 0, moment = 0;
+    for (size start = 0; start < m; start += SUM) {
+        const size end = least(start + SUM, m);
+        float a = 0, b = 0;
+#pragma omp simd reduction(+ : a, b)
+        for (size j = start; j < end; j++) {
+            const float below = finite(s[j] - highest), weight = power_of_two(below * rate);
+            if (stored) stored[j] = weight;
+            a += weight;
+            b += weight * below;
+        }
+        sum += a, moment += b;
+    }
+    *top = highest, *total = (float)sum, *excess = (float)(moment / sum);
+}
+
+/* Weights in place of the scores, and their sums. */
 PUBLIC void tilt(float *scores, size stride, size first, size last, size m, const float *tau, float *top,
                  float *total, float *excess) {
-    for (size i = first; i < last; i++) {
-        float *s = scores + i * stride;
-        const float highest = highest_of(s, m), rate = LOG2_E / tau[i];
-        double sum = 0, moment = 0;
-        for (size start = 0; start < m; start += SUM) {
-            const size end = least(start + SUM, m);
-            float a = 0, b = 0;
-#pragma omp simd reduction(+ : a, b)
-            for (size j = start; j < end; j++) {
-                const float below = finite(s[j] - highest), weight = power_of_two(below * rate);
-                s[j] = weight;
-                a += weight;
-                b += weight * below;
-            }
-            sum += a, moment += b;
-        }
-        top[i] = highest, total[i] = (float)sum, excess[i] = (float)(moment / sum);
-    }
+    for (size i = first; i < last; i++)
+        sum_row(scores + i * stride, scores + i * stride, m, tau[i], top + i, total + i, excess + i);
 }
 
 /* The same sums; the scores stay. */
 PUBLIC void sum_rows(const float *scores, size stride, size first, size last, size m, const float *tau, float *top,
                      float *total, float *excess) {
-    for (size i = first; i < last; i++) {
-        const float *s = scores + i * stride;
-        const float highest = highest_of(s, m), rate = LOG2_E / tau[i];
-        double sum = 0, moment = 0;
-        for (size start = 0; start < m; start += SUM) {
-            const size end = least(start + SUM, m);
-            float a = 0, b = 0;
-#pragma omp simd reduction(+ : a, b)
-            for (size j = start; j < end; j++) {
-                const float below = finite(s[j] - highest), weight = power_of_two(below * rate);
-                a += weight;
-                b += weight * below;
-            }
-            sum += a, moment += b;
-        }
-        top[i] = highest, total[i] = (float)sum, excess[i] = (float)(moment / sum);
-    }
+    for (size i = first; i < last; i++)
+        sum_row(scores + i * stride, 0, m, tau[i], top + i, total + i, excess + i);
 }
 
 /* Add n rows to the running sums of columns `first` to `last`: largest score, weights, weights times scores. */
