@@ -1,6 +1,7 @@
 """The command line, run as people run it: a tiny model, a text file, and every command after another."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -82,15 +83,17 @@ def test_fit_eval_generate_view(files, tmp_path, capsys):
     assert "<html" in (run / "page.html").read_text()
 
 
-def test_an_interrupted_run_goes_on(files, tmp_path):
+@pytest.mark.parametrize("how", ["ctrl-c", "killed"])
+def test_an_interrupted_run_goes_on(files, tmp_path, how):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert _fit(files, whole, "--steps", "6") == 0
-    # The learning rate's schedule knows the number of steps, so the kill has to come from outside.
+    stop = "raise KeyboardInterrupt" if how == "ctrl-c" else "os.kill(os.getpid(), signal.SIGKILL)"
+    # The learning rate's schedule knows the number of steps, so the end has to come from outside.
     code = (
-        "import sys, transformers\n"
+        "import os, signal, sys, transformers\n"
         "class Stop(transformers.TrainerCallback):\n"
         "    def on_step_end(self, args, state, control, **kwargs):\n"
-        "        if state.global_step == 5: raise KeyboardInterrupt\n"
+        f"        if state.global_step == 5: {stop}\n"
         "init = transformers.Trainer.__init__\n"
         "transformers.Trainer.__init__ = lambda self, *a, **k: init(self, *a, callbacks=[Stop()], **k)\n"
         "from dro_temp.cli.main import main\n"
@@ -100,8 +103,8 @@ def test_an_interrupted_run_goes_on(files, tmp_path):
     stopped = subprocess.run(
         [sys.executable, "-c", code, *command], capture_output=True, text=True, check=False
     )
-    assert stopped.returncode == 130, stopped.stderr
-    assert "goes on from there" in stopped.stderr
+    assert stopped.returncode == (130 if how == "ctrl-c" else -signal.SIGKILL), stopped.stderr
+    assert ("goes on from there" in stopped.stderr) == (how == "ctrl-c")
     assert not (parts / "tempnet").exists()
     assert _fit(files, parts, "--steps", "6") == 0
     for name, x in _weights(whole).items():

@@ -118,3 +118,20 @@ def test_refuses_a_radius_that_is_too_large(finished, example, capsys):
     said = capsys.readouterr().err
     assert "causal_lm.py: expected" in said
     assert "6.931" in said
+
+
+def test_joint_training_with_its_control(example, tmp_path, capsys):
+    import causal_lm_joint
+
+    assert causal_lm_joint.main(["--quick", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert all(f"{name} " in said for name in ("cross-entropy", "tempnet", "constant"))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pt")}
+    assert len(before) == 3
+    assert causal_lm_joint.main(["--quick", "--out", str(tmp_path)]) == 0
+    # Nothing is left to train, and models that were read back say the same.
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pt")} == before
+    table = [line for line in said.splitlines() if "│" in line]
+    assert table
+    assert [line for line in capsys.readouterr().out.splitlines() if "│" in line] == table
+    assert causal_lm_joint.main(["--quick", "--out", str(tmp_path), "--rho", "8"]) == 2

@@ -110,3 +110,23 @@ def test_a_multiple_choice_task_with_and_without_a_tempnet(model, task):
                 assert value == pytest.approx(expected, rel=1e-4)
         seen.append(answers)
     assert seen[0] != seen[1]
+
+
+def test_the_command(model, task, tmp_path, capsys):
+    pytest.importorskip("jsonargparse")
+    from dro_temp.cli.main import main
+
+    model.save_pretrained(tmp_path / "model")
+    _tokenizer().save_pretrained(tmp_path / "model")
+    text, run = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text("the sky is blue and the grass is green . " * 20)
+    fit = ["--model", str(tmp_path / "model"), "--data", str(text), "--block", "8", "--steps", "2"]
+    assert main(["lm", "fit", str(run), *fit]) == 0
+    wanted = ["--tasks", "[colours]", "--task_folder", str(task)]
+    assert main(["lm", "eval", str(run), "--data", str(text), *wanted]) == 0
+    tasks = json.loads((run / "eval.json").read_text())["tasks"]
+    assert list(tasks) == ["tau = 1", "TempNet"]
+    said = capsys.readouterr().out
+    for name, numbers in tasks.items():
+        assert 0.0 <= numbers["colours"]["acc,none"] <= 1.0
+        assert f"colours, {name}: acc " in said

@@ -2,22 +2,20 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.func import functional_call
 
 from dro_temp import functional as F
 from dro_temp._checks import check_bounds
 from dro_temp._typing import Features, PerRow, RowIndex, Scores
+from dro_temp.interfaces import blockwise
 from dro_temp.interfaces.frozen_head import Decoder, FrozenHead
 from dro_temp.interfaces.rows import Rows, Support
 from dro_temp.interfaces.scores import at_least_float32
 from dro_temp.interfaces.summary import Summary
-
-#: Rows whose temperatures are predicted at a time; a network's activations for so many take some megabytes.
-BLOCK_OF_ROWS = 2048
 
 Readable: TypeAlias = Literal["features", "index", "support", "summary"]
 
@@ -171,25 +169,29 @@ class TemperaturePredictor(nn.Module, ABC):
         and what a block needs for its gradient is computed again in backward: no buffer grows with the batch.
         """
         rows = rows.inert_where_invalid() if self.reads_scores else rows.inert_but_for_scores()
-        if "features" not in self.reads or self.reads_scores or len(rows) <= BLOCK_OF_ROWS:
-            return self._of(rows.features, rows)
-        blocks = (rows.select(slice(i, i + BLOCK_OF_ROWS)) for i in range(0, len(rows), BLOCK_OF_ROWS))
-        return torch.cat([self._of_block(block) for block in blocks])
+        named = dict(self.named_parameters())
+        one_block = "features" not in self.reads or len(rows) <= blockwise.BLOCK_OF_ROWS
+        if self.reads_scores or one_block or not named or torch._C._are_functorch_transforms_active():
+            return self._of(rows)
 
-    def _of(self, features: Features | None, rows: Rows) -> PerRow:
-        tau: Tensor = self(
-            features,
-            index=rows.index,
-            support=rows.support if self.reads_scores else None,
-            shape=rows.target.shape,
+        def predict(block: slice, parameters: tuple[Tensor, ...]) -> PerRow:
+            ours = dict(zip(named, parameters, strict=True))
+            tau: Tensor = functional_call(self, ours, *self._arguments(rows.select(block)))
+            return tau
+
+        return blockwise.predicted_in_blocks(
+            predict, len(rows), tuple(named.values()), random=self.training
         )
+
+    def _of(self, rows: Rows) -> PerRow:
+        (features,), given = self._arguments(rows)
+        tau: Tensor = self(features, **given)
         return tau
 
-    def _of_block(self, block: Rows) -> PerRow:
-        if not (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())):
-            return self._of(block.features, block)
-        tau: Tensor = checkpoint(self._of, block.features, block, use_reentrant=False)
-        return tau
+    def _arguments(self, rows: Rows) -> tuple[tuple[Features | None], dict[str, Any]]:
+        """What `forward` is called with."""
+        support = rows.support if self.reads_scores else None
+        return (rows.features,), {"index": rows.index, "support": support, "shape": rows.target.shape}
 
 
 def _leading_shape(

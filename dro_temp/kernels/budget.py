@@ -13,6 +13,8 @@ _CACHE_BYTES: ContextVar[int] = ContextVar("cache_bytes", default=512 * MIB)
 
 # A product of fewer than 128 rows leaves the processor waiting for keys; beyond 256 little is gained.
 _CPU_ROWS, _CPU_MIN_ROWS, _CPU_BLOCK = 256, 16, 128 * MIB
+# Blocks of a matrix that is kept whole need no memory of their own; 512 rows make its products 5 % faster.
+_CPU_KEPT_ROWS = 512
 # Narrow supports: longer blocks, so that Python's share stays small, but still inside the processor's cache.
 _CPU_CACHE = 8 * MIB
 _DEVICE_BLOCK = 512 * MIB
@@ -46,7 +48,13 @@ def fits_cache(numel: int, dtype: torch.dtype) -> bool:
 
 
 def block_rows(
-    n: int, outcomes: int, dtype: torch.dtype, device: torch.device, *, sums_over_rows: bool = True
+    n: int,
+    outcomes: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    sums_over_rows: bool = True,
+    kept: bool = False,
 ) -> int:
     """Number of rows that are scored at a time; at least one.
 
@@ -56,10 +64,12 @@ def block_rows(
         dtype: of the scores.
         device: where they are.
         sums_over_rows: whether a product adds up the block's rows, and so wants many of them.
+        kept: whether the blocks are parts of a matrix that is there anyway.
     """
     row_bytes = max(outcomes, 1) * dtype.itemsize
     if device.type == "cpu":
-        rows = max(_CPU_ROWS if sums_over_rows else _CPU_ROWS // 2, _CPU_CACHE // row_bytes)
+        wanted = _CPU_KEPT_ROWS if kept else _CPU_ROWS if sums_over_rows else _CPU_ROWS // 2
+        rows = max(wanted, _CPU_CACHE // row_bytes)
         rows = max(min(rows, _CPU_BLOCK // row_bytes), _CPU_MIN_ROWS)
     else:
         rows = max(_DEVICE_BLOCK // row_bytes, 128)

@@ -112,7 +112,7 @@ class _LogSums(torch.autograd.Function):
         buffer = borrow("kept" if keeps else "scores", height, m, queries, work)
         own, top, total, excess = (queries.new_empty(n, dtype=work) for _ in range(4))
         sums = ColumnSums.start(tau_columns)
-        for rows, column in block.stripes(queries, keys):
+        for rows, column in block.stripes(queries, keys, kept=keeps):
             out = buffer[rows] if keeps else buffer[: rows.stop - rows.start]
             scores = product(queries[rows], wide.T, out)
             own[rows] = scores.gather(1, column).squeeze(1)

@@ -19,12 +19,12 @@ def refuse_transforms() -> None:
         )
 
 
-def refuse_second_derivative() -> None:
+def refuse_second_derivative(of: str = "a streaming loss", instead: str = _INSTEAD) -> None:
     """Raise in a backward that is itself recorded."""
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "expected a first derivative of a streaming loss, received create_graph=True: its closed-form "
-            f"gradients carry no graph. {_INSTEAD}"
+            f"expected a first derivative of {of}, received create_graph=True: gradients that are formed block by "
+            f"block carry no graph. {instead}"
         )
 
 

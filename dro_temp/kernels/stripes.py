@@ -45,10 +45,10 @@ class PairBlock:
     passes: PairPasses
     records: bool  #: whether autograd does
 
-    def stripes(self, queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Rows, and the columns that are their own."""
+    def stripes(self, queries: Tensor, keys: Tensor, *, kept: bool) -> Iterator[tuple[slice, Tensor]]:
+        """Rows, and the columns that are their own; more rows at a time if the scores are kept anyway."""
         n, work = queries.shape[0], work_dtype(queries, keys)
-        step = block_rows(n, keys.shape[0], work, queries.device)
+        step = block_rows(n, keys.shape[0], work, queries.device, kept=kept)
         for start in range(0, n, step):
             rows = slice(start, min(start + step, n))
             yield rows, torch.arange(rows.start, rows.stop, device=queries.device)[:, None] + self.offset
@@ -72,11 +72,12 @@ class Coupling:
         """Gradients of queries and keys; scores that were kept are consumed, else they are computed again."""
         n, m, work = queries.shape[0], keys.shape[0], self.tau_rows.dtype
         wide, narrow = keys.to(score_dtype(keys)), keys.to(gradient_dtype(keys))
-        buffer = borrow("scores", block_rows(n, m, work, queries.device), m, queries, work)
+        height = block_rows(n, m, work, queries.device) if kept is None else 0
+        buffer = borrow("scores", height, m, queries, work)
         to_queries = torch.empty_like(queries, dtype=work)
         # The first stripe overwrites it; without rows there is none.
         to_keys = torch.empty_like(keys, dtype=work) if n else torch.zeros_like(keys, dtype=work)
-        for rows, column in block.stripes(queries, keys):
+        for rows, column in block.stripes(queries, keys, kept=kept is not None):
             out = buffer[: rows.stop - rows.start]
             coupled = product(queries[rows], wide.T, out) if kept is None else kept[rows]
             for group in row_groups(coupled):

@@ -1,0 +1,95 @@
+"""Training and evaluation of one method."""
+
+import functools
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from language.methods import Method
+from offline_lm.model import LENGTH, small_gpt2
+from torch import Tensor, nn
+
+import dro_temp as dt
+from dro_temp.datasets import PythonText, token_blocks
+from dro_temp.evaluation import evaluate_language
+
+VOCABULARY, STEPS, BATCH, WARM_UP = 1024, 400, 16, 20
+BLOCKS = {"validation": 64, "test": 192}  # of 128 tokens, held out
+RHO, HOST_LR, TAU_INIT = 3.0, 2e-3, 0.5
+BOUNDS = {"tau_min": 0.2, "tau_max": 4.0}
+
+
+@functools.cache
+def data() -> tuple[dict[str, Tensor], int]:
+    """Blocks of each split, and the end token."""
+    texts = {split: PythonText(split) for split in ("train", "validation", "test")}
+    tokenizer = texts["train"].tokenizer(VOCABULARY)
+    blocks = {split: token_blocks(text.tokens(tokenizer), LENGTH) for split, text in texts.items()}
+    return blocks, tokenizer.eos_token_id
+
+
+def fit(objective: dt.Objective, groups: list[dict[str, Any]], seed: int, beta2: float = 0.999) -> None:
+    """The same batches for every method with that seed."""
+    train = data()[0]["train"]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, beta2))
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    generator = torch.Generator().manual_seed(seed)
+    objective.train()
+    for step in range(STEPS):
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * min((step + 1) / WARM_UP, 1 - step / STEPS)
+        optimizer.zero_grad()
+        objective(input_ids=train[torch.randint(len(train), (BATCH,), generator=generator)]).loss.backward()
+        nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
+        optimizer.step()
+    objective.eval()
+
+
+def model_of(seed: int, out: Path | None = None) -> Any:
+    """A new model, or with a folder one that was trained with cross-entropy and is kept there."""
+    torch.manual_seed(seed)
+    model = small_gpt2(VOCABULARY, data()[1])
+    if out is None:
+        return model
+    file = out / "hosts" / f"{seed}.pt"
+    if not file.exists():
+        objective = dt.Objective(dt.hosts.CausalLM(model), dt.ConstantTemperature(1.0), dt.LikelihoodLoss())
+        fit(objective, objective.param_groups(lr=HOST_LR), seed)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(model.state_dict(), file.with_suffix(".part"))
+        file.with_suffix(".part").replace(file)
+    model.load_state_dict(torch.load(file, weights_only=True))
+    return model.eval()
+
+
+def trained(
+    method: Method, seed: int, options: dict[str, float], out: Path, *, tuning: bool
+) -> dict[str, Any]:
+    """One run's reports on validation and, unless it is a trial, on the test; the number that trials are chosen by."""
+    start = time.process_time()
+    frozen = method.study == "frozen"
+    rho = options.get("rho", RHO)
+    model = model_of(seed, out if frozen else None)
+    host = dt.hosts.CausalLM(model, frozen=frozen)
+    torch.manual_seed(seed)
+    predictor: dt.TemperaturePredictor = dt.ConstantTemperature(options.get("tau", 1.0))
+    if method.inputs:
+        predictor = dt.TempNet.for_lm(model, inputs=method.inputs, tau_init=TAU_INIT, **BOUNDS)
+    objective = dt.Objective(host, predictor, dt.KLRobustLoss(rho) if method.robust else dt.LikelihoodLoss())
+    # The network's own learning rate is what the frozen study tunes; the joint one tunes the host's.
+    tau_lr = options["lr"] if frozen else 1e-3
+    fit(objective, objective.param_groups(lr=options["lr"], tau_lr=tau_lr), seed, options.get("beta2", 0.999))
+    parts = {split: data()[0][split][:n].split(8) for split, n in BLOCKS.items()}
+    reports = {
+        split: evaluate_language(
+            host, {"own": predictor}, parts[split], validation=parts["validation"], rho=rho, **BOUNDS
+        )
+        for split in (("validation",) if tuning else parts)
+    }
+    own = reports["validation"]["own"]
+    # Robust losses of different radii cannot be compared: joint training is chosen by perplexity.
+    chosen_by = own.robust_loss if frozen and method.robust else own.perplexity
+    schemes = {split: [asdict(scheme) for scheme in report.schemes] for split, report in reports.items()}
+    return {"chosen_by": chosen_by, "schemes": schemes, "seconds": time.process_time() - start}
