@@ -111,6 +111,17 @@ def test_an_interrupted_run_goes_on(files, tmp_path, how):
         assert torch.equal(x, _weights(parts)[name]), name
 
 
+def test_several_processes(files, tmp_path):
+    command = _command(files, tmp_path / "run", "--steps", "2")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "dro_temp.cli", *command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("wrote ") == 1
+    assert _weights(tmp_path / "run")
+
+
 def test_joint_training_writes_the_model(files, tmp_path):
     run = tmp_path / "run"
     assert _fit(files, run, "--steps", "2", "--frozen", "false", "--inputs", "[logits]") == 0

@@ -126,6 +126,7 @@ def _trainer(run: Run, objective: Objective, rows: Tensor, options: dict[str, An
         remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
     )
     groups = objective.param_groups(lr=options["host_lr"], tau_lr=options["lr"])
     optimizer = torch.optim.AdamW(groups)

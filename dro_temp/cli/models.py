@@ -29,10 +29,15 @@ def load_model(name: str, tokenizer: str | None = None) -> tuple[Any, Any]:
         ValueError: there is no such model.
     """
     if name == OFFLINE:
-        name = str(offline_model())
+        with needed("accelerate").PartialState().main_process_first():  # the others find it made
+            name = str(offline_model())
     transformers = needed("transformers")
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(name)
+        if model.config.model_type == "gpt2":
+            model.loss_type = (
+                "ForCausalLM"  # transformers guesses it from the class's name, and here it warns
+            )
         return model.eval(), transformers.AutoTokenizer.from_pretrained(tokenizer or name)
     except OSError as error:
         raise ValueError(
