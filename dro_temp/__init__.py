@@ -11,8 +11,17 @@ from dro_temp import (
     losses,
     plotting,
     predictors,
+    recipes,
 )
-from dro_temp.estimators import ConstantGamma, CosineGamma, Estimator, Exact, GammaSchedule, LogMovingAverage
+from dro_temp.estimators import (
+    ConstantGamma,
+    CosineGamma,
+    Estimator,
+    Exact,
+    GammaSchedule,
+    LogMovingAverage,
+    Scent,
+)
 from dro_temp.functional import Scale, ScoreTransform, SoftCap
 from dro_temp.integrations.transformers import TemperatureLogitsProcessor
 from dro_temp.interfaces import (
@@ -21,6 +30,7 @@ from dro_temp.interfaces import (
     HostAdapter,
     LinearScores,
     LogMeanExpLoss,
+    Penalty,
     Reading,
     RobustLoss,
     Rows,
@@ -29,7 +39,14 @@ from dro_temp.interfaces import (
     Support,
     TemperaturePredictor,
 )
-from dro_temp.losses import InfoNCELoss, KLRobustLoss, LikelihoodLoss
+from dro_temp.losses import (
+    CyclicPenalty,
+    EntropicRiskLoss,
+    InfoNCELoss,
+    KLRobustLoss,
+    LikelihoodLoss,
+    SigmoidLoss,
+)
 from dro_temp.objective import Objective, Output
 from dro_temp.optim import CompositionalOptimizer
 from dro_temp.predictors import (
@@ -58,8 +75,10 @@ __all__ = [
     "ConstantGamma",
     "ConstantTemperature",
     "CosineGamma",
+    "CyclicPenalty",
     "DynatempRule",
     "EdtRule",
+    "EntropicRiskLoss",
     "EntropyRule",
     "EntropyTemperature",
     "Estimator",
@@ -82,13 +101,16 @@ __all__ = [
     "Objective",
     "OptimalTemperature",
     "Output",
+    "Penalty",
     "PrototypeEncoder",
     "Reading",
     "RobustLoss",
     "Rows",
     "Scale",
+    "Scent",
     "ScoreTransform",
     "SeveralEncoder",
+    "SigmoidLoss",
     "SoftCap",
     "Staged",
     "StatisticsEncoder",
@@ -108,4 +130,5 @@ __all__ = [
     "losses",
     "plotting",
     "predictors",
+    "recipes",
 ]

@@ -1,5 +1,9 @@
 """What crosses processes. Alone, without a process group, every function is the identity."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,9 +31,76 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+@dataclass
+class Traffic:
+    """Bytes that this process hands to others.
+
+    Args:
+        gathered: by gathering, in which every process sends its rows to each of the others.
+        reduced: by sums over processes, in which a ring sends 2 (W - 1) / W of the tensor.
+    """
+
+    gathered: int = 0
+    reduced: int = 0
+
+    @property
+    def sent(self) -> int:
+        """Both."""
+        return self.gathered + self.reduced
+
+
+# Not a context variable: a device's backward runs in a thread of its own.
+_counting: list[Traffic] = []
+
+
+@contextmanager
+def counting_traffic() -> Iterator[Traffic]:
+    """Count what this process sends inside; DistributedDataParallel's own sums are not among it.
+
+    Example:
+        >>> with counting_traffic() as traffic:
+        ...     gather_rows(torch.zeros(8, 4))[0].shape
+        torch.Size([8, 4])
+        >>> traffic.sent  # alone, nothing
+        0
+    """
+    traffic = Traffic()
+    _counting.append(traffic)
+    try:
+        yield traffic
+    finally:
+        _counting[:] = [other for other in _counting if other is not traffic]
+
+
+def _note(gathered: Tensor | None = None, reduced: Tensor | None = None) -> None:
+    world = world_size()
+    for traffic in _counting:
+        if gathered is not None:
+            traffic.gathered += (world - 1) * gathered.numel() * gathered.element_size()
+        if reduced is not None:
+            traffic.reduced += 2 * (world - 1) * reduced.numel() * reduced.element_size() // world
+
+
+def refuse_missing_group() -> None:
+    """Raise where a launcher started several processes and nobody joined them into a group.
+
+    Raises:
+        RuntimeError: each of them would train alone, on its own share of the columns.
+    """
+    launched = os.environ.get("WORLD_SIZE", "1")
+    if launched.isdigit() and int(launched) > 1 and not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeError(
+            f"expected a process group, since WORLD_SIZE={launched} says that this process is one of {launched}, "
+            'received none. Call torch.distributed.init_process_group("nccl" or "gloo") before the first step (Trainer '
+            "and accelerate do), or unset WORLD_SIZE."
+        )
+
+
 def _row_counts(n: int, device: torch.device) -> list[int]:
     counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
-    dist.all_gather(counts, torch.tensor([n], device=device))
+    mine = torch.tensor([n], device=device)
+    _note(gathered=mine)
+    dist.all_gather(counts, mine)
     return [int(count) for count in counts]
 
 
@@ -38,6 +109,7 @@ def _gather(x: Tensor, counts: list[int]) -> Tensor:
     padded = x.new_zeros((max(counts), *x.shape[1:]))
     padded[: x.shape[0]] = x
     parts = [torch.empty_like(padded) for _ in counts]
+    _note(gathered=padded)
     dist.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
@@ -55,6 +127,7 @@ class _GatherWithGradient(torch.autograd.Function):
         # Every rank's loss depends on every rank's rows: their gradients add up.
         # A copy: autograd may have handed the same gradient to somebody else.
         total = grads[0].clone(memory_format=torch.contiguous_format)
+        _note(reduced=total)
         dist.all_reduce(total)
         return total[ctx.start : ctx.start + ctx.length], None
 
@@ -104,5 +177,6 @@ def sum_over_processes(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x.detach()
     total = x.detach().clone()
+    _note(reduced=total)
     dist.all_reduce(total)
     return total

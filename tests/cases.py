@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import tiny_clips
 import torch
 from torch import Tensor, nn
 
@@ -71,9 +72,26 @@ LOSSES = (
     testing.LossCase(
         "kl-moving-average", lambda: dt.KLRobustLoss(rho=1.0, estimator=dt.LogMovingAverage(50, gamma=0.3))
     ),
+    testing.LossCase("sigmoid", dt.SigmoidLoss, degree=0, margins_only=False),
+    testing.LossCase("entropic-risk-exact", dt.EntropicRiskLoss, degree=0),
+    testing.LossCase(
+        "entropic-risk-moving-average",
+        lambda: dt.EntropicRiskLoss(estimator=dt.LogMovingAverage(50, gamma=0.3)),
+        degree=0,
+    ),
+    testing.LossCase("kl-scent", lambda: dt.KLRobustLoss(rho=1.0, estimator=dt.Scent(50, alpha=1.0))),
+)
+
+PENALTIES = (
+    testing.PenaltyCase("cyclic", dt.CyclicPenalty),
+    testing.PenaltyCase("cyclic-in-modal", lambda: dt.CyclicPenalty(0.5, 0.0)),
+    testing.PenaltyCase("cyclic-cross-modal", lambda: dt.CyclicPenalty(0.0, 0.5)),
 )
 
 ESTIMATORS = (
+    testing.EstimatorCase("scent", lambda: dt.Scent(50)),
+    testing.EstimatorCase("scent-slow", lambda: dt.Scent(50, alpha=0.0)),
+    testing.EstimatorCase("scent-on-host", lambda: dt.Scent(50, on_host=True)),
     testing.EstimatorCase("exact", dt.Exact),
     testing.EstimatorCase("log-moving-average", lambda: dt.LogMovingAverage(50, gamma=0.3)),
     testing.EstimatorCase("log-moving-average-plain", lambda: dt.LogMovingAverage(50, gamma=1.0)),
@@ -136,12 +154,66 @@ def _token_scores(host: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
     return {"token": host.model(input_ids=batch["input_ids"]).logits[:, :-1].flatten(0, 1)}
 
 
+def _with_reference(**options: Any) -> dt.hosts.WithReference:
+    reference = dt.hosts.TwoTower(nn.Linear(6, 3), nn.Linear(5, 3), frozen=True)
+    return dt.hosts.WithReference(dt.hosts.TwoTower(nn.Linear(6, 4), nn.Linear(5, 4), **options), reference)
+
+
+def _less_reference_scores(host: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+    theirs = _two_tower_scores(host.reference, batch)
+    return {view: s - theirs[view] for view, s in _two_tower_scores(host.host, batch).items()}
+
+
+def _open_clip(**options: Any) -> dt.hosts.OpenCLIP:
+    pytest.importorskip("open_clip")
+    return dt.hosts.OpenCLIP(tiny_clips.open_clip("vit").train(), **options)
+
+
+def _open_clip_scores(host: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+    image, text = host.model.get_logits(batch["images"], batch["texts"])
+    return {"image": image / host.model.logit_scale.exp(), "text": text / host.model.logit_scale.exp()}
+
+
+def _hf_dual_encoder(**options: Any) -> dt.hosts.HFDualEncoder:
+    pytest.importorskip("transformers")
+    return dt.hosts.HFDualEncoder(tiny_clips.hf("CLIPModel").train(), **options)
+
+
+def _hf_dual_encoder_scores(host: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+    output = host.model(**{name: value for name, value in batch.items() if name != "index"})
+    scale = host.model.logit_scale.exp()
+    return {"image": output.logits_per_image / scale, "text": output.logits_per_text / scale}
+
+
+def _indexed(batch: dict[str, Any]) -> dict[str, Any]:
+    n = len(next(iter(batch.values())))
+    return batch | {"index": torch.randperm(50, generator=torch.Generator().manual_seed(n))[:n]}
+
+
 HOSTS = (
+    testing.HostCase(
+        "open-clip", _open_clip, lambda n: _indexed(tiny_clips.open_clip_batch(n)), _open_clip_scores
+    ),
+    testing.HostCase(
+        "hf-dual-encoder",
+        _hf_dual_encoder,
+        lambda n: _indexed(tiny_clips.hf_batch("CLIPModel", n)),
+        _hf_dual_encoder_scores,
+    ),
+    testing.HostCase("with-reference", _with_reference, _two_tower_batch, _less_reference_scores),
     testing.HostCase(
         "two-tower",
         lambda **options: dt.hosts.TwoTower(nn.Linear(6, 4), nn.Linear(5, 4), **options),
         _two_tower_batch,
         _two_tower_scores,
+    ),
+    testing.HostCase(
+        "two-tower-in-chunks",
+        lambda **options: dt.hosts.InChunks(
+            dt.hosts.TwoTower(nn.Linear(6, 4), nn.Linear(5, 4), **options), size=3
+        ),
+        _two_tower_batch,
+        lambda host, batch: _two_tower_scores(host.host, batch),
     ),
     testing.HostCase(
         "classifier",
@@ -166,4 +238,4 @@ HOSTS = (
     testing.HostCase("causal-lm", _tiny_gpt2, _text_batch, _token_scores),
 )
 
-CASES: tuple[testing.Case, ...] = PREDICTORS + LOSSES + ESTIMATORS + GAMMAS + HOSTS
+CASES: tuple[testing.Case, ...] = PREDICTORS + LOSSES + PENALTIES + ESTIMATORS + GAMMAS + HOSTS

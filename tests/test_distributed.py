@@ -1,41 +1,15 @@
 """Several processes train as one does: real gloo groups, DistributedDataParallel, float64."""
 
-import socket
-
 import pytest
 import small
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import in_processes
 from torch.nn.parallel import DistributedDataParallel
 
 import dro_temp as dt
 from dro_temp import distributed
 
 STEPS = 20
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def _run(rank: int, world: int, port: int, job, args, results) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    try:
-        results[rank] = job(rank, world, *args)
-    finally:
-        dist.destroy_process_group()
-
-
-def in_processes(world: int, job, *args):
-    """Run `job(rank, world, *args)` in that many real processes; their results in rank order."""
-    with mp.get_context("spawn").Manager() as manager:
-        results = manager.dict()
-        mp.spawn(_run, (world, _free_port(), job, args, results), nprocs=world, join=True)
-        return [results[rank] for rank in range(world)]
 
 
 def _plan(kind: str) -> list[torch.Tensor]:
@@ -68,19 +42,41 @@ def _train(rank: int, world: int, predictor: str, kind: str, wrap: bool = True) 
     return _state(objective)
 
 
-@pytest.mark.parametrize("kind", ["even", "uneven", "duplicates"])
-@pytest.mark.parametrize("predictor", ["tempnet", "individual", "learnable"])
-def test_two_processes_train_as_one(predictor, kind):
-    alone = _train(0, 1, predictor, kind, wrap=False)
-    together = in_processes(2, _train, predictor, kind)
+RUNS = [
+    (predictor, kind)
+    for predictor in ("tempnet", "individual", "learnable")
+    for kind in ("even", "uneven", "duplicates")
+]
+
+
+@pytest.fixture(scope="module")
+def found():
+    """What two processes do, by function, for each of them; they are started once."""
+    of_ranks = in_processes(2, _everything)
+    return {name: [of_rank[name] for of_rank in of_ranks] for name in of_ranks[0]}
+
+
+def _everything(rank: int, world: int) -> dict:
+    jobs = (_train_all, _sibling, _count, _evaluate, _accumulate, _traffic)
+    return {job.__name__: job(rank, world) for job in jobs}
+
+
+def _train_all(rank: int, world: int) -> list[dict[str, list]]:
+    return [_train(rank, world, *run) for run in RUNS]
+
+
+@pytest.mark.parametrize("run", range(len(RUNS)), ids=lambda k: "-".join(RUNS[k]))
+def test_two_processes_train_as_one(run, found):
+    alone = _train(0, 1, *RUNS[run], wrap=False)
+    states = [of_rank[run] for of_rank in found["_train_all"]]
     for name, value in alone.items():
         expected = torch.tensor(value, dtype=torch.float64)
-        for state in together:
+        for state in states:
             got = torch.tensor(state[name], dtype=torch.float64)
             torch.testing.assert_close(
                 got, expected, rtol=0, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}"
             )
-        assert together[0][name] == together[1][name], name  # to the last bit
+        assert states[0][name] == states[1][name], name  # to the last bit
 
 
 def _gather(rank: int, world: int) -> tuple[list, int, list]:
@@ -109,8 +105,8 @@ def _sibling(rank: int, world: int) -> float:
     return float(shared.grad[0])
 
 
-def test_gathering_leaves_other_gradients_alone():
-    assert in_processes(2, _sibling) == [2.0, 2.0]
+def test_gathering_leaves_other_gradients_alone(found):
+    assert found["_sibling"] == [2.0, 2.0]
 
 
 def _count(rank: int, world: int) -> tuple[float, float]:
@@ -126,8 +122,8 @@ def _count(rank: int, world: int) -> tuple[float, float]:
     return norms[0], norms[1]
 
 
-def test_a_count_is_that_of_all_processes():
-    for default, counted in in_processes(2, _count):
+def test_a_count_is_that_of_all_processes(found):
+    for default, counted in found["_count"]:
         assert default == pytest.approx(counted, rel=1e-12)
 
 
@@ -137,11 +133,11 @@ def _evaluate(rank: int, world: int) -> float | None:
     return float(objective(images, texts).loss.detach()) if rank == 0 else None
 
 
-def test_one_process_may_evaluate_alone():
+def test_one_process_may_evaluate_alone(found):
     """It must not wait for the others."""
     images, texts = small.data()
     expected = small.objective("tempnet").eval()(images, texts).loss.item()
-    assert in_processes(2, _evaluate)[0] == pytest.approx(expected, rel=1e-12)
+    assert found["_evaluate"][0] == pytest.approx(expected, rel=1e-12)
 
 
 def _accumulate(rank: int, world: int) -> dict[str, list]:
@@ -159,10 +155,50 @@ def _accumulate(rank: int, world: int) -> dict[str, list]:
     return _state(objective)
 
 
-def test_accumulation_without_synchronisation_ends_alike_on_every_process():
-    first, second = in_processes(2, _accumulate)
+def test_accumulation_without_synchronisation_ends_alike_on_every_process(found):
+    first, second = found["_accumulate"]
     assert first == second
     assert first["losses.image.estimator.steps"] == 6
+
+
+def _traffic(rank: int, world: int) -> dict[str, tuple[int, int]]:
+    images, texts = small.data()
+    index = torch.arange(12).chunk(2)[rank]
+    sent = {}
+    for impl in ("eager", "auto"):
+        objective = small.objective("tempnet")
+        for loss in objective.losses.values():
+            loss.impl = impl
+        with distributed.counting_traffic() as traffic:
+            objective(images[index], texts[index], index=index).loss.backward()
+        sent[impl] = (traffic.gathered, traffic.reduced)
+    return sent
+
+
+def test_what_a_step_sends(found):
+    n, d, number, other = 6, 4, 8, 1  # rows of a process, width, bytes of a float64, other processes
+    features = 2 * n * d * number * other
+    counts = 8 * other  # each gathering tells how many rows there are, in an int64
+    # index and log_g of each side, for the estimators
+    memory = 2 * (n * 8 + n * number + 2 * counts)
+    per_row = 6 * n * number + counts
+    for sent in found["_traffic"]:
+        reduced = (
+            2 * (2 * 2 * n * d * number) // 2
+        )  # both sides' gradients, of all rows, around a ring of two
+        (gathered_eager, reduced_eager), (gathered, reduced_auto) = sent["eager"], sent["auto"]
+        assert gathered - gathered_eager == per_row
+        assert gathered_eager >= features + 2 * counts + memory
+        assert (reduced_eager - reduced_auto, reduced_auto) == (reduced, reduced_auto)
+
+
+def test_a_launcher_without_a_group_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    images, texts = small.data()
+    objective = small.objective("tempnet")
+    with pytest.raises(RuntimeError, match="init_process_group"):
+        objective(images, texts, index=torch.arange(small.N))
+    objective.eval()(images, texts)  # an evaluation may run on one process alone
 
 
 def test_alone_everything_is_the_identity():

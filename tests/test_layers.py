@@ -16,7 +16,7 @@ LAYERS = (
     ("estimators",),
     ("predictors", "losses", "hosts", "datasets", "evaluation", "plotting"),
     ("objective",),
-    ("optim",),
+    ("optim", "recipes"),
     ("testing", "integrations"),
     ("cli",),
 )

@@ -3,8 +3,8 @@
 import pytest
 import small
 import torch
+from processes import in_processes
 from streams import blocks_of
-from test_distributed import in_processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -185,7 +185,7 @@ def _in_a_process(rank: int, port: int, folder: str, average: bool, results) -> 
 
 
 def _two_processes(folder, average):
-    from test_distributed import _free_port
+    from processes import _free_port
 
     with mp.get_context("spawn").Manager() as manager:
         results = manager.dict()

@@ -44,9 +44,8 @@ METHODS = {
         Method("likelihood-logits", "frozen", ("logits",), False, _NETWORK),
         Method("likelihood-hidden+statistics", "frozen", _BOTH, False, _NETWORK),
         Method("cross-entropy", "joint", (), False, _HOST),
-        # Controls: temperatures that do not differ from token to token, one of them what TempNets are on average.
+        # The control: temperatures that do not differ from token to token, as high as TempNet's are on average.
         Method("constant", "joint", (), True, _HOST, {"tau": 0.88, "rho": 3.2}),
         Method("tempnet-logits", "joint", ("logits",), True, _HOST, {"rho": 3.2}),
-        Method("tempnet-hidden+statistics", "joint", _BOTH, True, _HOST, {"rho": 3.2}),
     )
 }

@@ -7,6 +7,7 @@ from dro_temp.datasets.blocks import token_blocks
 from dro_temp.datasets.glyphs import GlyphCaptions
 from dro_temp.datasets.indexed import Indexed
 from dro_temp.datasets.python_text import PythonText
+from dro_temp.datasets.sample_numbers import SampleTable
 from dro_temp.datasets.words import WordTokenizer
 
-__all__ = ["GlyphCaptions", "Indexed", "PythonText", "WordTokenizer", "token_blocks"]
+__all__ = ["GlyphCaptions", "Indexed", "PythonText", "SampleTable", "WordTokenizer", "token_blocks"]

@@ -4,5 +4,6 @@ from dro_temp.estimators._base import Estimator
 from dro_temp.estimators.exact import Exact
 from dro_temp.estimators.gamma import ConstantGamma, CosineGamma, GammaSchedule
 from dro_temp.estimators.log_moving_average import LogMovingAverage
+from dro_temp.estimators.scent import Scent
 
-__all__ = ["ConstantGamma", "CosineGamma", "Estimator", "Exact", "GammaSchedule", "LogMovingAverage"]
+__all__ = ["ConstantGamma", "CosineGamma", "Estimator", "Exact", "GammaSchedule", "LogMovingAverage", "Scent"]

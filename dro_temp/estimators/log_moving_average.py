@@ -1,20 +1,15 @@
 """The moving average of every sample's inner mean, as one log-number per sample."""
 
-import math
-
 import torch
 from torch import Tensor
 
-from dro_temp import distributed
 from dro_temp import functional as F
-from dro_temp._checks import check_count, check_index
-from dro_temp._typing import PerRow, RowIndex, RowMask
-from dro_temp.estimators._base import Estimator
+from dro_temp._typing import PerRow
+from dro_temp.estimators._table import LogTable
 from dro_temp.estimators.gamma import GammaSchedule, as_schedule
-from dro_temp.interfaces import Staged
 
 
-class LogMovingAverage(Estimator, Staged):
+class LogMovingAverage(LogTable):
     r"""$\log u_i \leftarrow \log\left((1-\gamma) u_i + \gamma g_i\right)$ for every sample i of the data set.
 
     Forward proposes and an optimizer step commits, so a second forward, validation, or a step that a gradient
@@ -47,64 +42,21 @@ class LogMovingAverage(Estimator, Staged):
     maximum, and 4 bytes per sample.
     """
 
-    memory = ("log_u",)
-    log_u: Tensor
     steps: Tensor
 
     def __init__(
         self, num_samples: int, *, gamma: float | GammaSchedule = 0.8, on_host: bool = False
     ) -> None:
-        super().__init__()
-        self.on_host = on_host
-        self.num_samples = check_count("num_samples", num_samples)
+        super().__init__(num_samples, on_host=on_host)
         self.gamma = as_schedule(gamma)
-        # -inf, not 0, says "never seen": 0 is the legal estimate of a row whose margins are all zero.
-        self.remember("log_u", self.num_samples, -math.inf)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def propose(self, index: RowIndex | None, log_g: PerRow, valid: RowMask) -> Tensor | None:
-        """The average as it would be after this minibatch; staged in training with gradients enabled."""
-        learning = self.training and torch.is_grad_enabled()
-        if index is None and not learning:
-            return None
-        if index is None:
-            raise ValueError(
-                "expected the sample numbers of the rows for LogMovingAverage, received index=None. Call "
-                "objective(..., index=index) with each sample's place in the data set "
-                "(dro_temp.datasets.Indexed adds it), or use KLRobustLoss(rho) without an estimator. For held-out "
-                "data, which has no such numbers, call objective.eval() first."
-            )
-        index = check_index(index, self.num_samples)
-        # Rows that do not count keep out of everyone's way: they get a number that no sample has.
-        index, log_g = index.masked_fill(~valid, -1), log_g.detach()
-        start = 0
-        if learning:
-            n = len(index)
-            index, start = distributed.gather_rows(index)
-            log_g, _ = distributed.gather_rows(log_g)
-            self.stage(index, log_g)
-            return self._averaged(index, log_g)[start : start + n]
-        return self._averaged(index, log_g)
-
-    def _averaged(self, index: RowIndex, log_g: PerRow) -> PerRow:
-        held = self.read("log_u", index.clamp(min=0)).to(log_g.dtype)
-        return F.log_average(held, F.combine_duplicates(index, log_g), self.gamma(self.steps))
+    def averaged(self, log_u: PerRow, log_g: PerRow) -> PerRow:
+        """The average, with the gamma of the moment."""
+        return F.log_average(log_u, log_g, self.gamma(self.steps))
 
     def write(self, *parts: Tensor) -> None:
         """Write the staged averages and advance gamma."""
-        if not parts:
-            return
-        index, log_g = parts
-        # What is not a number would stay in the memory for good.
-        keep = (index >= 0) & log_g.isfinite()
-        index, log_g = index[keep], log_g[keep]
-        self.put("log_u", index, self._averaged(index, log_g))
-        self.steps += 1
-
-    def population(self, batch_support: int) -> int:
-        """All other samples of the data set, or the whole support if that is larger."""
-        return max(batch_support, self.num_samples - 1)
-
-    def extra_repr(self) -> str:
-        """Size of the table."""
-        return f"{self.num_samples}"
+        super().write(*parts)
+        if parts:
+            self.steps += 1

@@ -5,9 +5,15 @@ outcomes and a target `t`; its margins are `h_j = s_j - s_t`; `tau` is its tempe
 the KL ball, `U` the uniform distribution over the support.
 """
 
-from dro_temp.functional.averaging import combine_duplicates, log_average, mean_duplicates
+from dro_temp.functional.averaging import (
+    combine_duplicates,
+    log_average,
+    log_mirror_average,
+    mean_duplicates,
+)
 from dro_temp.functional.bounds import clip_between, logit_between, sigmoid_between
 from dro_temp.functional.kl import (
+    compositional_log_mean,
     dual_value,
     kl_divergence,
     kl_dual,
@@ -24,12 +30,14 @@ __all__ = [
     "SoftCap",
     "clip_between",
     "combine_duplicates",
+    "compositional_log_mean",
     "dual_value",
     "kl_divergence",
     "kl_dual",
     "kl_weights",
     "log_average",
     "log_mean_exp",
+    "log_mirror_average",
     "logit_between",
     "margins",
     "mean_duplicates",

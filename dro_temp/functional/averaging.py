@@ -29,6 +29,34 @@ def log_average(log_u: PerRow, log_g: PerRow, gamma: float | Tensor) -> PerRow:
     return torch.where(torch.isneginf(log_u), log_g, blended)
 
 
+def log_mirror_average(log_u: PerRow, log_g: PerRow, alpha: float) -> PerRow:
+    r"""A proximal mirror-descent step on $\nu = \log u$, whose weight of the new value is each row's own.
+
+    With $y = e^{-\nu}$ it is $y' = (y + e^\alpha) / (1 + e^\alpha g)$, which is the average
+    $u' = (1-\gamma) u + \gamma g$ with $\gamma = \sigma(\alpha + \nu)$: where the mean was large, the new value
+    counts more. It is computed as $\nu' = \log(1 + e^\alpha g) - \log(1/u + e^\alpha)$.
+
+    Args:
+        log_u: log of the average so far; -inf means "never seen", and the result is then `log_g`.
+        log_g: log of the new value.
+        alpha: log of the step size, any finite number. Rows with log u well below -alpha hardly move; towards
+            infinity the past is forgotten.
+
+    Returns:
+        Log of the new average.
+
+    Example:
+        >>> log_mirror_average(torch.tensor([float("-inf"), 0.0]), torch.tensor([2.0, 2.0]), 0.0)
+        tensor([2.0000, 1.4338])
+
+    Source: arXiv 2602.02877 (SCENT), the SPMD update.
+    """
+    step = torch.as_tensor(alpha, dtype=log_g.dtype, device=log_g.device)
+    seen = log_u.masked_fill(torch.isneginf(log_u), 0.0)
+    moved = torch.logaddexp(torch.zeros_like(step), step + log_g) - torch.logaddexp(-seen, step)
+    return torch.where(torch.isneginf(log_u), log_g, moved)
+
+
 def _segments(index: RowIndex, x: PerRow) -> tuple[Tensor, Tensor]:
     """Order that sorts by (index, x), and each sorted row's segment number.
 

@@ -65,6 +65,33 @@ def log_mean_exp(x: Scores, mask: Mask | None = None) -> PerRow:
     return (log_sum - count.clamp(min=1).to(x.dtype).log()).masked_fill(empty, -math.inf)
 
 
+def compositional_log_mean(log_g: PerRow, log_u: PerRow | None = None) -> PerRow:
+    r"""The held estimate $\log u$ as a value, with the compositional gradient $\nabla g / u$.
+
+    `log_u + r - stop(r)` with `r = exp(log_g - log_u)`.
+
+    Args:
+        log_g: log of the minibatch mean, with gradient.
+        log_u: held estimate of the log of the population mean; no gradient flows to it. None: `log_g` is exact.
+
+    Returns:
+        One value per row.
+
+    Example:
+        >>> log_g = torch.zeros(1, requires_grad=True)
+        >>> log_mean = compositional_log_mean(log_g, torch.tensor([0.5]).log())
+        >>> log_mean.detach(), torch.autograd.grad(log_mean.sum(), log_g)[0]
+        (tensor([-0.6931]), tensor([2.]))
+
+    Source: arXiv 2202.12387 (SogCLR), in the log domain.
+    """
+    if log_u is None:
+        return log_g
+    held = log_u.detach()
+    ratio = (log_g - held).exp()
+    return held + ratio - ratio.detach()
+
+
 def dual_value(log_g: PerRow, tau: PerRow, *, rho: float, log_u: PerRow | None = None) -> PerRow:
     r"""The dual $F = \tau(\log g + \rho)$ from $\log g$, with an optional held estimate of $\log g$.
 
@@ -88,11 +115,7 @@ def dual_value(log_g: PerRow, tau: PerRow, *, rho: float, log_u: PerRow | None =
 
     Source: arXiv 2202.12387 (SogCLR), in the log domain.
     """
-    if log_u is None:
-        return tau * (log_g + rho)
-    held = log_u.detach()
-    ratio = (log_g - held).exp()
-    return tau * (held + ratio - ratio.detach() + rho)
+    return tau * (compositional_log_mean(log_g, log_u) + rho)
 
 
 def kl_dual(

@@ -2,6 +2,21 @@
 
 from dro_temp.hosts.causal_lm import CausalLM, LmHead
 from dro_temp.hosts.classifier import Classifier
+from dro_temp.hosts.hf_dual_encoder import HFDualEncoder
+from dro_temp.hosts.in_chunks import InChunks
+from dro_temp.hosts.open_clip import OpenCLIP
 from dro_temp.hosts.two_tower import TwoTower
+from dro_temp.hosts.unused import freeze_unused
+from dro_temp.hosts.with_reference import WithReference
 
-__all__ = ["CausalLM", "Classifier", "LmHead", "TwoTower"]
+__all__ = [
+    "CausalLM",
+    "Classifier",
+    "HFDualEncoder",
+    "InChunks",
+    "LmHead",
+    "OpenCLIP",
+    "TwoTower",
+    "WithReference",
+    "freeze_unused",
+]

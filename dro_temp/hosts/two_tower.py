@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from dro_temp import distributed
-from dro_temp.interfaces import HostAdapter, LinearScores, Rows
-from dro_temp.interfaces.scores import at_least_float32
+from dro_temp.hosts._pairs import pair_rows, unit
+from dro_temp.interfaces import HostAdapter, Rows
 
 
 class TwoTower(HostAdapter):
@@ -43,11 +41,11 @@ class TwoTower(HostAdapter):
 
     def encode_image(self, images: Any) -> Tensor:
         """Unit vectors [n d] of images, in float32 or better: what image rows' predictors read."""
-        return _unit(self.image_encoder(images))
+        return unit(self.image_encoder(images), "image encoder")
 
     def encode_text(self, texts: Any) -> Tensor:
         """Unit vectors [n d] of texts, in float32 or better: what text rows' predictors read."""
-        return _unit(self.text_encoder(texts))
+        return unit(self.text_encoder(texts), "text encoder")
 
     def rows(self, images: Any, texts: Any, index: Tensor | None = None) -> dict[str, Rows]:
         """Image rows and text rows of a batch of pairs.
@@ -58,23 +56,5 @@ class TwoTower(HostAdapter):
             index: the pairs' numbers in the data set.
         """
         image, text = self.encode_image(images), self.encode_text(texts)
-        if image.dim() != 2 or image.shape != text.shape:
-            raise ValueError(
-                "expected both encoders to return [n, d] with the same n and d, received "
-                f"{list(image.shape)} from the image encoder and {list(text.shape)} from the text encoder. "
-                "Pool to one vector per input, project both to one width, and pass as many images as texts."
-            )
-        all_images, all_texts, start = image, text, 0
-        if self.objective_trains:  # an evaluation may run on one process only
-            all_images, start = distributed.gather_rows_with_gradient(image)
-            all_texts, _ = distributed.gather_rows_with_gradient(text)
-        target = torch.arange(start, start + len(image), device=image.device)
-        return {
-            "image": Rows(LinearScores(image, all_texts), target, image, index, target_in_support=False),
-            "text": Rows(LinearScores(text, all_images), target, text, index, target_in_support=False),
-        }
-
-
-def _unit(x: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
-        return nn.functional.normalize(at_least_float32(x), dim=-1)
+        # An evaluation may run on one process only.
+        return pair_rows(image, text, index, gathers=self.objective_trains)

@@ -1,15 +1,16 @@
-"""Read this package first: what passes between the parts, and the three contracts.
+"""Read this package first: what passes between the parts, and the contracts.
 
 A **host** (`HostAdapter`) turns a batch into `Rows`: scores over a support of outcomes, one target each. A
 **predictor** (`TemperaturePredictor`) maps each row to a temperature. A **loss** (`RobustLoss`) maps rows and
-temperatures to one value per row. What they remember from step to step is `Staged`: proposed in forward,
-written when an optimizer step was really taken.
+temperatures to one value per row; a **penalty** (`Penalty`) maps the rows of all views to one number. What they
+remember from step to step is `Staged`: proposed in forward, written when an optimizer step was really taken.
 """
 
 from dro_temp.interfaces.frozen_head import Decoder, FrozenHead
 from dro_temp.interfaces.host import HostAdapter
 from dro_temp.interfaces.log_mean_exp import Impl, LogMeanExpLoss
 from dro_temp.interfaces.loss import Choice, Evaluated, RobustLoss
+from dro_temp.interfaces.penalty import Penalty
 from dro_temp.interfaces.predictor import Readable, Reading, TemperaturePredictor
 from dro_temp.interfaces.rows import Rows, Support
 from dro_temp.interfaces.scores import LinearScores
@@ -25,6 +26,7 @@ __all__ = [
     "Impl",
     "LinearScores",
     "LogMeanExpLoss",
+    "Penalty",
     "Readable",
     "Reading",
     "RobustLoss",

@@ -179,9 +179,7 @@ class TemperaturePredictor(nn.Module, ABC):
             tau: Tensor = functional_call(self, ours, *self._arguments(rows.select(block)))
             return tau
 
-        return blockwise.predicted_in_blocks(
-            predict, len(rows), tuple(named.values()), random=self.training
-        )
+        return blockwise.predicted_in_blocks(predict, len(rows), tuple(named.values()), random=self.training)
 
     def _of(self, rows: Rows) -> PerRow:
         (features,), given = self._arguments(rows)

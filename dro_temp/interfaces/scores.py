@@ -29,6 +29,7 @@ class LinearScores:
         bias: one number per outcome.
         transform: elementwise function of the scores: `SoftCap`, `Scale`, or another `ScoreTransform`; a plain
             function serves as well, but its scores are always computed as a matrix.
+        local_keys: this process's own keys, if `keys` were gathered from several processes.
 
     Example:
         >>> head = torch.nn.Linear(8, 100)
@@ -40,6 +41,7 @@ class LinearScores:
     keys: Features
     bias: PerRow | None = None
     transform: Callable[[Tensor], Tensor] | None = None
+    local_keys: Features | None = None
 
     def __post_init__(self) -> None:
         """Check shapes."""
@@ -72,17 +74,27 @@ class LinearScores:
 
     def is_transpose_of(self, other: "LinearScores") -> bool:
         """Whether the two are one matrix read by rows and by columns: each one's queries are the other's keys."""
+        return self._mirrors(other, self.keys, other.keys)
+
+    def is_share_of_transpose_of(self, other: "LinearScores") -> bool:
+        """Whether they would be, if all processes' rows were here: each one's queries are the other's local keys."""
+        if self.local_keys is None or other.local_keys is None:
+            return False
+        return self._mirrors(other, self.local_keys, other.local_keys)
+
+    def _mirrors(self, other: "LinearScores", ours: Features, theirs: Features) -> bool:
         plain = self.bias is None and other.bias is None and self.transform is other.transform is None
-        return plain and _same(self.queries, other.keys) and _same(self.keys, other.queries)
+        return plain and _same(self.queries, theirs) and _same(ours, other.queries)
 
     def select(self, rows: slice | RowIndex) -> "LinearScores":
         """The scores of some of the rows."""
-        return replace(self, queries=self.queries[rows])
+        return replace(self, queries=self.queries[rows], local_keys=None)
 
     def detached(self) -> "LinearScores":
         """The same scores, through which no gradient flows."""
         bias = None if self.bias is None else self.bias.detach()
-        return LinearScores(self.queries.detach(), self.keys.detach(), bias, self.transform)
+        local = None if self.local_keys is None else self.local_keys.detach()
+        return LinearScores(self.queries.detach(), self.keys.detach(), bias, self.transform, local)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

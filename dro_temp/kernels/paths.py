@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
-from dro_temp._typing import Features
-from dro_temp.kernels import eager, pairs, streaming
+from dro_temp._typing import Features, PerRow
+from dro_temp.kernels import eager, exchanged, pairs, streaming
 from dro_temp.kernels.native_device import c_passes, native_runs_on
 from dro_temp.kernels.pairs import LogSums
 from dro_temp.kernels.products import work_dtype
 from dro_temp.kernels.rows import LogMeanExp, Products
 from dro_temp.kernels.triton_device import fused_passes, triton_runs_on
 
-__all__ = ["PAIR_PATHS", "PATHS", "check_impl", "fastest_path"]
+__all__ = ["PAIR_PATHS", "PATHS", "SIDES_PATHS", "check_impl", "fastest_path"]
 
 
 def fastest_path(queries: Features, keys: Features) -> Literal["triton", "native", "chunked"]:
@@ -64,4 +64,21 @@ PAIR_PATHS: dict[str, Callable[..., LogSums]] = {
     "chunked": pairs.log_sums_of_pairs,
     "native": _native_pairs,
     "triton": _triton_pairs,
+}
+
+
+def _triton_sides(sides: tuple[Features, Features], *args: Any, **options: Any) -> tuple[PerRow, PerRow]:
+    return exchanged.log_sums_of_both_sides(sides, *args, **options, passes=fused_passes(sides[0].device))
+
+
+def _native_sides(sides: tuple[Features, Features], *args: Any, **options: Any) -> tuple[PerRow, PerRow]:
+    passes = c_passes(sides[0].device, work_dtype(*sides))
+    return exchanged.log_sums_of_both_sides(sides, *args, **options, passes=passes)
+
+
+#: Log-sums of this process's rows on both sides of pairs, by path.
+SIDES_PATHS: dict[str, Callable[..., tuple[PerRow, PerRow]]] = {
+    "chunked": exchanged.log_sums_of_both_sides,
+    "native": _native_sides,
+    "triton": _triton_sides,
 }

@@ -70,13 +70,33 @@ class Coupling:
         self, block: PairBlock, queries: Tensor, keys: Tensor, kept: Scores | None
     ) -> tuple[Tensor, Tensor]:
         """Gradients of queries and keys; scores that were kept are consumed, else they are computed again."""
-        n, m, work = queries.shape[0], keys.shape[0], self.tau_rows.dtype
-        wide, narrow = keys.to(score_dtype(keys)), keys.to(gradient_dtype(keys))
-        height = block_rows(n, m, work, queries.device) if kept is None else 0
-        buffer = borrow("scores", height, m, queries, work)
+        n, work = queries.shape[0], self.tau_rows.dtype
+        narrow = keys.to(gradient_dtype(keys))
         to_queries = torch.empty_like(queries, dtype=work)
         # The first stripe overwrites it; without rows there is none.
         to_keys = torch.empty_like(keys, dtype=work) if n else torch.zeros_like(keys, dtype=work)
+        for rows, coupled in self._coupled(block, queries, keys, kept):
+            product(coupled, narrow, to_queries[rows])
+            first = rows.start == 0
+            accumulate_product(to_keys, coupled.T, queries[rows].to(work), narrow.dtype, first=first)
+        return to_queries.to(queries.dtype), to_keys.to(keys.dtype)
+
+    def pull(self, block: PairBlock, queries: Tensor, keys: Tensor, kept: Scores | None) -> Tensor:
+        """The gradient of the queries alone."""
+        narrow = keys.to(gradient_dtype(keys))
+        to_queries = torch.empty_like(queries, dtype=self.tau_rows.dtype)
+        for rows, coupled in self._coupled(block, queries, keys, kept):
+            product(coupled, narrow, to_queries[rows])
+        return to_queries.to(queries.dtype)
+
+    def _coupled(
+        self, block: PairBlock, queries: Tensor, keys: Tensor, kept: Scores | None
+    ) -> Iterator[tuple[slice, Scores]]:
+        """Gradient with respect to the scores, stripe by stripe."""
+        n, m, work = queries.shape[0], keys.shape[0], self.tau_rows.dtype
+        wide = keys.to(score_dtype(keys))
+        height = block_rows(n, m, work, queries.device) if kept is None else 0
+        buffer = borrow("scores", height, m, queries, work)
         for rows, column in block.stripes(queries, keys, kept=kept is not None):
             out = buffer[: rows.stop - rows.start]
             coupled = product(queries[rows], wide.T, out) if kept is None else kept[rows]
@@ -84,12 +104,8 @@ class Coupling:
                 self._couple(
                     block.passes, coupled[group], slice(rows.start + group.start, rows.start + group.stop)
                 )
-            coupled.scatter_(1, column, self.own[rows, None])
-            product(coupled, narrow, to_queries[rows])
-            first = rows.start == 0
-            accumulate_product(to_keys, coupled.T, queries[rows].to(work), narrow.dtype, first=first)
+            yield rows, coupled.scatter_(1, column, self.own[rows, None])
         give_back("scores", buffer)
-        return to_queries.to(queries.dtype), to_keys.to(keys.dtype)
 
     def _couple(self, passes: PairPasses, scores: Scores, rows: slice) -> Scores:
         return passes.couple_(

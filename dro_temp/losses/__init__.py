@@ -1,7 +1,17 @@
-"""Losses on rows: each maps (rows, tau) to one value per row."""
+"""Losses on rows: each maps (rows, tau) to one value per row. Penalties: each maps the rows of all views to one."""
 
+from dro_temp.losses.consistency import CyclicPenalty
+from dro_temp.losses.entropic_risk import EntropicRiskLoss
 from dro_temp.losses.infonce import InfoNCELoss
 from dro_temp.losses.kl_robust import KLRobustLoss
 from dro_temp.losses.likelihood import LikelihoodLoss
+from dro_temp.losses.sigmoid import SigmoidLoss
 
-__all__ = ["InfoNCELoss", "KLRobustLoss", "LikelihoodLoss"]
+__all__ = [
+    "CyclicPenalty",
+    "EntropicRiskLoss",
+    "InfoNCELoss",
+    "KLRobustLoss",
+    "LikelihoodLoss",
+    "SigmoidLoss",
+]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from dro_temp import distributed
 from dro_temp._compiler import outside_graphs
 from dro_temp.interfaces import (
     Choice,
@@ -17,7 +18,7 @@ from dro_temp.interfaces import (
     Rows,
     TemperaturePredictor,
 )
-from dro_temp.kernels.paths import PAIR_PATHS
+from dro_temp.kernels.paths import PAIR_PATHS, SIDES_PATHS, fastest_path
 
 
 def evaluate_views(
@@ -51,35 +52,64 @@ def _evaluate_mirrored(
     first, second = (rows[view].scores for view in views)
     if not (isinstance(first, LinearScores) and isinstance(second, LinearScores)):
         return None
-    if not first.is_transpose_of(second) or any(rows[view].weight is not None for view in views):
+    if any(rows[view].weight is not None or rows[view].support_size == 0 for view in views):
         return None
     ours = [losses[view] for view in views]
-    if not all(isinstance(loss, LogMeanExpLoss) for loss in ours):
+    if not all(isinstance(loss, LogMeanExpLoss) and loss.impl != "eager" for loss in ours):
         return None
     if any(predictors[view].reads_scores for view in views):
         return None
-    choices = [loss.choose(rows[view]) for loss, view in zip(ours, views, strict=True)]  # type: ignore[operator]
+    if first.is_share_of_transpose_of(second):
+        # Not by the number of rows: that differs from process to process, and all must go the same way.
+        choices = [_exchanging(loss, first) for loss in ours]
+    elif first.is_transpose_of(second):
+        choices = [loss.choose(rows[view]) for loss, view in zip(ours, views, strict=True)]  # type: ignore[operator]
+    else:
+        return None
     if choices[0].impl == "eager" or choices[0].impl != choices[1].impl:
         return None
-    found: dict[str, Evaluated] = _from_tiles(views, first, rows, predictors, losses, choices)
+    found: dict[str, Evaluated] = _from_tiles(views, rows, predictors, losses, choices)
     return found
+
+
+def _exchanging(loss: nn.Module, scores: LinearScores) -> Choice:
+    assert isinstance(loss, LogMeanExpLoss)
+    path = fastest_path(scores.queries, scores.keys) if loss.impl == "auto" else loss.impl
+    return Choice(path, "several processes exchange numbers per row in place of gradients")
 
 
 @outside_graphs
 def _from_tiles(
     views: tuple[str, str],
-    scores: LinearScores,
     rows: Mapping[str, Rows],
     predictors: nn.ModuleDict,
     losses: nn.ModuleDict,
     choices: list[Choice],
 ) -> dict[str, Evaluated]:
-    with torch.autocast(scores.queries.device.type, enabled=False):
+    with torch.autocast(rows[views[0]].target.device.type, enabled=False):
         taus: list[Tensor] = [predictors[view].of(rows[view]) for view in views]  # type: ignore[operator]
-        sums = PAIR_PATHS[choices[0].impl](scores.queries, scores.keys, *taus)
         found = {}
-        for view, tau, log_sum, choice in zip(views, taus, (sums.rows, sums.columns), choices, strict=True):
+        log_sums = _log_sums(rows[views[0]], rows[views[1]], taus, choices[0])
+        for view, tau, log_sum, choice in zip(views, taus, log_sums, choices, strict=True):
             log_g = log_sum - math.log(rows[view].support_size)
             values = losses[view].of_log_mean_exp(rows[view], log_g, tau.to(log_g.dtype))  # type: ignore[operator]
             found[view] = Evaluated(values, tau, choice)
         return found
+
+
+def _log_sums(first: Rows, second: Rows, taus: list[Tensor], choice: Choice) -> tuple[Tensor, Tensor]:
+    """Of the rows of both views."""
+    assert isinstance(first.scores, LinearScores)
+    assert isinstance(second.scores, LinearScores)
+    x, y = first.scores.queries, second.scores.queries
+    if first.scores.local_keys is None:
+        sums = PAIR_PATHS[choice.impl](x, y, *taus)
+        return sums.rows, sums.columns
+    offset = int(first.target[0]) if len(first) else 0
+    return SIDES_PATHS[choice.impl](
+        (x, y),
+        (second.scores.keys, first.scores.keys),
+        taus,
+        offset=offset,
+        gather=lambda rows: distributed.gather_rows(rows)[0],
+    )

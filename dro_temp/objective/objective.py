@@ -1,38 +1,41 @@
 """The objective: a host, a predictor and a loss as one number to minimise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dro_temp._checks import check_kind
-from dro_temp.interfaces import HostAdapter, RobustLoss, Rows, Staged, TemperaturePredictor
+from dro_temp.interfaces import HostAdapter, Penalty, RobustLoss, Rows, Staged, TemperaturePredictor
 from dro_temp.objective.evaluation import evaluate_views
 from dro_temp.objective.ledger import Ledger
 from dro_temp.objective.output import Output
-from dro_temp.objective.parts import PerView, per_view, refuse_shared_memory
+from dro_temp.objective.parts import PerView, named_penalties, per_view, refuse_shared_memory
 from dro_temp.objective.reduction import refuse_non_finite, temperature_metrics, weighted_mean
 
 
 class Objective(nn.Module):
     r"""Composes a host, a predictor and a robust loss into one number to minimise.
 
-    $$L = \frac1{|V|} \sum_{v \in V} \frac{\sum_i w_i F_v(h_i, \tau_i)}{\sum_i w_i}$$
+    $$L = \frac1{|V|} \sum_{v \in V} \frac{\sum_i w_i F_v(h_i, \tau_i)}{\sum_i w_i} + \sum_p P_p$$
 
     Args:
         host: makes rows.
         predictor: one for all views, or one per view.
         loss: one for all views, or one per view. A loss that remembers samples must be given per view, since
             image row 7 and text row 7 are different rows.
+        penalties: terms over all views together, such as `CyclicPenalty`. Each is reduced as if it were the value of
+            every row of the first view: by a `count`, and over processes.
         check_finite: True to stop with the row's number at the first NaN or infinity in features, temperatures or
             values. It waits for the device once per call (as does each check of sample numbers); turn it off for
             float16 with a gradient scaler, which handles overflow by itself. Under `torch.compile` these checks
             are left out.
 
     Raises:
-        TypeError: a host, predictor or loss of another kind.
-        ValueError: parts missing for a view, parts for unknown views, one memory used by two views.
+        TypeError: a host, predictor, loss or penalty of another kind.
+        ValueError: parts missing for a view, parts for unknown views, one memory used by two views, two penalties of
+            one name, a penalty that the host's rows do not fit.
         FloatingPointError: non-finite features or values.
 
     Example:
@@ -51,6 +54,7 @@ class Objective(nn.Module):
         predictor: PerView[TemperaturePredictor],
         loss: PerView[RobustLoss],
         *,
+        penalties: Iterable[Penalty] = (),
         check_finite: bool = True,
     ) -> None:
         super().__init__()
@@ -61,6 +65,7 @@ class Objective(nn.Module):
         self.predictors = nn.ModuleDict(per_view("predictor", predictor, host.views, TemperaturePredictor))
         self.losses = nn.ModuleDict(per_view("loss", loss, host.views, RobustLoss))
         refuse_shared_memory(self.predictors, self.losses)
+        self.penalties = nn.ModuleDict(named_penalties(penalties, host))
         self.check_finite = check_finite
         self._ledger = Ledger(self.predictors, self.losses)
         # Every process commits the same memory; sending it around at each forward would cost more than the step.
@@ -102,8 +107,10 @@ class Objective(nn.Module):
         means = {
             view: weighted_mean(values[view], rows[view], count, self.training) for view in self.host.views
         }
-        loss = torch.stack(list(means.values())).mean()
+        extra = self._penalties(rows, count)
+        loss = torch.stack(list(means.values())).mean() + sum(extra.values())
         metrics: dict[str, Tensor] = {"loss": loss.detach()}
+        metrics |= {f"penalty/{name}": term.detach() for name, term in extra.items()}
         for view in self.host.views:
             metrics |= temperature_metrics(view, means[view], taus[view], rows[view].valid)
         return Output(
@@ -113,6 +120,13 @@ class Objective(nn.Module):
             metrics=metrics,
             choice={view: found[view].choice for view in self.host.views},
         )
+
+    def _penalties(self, rows: dict[str, Rows], count: float | Tensor | None) -> dict[str, Tensor]:
+        first = rows[self.host.views[0]]
+        return {
+            name: weighted_mean(penalty(rows).expand(len(first)), first, count, self.training)
+            for name, penalty in self.penalties.items()
+        }
 
     def _let_observe(self, view: str, rows: Rows, tau: Tensor, values: Tensor) -> None:
         predictor = self.predictors[view]
@@ -201,31 +215,30 @@ class Objective(nn.Module):
     def param_groups(
         self, *, lr: float, tau_lr: float | None = None, **host_options: Any
     ) -> list[dict[str, Any]]:
-        """Parameter groups for any torch optimizer: "host" and "temperature".
+        """Parameter groups for any torch optimizer: "host", "loss" and "temperature".
 
         Args:
-            lr: learning rate of the host (and of parameters of the loss).
+            lr: learning rate of the host, and of parameters of losses and penalties (`SigmoidLoss` has one).
             tau_lr: learning rate of the predictors; that of the host if None.
-            **host_options: further options of the host's group, for example weight_decay. The predictors' group
-                has weight decay 0: decay would pull temperatures towards the middle of their bounds.
+            **host_options: further options of the host's group, for example weight_decay. The other groups have
+                weight decay 0: decay would pull temperatures towards the middle of their bounds, and a bias to 0.
 
         Returns:
-            One or two groups; a frozen host and a predictor without parameters have none.
+            One to three groups; parts without parameters that train, such as a frozen host, have none.
 
         Raises:
             ValueError: there is nothing to train.
         """
-        temperature = [p for p in self.predictors.parameters() if p.requires_grad]
+        tau_lr = lr if tau_lr is None else tau_lr
+        temperature = _trained(self.predictors)
         taken = {id(p) for p in temperature}
-        host = [p for p in self.parameters() if p.requires_grad and id(p) not in taken]
+        loss = [p for p in _trained(nn.ModuleList([self.losses, self.penalties])) if id(p) not in taken]
+        taken |= {id(p) for p in loss}
+        host = [p for p in _trained(self) if id(p) not in taken]
         groups = [
             {"name": "host", "params": host, "lr": lr, **host_options},
-            {
-                "name": "temperature",
-                "params": temperature,
-                "lr": lr if tau_lr is None else tau_lr,
-                "weight_decay": 0.0,
-            },
+            {"name": "loss", "params": loss, "lr": lr, "weight_decay": 0.0},
+            {"name": "temperature", "params": temperature, "lr": tau_lr, "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
         if not groups:
@@ -235,3 +248,7 @@ class Objective(nn.Module):
                 "an update of its own needs no optimizer: call objective.commit() after backward."
             )
         return groups
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]

@@ -1,12 +1,12 @@
 """Parts given once or per view, and what must not be shared between views."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias, TypeVar
 
 from torch import nn
 
 from dro_temp._checks import check_kind
-from dro_temp.interfaces import staged_modules
+from dro_temp.interfaces import HostAdapter, Penalty, staged_modules
 
 Part = TypeVar("Part", bound=nn.Module)
 PerView: TypeAlias = Part | Mapping[str, Part]
@@ -27,6 +27,25 @@ def per_view(name: str, part: PerView[Part], views: tuple[str, ...], kind: type)
             f"the {name} of view {view!r}", part[view], kind, "The order is Objective(host, predictor, loss)."
         )
     return {view: part[view] for view in views}
+
+
+def named_penalties(penalties: Iterable[Penalty], host: HostAdapter) -> dict[str, Penalty]:
+    """Penalties by name, each asked whether it fits the host."""
+    if not isinstance(penalties, Iterable):
+        raise TypeError(
+            f"expected penalties as a sequence, received {type(penalties).__name__}. Write penalties=(penalty,)."
+        )
+    named: dict[str, Penalty] = {}
+    for penalty in penalties:
+        check_kind("each of penalties", penalty, Penalty, "Pass penalties=(CyclicPenalty(),), say.")
+        if penalty.name in named:
+            raise ValueError(
+                f"expected penalties of different names, received two named {penalty.name!r}, one of which the "
+                "metrics would hide. Raise the weight of one, or set penalty.name on the other."
+            )
+        penalty.check_host(host)
+        named[penalty.name] = penalty
+    return named
 
 
 def refuse_shared_memory(*parts: nn.ModuleDict) -> None:

@@ -22,6 +22,7 @@ from dro_temp.testing._cases import (
     GammaCase,
     HostCase,
     LossCase,
+    PenaltyCase,
     PredictorCase,
 )
 from dro_temp.testing._pairing import CONTRACTS, pair
@@ -33,6 +34,7 @@ __all__ = [
     "GammaCase",
     "HostCase",
     "LossCase",
+    "PenaltyCase",
     "PredictorCase",
     "pair",
 ]

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from dro_temp.estimators import Estimator, GammaSchedule
-from dro_temp.interfaces import HostAdapter, RobustLoss, Rows, Support, TemperaturePredictor
+from dro_temp.interfaces import (
+    HostAdapter,
+    LinearScores,
+    Penalty,
+    RobustLoss,
+    Rows,
+    Support,
+    TemperaturePredictor,
+)
 
 
 @dataclass(frozen=True)
@@ -55,12 +63,14 @@ class LossCase(Case):
         degree: k in F(c h, c tau) = c^k F(h, tau): 1 for the robust loss, 0 for a log-likelihood.
         outcomes: columns of the rows that it is fed.
         num_samples: size of the data set.
+        margins_only: False for a loss that reads the scores themselves: a constant in all of them then matters.
     """
 
     build: Callable[[], RobustLoss]
     degree: int = 1
     outcomes: int = 12
     num_samples: int = 50
+    margins_only: bool = True
 
     def rows(self, n: int, *, seed: int = 0, scale: float = 1.0, pairs: bool = False, **changes: Any) -> Rows:
         """Random float64 rows: classes, or pairs whose target is outside the support."""
@@ -105,6 +115,38 @@ class EstimatorCase(Case):
 
     build: Callable[[], Estimator]
     num_samples: int = 50
+
+
+@dataclass(frozen=True)
+class PenaltyCase(Case):
+    """A penalty and rows for it.
+
+    Args:
+        name: shown in the test report.
+        build: makes a fresh penalty.
+        width: width of the vectors that are paired.
+        views: names of the two views.
+    """
+
+    build: Callable[[], Penalty]
+    width: int = 5
+    views: tuple[str, str] = ("image", "text")
+
+    def rows(self, x: Tensor, y: Tensor) -> dict[str, Rows]:
+        """Rows of a batch of pairs of vectors [n width], each side scored against the other."""
+        target = torch.arange(len(x))
+        sides = ((x, y), (y, x))
+        return {
+            view: Rows(LinearScores(queries, keys), target, queries, target, target_in_support=False)
+            for view, (queries, keys) in zip(self.views, sides, strict=True)
+        }
+
+    def vectors(self, n: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Random float64 unit vectors of both sides."""
+        generator = torch.Generator().manual_seed(seed)
+        both = torch.randn(2, n, self.width, generator=generator, dtype=torch.float64)
+        x, y = torch.nn.functional.normalize(both, dim=2)
+        return x, y
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,12 @@ def scores_as_the_bare_model_does(case: HostCase) -> None:
 
 
 def trains_the_model(case: HostCase) -> None:
-    """Scores carry gradient to every weight of a host that is not frozen."""
+    """Scores carry gradient to every weight that is to be trained, and there are some."""
     host = case.build()
     sum((rows.margins.square().sum() for rows in host(**case.batch(4)).values()), torch.zeros(())).backward()
-    for name, parameter in host.named_parameters():
+    trained = {name: p for name, p in host.named_parameters() if p.requires_grad}
+    assert trained
+    for name, parameter in trained.items():
         assert parameter.grad is not None, name
 
 

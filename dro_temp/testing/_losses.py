@@ -27,7 +27,12 @@ def gives_one_value_per_row(case: LossCase) -> None:
 
 
 def ignores_a_constant_in_scores(case: LossCase) -> None:
-    """F(s + c) = F(s): only margins matter."""
+    """F(s + c) = F(s): only margins matter; or, where the case says so, they are not all that does."""
+    if not case.margins_only:
+        rows, tau = case.rows(5), case.tau(5)
+        moved = case.rows(5, scores=rows.dense_scores + 1.0)
+        assert not torch.allclose(case.build()(moved, tau), case.build()(rows, tau))
+        return
 
     @_some
     @given(st.integers(0, 999), st.floats(-100, 100), st.booleans())

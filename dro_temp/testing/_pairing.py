@@ -3,13 +3,22 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dro_temp.testing import _estimators, _gamma, _hosts, _losses, _predictors
-from dro_temp.testing._cases import Case, EstimatorCase, GammaCase, HostCase, LossCase, PredictorCase
+from dro_temp.testing import _estimators, _gamma, _hosts, _losses, _penalties, _predictors
+from dro_temp.testing._cases import (
+    Case,
+    EstimatorCase,
+    GammaCase,
+    HostCase,
+    LossCase,
+    PenaltyCase,
+    PredictorCase,
+)
 
 #: The contracts of each kind of case, in the order in which they are run.
 CONTRACTS: dict[type[Case], tuple[Callable[[Any], None], ...]] = {
     PredictorCase: _predictors.CONTRACTS,
     LossCase: _losses.CONTRACTS,
+    PenaltyCase: _penalties.CONTRACTS,
     HostCase: _hosts.CONTRACTS,
     EstimatorCase: _estimators.CONTRACTS,
     GammaCase: _gamma.CONTRACTS,

@@ -1,0 +1,77 @@
+"""What hosts of pairs share: from the vectors of two encoders to image rows and text rows."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dro_temp import distributed
+from dro_temp.interfaces import LinearScores, Rows
+from dro_temp.interfaces.scores import at_least_float32
+
+
+def unit(vectors: Any, encoder: str) -> Tensor:
+    """Vectors of length one, in float32 or better, also under autocast.
+
+    Args:
+        vectors: what an encoder returned, [n d].
+        encoder: its name, for the error.
+
+    Raises:
+        TypeError: it returned something else than a tensor.
+    """
+    if not isinstance(vectors, Tensor):
+        raise TypeError(
+            f"expected the {encoder} to return a tensor [n, d], received {type(vectors).__name__}. "
+            "Wrap it in a module that returns the pooled vectors alone."
+        )
+    with torch.autocast(vectors.device.type, enabled=False):
+        return nn.functional.normalize(at_least_float32(vectors), dim=-1)
+
+
+def pair_rows(
+    image: Tensor, text: Tensor, index: Tensor | None = None, *, gathers: bool = False
+) -> dict[str, Rows]:
+    """Image rows and text rows of a batch of pairs; the target of each row is its own partner.
+
+    Args:
+        image: unit vectors [n d].
+        text: unit vectors [n d].
+        index: the pairs' numbers in the data set.
+        gathers: True to take columns from all processes; False where one may run alone, as in an evaluation.
+
+    Raises:
+        ValueError: vectors that are not [n d], or differ in number or width; an index of another length.
+        RuntimeError: one of several processes that were launched, without a process group.
+    """
+    if image.dim() != 2 or image.shape != text.shape:
+        raise ValueError(
+            "expected both encoders to return [n, d] with the same n and d, received "
+            f"{list(image.shape)} from the image encoder and {list(text.shape)} from the text encoder. "
+            "Pool to one vector per input, project both to one width, and pass as many images as texts."
+        )
+    if gathers:
+        distributed.refuse_missing_group()
+    start, image_scores, text_scores = 0, LinearScores(image, text), LinearScores(text, image)
+    if gathers and distributed.world_size() > 1:
+        # Nothing flows back through the gathering where losses exchange per-row numbers instead.
+        all_images, start = distributed.gather_rows_with_gradient(image)
+        all_texts, _ = distributed.gather_rows_with_gradient(text)
+        image_scores = LinearScores(image, all_texts, local_keys=text)
+        text_scores = LinearScores(text, all_images, local_keys=image)
+    target = torch.arange(start, start + len(image), device=image.device)
+    return {
+        "image": Rows(image_scores, target, image, index, target_in_support=False),
+        "text": Rows(text_scores, target, text, index, target_in_support=False),
+    }
+
+
+def freeze_own_scale(model: nn.Module) -> None:
+    """Freeze the model's own temperature: the numbers that it holds itself, such as `logit_scale`.
+
+    Temperatures come from predictors, so that these would never get a gradient: DistributedDataParallel raises
+    over parameters that don't.
+    """
+    for parameter in model.parameters(recurse=False):
+        if parameter.numel() == 1:
+            parameter.requires_grad_(False)

@@ -1,0 +1,155 @@
+"""A Hugging Face dual encoder as a host."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dro_temp.hosts._pairs import freeze_own_scale, pair_rows, unit
+from dro_temp.interfaces import HostAdapter, Rows
+from dro_temp.interfaces.modes import evaluating
+
+
+class HFDualEncoder(HostAdapter):
+    r"""Any transformers model with two towers, scored by cosine similarity: CLIP, SigLIP, ALIGN, CLAP, ...
+
+    The towers are the model's own `get_text_features`, and its `get_image_features`, or else `get_audio_features` or
+    `get_video_features`: rows of audio and video stand under the view "image". With $x$ and $y$ what these return,
+    at length one, $s_{ij} = x_i^\top y_j$, and the model's own logits are these scores times its scale (or divided
+    by its temperature), plus its bias. Where a tower returns one vector per position, as FLAVA's do, the first
+    counts, as it does in FLAVA's own loss. X-CLIP's `forward` also lets each video change each text, which is no
+    product of two vectors: this host leaves that out. Rows are those of `TwoTower`.
+
+    Temperatures come from predictors. The model's own (`logit_scale`, `logit_bias`, `temperature`) is not used and
+    is frozen (`requires_grad=False`). Other parts may be unused as well, such as a text tower's pooler or FLAVA's
+    multimodal encoder; under DistributedDataParallel freeze them with `freeze_unused`.
+
+    Args:
+        model: the model.
+        frozen: True to leave the model alone.
+
+    Raises:
+        TypeError: a model without one of the methods.
+
+    Example:
+        >>> import dro_temp as dt, transformers
+        >>> sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> config = transformers.CLIPConfig(
+        ...     text_config=sizes | {"vocab_size": 99, "bos_token_id": 97, "eos_token_id": 98},
+        ...     vision_config=sizes | {"image_size": 16, "patch_size": 8},
+        ...     projection_dim=24,
+        ... )
+        >>> host = dt.hosts.HFDualEncoder(transformers.CLIPModel(config))
+        >>> rows = host(pixel_values=torch.randn(4, 3, 16, 16), input_ids=torch.randint(99, (4, 8)))
+        >>> list(rows), rows["image"].support_size, host.width
+        (['image', 'text'], 3, 24)
+    """
+
+    views = ("image", "text")
+    mirrored = ("image", "text")
+
+    def __init__(self, model: nn.Module, *, frozen: bool = False) -> None:
+        super().__init__(frozen=frozen)
+        self._image = _tower(model, "get_image_features", "get_audio_features", "get_video_features")
+        self._text = _tower(model, "get_text_features")
+        self.model = model
+        freeze_own_scale(model)
+
+    def encode_image(self, **inputs: Any) -> Tensor:
+        """Unit vectors [n d] of images (or audio, or videos), in float32 or better: what image rows' predictors read.
+
+        Args:
+            **inputs: what the model's `get_image_features` takes, for example `pixel_values`.
+        """
+        return self._encode(self._image, inputs)
+
+    def encode_text(self, **inputs: Any) -> Tensor:
+        """Unit vectors [n d] of texts, in float32 or better: what text rows' predictors read.
+
+        Args:
+            **inputs: what the model's `get_text_features` takes: `input_ids`, `attention_mask`.
+        """
+        return self._encode(self._text, inputs)
+
+    def rows(self, index: Tensor | None = None, **batch: Any) -> dict[str, Rows]:
+        """Image rows and text rows of a batch of pairs.
+
+        Args:
+            index: the pairs' numbers in the data set.
+            **batch: what the model's processor returns. Each tower gets the arguments that it takes; what both
+                take (an `attention_mask`) is the text's.
+
+        Raises:
+            TypeError: an argument that neither tower takes, or a tower that does not pool.
+            ValueError: no images, no texts, not as many of one as of the other, or towers of two widths.
+        """
+        text = {name: value for name, value in batch.items() if name in self._text.takes}
+        image = {name: value for name, value in batch.items() if name not in text}
+        unknown = [name for name in image if name not in self._image.takes]
+        if unknown:
+            raise TypeError(
+                f"expected arguments of {self._image.method} ({', '.join(self._image.takes)}) or "
+                f"{self._text.method} ({', '.join(self._text.takes)}), received {', '.join(unknown)}. "
+                "Take them out of the batch: host(**{name: batch[name] for name in ...}, index=index)."
+            )
+        return pair_rows(
+            self._encode(self._image, image),
+            self._encode(self._text, text),
+            index,
+            gathers=self.objective_trains,
+        )
+
+    @property
+    def width(self) -> int:
+        """Width d of the common space, found by running one text: what `TempNet(host.width, ...)` wants."""
+        device = next(self.model.parameters()).device
+        with evaluating(self.model):
+            return self.encode_text(input_ids=torch.zeros(1, 8, dtype=torch.long, device=device)).shape[1]
+
+    def _encode(self, tower: "_Tower", inputs: dict[str, Any]) -> Tensor:
+        given = {name: value for name, value in inputs.items() if value is not None}
+        if not given.keys() & {tower.takes[0], "inputs_embeds"}:
+            raise ValueError(
+                f"expected {tower.takes[0]}, which {type(self.model).__name__}.{tower.method} encodes, received "
+                f"{', '.join(given) or 'nothing'} for it. Pass both sides of the pairs, as the model's processor "
+                "returns them; for one side alone use encode_image or encode_text."
+            )
+        return unit(_pooled(getattr(self.model, tower.method)(**given), tower.method), tower.method)
+
+
+@dataclass(frozen=True)
+class _Tower:
+    """A method that encodes one side, and the arguments that it takes, its main input first."""
+
+    method: str
+    takes: tuple[str, ...]
+
+
+def _tower(model: nn.Module, *methods: str) -> _Tower:
+    """The first of these methods that the model has."""
+    for name in methods:
+        if hasattr(model, name):
+            parameters = inspect.signature(getattr(model, name)).parameters.values()
+            takes = tuple(p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD)
+            return _Tower(name, takes)
+    raise TypeError(
+        f"expected a model with {' or '.join(methods)}, received {type(model).__name__}, which has none. "
+        "Pass the model that holds both towers, unwrapped (CLIPModel, or the .flava of FlavaForPreTraining), or "
+        "use TwoTower(image_encoder, text_encoder)."
+    )
+
+
+def _pooled(output: Any, method: str) -> Tensor:
+    """One vector per input out of what the method returned: a tensor, or an output with `pooler_output`."""
+    vectors = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
+    if not isinstance(vectors, Tensor):
+        raise TypeError(
+            f"expected {method} to return a tensor or an output with pooler_output, received "
+            f"{type(output).__name__} without it. Such a model has no contrastive form of its own (or its config "
+            "says return_dict=False): use TwoTower with modules that pool and project."
+        )
+    return (
+        vectors[:, 0] if vectors.dim() == 3 else vectors
+    )  # one vector per position: the first is the whole's

@@ -1,0 +1,50 @@
+"""The log of the inner mean, without the factor tau."""
+
+from dro_temp import functional as F
+from dro_temp._checks import check_kind
+from dro_temp._typing import PerRow
+from dro_temp.estimators import Estimator, Exact
+from dro_temp.interfaces import Impl, LogMeanExpLoss, Rows
+
+
+class EntropicRiskLoss(LogMeanExpLoss):
+    r"""$\log \mathbb{E}_j\, e^{h_{ij}/\tau_i}$ over each row's support: the entropic risk of the scaled margins.
+
+    The global contrastive loss of FastCLIP v0 and the objective of SCENT. Against its neighbours: `KLRobustLoss`
+    multiplies it by tau, which makes the score gradient free of 1/tau; `InfoNCELoss` adds the target to the sum
+    and takes the batch for the whole.
+
+    With an estimator the value is the held $\log u$ and the gradient the compositional one, $\nabla g / u$, to
+    scores and temperatures alike.
+
+    Args:
+        estimator: estimate of the inner mean: `Exact()` (the default), or, for pairs, `LogMovingAverage` or `Scent`.
+        impl: how scores that are products are computed, see `LogMeanExpLoss`.
+
+    Raises:
+        TypeError: the estimator is none.
+        ValueError: an estimator that needs sample numbers and gets none.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> rows = dt.Rows(torch.tensor([[2.0, 0.0]]), torch.tensor([0]), target_in_support=False)
+        >>> dt.EntropicRiskLoss()(rows, 0.5)
+        tensor([-4.])
+
+    Source: arXiv 2407.01445 (FastCLIP), v0; arXiv 2602.02877 (SCENT), equation 1.
+    """
+
+    def __init__(self, *, estimator: Estimator | None = None, impl: Impl = "auto") -> None:
+        super().__init__(impl=impl)
+        estimator = Exact() if estimator is None else estimator
+        check_kind("estimator", estimator, Estimator, "Pass LogMovingAverage(len(dataset)), or leave it out.")
+        self.estimator = estimator
+
+    @property
+    def row_by_row(self) -> bool:
+        """True for an estimator that holds nothing."""
+        return self.estimator.row_by_row
+
+    def of_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
+        """The held log-mean, with the estimator's compositional gradient."""
+        return F.compositional_log_mean(log_g, self.estimator.propose(rows.index, log_g, rows.valid))

@@ -1,0 +1,58 @@
+"""The sigmoid loss of pairs."""
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
+
+from dro_temp._typing import PerRow
+from dro_temp.interfaces import RobustLoss, Rows
+
+
+class SigmoidLoss(RobustLoss):
+    r"""$-\sum_j \log \sigma\left(y_{ij} (s_{ij} / \tau_i + b)\right)$, $y_{ij} = 1$ at the target and $-1$ elsewhere.
+
+    Every pair is a classification of its own: no row is normalised. The mean over rows is SigLIP's sum over all
+    pairs divided by the number of rows. It reads the scores themselves, not margins: a constant in all scores
+    matters, and the bias b, a parameter, takes it up. All columns count, whatever `target_in_support` says.
+
+    The score matrix is held: this loss does not stream. A row without any other column (a batch of one) counts zero,
+    as in every loss here.
+
+    Args:
+        bias_init: where b starts. Most pairs are negatives; -10 makes the first loss small.
+
+    Raises:
+        TypeError: bias_init is no number.
+        ValueError: bias_init is not finite.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> rows = dt.Rows(torch.tensor([[2.0, 0.0]]), torch.tensor([0]), target_in_support=False)
+        >>> dt.SigmoidLoss(bias_init=0.0)(rows, 1.0)   # log(1 + e^-2) + log 2
+        tensor([0.8201], grad_fn=<MaskedFillBackward0>)
+
+    Source: arXiv 2303.15343 (SigLIP), algorithm 1.
+    """
+
+    def __init__(self, bias_init: float = -10.0) -> None:
+        super().__init__()
+        if isinstance(bias_init, bool) or not isinstance(bias_init, Real):
+            raise TypeError(
+                f"expected bias_init as a number, received {type(bias_init).__name__} ({bias_init!r}). "
+                "Pass -10.0, as SigLIP does."
+            )
+        if not math.isfinite(bias_init):
+            raise ValueError(
+                f"expected a finite bias_init, received {bias_init}. Pass -10.0, as SigLIP does."
+            )
+        self.bias: Tensor = nn.Parameter(torch.tensor(float(bias_init)))
+
+    def values(self, rows: Rows, tau: PerRow) -> PerRow:
+        """Minus the log-likelihood of all pairs of a row."""
+        logits = rows.dense_scores / tau[:, None] + self.bias
+        target = rows.target.long()[:, None]
+        # The sign is turned at the target alone: adding the difference afterwards would cost its digits.
+        signed = (-logits).scatter(1, target, logits.gather(1, target))
+        return -nn.functional.logsigmoid(signed).sum(1)

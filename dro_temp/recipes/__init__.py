@@ -1,0 +1,23 @@
+"""Named schemes: each function composes a predictor, a loss and an estimator into an `Objective` over a host.
+
+They hold nothing of their own. Copy one to vary what it leaves fixed.
+"""
+
+from dro_temp.recipes.baselines import cyclip, infonce, siglip
+from dro_temp.recipes.fastclip import fastclip_v0, fastclip_v1, fastclip_v2, fastclip_v3
+from dro_temp.recipes.robust import drrho, isogclr, scent, sogclr, tempnet
+
+__all__ = [
+    "cyclip",
+    "drrho",
+    "fastclip_v0",
+    "fastclip_v1",
+    "fastclip_v2",
+    "fastclip_v3",
+    "infonce",
+    "isogclr",
+    "scent",
+    "siglip",
+    "sogclr",
+    "tempnet",
+]
