@@ -5,7 +5,7 @@ or hashes of keys, in tables of n / size = 0.1 to 8 samples per entry. All table
 the start and the same batches. Then the model is held still for twenty epochs in which the averages go on,
 and with them the gradient of the whole data set is compared with the exact one.
 
-Run: python benchmarks/hash_collisions.py [--seeds 0 1 2 3 4] [--out FILE]     (two to three minutes on one core)
+Run: python benchmarks/hash_collisions.py [--seeds 0 1 2 3 4] [--out FILE]     (three minutes of one core)
 """
 
 import argparse

@@ -1,12 +1,12 @@
 """One sweep over data: rows of the host, some of them at a time."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from dro_temp._optional import optional_module
+from dro_temp.evaluation._progress import shown
 from dro_temp.interfaces import HostAdapter, Rows
 
 #: Token numbers [batch length], or the host's own keyword arguments.
@@ -38,7 +38,7 @@ def blocks_of_rows(host: HostAdapter, batches: Iterable[Batch], title: str | Non
         title: what a progress bar says; None for no bar.
     """
     device = next((p.device for p in host.parameters()), torch.device("cpu"))
-    for batch in _shown(batches, title):
+    for batch in shown(batches, title):
         given: Mapping[str, Any] = {"input_ids": batch} if isinstance(batch, Tensor) else batch
         moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()}
         (rows,) = host(**moved).values()
@@ -46,12 +46,3 @@ def blocks_of_rows(host: HostAdapter, batches: Iterable[Batch], title: str | Non
         for number in rows.valid.nonzero()[:, 0].split(step):
             if len(number):  # a batch of padding alone has no rows
                 yield rows.select(number).dense()
-
-
-def _shown(batches: Iterable[Batch], title: str | None) -> Iterable[Batch]:
-    if title is None:
-        return batches
-    progress = optional_module("rich.progress", "which draws bars where progress=True", extra="recipes")
-    total = len(batches) if isinstance(batches, Sized) else None
-    shown: Iterable[Batch] = progress.track(batches, description=title, total=total)
-    return shown

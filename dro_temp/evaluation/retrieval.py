@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dro_temp._checks import check_count
+from dro_temp.evaluation._progress import shown
 
 _BLOCK = 2**22  # similarities held at once, 16 MiB in float32
 _ROUNDING = (
@@ -20,6 +21,8 @@ def retrieval_recall(
     query_label: Int[Tensor, "n"],
     gallery_label: Int[Tensor, "m"],
     ks: Sequence[int] = (1, 5),
+    *,
+    progress: bool = False,
 ) -> dict[int, float]:
     r"""Share of queries, in percent, with an item of their own label among the k most similar.
 
@@ -37,6 +40,7 @@ def retrieval_recall(
         query_label: label of each query.
         gallery_label: label of each item; several items may share one.
         ks: numbers of items looked at, each at least 1.
+        progress: show a progress bar.
 
     Returns:
         Percentage for each k.
@@ -44,6 +48,7 @@ def retrieval_recall(
     Raises:
         ValueError: no queries or no `ks`, shapes that do not fit, or a query whose label is not in the gallery.
         TypeError: a k that is no int.
+        ImportError: `progress` without rich.
 
     Example:
         >>> items = torch.eye(4)
@@ -53,17 +58,21 @@ def retrieval_recall(
     """
     _check(queries, gallery, query_label, gallery_label, ks)
     with torch.no_grad():
-        rank = _ranks(queries.float(), gallery.float(), query_label, gallery_label)
+        rank = _ranks(queries.float(), gallery.float(), query_label, gallery_label, progress)
     return {k: 100.0 * int((rank <= k).sum()) / len(rank) for k in ks}
 
 
-def _ranks(queries: Tensor, gallery: Tensor, query_label: Tensor, gallery_label: Tensor) -> Tensor:
+def _ranks(
+    queries: Tensor, gallery: Tensor, query_label: Tensor, gallery_label: Tensor, progress: bool
+) -> Tensor:
     """Rank of the best right item, [n]."""
+    # Not torchmetrics' RetrievalHitRate: it wants all n x m similarities as one list with a query number each, then
+    # loops over queries in Python; ties go to whichever a sort puts first.
     slack = _ROUNDING * queries.norm(dim=1) * gallery.norm(dim=1).max()
     rows = max(1, _BLOCK // len(gallery))
     ranks = []
     blocks = (torch.split(x, rows) for x in (queries, query_label, slack))
-    for query, label, tie in zip(*blocks, strict=True):
+    for query, label, tie in shown(list(zip(*blocks, strict=True)), "retrieval" if progress else None):
         similarity = query @ gallery.T
         right = label[:, None] == gallery_label[None, :]
         best = similarity.masked_fill(~right, -torch.inf).amax(dim=1)
