@@ -81,7 +81,7 @@ def _train_all(rank: int, world: int) -> dict[str, list[float]]:
     }
 
 
-@pytest.fixture(scope="module", params=[2, 3, 4])
+@pytest.fixture(scope="module", params=[2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def states(request):
     return in_processes(request.param, _train_all)
 

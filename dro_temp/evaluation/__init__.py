@@ -1,14 +1,31 @@
 """How good a model is, as plain numbers."""
 
 from dro_temp.evaluation.calibration import expected_calibration_error
+from dro_temp.evaluation.captions import CaptionRecall, caption_recall
+from dro_temp.evaluation.class_accuracy import ClassAccuracy, zero_shot, zero_shot_accuracy
+from dro_temp.evaluation.duplicates import near_duplicates, same_concept
 from dro_temp.evaluation.language import evaluate_language
+from dro_temp.evaluation.neighbours import knn_accuracy
+from dro_temp.evaluation.probes import ProbeReport, linear_probe
+from dro_temp.evaluation.prompts import class_embeddings
 from dro_temp.evaluation.report import LanguageReport, TemperatureScheme
 from dro_temp.evaluation.retrieval import retrieval_recall
 
 __all__ = [
+    "CaptionRecall",
+    "ClassAccuracy",
     "LanguageReport",
+    "ProbeReport",
     "TemperatureScheme",
+    "caption_recall",
+    "class_embeddings",
     "evaluate_language",
     "expected_calibration_error",
+    "knn_accuracy",
+    "linear_probe",
+    "near_duplicates",
     "retrieval_recall",
+    "same_concept",
+    "zero_shot",
+    "zero_shot_accuracy",
 ]

@@ -50,9 +50,7 @@ def check_labels(name: str, label: Tensor, n: int, classes: int | None = None) -
         ValueError: another number of them, or a class that does not exist.
     """
     if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
-        raise TypeError(
-            f"expected {name} of an integer dtype, received {label.dtype}. Pass {name}.long()."
-        )
+        raise TypeError(f"expected {name} of an integer dtype, received {label.dtype}. Pass {name}.long().")
     if label.shape != (n,):
         raise ValueError(
             f"expected {name} [{n}], one number per item, received {list(label.shape)}. Index items and labels alike."

@@ -73,7 +73,7 @@ def caption_recall(
     image_of = check_labels("image_of", image_of, len(texts), len(images)).to(images.device)
     ks = check_ks(ks, min(len(images), len(texts)), "images or captions, whichever is less")
     texts = texts.to(images.device)
-    queries = image_of.unique()
+    queries = torch.unique(image_of)
     number = torch.arange(len(images), device=images.device)
     return CaptionRecall(
         retrieval_recall(images[queries], texts, queries, image_of, ks, progress=progress),

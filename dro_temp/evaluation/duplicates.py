@@ -29,10 +29,10 @@ def same_concept(concept: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
         raise ValueError(
             f"expected concept [n] with n > 0, received {list(concept.shape)}. Pass one number per item."
         )
-    place, count = check_labels("concept", concept, len(concept)).unique(
-        return_inverse=True, return_counts=True
-    )[1:]
-    return count[place] - 1
+    concept = check_labels("concept", concept, len(concept))
+    _, place, count = torch.unique(concept, return_inverse=True, return_counts=True)
+    others: Tensor = count[place] - 1
+    return others
 
 
 def near_duplicates(
@@ -43,8 +43,8 @@ def near_duplicates(
     Tile by tile, each pair once: time grows with the square of n, memory with n.
 
     Args:
-        features: of frozen or trained encoders, any length; a vector of zeros is similar to none.
-        threshold: least similarity, in (0, 1], up to rounding ($2^{-20}$): 1 counts exact duplicates.
+        features: one vector per item, of any length.
+        threshold: least similarity, in [0, 1], up to rounding ($2^{-20}$): 1 counts exact duplicates.
         progress: show a progress bar.
 
     Raises:
@@ -59,7 +59,7 @@ def near_duplicates(
     check_features(features=features)
     check_within("threshold", threshold, 0.0, 1.0)
     with torch.no_grad():
-        tiles = unit(features).split(_TILE)
+        tiles = torch.split(unit(features), _TILE)
         count = [torch.zeros(len(tile), dtype=torch.long, device=features.device) for tile in tiles]
         for i, tile in enumerate(shown(tiles, "near-duplicates" if progress else None)):
             for j in range(i, len(tiles)):

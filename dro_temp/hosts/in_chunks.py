@@ -65,7 +65,7 @@ class InChunks(HostAdapter):
         """Rows of the whole batch; arguments are the host's own."""
         n = _number_of_samples((*args, *batch.values()))
         parts = []
-        for start in range(0, n, self.size):
+        for start in range(0, max(n, 1), self.size):  # a process without samples takes part in the gathering
             chunk = slice(start, start + self.size)
             ours, named = _cut(args, chunk, n), _cut(batch, chunk, n)
             if torch.is_grad_enabled():

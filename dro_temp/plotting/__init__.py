@@ -5,15 +5,19 @@ backend is chosen, no figure is kept open, no default is touched. Save a figure 
 """
 
 from dro_temp.plotting.curves import curves
+from dro_temp.plotting.duplicates import temperature_by_duplicates
 from dro_temp.plotting.extremes import image_extremes
 from dro_temp.plotting.histogram import temperature_histogram
+from dro_temp.plotting.history import temperature_history
 from dro_temp.plotting.token_page import TokenTemperatures, text_page, token_temperatures
 
 __all__ = [
     "TokenTemperatures",
     "curves",
     "image_extremes",
+    "temperature_by_duplicates",
     "temperature_histogram",
+    "temperature_history",
     "text_page",
     "token_temperatures",
 ]
