@@ -122,6 +122,25 @@ def _two_tower_scores(host: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
     return {"image": cosine, "text": cosine.T}
 
 
+def _two_views_batch(n: int) -> dict[str, Any]:
+    g = torch.Generator().manual_seed(n)
+    return {
+        "first": torch.randn(n, 6, generator=g),
+        "second": torch.randn(n, 6, generator=g),
+        "index": torch.randperm(50, generator=g)[:n],
+    }
+
+
+def _two_views_scores(host: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+    x, y = (nn.functional.normalize(host.encoder(batch[view]), dim=1) for view in host.views)
+    keep = ~torch.eye(len(x), dtype=torch.bool)
+
+    def scores(own: Tensor, other: Tensor) -> Tensor:
+        return torch.cat([(own @ own.T)[keep].view(len(x), len(x) - 1), own @ other.T], 1)
+
+    return {"first": scores(x, y), "second": scores(y, x)}
+
+
 def _classifier_batch(n: int) -> dict[str, Any]:
     g = torch.Generator().manual_seed(n)
     return {
@@ -214,6 +233,12 @@ HOSTS = (
         ),
         _two_tower_batch,
         lambda host, batch: _two_tower_scores(host.host, batch),
+    ),
+    testing.HostCase(
+        "two-views",
+        lambda **options: dt.hosts.TwoViews(nn.Linear(6, 4), **options),
+        _two_views_batch,
+        _two_views_scores,
     ),
     testing.HostCase(
         "classifier",

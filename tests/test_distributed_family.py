@@ -1,4 +1,4 @@
-"""Every composition of the contrastive family trains in 2, 3 and 4 processes as it does in one, whichever way gradients go."""
+"""Every composition of the contrastive family trains in several processes as in one, whichever way gradients go."""
 
 import pytest
 import small
@@ -34,6 +34,7 @@ RECIPES = {
     "tempnet-in-chunks": lambda host: R.tempnet(
         dt.hosts.InChunks(host, size=2), small.N, 4, rho=1.0, tau_min=0.05, tau_max=0.5, gamma=GAMMA
     ),
+    "two-views": lambda host: R.sogclr(dt.hosts.TwoViews(host.image_encoder), small.N, tau=0.2, gamma=GAMMA),
 }
 STEPS = 20
 #: Sizes of the batches of all processes together: even, uneven, with duplicates, and so few that some get none.

@@ -36,7 +36,7 @@ def by_scipy(x, label, classes, strength):
         loss = torch.nn.functional.cross_entropy(x.double() @ weight + bias, label)
         loss = loss + strength / 2 * weight.square().sum()
         (slope,) = torch.autograd.grad(loss, w)
-        return float(loss), slope.numpy()
+        return float(loss.detach()), slope.numpy()
 
     start = torch.zeros(classes * (x.shape[1] + 1), dtype=torch.float64).numpy()
     options = {"maxiter": 5000, "ftol": 1e-15, "gtol": 1e-9}
