@@ -3,9 +3,13 @@ import subprocess
 import sys
 
 import pytest
+import scipy.stats
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dro_temp import plotting
+from dro_temp.plotting._spearman import spearman
 
 matplotlib = pytest.importorskip("matplotlib")
 FigureCanvasAgg = pytest.importorskip("matplotlib.backends.backend_agg").FigureCanvasAgg
@@ -117,3 +121,136 @@ def test_names_the_extra_where_matplotlib_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install 'dro-temp\[recipes\]'"):
         plotting.temperature_histogram({"a": torch.rand(3)})
+
+
+# --- Near-duplicates -----------------------------------------------------------------------------------------
+
+
+def test_boxes_are_powers_of_two_and_medians_medians(tmp_path):
+    count = torch.tensor([0, 0, 1, 2, 3, 4, 7, 8, 40])
+    tau = torch.tensor([0.1, 0.3, 0.5, 0.6, 0.8, 0.2, 0.4, 0.9, 0.7])
+    figure = plotting.temperature_by_duplicates(tau, count=count)
+    (axes,) = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("number of near-duplicates", "temperature τ")
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels == ["0\nn = 2", "1\nn = 1", "2–3\nn = 2", "4–7\nn = 2", "8–15\nn = 1", "32–63\nn = 1"]
+    joined = axes.lines[-1]
+    assert list(joined.get_xdata()) == [0, 1, 2, 3, 4, 6]
+    assert list(joined.get_ydata()) == pytest.approx([0.2, 0.5, 0.7, 0.3, 0.9, 0.7])
+    assert saved(figure, tmp_path)
+
+
+def test_the_title_says_how_they_go_together():
+    concept = torch.arange(200).sqrt().long()  # 0 alone has 1 + 2, ..., 13 has 27
+    size = torch.bincount(concept)[concept]
+
+    def title(tau, **given):
+        return plotting.temperature_by_duplicates(tau, **given).axes[0].get_title(loc="left")
+
+    assert title(-size.double(), concept=concept).startswith("Spearman r = −1.00 [−1.00, −1.00]")
+    assert title(size.double(), concept=concept).endswith("over concepts)")
+    assert (
+        title(size.double(), count=size - 1) == "Spearman r = 1.00 [1.00, 1.00]   (95 % bootstrap over items)"
+    )
+    assert (
+        title(torch.full((200,), 0.07), concept=concept) == "Spearman r undefined: one side is all one value"
+    )
+    noise = torch.rand(200, generator=torch.Generator().manual_seed(0))
+    assert title(noise, concept=concept) == title(noise, concept=concept)  # chance has no part in it
+    assert title(noise, count=size - 1).split("]")[0] != title(noise, concept=concept).split("]")[0]
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(2, 30), values=st.integers(1, 6))
+def test_rank_correlation_is_scipys(seed, n, values):
+    g = torch.Generator().manual_seed(seed)
+    x, y = torch.randint(values, (2, n), generator=g)
+    whole, low, high = spearman(x, y, torch.arange(n), 20)
+    if len(x.unique()) == 1 or len(y.unique()) == 1:
+        assert math.isnan(whole)
+    else:
+        assert whole == pytest.approx(scipy.stats.spearmanr(x.numpy(), y.numpy()).statistic, abs=1e-12)
+        assert -1 - 1e-12 <= low <= high <= 1 + 1e-12
+
+
+def test_the_interval_is_that_of_resampling_whole_groups():
+    g = torch.Generator().manual_seed(0)
+    group = torch.arange(240) // 8
+    x = torch.randn(30, generator=g)[group]  # one value a group: 240 items, but 30 witnesses
+    y = x + torch.randn(30, generator=g)[group]
+    _, low, high = spearman(x, y, group, 400)
+    drawn = []
+    for _ in range(400):
+        members = torch.cat(
+            [(group == i).nonzero()[:, 0] for i in torch.randint(30, (30,), generator=g).tolist()]
+        )
+        drawn.append(scipy.stats.spearmanr(x[members].numpy(), y[members].numpy()).statistic)
+    expected = torch.tensor(drawn).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    assert [low, high] == pytest.approx(expected, abs=0.06)
+    _, item_low, item_high = spearman(x, y, torch.arange(240), 400)
+    assert item_high - item_low < 0.6 * (high - low)
+
+
+@pytest.mark.parametrize(
+    ("tau", "given_", "error", "said"),
+    [
+        (torch.rand(3), {}, ValueError, "neither"),
+        (torch.rand(3), {"count": torch.ones(3).long(), "concept": torch.ones(3).long()}, ValueError, "both"),
+        (torch.rand(3), {"count": torch.ones(2).long()}, ValueError, "count [3]"),
+        (torch.rand(3), {"concept": torch.tensor([0, 1, -1])}, ValueError, "from -1 on"),
+        (torch.rand(3), {"count": torch.rand(3)}, TypeError, "count.long()"),
+        (torch.tensor([0.1, math.nan]), {"count": torch.ones(2).long()}, ValueError, "finite temperatures"),
+        (torch.rand(3), {"count": torch.ones(3).long(), "resamples": 0}, ValueError, "resamples=0"),
+    ],
+)
+def test_duplicates_refuse(tau, given_, error, said):
+    with pytest.raises(error, match=r"expected .* received") as caught:
+        plotting.temperature_by_duplicates(tau, **given_)
+    assert said in str(caught.value)
+
+
+# --- History -------------------------------------------------------------------------------------------------
+
+
+def test_history_has_a_column_per_step_that_sums_to_everything(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    history = [(s, {"image": 0.1 + 0.001 * s * torch.rand(50, generator=g), "text": torch.rand(9, generator=g)})
+               for s in (0, 10, 40)]  # fmt: skip
+    figure = plotting.temperature_history(history, bins=20, step="iteration")
+    image, text = figure.axes[:2]
+    assert (image.get_title(loc="left"), text.get_title(loc="left")) == ("image", "text")
+    assert (image.get_xlabel(), image.get_ylabel()) == ("iteration", "temperature τ")
+    for axes, view in ((image, "image"), (text, "text")):
+        (mesh,) = axes.collections
+        shares = torch.from_numpy(mesh.get_array().data)
+        assert shares.shape == (20, 3)
+        torch.testing.assert_close(shares.sum(dim=0), torch.full((3,), 100.0, dtype=torch.float64))
+        low, median, high = (torch.tensor(line.get_ydata()) for line in axes.lines)
+        torch.testing.assert_close(
+            median, torch.stack([tau[view].double().quantile(0.5) for _, tau in history])
+        )
+        assert bool(((low <= median) & (median <= high)).all())
+    sides = image.collections[0].get_coordinates()[0, :, 0]
+    assert list(sides) == [-5, 5, 25, 55]
+    assert saved(figure, tmp_path)
+
+
+@pytest.mark.parametrize("tau", [torch.full((4,), 0.07), torch.tensor([0.0])])
+def test_history_of_one_step_and_one_temperature(tau, tmp_path):
+    assert saved(plotting.temperature_history([(7, {"image": tau})]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("history", "error", "said"),
+    [
+        ([], ValueError, "at least one step"),
+        ([(0, {})], ValueError, "at least one view"),
+        ([(1, {"a": torch.rand(2)}), (1, {"a": torch.rand(2)})], ValueError, "[1, 1]"),
+        ([(0, {"a": torch.rand(2)}), (1, {"b": torch.rand(2)})], ValueError, "['b'] at step 1"),
+        ([(0, {"a": torch.tensor([math.nan])})], ValueError, "temperatures of 'a'"),
+        ([(0, {"a": torch.empty(0)})], ValueError, "received 0"),
+    ],
+)
+def test_history_refuses(history, error, said):
+    with pytest.raises(error, match=r"expected .* received") as caught:
+        plotting.temperature_history(history)
+    assert said in str(caught.value)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchmetrics.retrieval import RetrievalHitRate
 
-from dro_temp.evaluation import retrieval, retrieval_recall
+from dro_temp.evaluation import caption_recall, retrieval, retrieval_recall
 
 
 def reference(queries, gallery, query_label, gallery_label, ks):
@@ -127,4 +128,92 @@ EYE = torch.eye(3)
 def test_refuses(arguments, ks, error, said):
     with pytest.raises(error, match=r"expected .* received") as caught:
         retrieval_recall(*arguments, ks=ks)
+    assert said in str(caught.value)
+
+
+# --- Several captions per image ------------------------------------------------------------------------------
+
+
+def by_sets(images, texts, image_of, k):
+    """Both ways in integers, one query at a time: the k-th best wrong item must be worse than a right one."""
+
+    def share(queries, gallery, right):
+        hits = [
+            sum(s >= max(row[j] for j in right(i)) for j, s in enumerate(row) if j not in right(i)) < k
+            for i in queries
+            for row in [[sum(a * b for a, b in zip(gallery[0][i], item, strict=True)) for item in gallery[1]]]
+        ]
+        return 100 * sum(hits) / len(hits)
+
+    own = lambda i: {j for j, other in enumerate(image_of) if other == i}  # noqa: E731
+    return (
+        share(sorted(set(image_of)), (images, texts), own),
+        share(range(len(texts)), (texts, images), lambda j: {image_of[j]}),
+    )
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.integers(1, 7),
+    m=st.integers(1, 15),
+    d=st.integers(1, 4),
+    k=st.integers(1, 7),
+)
+def test_captions_equal_brute_force(seed, n, m, d, k):
+    images, texts, _, _ = integers(seed, n, m, d, 1)
+    image_of = torch.randint(n, (m,), generator=torch.Generator().manual_seed(seed))
+    k = min(k, n, m)
+    report = caption_recall(images.float(), texts.float(), image_of, ks=(k,))
+    expected = by_sets(images.tolist(), texts.tolist(), image_of.tolist(), k)
+    assert (report.image_to_text[k], report.text_to_image[k]) == pytest.approx(expected)
+    assert report.mean == pytest.approx(sum(expected) / 2)
+
+
+def test_five_captions_per_image_agree_with_torchmetrics_where_nothing_is_tied():
+    torch.manual_seed(0)
+    images = torch.nn.functional.normalize(torch.randn(12, 8), dim=1)
+    image_of = torch.arange(60) // 5
+    texts = torch.nn.functional.normalize(images[image_of] + 0.9 * torch.randn(60, 8), dim=1)
+    report = caption_recall(images, texts, image_of, progress=True)
+    right = image_of[None] == torch.arange(12)[:, None]
+    for k in (1, 5, 10):
+        for got, scores, target in (
+            (report.image_to_text, images @ texts.T, right),
+            (report.text_to_image, texts @ images.T, right.T),
+        ):
+            query = torch.arange(len(scores))[:, None].expand_as(scores)
+            theirs = RetrievalHitRate(top_k=k)(scores.flatten(), target.flatten(), indexes=query.flatten())
+            assert got[k] == pytest.approx(100 * float(theirs))
+    assert 0 < report.text_to_image[1] < report.image_to_text[1] < 100
+
+
+def test_an_image_without_captions_is_no_query_but_is_in_the_way():
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])
+    report = caption_recall(images, torch.eye(2), torch.tensor([0, 1]), ks=(1, 2))
+    assert report.image_to_text == {1: 100.0, 2: 100.0}
+    assert report.text_to_image == {1: 50.0, 2: 100.0}
+
+
+def test_a_collapsed_model_finds_no_captions():
+    report = caption_recall(torch.ones(3, 4), torch.ones(6, 4), torch.arange(6) // 2, ks=(1,))
+    assert (report.image_to_text, report.text_to_image) == ({1: 0.0}, {1: 0.0})
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "image_of", "ks", "error", "said"),
+    [
+        (EYE[0], EYE, LABEL, (1,), ValueError, "images [n d]"),
+        (EYE, EYE[:, :2], LABEL, (1,), ValueError, "images 3, texts 2"),
+        (EYE, EYE, LABEL + 1, (1,), ValueError, "image_of from 0 to 2, received numbers from 1 to 3"),
+        (EYE, EYE, LABEL - 1, (1,), ValueError, "from -1 to 1"),
+        (EYE, EYE, LABEL[:2], (1,), ValueError, "image_of [3]"),
+        (EYE, EYE, LABEL.float(), (1,), TypeError, "image_of.long()"),
+        (EYE, EYE, LABEL, (1, 5), ValueError, "ks=(1,)"),
+        (EYE, EYE / 0, LABEL, (1,), ValueError, "finite texts"),
+        (EYE[:0], EYE, LABEL, (1,), ValueError, "[0, 3]"),
+    ],
+)
+def test_captions_refuse(images, texts, image_of, ks, error, said):
+    with pytest.raises(error, match=r"expected .* received") as caught:
+        caption_recall(images, texts, image_of, ks=ks)
     assert said in str(caught.value)

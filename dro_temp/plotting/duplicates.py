@@ -73,15 +73,23 @@ def temperature_by_duplicates(
     figure = new_figure(7.0, 4.0)
     axes = figure.subplots()
     _draw(axes, values, box)
-    whole, low, high = spearman(values, count, group, resamples)
-    what = "concepts" if concept is not None else "items"
-    interval = "undefined: one side is constant" if whole != whole else f"{whole:.2f} [{low:.2f}, {high:.2f}]"
-    axes.set_title(f"Spearman r = {interval}   (95 % bootstrap over {what})", fontsize=10, loc="left")
-    axes.set_xlabel("number of near-duplicates")
+    axes.set_title(
+        _title(spearman(values, count, group, resamples), concept is not None), fontsize=10, loc="left"
+    )
+    axes.set_xlabel(
+        "number of near-duplicates" if concept is None else "number of others of the same concept"
+    )
     axes.set_ylabel("temperature τ")
     tidy(axes)
     axes.grid(False, axis="x")
     return figure
+
+
+def _title(correlation: tuple[float, float, float], by_concept: bool) -> str:
+    whole, low, high = (f"{number:.2f}".replace("-", "−") for number in correlation)
+    if whole == "nan":
+        return "Spearman r undefined: one side is all one value"
+    return f"Spearman r = {whole} [{low}, {high}]   (95 % bootstrap over {'concepts' if by_concept else 'items'})"
 
 
 def _draw(axes: "Axes", tau: Tensor, box: Tensor) -> None:

@@ -23,9 +23,9 @@ def temperature_history(
 ) -> "Figure":
     """A heat map per view: how its temperatures are distributed at each step of training.
 
-    A column is the histogram of one step, as shares; lines are the median and the 5 % and 95 % quantiles. Shades
-    grow with the square root of the share, or a first step at which all temperatures are one would leave the others
-    white.
+    A column is the histogram of one step, as percentages of the inputs; lines are the median and the quantiles at
+    5 % and 95 %. Shades grow with the square root of the share: a first step at which all temperatures are one would
+    leave the others white.
 
     Args:
         history: pairs of a step and the temperatures of each view at it, [n] each, steps ascending; views are the
@@ -109,8 +109,8 @@ def _panel(axes: "Axes", colour: str, steps: list[int], edges: Tensor, shares: T
         cmap=LinearSegmentedColormap.from_list("shares", ["white", colour]), rasterized=True,
     )  # fmt: skip
     bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02)
-    bar.set_label("share of inputs (%)")
-    bar.outline.set_visible(False)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.set_title("%", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.locator_params(axis="x", integer=True)
 
