@@ -38,6 +38,10 @@ class Traffic:
     Args:
         gathered: by gathering, in which every process sends its rows to each of the others.
         reduced: by sums over processes, in which a ring sends 2 (W - 1) / W of the tensor.
+
+    Example:
+        >>> Traffic(gathered=100, reduced=20).sent
+        120
     """
 
     gathered: int = 0
@@ -86,6 +90,9 @@ def refuse_missing_group() -> None:
 
     Raises:
         RuntimeError: each of them would train alone, on its own share of the columns.
+
+    Example:
+        >>> refuse_missing_group()  # one process
     """
     launched = os.environ.get("WORLD_SIZE", "1")
     if launched.isdigit() and int(launched) > 1 and not (dist.is_available() and dist.is_initialized()):

@@ -151,6 +151,8 @@ def test_agrees_with_torchmetrics_where_nothing_is_tied():
     torch.manual_seed(0)
     images, classes, label = torch.randn(300, 8), torch.randn(9, 8), torch.arange(300) % 9
     report = zero_shot_accuracy(images, classes, label, ks=(1, 5))
+    assert zero_shot_accuracy(images.double(), classes, label, ks=(1, 5)) == report
+    assert zero_shot_accuracy(images, classes.double(), label, ks=(1, 5)) == report
     scores = torch.nn.functional.normalize(images) @ torch.nn.functional.normalize(classes).T
     for k in (1, 5):
         theirs = multiclass_accuracy(scores, label, num_classes=9, top_k=k, average="micro")

@@ -52,7 +52,7 @@ def temperature_by_duplicates(
         >>> from dro_temp.plotting import temperature_by_duplicates
         >>> figure = temperature_by_duplicates(torch.rand(60), concept=torch.arange(60) ** 2 // 400)
         >>> [label.get_text().split("\n")[0] for label in figure.axes[0].get_xticklabels()]
-        ['0', '1', '2–3', '4–7', '8–15', '16–31']
+        ['2–3', '4–7', '8–15', '16–31']
     """
     values = finite("temperatures", tau)
     check_count("resamples", resamples)
