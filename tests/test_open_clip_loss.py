@@ -402,15 +402,25 @@ def test_keys_of_a_webdataset_travel(shards):
         _assert_numbered(wds.WebLoader(pipeline, batch_size=None, num_workers=2), table)
 
 
-def test_keys_of_open_clips_own_pipeline_travel(shards):
+@pytest.mark.parametrize("is_train", [True, False], ids=["train", "validation"])
+def test_keys_of_open_clips_own_pipeline_travel(shards, is_train):
     from types import SimpleNamespace
 
     import webdataset as wds
     from open_clip_train.data import get_wds_dataset
 
-    # The pipeline for validation: that for training, which ends in the same stages, needs webdataset <= 0.2.86.
-    args = SimpleNamespace(val_data=shards, val_num_samples=10, batch_size=5, workers=1, world_size=1)
-    info = get_wds_dataset(args, _grey, is_train=False, tokenizer=lambda text: [_number(text)])
+    args = SimpleNamespace(
+        train_data=shards,
+        val_data=shards,
+        train_num_samples=10,
+        val_num_samples=10,
+        train_data_upsampling_factors=None,
+        batch_size=5,
+        workers=1,
+        world_size=1,
+        seed=0,
+    )
+    info = get_wds_dataset(args, _grey, is_train=is_train, tokenizer=lambda text: [_number(text)])
     table = SampleTable(1000)
     # Its last two stages make a tuple and a batch of what the others made.
     info.dataloader.pipeline[0].dataset.pipeline.insert(-2, wds.map(NumberedStream(table)))

@@ -30,7 +30,12 @@ def unit(vectors: Any, encoder: str) -> Tensor:
 
 
 def pair_rows(
-    image: Tensor, text: Tensor, index: Tensor | None = None, *, gathers: bool = False
+    image: Tensor,
+    text: Tensor,
+    index: Tensor | None = None,
+    *,
+    negatives: Tensor | None = None,
+    gathers: bool = False,
 ) -> dict[str, Rows]:
     """Image rows and text rows of a batch of pairs; the target of each row is its own partner.
 
@@ -38,6 +43,7 @@ def pair_rows(
         image: unit vectors [n d].
         text: unit vectors [n d].
         index: the pairs' numbers in the data set.
+        negatives: unit vectors [k d] of further texts, which image rows score and which have no rows.
         gathers: True to take columns from all processes; False where one may run alone, as in an evaluation.
 
     Raises:
@@ -52,13 +58,17 @@ def pair_rows(
         )
     if gathers:
         distributed.refuse_missing_group()
+    together = gathers and distributed.world_size() > 1
     start, image_scores, text_scores = 0, LinearScores(image, text), LinearScores(text, image)
-    if gathers and distributed.world_size() > 1:
+    if together:
         # Nothing flows back through the gathering where losses exchange per-row numbers instead.
         all_images, start = distributed.gather_rows_with_gradient(image)
         all_texts, _ = distributed.gather_rows_with_gradient(text)
         image_scores = LinearScores(image, all_texts, local_keys=text)
         text_scores = LinearScores(text, all_images, local_keys=image)
+    if negatives is not None:
+        further = distributed.gather_rows_with_gradient(negatives)[0] if together else negatives
+        image_scores = LinearScores(image, torch.cat([image_scores.keys, further]))
     target = torch.arange(start, start + len(image), device=image.device)
     return {
         "image": Rows(image_scores, target, image, index, target_in_support=False),

@@ -82,6 +82,12 @@ class InChunks(HostAdapter):
         first, second = (rows[view].scores for view in self.views)
         assert isinstance(first, LinearScores)
         assert isinstance(second, LinearScores)
+        if not first.is_transpose_of(second):
+            raise ValueError(
+                f"expected views {list(self.views)} that score each other and nothing else, received "
+                f"{list(first.shape)} and {list(second.shape)} scores. Leave hard negatives out, or train without "
+                "InChunks."
+            )
         return first.queries, second.queries, rows[self.views[0]].index
 
 

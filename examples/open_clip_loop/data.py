@@ -68,13 +68,11 @@ def of_shards(shards: str, size: int, batch_size: int, eval_pairs: int) -> tuple
     """Loaders over shards with png or jpg and txt, and the size of the table that their keys are hashed into."""
     table = SampleTable(4 * size)
     batches = size // (batch_size * distributed.world_size())
-    drawn = wds.WebDataset(
-        shards, resampled=True, shardshuffle=False, nodesplitter=None
-    )  # each process its own
+    drawn = wds.WebDataset(shards, resampled=True)  # each process its own
     stream = _batches(drawn.shuffle(1000), NumberedStream(table), batch_size).with_epoch(batches)
     train = wds.WebLoader(stream, batch_size=None)
     # One process evaluates alone, and reads all shards.
-    plain = wds.WebDataset(shards, shardshuffle=False, nodesplitter=None).slice(eval_pairs)
+    plain = wds.WebDataset(shards, nodesplitter=iter).slice(eval_pairs)
     val = wds.WebLoader(_batches(plain, dict, batch_size), batch_size=None)
     infos = {"train": DataInfo(train, shared_epoch=SharedEpoch()), "val": DataInfo(val)}
     for info, pairs in zip(infos.values(), (size, eval_pairs), strict=True):

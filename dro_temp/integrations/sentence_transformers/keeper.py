@@ -1,0 +1,96 @@
+"""What a trainer does not do for a loss: write its memory after each step, save it, load it again."""
+
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dro_temp._files import whole_file
+from dro_temp._optional import optional_module
+from dro_temp.objective import Objective
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+
+def loss_keeper(
+    loss: torch.nn.Module, objective: Objective, name: str, resume_from: Path | None
+) -> "TrainerCallback":
+    """A callback for one loss.
+
+    Args:
+        loss: whose state is kept.
+        objective: the loss's, whose memory is written.
+        name: of the file in a checkpoint's folder, and of the entry in the trainer's own state.
+        resume_from: folder of the checkpoint that is resumed, if it is not in the trainer's output folder.
+
+    Raises:
+        ImportError: transformers is not installed.
+    """
+    base: Any = optional_module(
+        "transformers", "whose trainer calls the loss back", extra="clip"
+    ).TrainerCallback
+
+    class LossKeeper(base):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            objective.discard()
+            run = _run_of(state, name)
+            if state.global_step > 0:
+                folder = resume_from or _folder(args, state)
+                saved = _load(folder / name)
+                if run is None or (saved["run"], saved["step"]) != (run, state.global_step):
+                    raise _other_run(folder / name, saved["step"], state.global_step)
+                loss.load_state_dict(saved["loss"])
+            # A name in the trainer's own file: it tells this run's checkpoints from those of others.
+            state.stateful_callbacks[name] = {"args": {}, "attributes": {"run": run or uuid.uuid4().hex}}
+
+        def on_optimizer_step(
+            self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
+        ) -> None:
+            if getattr(optimizer, "step_was_skipped", False):  # by a gradient scaler
+                objective.discard()
+            elif objective.pending:  # a CompositionalOptimizer has written it already
+                objective.commit()
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if not args.should_save:
+                return
+            kept = {"run": _run_of(state, name), "step": state.global_step, "loss": loss.state_dict()}
+            with whole_file(_folder(args, state) / name) as file:
+                torch.save(kept, file)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+                loss.load_state_dict(_load(Path(state.best_model_checkpoint) / name)["loss"])
+
+    keeper: TrainerCallback = LossKeeper()
+    return keeper
+
+
+def _folder(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+
+def _run_of(state: Any, name: str) -> str | None:
+    run: str | None = state.stateful_callbacks.get(name, {}).get("attributes", {}).get("run")
+    return run
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"expected the loss in {str(path)!r}, received a checkpoint without it: a loss that starts afresh would "
+            "not go on where the model does. Resume from a checkpoint that loss.callback() was there for; if it is in "
+            "another folder, write loss.callback(resume_from=folder)."
+        )
+    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return saved
+
+
+def _other_run(path: Path, found: int, wanted: int) -> ValueError:
+    return ValueError(
+        f"expected the loss of the run that is resumed, at step {wanted}, received in {str(path)!r} that of another "
+        f"run, at step {found}. Write loss.callback(resume_from=folder) with the folder that "
+        "trainer.train(resume_from_checkpoint=folder) is given."
+    )
