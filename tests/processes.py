@@ -1,5 +1,6 @@
 """Real processes in a gloo group on this machine."""
 
+import os
 import socket
 
 import torch
@@ -15,6 +16,15 @@ def _free_port() -> int:
 
 def _run(rank: int, world: int, port: int, job, args, results) -> None:
     torch.set_num_threads(1)
+    # As torchrun sets them: accelerate reads them.
+    names = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": world,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    os.environ.update({name: str(value) for name, value in names.items()})
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     try:
         results[rank] = job(rank, world, *args)

@@ -1,5 +1,7 @@
 """Several processes train as one does: real gloo groups, DistributedDataParallel, float64."""
 
+import importlib.util
+
 import pytest
 import small
 import torch
@@ -57,7 +59,7 @@ def found():
 
 
 def _everything(rank: int, world: int) -> dict:
-    jobs = (_train_all, _sibling, _count, _evaluate, _accumulate, _traffic)
+    jobs = (_train_all, _sibling, _count, _evaluate, _accumulate, _traffic, _accelerate)
     return {job.__name__: job(rank, world) for job in jobs}
 
 
@@ -159,6 +161,36 @@ def test_accumulation_without_synchronisation_ends_alike_on_every_process(found)
     first, second = found["_accumulate"]
     assert first == second
     assert first["losses.image.estimator.steps"] == 6
+
+
+def _accelerate(rank: int, world: int) -> dict[str, list] | None:
+    if importlib.util.find_spec("accelerate") is None:
+        return None
+    from accelerate import Accelerator
+
+    images, texts = small.data()
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == world
+    objective = small.objective("tempnet")
+    # Wrapped by the user or not, the optimizer that accelerate steps is the compositional one.
+    model, opt = accelerator.prepare(objective, small.optimizer(objective))
+    for index in _plan("even"):
+        index = _shares(index, world, "even")[rank]
+        accelerator.backward(model(images[index], texts[index], index=index).loss)
+        opt.step()
+        opt.zero_grad()
+    return _state(objective)
+
+
+def test_accelerate_trains_as_one_process(found):
+    pytest.importorskip("accelerate")
+    images, texts = small.data()
+    alone = small.objective("tempnet")
+    small.train(alone, small.optimizer(alone), _plan("even"), (images, texts))
+    for state in found["_accelerate"]:
+        for name, value in alone.state_dict().items():
+            got = torch.tensor(state[name], dtype=torch.float64)
+            torch.testing.assert_close(got, value.double(), rtol=0, atol=1e-12, msg=name)
 
 
 def _traffic(rank: int, world: int) -> dict[str, tuple[int, int]]:
