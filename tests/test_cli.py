@@ -1,6 +1,7 @@
 """The command line, run as people run it: a tiny model, a text file, and every command after another."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,6 +146,31 @@ def test_bad_options(files, tmp_path, capsys, options, message):
     assert _fit(files, tmp_path / "run", *options) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run" / "tempnet").exists()
+
+
+def test_a_tokenizer_that_knows_more_than_the_model(files, tmp_path, capsys):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(files / "model")
+    tokenizer.add_tokens(["one", "two"])
+    tokenizer.save_pretrained(tmp_path / "larger")
+    assert _fit(files, tmp_path / "run", "--tokenizer", str(tmp_path / "larger")) == 2
+    assert "expected a tokenizer of at most" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tempnet_that_was_made_for_another_model(files, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert _fit(files, run, "--steps", "2") == 0
+    sizes = {"n_embd": 24, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    words = json.loads((files / "model" / "config.json").read_text())["vocab_size"]
+    other = transformers.GPT2Config(vocab_size=words, bos_token_id=0, eos_token_id=0, **sizes)
+    shutil.copytree(files / "model", tmp_path / "other")
+    transformers.GPT2LMHeadModel(other).save_pretrained(tmp_path / "other")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(str(files / "model"), str(tmp_path / "other")))
+    capsys.readouterr()
+    for command in (["eval", str(run)], ["generate", str(run), "the sky"]):
+        assert main(["lm", *command]) == 2
+        assert "Load the TempNet that was trained with this model" in capsys.readouterr().err
 
 
 def test_another_run_is_not_overwritten(files, tmp_path, capsys):
