@@ -8,6 +8,8 @@ from strategies import scales, seeds
 from streams import blocks_of, float64
 
 from dro_temp.kernels import byte_budget, eager, free_workspace, log_sums_of_pairs, own_scores, workspace
+from dro_temp.kernels.exchanged import log_sums_of_both_sides
+from dro_temp.kernels.pairs import LogSums
 
 NAMES = ("rows", "columns", "dqueries", "dkeys", "dtau_rows", "dtau_columns")
 
@@ -103,6 +105,56 @@ def _assert_adds_up(seed, first, step, budget):
     with blocks_of(step), byte_budget(budget):
         ours = _run(in_two, inputs, upstream)
     _assert_close(ours, whole, inputs, 0.5)
+
+
+@given(
+    seeds,
+    st.integers(0, 6),
+    scales,
+    st.sampled_from([0.005, 0.3]),
+    st.integers(1, 3),
+    st.sampled_from([0, 2**30]),
+)
+@settings(max_examples=60)
+def test_shares_that_exchange_numbers_equal_the_square_one(seed, first, scale, low, step, budget):
+    """Both sides of two processes; what they gather in backward is recorded once, and handed over at a second one."""
+    n = 6
+    inputs, upstream = _pairs(seed, n, scale, low), _upstream(seed + 1, n)
+    whole = _run(eager.log_sums_of_pairs, inputs, upstream)
+    shares, recorded = (slice(0, first), slice(first, n)), {}
+
+    def share(k, mine):
+        def gather(rows):
+            recorded.setdefault(k, rows)
+            return torch.cat([recorded[i] for i in (0, 1)]) if len(recorded) == 2 else rows.new_ones(n, 6)
+
+        leaves = [x[mine].detach().clone().requires_grad_() for x in inputs]
+        sums = log_sums_of_both_sides(
+            tuple(leaves[:2]), inputs[:2], tuple(leaves[2:]), offset=mine.start, gather=gather
+        )
+        total = sum(u[mine] @ x for u, x in zip(upstream, sums, strict=True))
+        return sums, lambda: torch.autograd.grad(total, leaves, retain_graph=True)
+
+    with blocks_of(step), byte_budget(budget):
+        sums, gradients = zip(*(share(*numbered) for numbered in enumerate(shares)), strict=True)
+        parts = [[of_share() for of_share in gradients] for _ in range(2)][1]
+    found = [torch.cat(x).detach() for x in zip(*sums, strict=True)]
+    ours = dict(zip(NAMES, found + [torch.cat(x) for x in zip(*parts, strict=True)], strict=True))
+    _assert_close(ours, whole, inputs, low)
+
+
+@pytest.mark.parametrize("budget", [0, 2**30])
+def test_one_share_is_everything(budget):
+    inputs, upstream = _pairs(0, 7), _upstream(1, 7)
+
+    def alone(queries, keys, *taus):
+        everyone = queries.detach(), keys.detach()
+        sums = log_sums_of_both_sides((queries, keys), everyone, taus, offset=0, gather=lambda rows: rows)
+        return LogSums(*sums)
+
+    with blocks_of(3), byte_budget(budget):
+        ours = _run(alone, inputs, upstream)
+    _assert_close(ours, _run(eager.log_sums_of_pairs, inputs, upstream), inputs, 0.5)
 
 
 @given(seeds, st.integers(1, 5), st.integers(0, 3))

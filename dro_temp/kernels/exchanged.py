@@ -1,20 +1,18 @@
 """Both sides of pairs that several processes share, where only features and per-row numbers travel."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from dro_temp._typing import Features, PerRow, Scores
+from dro_temp._typing import Features, PerRow
 from dro_temp.kernels import pair_passes
-from dro_temp.kernels.budget import block_rows, fits_cache
-from dro_temp.kernels.passes import NOT_AN_OUTCOME, row_groups
-from dro_temp.kernels.products import product, score_dtype, work_dtype
+from dro_temp.kernels.budget import fits_cache
+from dro_temp.kernels.products import work_dtype
 from dro_temp.kernels.refusals import refuse_second_derivative, refuse_transforms, without_autocast
 from dro_temp.kernels.stripes import Coupling, PairBlock, PairPasses
-from dro_temp.kernels.workspace import borrow, give_back
+from dro_temp.kernels.workspace import give_back
 
 #: This process's rows -> those of all processes, in rank order; no gradient.
 Gather: TypeAlias = Callable[[Tensor], Tensor]
@@ -68,43 +66,6 @@ def log_sums_of_both_sides(
     return first, second
 
 
-@dataclass(frozen=True)
-class _Summed:
-    """Sums of one side's rows; scores that were kept, or None."""
-
-    own: Tensor
-    top: Tensor
-    total: Tensor
-    excess: Tensor
-    kept: Scores | None
-
-    def log_sums(self, tau: PerRow) -> PerRow:
-        return (self.top - self.own) / tau + self.total.log()
-
-    def slope(self, tau: PerRow) -> PerRow:
-        return -(self.excess + (self.top - self.own)) / tau.square()
-
-
-def _sum(block: PairBlock, queries: Tensor, keys: Tensor, tau: PerRow, purpose: str | None) -> _Summed:
-    """Sweep this process's rows of one side; with a purpose the scores are kept."""
-    n, m, work = len(queries), len(keys), tau.dtype
-    wide, keeps = keys.to(score_dtype(keys)), purpose is not None
-    height = n if keeps else block_rows(n, m, work, queries.device)
-    buffer = borrow(purpose or "scores", height, m, queries, work)
-    own, top, total, excess = (queries.new_empty(n, dtype=work) for _ in range(4))
-    for rows, column in block.stripes(queries, keys, kept=keeps):
-        scores = product(queries[rows], wide.T, buffer[rows] if keeps else buffer[: rows.stop - rows.start])
-        own[rows] = scores.gather(1, column).squeeze(1)
-        scores.scatter_(1, column, NOT_AN_OUTCOME)
-        for group in row_groups(scores):
-            at = slice(rows.start + group.start, rows.start + group.stop)
-            found = block.passes.sum_rows(scores[group], tau[at])
-            top[at], total[at], excess[at] = found.top, found.total, found.excess
-    if not keeps:
-        give_back("scores", buffer)
-    return _Summed(own, top, total, excess, buffer if keeps else None)
-
-
 class _BothSides(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -121,8 +82,8 @@ class _BothSides(torch.autograd.Function):
         ctx.block, ctx.gather, work = block, gather, tau_x.dtype
         coupled_later = block.records and (ctx.needs_input_grad[2] or ctx.needs_input_grad[3])
         keeps = coupled_later and fits_cache(2 * len(x) * len(all_x), work)
-        first = _sum(block, x, all_y, tau_x, "kept" if keeps else None)
-        second = _sum(block, y, all_x, tau_y, "kept too" if keeps else None)
+        first = block.sum_rows(x, all_y, tau_x, keep="kept" if keeps else None)
+        second = block.sum_rows(y, all_x, tau_y, keep="kept too" if keeps else None)
         ctx.kept = (first.kept, second.kept)
         sums = (first.top, first.total, second.top, second.total)
         ctx.save_for_backward(

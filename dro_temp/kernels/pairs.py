@@ -8,13 +8,12 @@ from torch import Tensor
 
 from dro_temp._typing import Features, PerRow
 from dro_temp.kernels import pair_passes
-from dro_temp.kernels.budget import block_rows, fits_cache
+from dro_temp.kernels.budget import fits_cache
 from dro_temp.kernels.pair_passes import ColumnSums
-from dro_temp.kernels.passes import NOT_AN_OUTCOME, row_groups
-from dro_temp.kernels.products import product, score_dtype, work_dtype
+from dro_temp.kernels.products import work_dtype
 from dro_temp.kernels.refusals import refuse_second_derivative, refuse_transforms, without_autocast
 from dro_temp.kernels.stripes import Coupling, PairBlock, PairPasses
-from dro_temp.kernels.workspace import borrow, give_back
+from dro_temp.kernels.workspace import give_back
 
 
 @dataclass(frozen=True)
@@ -104,37 +103,36 @@ class _LogSums(torch.autograd.Function):
         tau_columns: Tensor,
     ) -> tuple[Tensor, Tensor]:
         n, m, work = queries.shape[0], keys.shape[0], tau_rows.dtype
-        wide = keys.to(score_dtype(keys))
         # Leaves want gradients also where none are recorded: nothing is kept for a backward that cannot come.
         coupled_later = block.records and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
-        keeps = coupled_later and fits_cache(n * m, work)
-        height = n if keeps else block_rows(n, m, work, queries.device)
-        buffer = borrow("kept" if keeps else "scores", height, m, queries, work)
-        own, top, total, excess = (queries.new_empty(n, dtype=work) for _ in range(4))
+        keep = "kept" if coupled_later and fits_cache(n * m, work) else None
         sums = ColumnSums.start(tau_columns)
-        for rows, column in block.stripes(queries, keys, kept=keeps):
-            out = buffer[rows] if keeps else buffer[: rows.stop - rows.start]
-            scores = product(queries[rows], wide.T, out)
-            own[rows] = scores.gather(1, column).squeeze(1)
-            scores.scatter_(1, column, NOT_AN_OUTCOME)
-            for group in row_groups(scores):
-                at = slice(rows.start + group.start, rows.start + group.stop)
-                found = block.passes.sum_rows(scores[group], tau_rows[at])
-                top[at], total[at], excess[at] = found.top, found.total, found.excess
-                block.passes.sum_columns_(scores[group], tau_columns, sums)
-        if not keeps:
-            give_back("scores", buffer)
-        own_of_columns = own if own_columns is None else own_columns
-        slope_rows = -(excess + (top - own)) / tau_rows.square()
+        of_rows = block.sum_rows(
+            queries,
+            keys,
+            tau_rows,
+            keep=keep,
+            also=lambda scores: block.passes.sum_columns_(scores, tau_columns, sums),
+        )
+        own_of_columns = of_rows.own if own_columns is None else own_columns
         mean_columns = sums.moment / sums.total.clamp(min=torch.finfo(work).tiny)  # no rows: no sum
         slope_columns = -(mean_columns - own_of_columns) / tau_columns.square()
         ctx.own_is_ours = own_columns is None
-        ctx.block, ctx.kept = block, buffer if keeps else None
+        ctx.block, ctx.kept = block, of_rows.kept
         ctx.save_for_backward(
-            queries, keys, tau_rows, tau_columns, top, total, sums.top, sums.total, slope_rows, slope_columns
+            queries,
+            keys,
+            tau_rows,
+            tau_columns,
+            of_rows.top,
+            of_rows.total,
+            sums.top,
+            sums.total,
+            of_rows.slope(tau_rows),
+            slope_columns,
         )
         return (
-            (top - own) / tau_rows + total.log(),
+            of_rows.log_sums(tau_rows),
             (sums.top - own_of_columns) / tau_columns + sums.total.log(),
         )
 

@@ -1,6 +1,6 @@
 """Stripes of pair scores: made, and turned into gradients."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from dro_temp._typing import PerRow, Scores
 from dro_temp.kernels.budget import block_rows
 from dro_temp.kernels.pair_passes import ColumnSums, RowSums
-from dro_temp.kernels.passes import row_groups
+from dro_temp.kernels.passes import NOT_AN_OUTCOME, row_groups
 from dro_temp.kernels.products import accumulate_product, gradient_dtype, product, score_dtype, work_dtype
 from dro_temp.kernels.workspace import borrow, give_back
 
@@ -38,6 +38,33 @@ class PairPasses(Protocol):
 
 
 @dataclass(frozen=True)
+class RowsOfPairs:
+    """Sums of a block's rows over all columns but their own.
+
+    Args:
+        own: score of each row with its own column.
+        top: largest other score.
+        total: sum of the others' weights.
+        excess: mean of the others' scores under the weights, minus `top`.
+        kept: all scores, the own ones overwritten, or None.
+    """
+
+    own: Tensor
+    top: Tensor
+    total: Tensor
+    excess: Tensor
+    kept: Scores | None
+
+    def log_sums(self, tau: PerRow) -> PerRow:
+        """Relative to the own score."""
+        return (self.top - self.own) / tau + self.total.log()
+
+    def slope(self, tau: PerRow) -> PerRow:
+        """Their derivative with respect to tau."""
+        return -(self.excess + (self.top - self.own)) / tau.square()
+
+
+@dataclass(frozen=True)
 class PairBlock:
     """A sweep without its tensors."""
 
@@ -52,6 +79,43 @@ class PairBlock:
         for start in range(0, n, step):
             rows = slice(start, min(start + step, n))
             yield rows, torch.arange(rows.start, rows.stop, device=queries.device)[:, None] + self.offset
+
+    def sum_rows(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        tau: PerRow,
+        *,
+        keep: str | None,
+        also: Callable[[Scores], None] = lambda scores: None,
+    ) -> RowsOfPairs:
+        """Sweep once.
+
+        Args:
+            queries: [n d].
+            keys: [m d].
+            tau: temperature of each row.
+            keep: the purpose (see `borrow`) of scores that are kept for a second sweep; None: none are.
+            also: called with some rows of scores at a time, while they are in the processor's cache.
+        """
+        n, m, work = len(queries), len(keys), tau.dtype
+        wide = keys.to(score_dtype(keys))
+        height = block_rows(n, m, work, queries.device) if keep is None else n
+        buffer = borrow(keep or "scores", height, m, queries, work)
+        own, top, total, excess = (queries.new_empty(n, dtype=work) for _ in range(4))
+        for rows, column in self.stripes(queries, keys, kept=keep is not None):
+            out = buffer[: rows.stop - rows.start] if keep is None else buffer[rows]
+            scores = product(queries[rows], wide.T, out)
+            own[rows] = scores.gather(1, column).squeeze(1)
+            scores.scatter_(1, column, NOT_AN_OUTCOME)
+            for group in row_groups(scores):
+                at = slice(rows.start + group.start, rows.start + group.stop)
+                found = self.passes.sum_rows(scores[group], tau[at])
+                top[at], total[at], excess[at] = found.top, found.total, found.excess
+                also(scores[group])
+        if keep is None:
+            give_back("scores", buffer)
+        return RowsOfPairs(own, top, total, excess, None if keep is None else buffer)
 
 
 @dataclass(frozen=True)
