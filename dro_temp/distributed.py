@@ -103,6 +103,40 @@ def refuse_missing_group() -> None:
         )
 
 
+@contextmanager
+def raising_together(device: torch.device) -> Iterator[None]:
+    """Around a check of this process's own data: if it fails on one process, it fails on all.
+
+    A process that stops alone leaves the others waiting for it. Every process must come here; alone, nothing happens.
+
+    Args:
+        device: where to tell the others.
+
+    Raises:
+        RuntimeError: another process found something; its own error says what.
+
+    Example:
+        >>> with raising_together(torch.device("cpu")):
+        ...     assert 1 + 1 == 2
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as found:
+        error = found
+    if world_size() > 1:
+        failed = torch.tensor([error is not None], dtype=torch.uint8, device=device)
+        _note(reduced=failed)
+        dist.all_reduce(failed, op=dist.ReduceOp.MAX)
+        if error is None and bool(failed):
+            raise RuntimeError(
+                f"expected all {world_size()} processes to go on, received an error on another than number {rank()}. "
+                "That one's own message says what to type."
+            )
+    if error is not None:
+        raise error
+
+
 def _row_counts(n: int, device: torch.device) -> list[int]:
     counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
     mine = torch.tensor([n], device=device)

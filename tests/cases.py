@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import tiny_clips
+import tiny_sentence_encoder
 import torch
 from torch import Tensor, nn
 
@@ -204,8 +205,29 @@ def _hf_dual_encoder_scores(host: Any, batch: dict[str, Any]) -> dict[str, Tenso
     return {"image": output.logits_per_image / scale, "text": output.logits_per_text / scale}
 
 
-def _indexed(batch: dict[str, Any]) -> dict[str, Any]:
-    n = len(next(iter(batch.values())))
+def _sentence_transformers(**options: Any) -> dt.hosts.SentenceTransformers:
+    pytest.importorskip("sentence_transformers")
+    return dt.hosts.SentenceTransformers(tiny_sentence_encoder.sentence_encoder().train(), **options)
+
+
+def _sentences_batch(n: int, negatives: int) -> dict[str, Any]:
+    anchor, positive, *others = tiny_sentence_encoder.columns(
+        tiny_sentence_encoder.sentence_encoder(), n, 2 + negatives
+    )
+    return _indexed({"anchor": anchor, "positive": positive, "negatives": others}, n)
+
+
+def _sentences_scores(host: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def vectors(column: dict[str, Any]) -> Tensor:
+        return host.model(dict(column))["sentence_embedding"]
+
+    x, *others = (vectors(c) for c in (batch["anchor"], batch["positive"], *batch["negatives"]))
+    anchor = nn.functional.cosine_similarity(x[:, None], torch.cat(others)[None], dim=2)
+    return {"anchor": anchor, "positive": anchor[:, : len(x)].T}
+
+
+def _indexed(batch: dict[str, Any], n: int | None = None) -> dict[str, Any]:
+    n = len(next(iter(batch.values()))) if n is None else n
     return batch | {"index": torch.randperm(50, generator=torch.Generator().manual_seed(n))[:n]}
 
 
@@ -218,6 +240,18 @@ HOSTS = (
         _hf_dual_encoder,
         lambda n: _indexed(tiny_clips.hf_batch("CLIPModel", n)),
         _hf_dual_encoder_scores,
+    ),
+    testing.HostCase(
+        "sentence-transformers",
+        _sentence_transformers,
+        lambda n: _sentences_batch(n, 0),
+        _sentences_scores,
+    ),
+    testing.HostCase(
+        "sentence-transformers-hard-negatives",
+        _sentence_transformers,
+        lambda n: _sentences_batch(n, 2),
+        _sentences_scores,
     ),
     testing.HostCase("with-reference", _with_reference, _two_tower_batch, _less_reference_scores),
     testing.HostCase(

@@ -59,7 +59,7 @@ def found():
 
 
 def _everything(rank: int, world: int) -> dict:
-    jobs = (_train_all, _sibling, _count, _evaluate, _accumulate, _traffic, _accelerate)
+    jobs = (_train_all, _sibling, _count, _evaluate, _accumulate, _traffic, _accelerate, _errors)
     return {job.__name__: job(rank, world) for job in jobs}
 
 
@@ -191,6 +191,38 @@ def test_accelerate_trains_as_one_process(found):
         for name, value in alone.state_dict().items():
             got = torch.tensor(state[name], dtype=torch.float64)
             torch.testing.assert_close(got, value.double(), rtol=0, atol=1e-12, msg=name)
+
+
+def _errors(rank: int, world: int) -> list[tuple[str, str]]:
+    """What each process raises if the second one alone is given something wrong; nobody may be left waiting."""
+    images, texts = small.data()
+    first, second = torch.arange(12).chunk(2)
+    nan = images.masked_fill(torch.arange(small.N)[:, None] == 7, float("nan"))
+    wrong = [
+        {"texts": texts[:5], "index": second},
+        {"index": second[:4]},
+        {"index": second + 100},
+        {"images": nan[second]},
+    ]
+    found = []
+    for changes in wrong:
+        objective = small.objective("individual")
+        right = {"images": images[first], "texts": texts[first], "index": first}
+        given = right if rank == 0 else right | {"index": second} | changes
+        try:
+            objective(**given)
+            found.append(("nothing", ""))
+        except Exception as error:
+            found.append((type(error).__name__, str(error)))
+    return found
+
+
+def test_what_is_wrong_on_one_process_stops_all(found):
+    ours, theirs = found["_errors"]
+    assert [kind for kind, _ in theirs] == ["ValueError", "ValueError", "IndexError", "FloatingPointError"]
+    assert [kind for kind, _ in ours][:3] == ["RuntimeError"] * 3
+    assert all("on another than number 0" in text for _, text in ours[:3])
+    assert ours[3][0] == "FloatingPointError"  # its rows score the column that is none
 
 
 def _traffic(rank: int, world: int) -> dict[str, tuple[int, int]]:

@@ -15,7 +15,7 @@ WORDS, WIDTH = 40, 16
 
 @cache
 def _loaded() -> Any:
-    """A BERT whose words are w0, w1, ..., with its tokenizer, loaded from a folder as any other."""
+    """A DistilBERT, which has no pooler that nothing would train; its words are w0, w1, ..."""
     import transformers
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -27,17 +27,17 @@ def _loaded() -> Any:
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", unk_token="<unknown>", model_max_length=16
     )
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.BertConfig(vocab_size=len(words), max_position_embeddings=16, **sizes)
+    sizes = {"dim": WIDTH, "hidden_dim": 24, "n_layers": 1, "n_heads": 2, "max_position_embeddings": 16}
+    config = transformers.DistilBertConfig(vocab_size=len(words), **sizes)
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
         torch.manual_seed(0)
-        bert = transformers.BertModel(config, add_pooling_layer=False)
+        bert = transformers.DistilBertModel(config)
         for parameter in bert.parameters():
             if parameter.dim() > 1:  # drawn with 0.02, all texts would be alike
                 torch.nn.init.normal_(parameter, std=1.5 * parameter.shape[1] ** -0.5)
         bert.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        transformer = Transformer(folder, model_kwargs={"add_pooling_layer": False})
+        transformer = Transformer(folder)
     return SentenceTransformer(modules=[transformer, Pooling(WIDTH)], device="cpu")
 
 

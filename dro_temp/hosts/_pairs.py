@@ -1,5 +1,6 @@
 """What hosts of pairs share: from the vectors of two encoders to image rows and text rows."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -50,12 +51,8 @@ def pair_rows(
         ValueError: vectors that are not [n d], or differ in number or width; an index of another length.
         RuntimeError: one of several processes that were launched, without a process group.
     """
-    if image.dim() != 2 or image.shape != text.shape:
-        raise ValueError(
-            "expected both encoders to return [n, d] with the same n and d, received "
-            f"{list(image.shape)} from the image encoder and {list(text.shape)} from the text encoder. "
-            "Pool to one vector per input, project both to one width, and pass as many images as texts."
-        )
+    with distributed.raising_together(image.device) if gathers else nullcontext():
+        _check_pairs(image, text, index)
     if gathers:
         distributed.refuse_missing_group()
     together = gathers and distributed.world_size() > 1
@@ -74,6 +71,20 @@ def pair_rows(
         "image": Rows(image_scores, target, image, index, target_in_support=False),
         "text": Rows(text_scores, target, text, index, target_in_support=False),
     }
+
+
+def _check_pairs(image: Tensor, text: Tensor, index: Tensor | None) -> None:
+    if image.dim() != 2 or image.shape != text.shape:
+        raise ValueError(
+            "expected both encoders to return [n, d] with the same n and d, received "
+            f"{list(image.shape)} from the image encoder and {list(text.shape)} from the text encoder. "
+            "Pool to one vector per input, project both to one width, and pass as many images as texts."
+        )
+    if index is not None and index.shape != image.shape[:1]:
+        raise ValueError(
+            f"expected index of shape [{len(image)}], one per pair, received {list(index.shape)}. Pass each pair's "
+            "number in the data set."
+        )
 
 
 def freeze_own_scale(model: nn.Module) -> None:

@@ -7,6 +7,8 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
+from dro_temp._checks import check_index
+
 _ROUNDED = (torch.float16, torch.bfloat16)
 
 
@@ -41,6 +43,11 @@ class Staged(nn.Module, ABC):
         place: dict[str, Any] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         table = torch.full((num_samples,), start, dtype=torch.float32, **(place if self.on_host else {}))
         self.register_buffer(name, table)
+
+    def check(self, index: Tensor) -> None:
+        """Raise where a sample number is outside the tables."""
+        for name in self.memory:
+            check_index(index, len(getattr(self, name)))
 
     def read(self, name: str, index: Tensor) -> Tensor:
         """Entries of a table: where the table is, or, with `on_host`, where the index is."""

@@ -1,13 +1,23 @@
 """The objective: a host, a predictor and a loss as one number to minimise."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dro_temp import distributed
 from dro_temp._checks import check_kind
-from dro_temp.interfaces import HostAdapter, Penalty, RobustLoss, Rows, Staged, TemperaturePredictor
+from dro_temp.interfaces import (
+    HostAdapter,
+    Penalty,
+    RobustLoss,
+    Rows,
+    Staged,
+    TemperaturePredictor,
+    staged_modules,
+)
 from dro_temp.objective.evaluation import evaluate_views
 from dro_temp.objective.ledger import Ledger
 from dro_temp.objective.output import Output
@@ -97,13 +107,16 @@ class Objective(nn.Module):
 
     def _forward(self, args: tuple[Any, ...], count: float | Tensor | None, batch: dict[str, Any]) -> Output:
         rows = self.host(*args, **batch)
+        with self._checking(rows):
+            self._check_index(rows)
         found = evaluate_views(self.host, rows, self.predictors, self.losses)
         taus = {view: found[view].tau for view in self.host.views}
         values = {view: found[view].values for view in self.host.views}
         for view in self.host.views:
             self._let_observe(view, rows[view], taus[view], values[view])
         if self.check_finite:
-            refuse_non_finite(rows, taus, values)
+            with self._checking(rows):
+                refuse_non_finite(rows, taus, values)
         means = {
             view: weighted_mean(values[view], rows[view], count, self.training) for view in self.host.views
         }
@@ -120,6 +133,20 @@ class Objective(nn.Module):
             metrics=metrics,
             choice={view: found[view].choice for view in self.host.views},
         )
+
+    def _checking(self, rows: dict[str, Rows]) -> AbstractContextManager[None]:
+        """In training a check that fails on one process fails on all; an evaluation may run on one alone."""
+        if not self.training or distributed.world_size() == 1:
+            return nullcontext()
+        return distributed.raising_together(rows[self.host.views[0]].target.device)
+
+    def _check_index(self, rows: dict[str, Rows]) -> None:
+        if distributed.world_size() == 1:  # whoever reads or writes a table checks
+            return
+        for view, r in rows.items():
+            for staged in staged_modules([*self.predictors[view].modules(), *self.losses[view].modules()]):
+                if r.index is not None:
+                    staged.check(r.index.masked_fill(~r.valid, 0))
 
     def _penalties(self, rows: dict[str, Rows], count: float | Tensor | None) -> dict[str, Tensor]:
         first = rows[self.host.views[0]]

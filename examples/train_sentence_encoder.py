@@ -1,0 +1,82 @@
+"""Train a sentence encoder to find functions by what they do; text of the standard library, nothing is downloaded."""
+
+import ast
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import sentence_transformers as st
+import torch
+import tyro
+from datasets import Dataset
+from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+
+import dro_temp as dt
+from dro_temp.datasets import PythonText
+from dro_temp.evaluation import retrieval_recall
+from dro_temp.integrations.sentence_transformers import RobustRankingLoss, number_samples
+
+
+@dataclass(frozen=True)
+class Options:
+    """Pairs are first docstring lines and signatures; sentence-transformers' own trainer trains."""
+
+    size: int = 6_000_000  # characters of source text
+    epochs: int = 5  # passes over the pairs
+    batch_size: int = 64  # pairs in a step
+    lr: float = 0.1  # of the encoder
+    tau_lr: float = 1e-3  # of the networks that predict temperatures
+    rho: float = 2.0  # radius of the robust loss in nats
+    out: Path = Path("runs/sentence_encoder")  # folder of the checkpoints
+    resume: bool = False  # go on from the last checkpoint there
+    quick: bool = False  # little text, two epochs
+
+
+def pairs(source: PythonText):
+    texts = source.texts[:-1]  # the last file may be cut
+    for node in (node for text in texts for node in ast.walk(ast.parse(text))):
+        if isinstance(node, ast.FunctionDef) and (said := ast.get_docstring(node)):
+            yield said.splitlines()[0], f"{node.name}({ast.unparse(node.args)})"
+
+
+def recall(model: st.SentenceTransformer, held_out: list) -> str:
+    said, functions = (model.encode(list(x), convert_to_tensor=True) for x in zip(*held_out, strict=True))
+    lines = [line for line, _ in held_out]
+    label = torch.tensor([lines.index(line) for line in lines])  # equal lines are one label
+    found = retrieval_recall(said, functions, label, label, ks=(1, 5, 10))
+    return ", ".join(f"R@{k} {share:.1f} %" for k, share in found.items())
+
+
+def run(o: Options) -> None:
+    o = replace(o, size=1_500_000, epochs=2) if o.quick else o
+    sources = [PythonText(split, size=o.size) for split in ("train", "test")]
+    train, test = (list(dict.fromkeys(pairs(source))) for source in sources)
+    torch.manual_seed(0)
+    words = sources[0].tokenizer(1024 if o.quick else 4096).backend_tokenizer
+    model = st.SentenceTransformer(modules=[StaticEmbedding(words, embedding_dim=256), Normalize()])
+    print(f"{len(train)} pairs; of {len(test)} others, before: {recall(model, test)}")
+    data = number_samples(Dataset.from_list([{"anchor": a, "positive": b} for a, b in train]))
+    tempnets = {view: dt.TempNet(256, tau_min=0.02, tau_max=0.3) for view in RobustRankingLoss.views}
+    robust = {view: dt.KLRobustLoss(o.rho, estimator=dt.LogMovingAverage(len(data))) for view in tempnets}
+    loss = RobustRankingLoss(model, tempnets, robust)
+    args = st.SentenceTransformerTrainingArguments(
+        str(o.out), num_train_epochs=o.epochs, per_device_train_batch_size=o.batch_size, save_strategy="epoch",
+        learning_rate=o.lr, learning_rate_mapping={"predictors": o.tau_lr}, report_to=[],
+        dataloader_pin_memory=torch.cuda.is_available())  # fmt: skip
+    trainer = st.SentenceTransformerTrainer(model, args, data, loss=loss, callbacks=[loss.callback()])
+    trainer.train(resume_from_checkpoint=o.resume)
+    tau = {name: round(float(x), 3) for name, x in loss.metrics.items() if "/tau_" in name}
+    print(f"after: {recall(model, test)}; temperatures of the last batch: {tau}")
+
+
+def main(args: list[str] | None = None) -> int:
+    try:
+        run(tyro.cli(Options, args=args, prog="train_sentence_encoder.py"))
+    except (KeyboardInterrupt, ValueError, FileNotFoundError) as error:
+        print(f"train_sentence_encoder.py: {str(error) or 'stopped; --resume goes on'}", file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt) else 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
