@@ -33,8 +33,8 @@ class Options:
 
 
 def pairs(source: PythonText):
-    texts = source.texts[:-1]  # the last file may be cut
-    for node in (node for text in texts for node in ast.walk(ast.parse(text))):
+    trees = map(ast.parse, source.texts[:-1])  # the last file may be cut
+    for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.FunctionDef) and (said := ast.get_docstring(node)):
             yield said.splitlines()[0], f"{node.name}({ast.unparse(node.args)})"
 
@@ -48,7 +48,6 @@ def recall(model: st.SentenceTransformer, held_out: list) -> str:
 
 
 def run(o: Options) -> None:
-    o = replace(o, size=1_500_000, epochs=2) if o.quick else o
     sources = [PythonText(split, size=o.size) for split in ("train", "test")]
     train, test = (list(dict.fromkeys(pairs(source))) for source in sources)
     torch.manual_seed(0)
@@ -61,17 +60,17 @@ def run(o: Options) -> None:
     loss = RobustRankingLoss(model, tempnets, robust)
     args = st.SentenceTransformerTrainingArguments(
         str(o.out), num_train_epochs=o.epochs, per_device_train_batch_size=o.batch_size, save_strategy="epoch",
-        learning_rate=o.lr, learning_rate_mapping={"predictors": o.tau_lr}, report_to=[],
-        dataloader_pin_memory=torch.cuda.is_available())  # fmt: skip
-    trainer = st.SentenceTransformerTrainer(model, args, data, loss=loss, callbacks=[loss.callback()])
-    trainer.train(resume_from_checkpoint=o.resume)
-    tau = {name: round(float(x), 3) for name, x in loss.metrics.items() if "/tau_" in name}
-    print(f"after: {recall(model, test)}; temperatures of the last batch: {tau}")
+        learning_rate=o.lr, learning_rate_mapping={"predictors": o.tau_lr}, dataloader_pin_memory=False,
+    )  # fmt: skip
+    st.SentenceTransformerTrainer(model, args, data, loss=loss, callbacks=[loss.callback()]).train(o.resume)
+    tau = ", ".join(f"{name} {x:.3f}" for name, x in loss.metrics.items() if "/tau_" in name)
+    print(f"after: {recall(model, test)}\ntemperatures of the last batch: {tau}")
 
 
 def main(args: list[str] | None = None) -> int:
     try:
-        run(tyro.cli(Options, args=args, prog="train_sentence_encoder.py"))
+        o = tyro.cli(Options, args=args, prog="train_sentence_encoder.py")
+        run(replace(o, size=1_500_000, epochs=2) if o.quick else o)
     except (KeyboardInterrupt, ValueError, FileNotFoundError) as error:
         print(f"train_sentence_encoder.py: {str(error) or 'stopped; --resume goes on'}", file=sys.stderr)
         return 130 if isinstance(error, KeyboardInterrupt) else 2
