@@ -60,8 +60,7 @@ def run(o: Options) -> None:
     loss = RobustRankingLoss(model, tempnets, robust)
     args = st.SentenceTransformerTrainingArguments(
         str(o.out), num_train_epochs=o.epochs, per_device_train_batch_size=o.batch_size, save_strategy="epoch",
-        learning_rate=o.lr, learning_rate_mapping={"predictors": o.tau_lr}, dataloader_pin_memory=False,
-    )  # fmt: skip
+        learning_rate=o.lr, learning_rate_mapping={"predictors": o.tau_lr}, dataloader_pin_memory=False)  # fmt: skip
     st.SentenceTransformerTrainer(model, args, data, loss=loss, callbacks=[loss.callback()]).train(o.resume)
     tau = ", ".join(f"{name} {x:.3f}" for name, x in loss.metrics.items() if "/tau_" in name)
     print(f"after: {recall(model, test)}\ntemperatures of the last batch: {tau}")
