@@ -16,6 +16,7 @@ from dro_temp.datasets import PythonText
 OFFLINE = "offline"
 
 _VOCABULARY, _LENGTH, _BATCH, _STEPS = 2048, 128, 16, 400
+_LOSS = "ForCausalLM"  # transformers guesses it from the class's name, and of a GPT-2 it warns
 
 
 def load_model(name: str, tokenizer: str | None = None) -> tuple[Any, Any]:
@@ -64,6 +65,7 @@ def offline_model(root: Path | None = None) -> Path:
     end = tokenizer.eos_token_id
     config = transformers.GPT2Config(vocab_size=_VOCABULARY, bos_token_id=end, eos_token_id=end, **sizes)
     model = transformers.GPT2LMHeadModel(config)
+    model.loss_type = _LOSS
     _train(model, blocks(list(data.texts), tokenizer, _LENGTH))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
