@@ -76,7 +76,9 @@ def run(o: Options) -> Table:
             host, own, some["test"], validation=some["validation"], rho=o.rho, tau_min=0.5, tau_max=5.0
         )
         found = [report[scheme] for scheme in ("tau = 1", "own", "best constant (likelihood)")]
-        table.add_row(name, *(f"{scheme.perplexity:.2f}" for scheme in found), f"{report['own'].tau_mean:.3f}")
+        table.add_row(
+            name, *(f"{scheme.perplexity:.2f}" for scheme in found), f"{report['own'].tau_mean:.3f}"
+        )
         return report["own"].tau_mean
 
     compare("cross-entropy", dt.ConstantTemperature(1.0), dt.LikelihoodLoss())

@@ -91,6 +91,4 @@ def test_under_autocast_backward_computes_as_forward_did(rows):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         in_blocks, whole = tempnet.of(rows), tempnet(rows.features)
     torch.testing.assert_close(in_blocks, whole, rtol=1e-6, atol=0.0)
-    torch.testing.assert_close(
-        _gradient(tempnet, in_blocks), _gradient(tempnet, whole), rtol=0.02, atol=0.02
-    )
+    torch.testing.assert_close(_gradient(tempnet, in_blocks), _gradient(tempnet, whole), rtol=0.02, atol=0.02)
