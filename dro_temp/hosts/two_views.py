@@ -1,5 +1,6 @@
 """One encoder, two augmented views of every sample."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -55,11 +56,8 @@ class TwoViews(HostAdapter):
             index: the samples' numbers in the data set.
         """
         x, y = self.encode(first), self.encode(second)
-        if x.dim() != 2 or x.shape != y.shape:
-            raise ValueError(
-                "expected the encoder to return [n, d] for both views with the same n and d, received "
-                f"{list(x.shape)} and {list(y.shape)}. Pool to one vector per input, and pass two views of each sample."
-            )
+        with distributed.raising_together(x.device) if self.objective_trains else nullcontext():
+            _check_views(x, y)
         all_x, all_y, start = x, y, 0
         if self.objective_trains:
             distributed.refuse_missing_group()
@@ -69,6 +67,14 @@ class TwoViews(HostAdapter):
             "first": _rows(x, all_x, all_y, start, index),
             "second": _rows(y, all_y, all_x, start, index),
         }
+
+
+def _check_views(x: Tensor, y: Tensor) -> None:
+    if x.dim() != 2 or x.shape != y.shape:
+        raise ValueError(
+            "expected the encoder to return [n, d] for both views with the same n and d, received "
+            f"{list(x.shape)} and {list(y.shape)}. Pool to one vector per input, and pass two views of each sample."
+        )
 
 
 def _rows(x: Tensor, own_view: Tensor, other_view: Tensor, start: int, index: Tensor | None) -> Rows:

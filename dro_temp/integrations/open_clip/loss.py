@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from dro_temp._checks import check_count
 from dro_temp.estimators import GammaSchedule
+from dro_temp.integrations._replicas import Replicas, zero_gradient
 from dro_temp.integrations.open_clip.features import (
     FeaturesHost,
     refuse_other_lengths,
@@ -15,7 +16,6 @@ from dro_temp.integrations.open_clip.features import (
     refuse_other_shapes,
 )
 from dro_temp.integrations.open_clip.groups import TEMPERATURE
-from dro_temp.integrations.open_clip.replicas import Replicas, zero_gradient
 from dro_temp.interfaces import RobustLoss, TemperaturePredictor
 from dro_temp.objective import Objective
 from dro_temp.objective.parts import PerView

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp.hosts import InChunks, SentenceTransformers
-from dro_temp.integrations.open_clip.replicas import Replicas
+from dro_temp.integrations._replicas import Replicas
 from dro_temp.integrations.sentence_transformers.keeper import loss_keeper
 from dro_temp.interfaces import HostAdapter, RobustLoss, TemperaturePredictor
 from dro_temp.interfaces.modes import evaluating
