@@ -19,6 +19,7 @@ from dro_temp.interfaces import (
     staged_modules,
 )
 from dro_temp.objective.evaluation import evaluate_views
+from dro_temp.objective.groups import parameter_groups, trained
 from dro_temp.objective.ledger import Ledger
 from dro_temp.objective.output import Output
 from dro_temp.objective.parts import PerView, named_penalties, per_view, refuse_shared_memory
@@ -256,26 +257,16 @@ class Objective(nn.Module):
         Raises:
             ValueError: there is nothing to train.
         """
-        tau_lr = lr if tau_lr is None else tau_lr
-        temperature = _trained(self.predictors)
-        taken = {id(p) for p in temperature}
-        loss = [p for p in _trained(nn.ModuleList([self.losses, self.penalties])) if id(p) not in taken]
-        taken |= {id(p) for p in loss}
-        host = [p for p in _trained(self) if id(p) not in taken]
-        groups = [
+        temperature = trained(self.predictors)
+        loss = trained(self.losses, self.penalties, without=temperature)
+        host = trained(self, without=temperature + loss)
+        return parameter_groups(
             {"name": "host", "params": host, "lr": lr, **host_options},
             {"name": "loss", "params": loss, "lr": lr, "weight_decay": 0.0},
-            {"name": "temperature", "params": temperature, "lr": tau_lr, "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        if not groups:
-            raise ValueError(
-                "expected something to train, received a frozen host and predictors without parameters. "
-                "Use a TempNet or LearnableTemperature, or frozen=False. A table of individual temperatures with "
-                "an update of its own needs no optimizer: call objective.commit() after backward."
-            )
-        return groups
-
-
-def _trained(module: nn.Module) -> list[nn.Parameter]:
-    return [p for p in module.parameters() if p.requires_grad]
+            {
+                "name": "temperature",
+                "params": temperature,
+                "lr": lr if tau_lr is None else tau_lr,
+                "weight_decay": 0.0,
+            },
+        )
