@@ -4,7 +4,7 @@ A two-layer GPT-2 on Python's source (vocabulary 1,024). Every method gets three
 by what it is trained for, on validation text; the chosen trial is trained with every seed and tested. Finished
 runs are kept, so that the command can be stopped and typed again.
 
-  python benchmarks/lm_methods.py                      both studies: about an hour and a half on one core
+  python benchmarks/lm_methods.py                      both studies: about an hour on one core
   python benchmarks/lm_methods.py --studies frozen --seeds 0 1 --workers 2
 """
 

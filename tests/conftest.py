@@ -17,6 +17,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Two workers, and the processes that they start, share the machine: threads of each would wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
 # The pure functions and the leaves are checked against their shape types. interfaces.py, objective.py and
 # optim.py are not: there a wrong shape must meet the library's own three-part error.
 CHECKED = [

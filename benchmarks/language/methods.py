@@ -45,7 +45,7 @@ METHODS = {
         Method("likelihood-hidden+statistics", "frozen", _BOTH, False, _NETWORK),
         Method("cross-entropy", "joint", (), False, _HOST),
         # The control: temperatures that do not differ from token to token, as high as TempNet's are on average.
-        Method("constant", "joint", (), True, _HOST, {"tau": 0.88, "rho": 3.2}),
+        Method("constant", "joint", (), True, _HOST, {"tau": 0.47, "rho": 3.2}),
         Method("tempnet-logits", "joint", ("logits",), True, _HOST, {"rho": 3.2}),
     )
 }
