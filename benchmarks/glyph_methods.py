@@ -11,13 +11,13 @@ import argparse
 import itertools
 import json
 import multiprocessing
-import os
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from harness.study import cell, kept, name_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
@@ -49,15 +49,17 @@ METRICS = ("test_seen/i2t_r1", "test_seen/t2i_r1", "test_unseen/i2t_r1", "test_u
 
 def run(job: tuple[str, int, dict[str, float], Path]) -> dict[str, Any]:
     """One training run, or its stored result."""
+    method, seed, options, folder = job
+    name = name_of(method, str(seed), **options)
+    return kept(folder / "runs" / f"{name}.json", lambda: trained(method, seed, options, name))
+
+
+def trained(method: str, seed: int, options: dict[str, float], name: str) -> dict[str, Any]:
+    """One training run."""
     from glyphs.config import Config
     from glyphs.data import load
     from glyphs.training import Run
 
-    method, seed, options, folder = job
-    name = "-".join([method, str(seed), *(f"{k}={v:g}" for k, v in sorted(options.items()))])
-    file = folder / "runs" / f"{name}.json"
-    if file.exists():
-        return json.loads(file.read_text())
     torch.set_num_threads(1)
     config = Config(methods=(method,), **(FIXED | options))
     training = Run(method, seed, config, load(config))
@@ -70,10 +72,6 @@ def run(job: tuple[str, int, dict[str, float], Path]) -> dict[str, Any]:
         "metrics": training.result["metrics"],
         "seconds": training.seconds,
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".part")
-    temporary.write_text(json.dumps(result, indent=1))
-    os.replace(temporary, file)
     print(f"{name}: validation {result['validation']:.2f}, {result['seconds']:.0f} s", flush=True)
     return result
 
@@ -91,19 +89,14 @@ def table(chosen: dict[str, dict[str, float]], tests: list[dict[str, Any]], base
     ]
     by_method = {m: {r["seed"]: r["metrics"] for r in tests if r["method"] == m} for m in chosen}
     for method, runs in by_method.items():
-        cells = [_cell([r[k] for r in runs.values()]) for k in METRICS]
+        cells = [cell([r[k] for r in runs.values()]) for k in METRICS]
         gain = [r["mean_r1"] - by_method[baseline][seed]["mean_r1"] for seed, r in runs.items()]
         tau = f"{statistics.mean(r['tau_image_mean'] for r in runs.values()):.3f}"
         spread = f"{statistics.mean(r['tau_image_std'] for r in runs.values()):.4f}"
         picked = ", ".join(f"{k} {v:g}" for k, v in chosen[method].items())
-        difference = "" if method == baseline else _cell(gain, sign="+")
+        difference = "" if method == baseline else cell(gain, sign="+")
         lines.append(f"| {method} | {picked} | {' | '.join(cells)} | {difference} | {tau} ({spread}) |")
     return "\n".join(lines)
-
-
-def _cell(values: list[float], sign: str = "") -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):{sign}.1f} ± {spread:.1f}"
 
 
 def main() -> None:

@@ -36,9 +36,7 @@ def load_model(name: str, tokenizer: str | None = None) -> tuple[Any, Any]:
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(name)
         if model.config.model_type == "gpt2":
-            model.loss_type = (
-                "ForCausalLM"  # transformers guesses it from the class's name, and here it warns
-            )
+            model.loss_type = _LOSS
         return model.eval(), transformers.AutoTokenizer.from_pretrained(tokenizer or name)
     except OSError as error:
         raise ValueError(

@@ -46,8 +46,8 @@ class Staged(nn.Module, ABC):
 
     def check(self, index: Tensor) -> None:
         """Raise where a sample number is outside the tables."""
-        for name in self.memory:
-            check_index(index, len(getattr(self, name)))
+        if self.memory:
+            check_index(index, min(len(getattr(self, name)) for name in self.memory))
 
     def read(self, name: str, index: Tensor) -> Tensor:
         """Entries of a table: where the table is, or, with `on_host`, where the index is."""
