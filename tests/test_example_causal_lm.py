@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from isolation import imported_example
 
 pytest.importorskip("tyro")
 pytest.importorskip("rich")
@@ -21,13 +22,8 @@ EXAMPLES = ROOT / "examples"
 @pytest.fixture(scope="module")
 def example():
     """The example's modules, imported as `python examples/causal_lm.py` imports them."""
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import causal_lm
-
-        yield causal_lm
-    finally:
-        sys.path.remove(str(EXAMPLES))
+    with imported_example("causal_lm") as module:
+        yield module
 
 
 @pytest.fixture(autouse=True)

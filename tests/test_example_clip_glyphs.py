@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from isolation import imported_example
 
 pytest.importorskip("tyro")
 pytest.importorskip("matplotlib")
@@ -21,13 +22,8 @@ EPOCHS = "8"
 @pytest.fixture(scope="module")
 def example():
     """The example's modules, imported as `python examples/clip_glyphs.py` imports them."""
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import clip_glyphs
-
-        yield clip_glyphs
-    finally:
-        sys.path.remove(str(EXAMPLES))
+    with imported_example("clip_glyphs") as module:
+        yield module
 
 
 @pytest.fixture(autouse=True)

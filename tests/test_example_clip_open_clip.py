@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from isolation import imported_example
 from PIL import Image
 
 for package in ("tyro", "torchvision", "open_clip", "open_clip_train", "webdataset"):
@@ -18,13 +19,8 @@ EXAMPLES = ROOT / "examples"
 @pytest.fixture(scope="module")
 def example():
     """The example's modules, imported as `python examples/clip_open_clip.py` imports them."""
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import clip_open_clip
-
-        yield clip_open_clip
-    finally:
-        sys.path.remove(str(EXAMPLES))
+    with imported_example("clip_open_clip") as module:
+        yield module
 
 
 @pytest.fixture(autouse=True)

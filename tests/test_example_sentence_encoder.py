@@ -4,11 +4,11 @@ import contextlib
 import io
 import os
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from isolation import forget_accelerate, imported_example
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 for package in ("tyro", "sentence_transformers", "accelerate", "datasets"):
@@ -21,23 +21,15 @@ EXAMPLES = ROOT / "examples"
 @pytest.fixture(scope="module")
 def example():
     """The example's module, imported as `python examples/train_sentence_encoder.py` imports it."""
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import train_sentence_encoder
-
-        yield train_sentence_encoder
-    finally:
-        sys.path.remove(str(EXAMPLES))
+    with imported_example("train_sentence_encoder") as module:
+        yield module
 
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(ROOT / ".cache"))
     yield
-    state = sys.modules["accelerate.state"]
-    state.AcceleratorState._reset_state(reset_partial_state=True)
-    state.GradientState._reset_state()
-    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    forget_accelerate()
 
 
 def last_loss(out: Path) -> dict:

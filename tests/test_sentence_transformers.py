@@ -5,13 +5,13 @@ import json
 import math
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from isolation import forget_accelerate
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 pytest.importorskip("sentence_transformers")
@@ -43,10 +43,7 @@ def alone() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-    state = sys.modules["accelerate.state"]
-    state.AcceleratorState._reset_state(reset_partial_state=True)
-    state.GradientState._reset_state()
-    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    forget_accelerate()
 
 
 def data(negatives: int = 0, *, numbered: bool = True) -> datasets.Dataset:

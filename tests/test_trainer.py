@@ -1,7 +1,6 @@
 """The stock Trainer, and TRL's, train an objective: exactly, resumably, in several processes."""
 
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from isolation import forget_accelerate
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 pytest.importorskip("transformers")
@@ -32,10 +32,7 @@ def alone() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-    state = sys.modules["accelerate.state"]
-    state.AcceleratorState._reset_state(reset_partial_state=True)
-    state.GradientState._reset_state()
-    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    forget_accelerate()
 
 
 def language_model(kind: str = "gpt2"):
