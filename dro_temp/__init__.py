@@ -61,11 +61,14 @@ from dro_temp.predictors import (
     LearnableTemperature,
     LogitEncoder,
     OptimalTemperature,
+    PooledReadout,
     PrototypeEncoder,
+    ResidualReadout,
     SeveralEncoder,
     StatisticsEncoder,
     TempNet,
     TempNetEncoder,
+    TempNetReadout,
 )
 
 __version__ = "0.1.0"
@@ -102,8 +105,10 @@ __all__ = [
     "OptimalTemperature",
     "Output",
     "Penalty",
+    "PooledReadout",
     "PrototypeEncoder",
     "Reading",
+    "ResidualReadout",
     "RobustLoss",
     "Rows",
     "Scale",
@@ -118,6 +123,7 @@ __all__ = [
     "Support",
     "TempNet",
     "TempNetEncoder",
+    "TempNetReadout",
     "TemperatureLogitsProcessor",
     "TemperaturePredictor",
     "datasets",

@@ -47,6 +47,10 @@ PREDICTORS = (
         "tempnet-statistics",
         lambda: dt.TempNet(dt.StatisticsEncoder(width=16, dropout=0.1), tau_min=0.1, tau_max=4.0),
     ),
+    testing.PredictorCase(
+        "tempnet-residual",
+        lambda: dt.TempNet(dt.HiddenEncoder(8), tau_min=0.1, tau_max=4.0, readout=dt.ResidualReadout),
+    ),
     testing.PredictorCase("tempnet-several", lambda: _several(dt.HiddenEncoder(8), dt.StatisticsEncoder())),
     testing.PredictorCase(
         "tempnet-all",

@@ -325,7 +325,7 @@ def test_temperatures_at_both_bounds():
     for raw in (-1e9, 1e9):
         tempnet = dt.TempNet(4, tau_min=0.05, tau_max=1.0, dropout=0.0)
         with torch.no_grad():
-            tempnet.readout.bias.fill_(raw)
+            tempnet.readout.last.bias.fill_(raw)
         objective = dt.Objective(small.two_tower(), tempnet, dt.KLRobustLoss(0.5)).double()
         out = objective(IMAGES, TEXTS)
         out.loss.backward()

@@ -55,17 +55,17 @@ def test_backward_drops_what_forward_dropped(rows):
 
 def test_hooks_see_the_gradient_of_all_rows_once(rows):
     tempnet, seen = _tempnet(), []
-    tempnet.readout.weight.register_hook(seen.append)
+    tempnet.readout.last.weight.register_hook(seen.append)
     tempnet.of(rows).sum().backward()
     assert len(seen) == 1
-    torch.testing.assert_close(seen[0], tempnet.readout.weight.grad)
+    torch.testing.assert_close(seen[0], tempnet.readout.last.weight.grad)
 
 
 def test_parameters_that_are_not_trained_stay_without_gradient(rows):
     tempnet = _tempnet()
-    tempnet.readout.weight.requires_grad_(False)
+    tempnet.readout.last.weight.requires_grad_(False)
     tempnet.of(rows).sum().backward()
-    assert tempnet.readout.weight.grad is None
+    assert tempnet.readout.last.weight.grad is None
     assert all(p.grad is not None for p in tempnet.parameters() if p.requires_grad)
 
 
@@ -73,10 +73,10 @@ def test_a_second_derivative_is_refused_in_blocks_only(rows):
     tempnet = _tempnet()
     tau = tempnet.of(rows).sum()
     if blockwise.BLOCK_OF_ROWS >= N:
-        torch.autograd.grad(tau, tempnet.readout.weight, create_graph=True)
+        torch.autograd.grad(tau, tempnet.readout.last.weight, create_graph=True)
     else:
         with pytest.raises(RuntimeError, match="Call the predictor itself"):
-            torch.autograd.grad(tau, tempnet.readout.weight, create_graph=True)
+            torch.autograd.grad(tau, tempnet.readout.last.weight, create_graph=True)
 
 
 def test_without_gradient(rows):

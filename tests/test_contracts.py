@@ -27,6 +27,7 @@ def test_every_public_concrete_class_has_a_case():
     contracts = (
         dt.TemperaturePredictor,
         dt.TempNetEncoder,
+        dt.TempNetReadout,
         dt.RobustLoss,
         dt.Penalty,
         dt.HostAdapter,

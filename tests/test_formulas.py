@@ -19,16 +19,16 @@ def _randomised(module: nn.Module) -> nn.Module:
 
 
 def _tau(net, v, y, low, high):
-    a = (v / net.log_sharpness.exp()).exp()
+    a = (v / net.readout.log_sharpness.exp()).exp()
     a = a / a.sum()
-    readout = ((a - 1 / len(v)) * y) @ net.readout.weight[0] + net.readout.bias[0]
+    readout = ((a - 1 / len(v)) * y) @ net.readout.last.weight[0] + net.readout.last.bias[0]
     return low + (high - low) / (1 + (-readout).exp())
 
 
 def test_tempnet_over_embeddings():
     net = _randomised(dt.TempNet(dt.PrototypeEncoder(5, prototypes=7), tau_min=0.1, tau_max=2.0))
     with torch.no_grad():
-        net.log_sharpness.fill_(-0.7)
+        net.readout.log_sharpness.fill_(-0.7)
     linear = net.encoder.transform[0]
     x = torch.randn(3, 5, dtype=torch.float64)
     for row, tau in zip(x, net(x), strict=True):

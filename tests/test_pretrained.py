@@ -440,7 +440,7 @@ def test_published_files(name, dtype, tmp_path):
         save_file(state, path)
     for source in (path, str(path)):
         network = dt.TempNet.from_reference(source, tau_min=0.01, tau_max=2.0, centred=False)
-        assert network.log_sharpness.dtype == torch.float32
+        assert network.readout.log_sharpness.dtype == torch.float32
         logits = torch.randn(2, 30)
         expected = [_by_hand(state, z.double(), 0.01, 2.0, False) for z in logits]
         assert network(support=dt.Support(logits)).tolist() == pytest.approx(expected, rel=1e-5)

@@ -15,6 +15,7 @@ from dro_temp.predictors.language_head import LanguageHead
 from dro_temp.predictors.learnable import LearnableTemperature
 from dro_temp.predictors.optimal import OptimalTemperature
 from dro_temp.predictors.pretrained import Pretrained
+from dro_temp.predictors.readouts import PooledReadout, ResidualReadout, TempNetReadout
 from dro_temp.predictors.tempnet import TempNet
 
 __all__ = [
@@ -30,10 +31,13 @@ __all__ = [
     "LearnableTemperature",
     "LogitEncoder",
     "OptimalTemperature",
+    "PooledReadout",
     "Pretrained",
     "PrototypeEncoder",
+    "ResidualReadout",
     "SeveralEncoder",
     "StatisticsEncoder",
     "TempNet",
     "TempNetEncoder",
+    "TempNetReadout",
 ]

@@ -9,13 +9,16 @@ from dro_temp.interfaces import Decoder, FrozenHead, TemperaturePredictor
 from dro_temp.kernels.native_device import native_runs_on
 from dro_temp.kernels.native_passes.decoding import MOST_ROWS, decoding
 from dro_temp.predictors.encoders import LogitEncoder
+from dro_temp.predictors.readouts import PooledReadout
 
 if TYPE_CHECKING:
     from dro_temp.predictors.tempnet import TempNet
 
 
 @torch.no_grad()
-def logit_decoder(tempnet: "TempNet", encoder: LogitEncoder, head: FrozenHead) -> Decoder:
+def logit_decoder(
+    tempnet: "TempNet", encoder: LogitEncoder, pooling: PooledReadout, head: FrozenHead
+) -> Decoder:
     r"""Temperatures of a frozen head's own logits, by few calls, or by one into C.
 
     The first layer is folded into the head, so that a product with the hidden state takes the place of one with all
@@ -24,6 +27,7 @@ def logit_decoder(tempnet: "TempNet", encoder: LogitEncoder, head: FrozenHead) -
     Args:
         tempnet: whose temperatures; its parameters of this moment.
         encoder: its encoder.
+        pooling: its readout.
         head: the head.
     """
     projection, offset, ones = head.folded(encoder.first.weight)
@@ -32,9 +36,9 @@ def logit_decoder(tempnet: "TempNet", encoder: LogitEncoder, head: FrozenHead) -
     # As generation computes: in float32 or better, whatever the parameters are kept in.
     first_bias, second, second_bias, readout, bias = (
         x.detach().to(projection.dtype)
-        for x in (encoder.first.bias, last.weight, last.bias, tempnet.readout.weight, tempnet.readout.bias)
+        for x in (encoder.first.bias, last.weight, last.bias, pooling.last.weight, pooling.last.bias)
     )
-    sharpness = float((-tempnet.log_sharpness).exp())
+    sharpness = float((-pooling.log_sharpness).exp())
 
     @torch.no_grad()
     def many(queries: Features, scores: Scores) -> PerRow:

@@ -18,9 +18,9 @@ NAMES = {
     "proj.0.bias": "encoder.first.bias",
     "proj.3.weight": "encoder.rest.2.weight",
     "proj.3.bias": "encoder.rest.2.bias",
-    "scaler": "log_sharpness",
-    "last.weight": "readout.weight",
-    "last.bias": "readout.bias",
+    "scaler": "readout.log_sharpness",
+    "last.weight": "readout.last.weight",
+    "last.bias": "readout.last.bias",
 }
 
 
@@ -37,9 +37,8 @@ def reference_state(source: Mapping[str, Any] | str | Path) -> dict[str, Tensor]
     state = {name.removeprefix(_PREFIX): value for name, value in given.items()}
     _check_keys(state, given)
     found = {ours: at_least_float32(state[theirs].detach()) for theirs, ours in NAMES.items()}
-    found["log_sharpness"] = found["log_sharpness"].reshape(
-        ()
-    )  # [1] in converted checkpoints, [] in training
+    sharpness = NAMES["scaler"]
+    found[sharpness] = found[sharpness].reshape(())  # [1] in converted checkpoints, [] in training
     return found
 
 

@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dro_temp import functional as F
@@ -25,6 +24,7 @@ from dro_temp.predictors.encoders import (
 from dro_temp.predictors.language_head import LanguageHead
 from dro_temp.predictors.lm_encoders import LmInput, encoder_for_lm
 from dro_temp.predictors.pretrained import Pretrained
+from dro_temp.predictors.readouts import READOUTS, PooledReadout, TempNetReadout, readout_of
 from dro_temp.predictors.reference import reference_state
 
 #: What a checkpoint may name without further ado.
@@ -50,6 +50,7 @@ class TempNet(Pretrained, TemperaturePredictor):
         dropout: dropout in training, if `encoder` is a width.
         tau_init: the temperature of a row whose pooled sum is zero, strictly between the bounds; the middle
             (readout bias 0, as in the paper) if None.
+        readout: how similarities become a number: `PooledReadout`, the paper's, or `ResidualReadout`.
 
     Raises:
         ValueError: bounds that are no interval, or a start outside it.
@@ -78,20 +79,18 @@ class TempNet(Pretrained, TemperaturePredictor):
         prototypes: int = 256,
         dropout: float = 0.5,
         tau_init: float | None = None,
+        readout: type[TempNetReadout] = PooledReadout,
     ) -> None:
         super().__init__(tau_min=tau_min, tau_max=tau_max)
         if isinstance(encoder, int):
             encoder = PrototypeEncoder(encoder, prototypes=prototypes, dropout=dropout)
         self.encoder = encoder
         self.reads = encoder.reads
-        self.log_sharpness = nn.Parameter(torch.tensor(encoder.log_sharpness))
-        self.readout = nn.Linear(encoder.width, 1)
-        nn.init.ones_(self.readout.weight)
-        nn.init.zeros_(self.readout.bias)
+        self.readout = readout(encoder)
         if tau_init is not None:
             margin = 1e-6 * (tau_max - tau_min)
             check_within("tau_init", tau_init, tau_min + margin, tau_max - margin)
-            nn.init.constant_(self.readout.bias, F.logit_between(tau_init, tau_min, tau_max))
+            self.readout.start_at(F.logit_between(tau_init, tau_min, tau_max))
 
     @classmethod
     def for_logits(
@@ -138,6 +137,7 @@ class TempNet(Pretrained, TemperaturePredictor):
         centred: bool = False,
         tau_init: float | None = None,
         rho: float | None = None,
+        readout: type[TempNetReadout] = PooledReadout,
     ) -> "TempNet":
         """A network for the tokens of a Hugging Face causal language model.
 
@@ -155,6 +155,7 @@ class TempNet(Pretrained, TemperaturePredictor):
             centred: subtract each row's maximum from the logits first, see `LogitEncoder`.
             tau_init: see `TempNet`.
             rho: the radius that it will be trained with: checked against the vocabulary, and saved with it.
+            readout: see `TempNet`.
 
         Raises:
             TypeError: a model without a head.
@@ -173,7 +174,7 @@ class TempNet(Pretrained, TemperaturePredictor):
             check_radius(rho)
             check_feasible(rho, head.outcomes or 0)
         encoder = encoder_for_lm(head, inputs, width=width, dropout=dropout, centred=centred)
-        network = cls(encoder, tau_min=tau_min, tau_max=tau_max, tau_init=tau_init)
+        network = cls(encoder, tau_min=tau_min, tau_max=tau_max, tau_init=tau_init, readout=readout)
         network.made_for, network.rho = head, rho
         return network
 
@@ -229,6 +230,7 @@ class TempNet(Pretrained, TemperaturePredictor):
         """What it was built with: encoder, bounds, radius, and the language model that it was made for."""
         return {
             "encoder": self.encoder.description,
+            "readout": type(self.readout).__name__,
             "tau_min": self.tau_min,
             "tau_max": self.tau_max,
             "rho": self.rho,
@@ -239,7 +241,9 @@ class TempNet(Pretrained, TemperaturePredictor):
     def of_config(cls, config: Mapping[str, Any], encoders: Iterable[type[TempNetEncoder]] = ()) -> "TempNet":
         """See `Pretrained.of_config`."""
         encoder = encoder_of(config["encoder"], (*ENCODERS, *encoders))
-        network = cls(encoder, tau_min=config["tau_min"], tau_max=config["tau_max"])
+        # A checkpoint that does not say has the paper's.
+        readout = readout_of(config.get("readout", PooledReadout.__name__), READOUTS)
+        network = cls(encoder, tau_min=config["tau_min"], tau_max=config["tau_max"], readout=readout)
         made_for = config["made_for"]
         network.made_for = None if made_for is None else LanguageHead(**made_for)
         network.rho = config["rho"]
@@ -252,14 +256,10 @@ class TempNet(Pretrained, TemperaturePredictor):
     def decoder(self, head: FrozenHead) -> Decoder:
         """See `TemperaturePredictor.decoder`; over logits the first layer is folded into the head."""
         self._refuse_training()
-        if not isinstance(self.encoder, LogitEncoder):
+        if not (isinstance(self.encoder, LogitEncoder) and isinstance(self.readout, PooledReadout)):
             return super().decoder(head)
-        return logit_decoder(self, self.encoder, head)
+        return logit_decoder(self, self.encoder, self.readout, head)
 
     def raw(self, reading: Reading) -> PerRow:
         """The readout, before it is squashed into the bounds."""
-        similarities: Features = self.encoder(reading)
-        weights = (similarities / self.log_sharpness.exp()).softmax(1)
-        pooled = (weights - 1.0 / self.encoder.width) * self.encoder.pooled(similarities)
-        raw: PerRow = self.readout(pooled).squeeze(1)
-        return raw
+        return self.readout.raw(self.encoder, self.encoder(reading))
