@@ -45,9 +45,10 @@ from dro_temp.losses import (
     InfoNCELoss,
     KLRobustLoss,
     LikelihoodLoss,
+    QueuedLoss,
     SigmoidLoss,
 )
-from dro_temp.objective import Objective, Output
+from dro_temp.objective import Objective, Output, TemperatureWarning
 from dro_temp.optim import CompositionalOptimizer
 from dro_temp.predictors import (
     ConstantTemperature,
@@ -70,6 +71,7 @@ from dro_temp.predictors import (
     TempNetEncoder,
     TempNetReadout,
 )
+from dro_temp.schedules import hold_temperatures
 
 __version__ = "0.1.0"
 
@@ -107,6 +109,7 @@ __all__ = [
     "Penalty",
     "PooledReadout",
     "PrototypeEncoder",
+    "QueuedLoss",
     "Reading",
     "ResidualReadout",
     "RobustLoss",
@@ -126,11 +129,13 @@ __all__ = [
     "TempNetReadout",
     "TemperatureLogitsProcessor",
     "TemperaturePredictor",
+    "TemperatureWarning",
     "datasets",
     "distributed",
     "estimators",
     "evaluation",
     "functional",
+    "hold_temperatures",
     "hosts",
     "kernels",
     "losses",

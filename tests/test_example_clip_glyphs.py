@@ -94,15 +94,47 @@ def test_writes_tables_plots_and_checkpoints(finished):
     tempnet = results["runs"][1]["metrics"]
     assert 0.01 <= tempnet["tau_image_mean"] <= 0.2
     assert tempnet["tau_image_std"] > 0
+    assert results["runs"][0]["gap_recovered"] == {}
+    for share, low, high in results["runs"][1]["gap_recovered"].values():
+        assert low < share < high < 1
     table = (finished / "results.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in table[:4]] == ["method", "---", "infonce", "tempnet"]
     assert len({line.count("|") for line in table[:4]}) == 1
+    gaps = [line.split("|")[-2].strip() for line in table[:4]]
+    assert gaps[0] == "gap recovered, images / names"
+    assert gaps[2] == "-"
+    assert len(gaps[3].split(" / ")) == 2
     for name in ("temperature_histogram.png", "extremes.png", "curves.png"):
         assert (finished / name).read_bytes().startswith(b"\x89PNG"), name
     assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == [
         "infonce-seed0.pt",
         "tempnet-seed0.pt",
     ]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "cell"),
+    [
+        ([{"image": (0.416, 0.38, 0.45), "text": (-0.5, -0.6, -0.4)}], "42 [38, 45] / -50 [-60, -40]"),
+        ([{"image": (x, 0.0, 0.0), "text": (-x, 0.0, 0.0)} for x in (0.3, 0.5)], "40 ± 14 / -40 ± 14"),
+        ([{"image": (-40.0, -50.0, -30.0), "text": (0.0, 0.0, 0.0)}], "< -999 / 0 [0, 0]"),
+        ([{}], "-"),
+    ],
+)
+def test_says_how_much_of_the_gap_was_recovered(example, seeds, cell):
+    from glyphs.report import _recovered
+
+    assert _recovered(seeds) == cell
+
+
+def test_the_table_fits_in_120_columns(finished, example, capsys):
+    assert example.main([*TINY, "--epochs", EPOCHS, "--out", str(finished), "--resume"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (start,) = (i for i, line in enumerate(lines) if line.startswith("Retrieval of glyphs"))
+    table = lines[start + 1 : 1 + max(i for i, line in enumerate(lines) if "────" in line)]
+    assert any("gap recovered," in line for line in table)
+    assert not any("…" in line for line in table)
+    assert max(map(len, table)) <= 120
 
 
 def test_learns(example, data):

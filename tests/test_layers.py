@@ -14,9 +14,9 @@ LAYERS = (
     ("kernels",),
     ("interfaces",),
     ("estimators",),
-    ("predictors", "losses", "hosts", "datasets", "evaluation", "plotting"),
+    ("predictors", "losses", "hosts", "datasets", "plotting"),
     ("objective",),
-    ("optim", "recipes"),
+    ("optim", "schedules", "recipes", "evaluation"),
     ("testing", "integrations"),
     ("cli",),
 )

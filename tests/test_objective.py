@@ -198,13 +198,13 @@ def test_tempnet_starts_as_the_paper_says():
         dt.TempNet(8, tau_min=0.1, tau_max=2.0),
         dt.TempNet.for_logits(12, tau_min=0.1, tau_max=2.0),
     ):
-        assert bool((tempnet.readout.weight == 1).all())
-        assert bool((tempnet.readout.bias == 0).all())
-    assert dt.TempNet(8, tau_min=0.1, tau_max=2.0).log_sharpness.exp().item() == pytest.approx(0.01)
-    assert dt.TempNet.for_logits(12, tau_min=0.1, tau_max=2.0).log_sharpness.item() == 0.0
+        assert bool((tempnet.readout.last.weight == 1).all())
+        assert bool((tempnet.readout.last.bias == 0).all())
+    assert dt.TempNet(8, tau_min=0.1, tau_max=2.0).readout.log_sharpness.exp().item() == pytest.approx(0.01)
+    assert dt.TempNet.for_logits(12, tau_min=0.1, tau_max=2.0).readout.log_sharpness.item() == 0.0
     started = dt.TempNet(8, tau_min=0.1, tau_max=2.0, tau_init=0.3)
     with torch.no_grad():
-        started.readout.weight.zero_()
+        started.readout.last.weight.zero_()
     assert started(torch.randn(8)).item() == pytest.approx(0.3)
 
 

@@ -254,3 +254,109 @@ def test_history_refuses(history, error, said):
     with pytest.raises(error, match=r"expected .* received") as caught:
         plotting.temperature_history(history)
     assert said in str(caught.value)
+
+
+# --- By concept ----------------------------------------------------------------------------------------------
+
+
+def by_concept(concepts=40, rows=5, noise=0.001):
+    g = torch.Generator().manual_seed(0)
+    concept = torch.randperm(concepts, generator=g).repeat_interleave(rows)
+    return 0.1 + 0.01 * concept + noise * torch.randn(len(concept), generator=g), concept
+
+
+def test_concepts_at_the_ends_are_named_in_the_order_of_their_medians(tmp_path):
+    tau, concept = by_concept()
+    names = [f"a name {i} that is rather long and goes on and on" for i in range(40)]
+    figure = plotting.temperature_by_concept(tau, concept, names, k=3)
+    left, right = figure.axes
+    assert left.get_title(loc="left") == "40 concepts of 200 rows"
+    labels = [label.get_text() for label in left.get_yticklabels()]
+    assert [int(label.split()[2]) for label in labels] == [0, 1, 2, 37, 38, 39]
+    assert all(len(label) <= 38 and label.endswith(" …") for label in labels)
+    heights = left.get_yticks()
+    assert all(
+        b - a == pytest.approx(1) for a, b in ((heights[0], heights[2] - 1), (heights[3], heights[5] - 1))
+    )
+    marks = [line for line in left.lines if line.get_marker() == "|"]
+    assert len(marks) == 6
+    for mark, i in zip(marks, (0, 1, 2, 37, 38, 39), strict=True):
+        assert mark.get_xdata()[0] == pytest.approx(float(tau[concept == i].double().quantile(0.5)))
+    bars = [line for line in left.lines if line.get_marker() != "|"][1:]
+    assert list(bars[0].get_xdata()) == pytest.approx(
+        [float(f(tau[concept == 0])) for f in (torch.min, torch.max)]
+    )
+    (grey, *named) = left.collections
+    assert len(grey.get_offsets()) + sum(len(dots.get_offsets()) for dots in named) == 200
+    middle = left.lines[0].get_ydata()
+    assert heights[2] < min(middle) < max(middle) < heights[3]
+    assert right.get_ylabel() == "share of pairs that differ by less (%)"
+    assert saved(figure, tmp_path)
+
+
+def test_pairs_of_one_concept_and_of_two_are_what_they_say():
+    tau, concept = by_concept(rows=3)
+    figure = plotting.temperature_by_concept(tau, concept)
+    difference = (tau[:, None] - tau[None]).abs()
+    same = (concept[:, None] == concept[None]) & ~torch.eye(len(tau), dtype=torch.bool)
+    other = concept[:, None] != concept[None]
+    for line, mask in zip(figure.axes[1].lines, (same, other), strict=True):
+        shown, share = torch.tensor(line.get_xdata()), torch.tensor(line.get_ydata())
+        assert bool((shown.diff() >= 0).all())
+        assert float(share[-1]) == 100
+        for q in (0.1, 0.5, 0.9):
+            expected = float(difference[mask].quantile(q))
+            assert float(shown.quantile(q)) == pytest.approx(expected, rel=0.08)
+    texts = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    assert [text.split(":")[0] for text in texts] == ["two rows of one concept", "of two concepts"]
+    assert float(texts[1].split()[-1]) == pytest.approx(float(difference[other].mean()), rel=0.05)
+
+
+def test_concepts_of_unequal_size_count_by_their_pairs():
+    # One concept of 30 rows that scatter, 30 of two rows that do not: 435 pairs against 30.
+    g = torch.Generator().manual_seed(0)
+    tau = torch.cat([torch.rand(30, generator=g), torch.arange(30).repeat_interleave(2) + 10.0])
+    concept = torch.cat([torch.zeros(30, dtype=torch.long), torch.arange(30).repeat_interleave(2) + 5])
+    within = torch.tensor(plotting.temperature_by_concept(tau, concept).axes[1].lines[0].get_xdata())
+    assert float((within == 0).double().mean()) == pytest.approx(30 / 465, abs=0.01)
+
+
+@pytest.mark.parametrize(("concepts", "k", "named"), [(2, 8, 2), (5, 8, 4), (5, 2, 4), (40, 1, 2), (9, 3, 6)])
+def test_as_many_concepts_are_named_as_there_are(concepts, k, named, tmp_path):
+    figure = plotting.temperature_by_concept(*by_concept(concepts), k=k)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert len(labels) == named
+    assert labels[0] == "concept 0"
+    assert labels[-1] == f"concept {concepts - 1}"
+    assert saved(figure, tmp_path)
+
+
+def test_small_concepts_are_left_out():
+    concept = torch.tensor([0, 1, 1, 2, 2, 2, 3, 3, 3])
+    for least, left in ((2, "3 concepts of 8 rows"), (3, "2 concepts of 6 rows")):
+        figure = plotting.temperature_by_concept(torch.rand(9), concept, least=least)
+        assert figure.axes[0].get_title(loc="left") == left
+
+
+def test_one_temperature_is_drawn(tmp_path):
+    assert saved(plotting.temperature_by_concept(torch.full((9,), 0.07), torch.arange(9) // 3), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given_", "error", "said"),
+    [
+        ({"tau": torch.tensor([0.1, math.nan, 0.1, 0.1])}, ValueError, "finite temperatures"),
+        ({"concept": torch.zeros(4)}, TypeError, "concept.long()"),
+        ({"concept": torch.tensor([0, 1])}, ValueError, "concept [4]"),
+        ({"concept": torch.tensor([0, 0, 1, 2])}, ValueError, "received 1 among 3 concepts of 4 rows"),
+        ({"least": 3}, ValueError, "two concepts of 3 rows or more"),
+        ({"least": 1}, ValueError, "least=1"),
+        ({"k": 0}, ValueError, "k=0"),
+        ({"names": ["one"]}, ValueError, "up to 1, received 1 names"),
+    ],
+)
+def test_concepts_refuse(given_, error, said):
+    whole = {"tau": torch.rand(4), "concept": torch.tensor([0, 0, 1, 1])} | given_
+    with pytest.raises(error, match=r"expected .* received") as caught:
+        plotting.temperature_by_concept(**whole)
+    assert said in str(caught.value)

@@ -10,6 +10,7 @@ from dro_temp._checks import check_bounds, check_count, check_radius
 from dro_temp._typing import PerRow
 from dro_temp.evaluation._batches import Batch, blocks_of_rows, check_batches
 from dro_temp.evaluation._constants import best_constants
+from dro_temp.evaluation._share import recovered_share
 from dro_temp.evaluation._sums import RowFacts, TemperatureSums
 from dro_temp.evaluation.report import SHARES, LanguageReport, TemperatureScheme
 from dro_temp.interfaces import HostAdapter, Rows, TemperaturePredictor
@@ -17,7 +18,6 @@ from dro_temp.interfaces.modes import evaluating
 
 ONE, BY_LIKELIHOOD, BY_ROBUST = "tau = 1", "best constant (likelihood)", "best constant (robust)"
 OPTIMUM = "optimum"
-_SMALLEST_GAIN = 1e-6  # relative to the loss: below it a share of the gain is a ratio of rounding errors
 
 
 def evaluate_language(
@@ -154,8 +154,6 @@ def _checked(blocks: Iterable[Rows], rho: float) -> Iterator[Rows]:
 
 def _report(sums: Mapping[str, TemperatureSums], vocabulary: int, rho: float) -> LanguageReport:
     best, constant = sums[OPTIMUM].robust_loss, sums[BY_ROBUST].robust_loss
-    to_gain = constant - best
-    worth = to_gain > _SMALLEST_GAIN * max(abs(constant), 1e-30)
     schemes = tuple(
         TemperatureScheme(
             name=name,
@@ -163,7 +161,7 @@ def _report(sums: Mapping[str, TemperatureSums], vocabulary: int, rho: float) ->
             ece=s.calibration.error,
             robust_loss=s.robust_loss,
             gap=s.robust_loss - best,
-            recovered=(constant - s.robust_loss) / to_gain if worth else math.nan,
+            recovered=recovered_share(s.robust_loss, constant, best),
             tau_mean=s.tau_mean,
             tau_quantiles=s.quantiles(SHARES),
         )

@@ -3,8 +3,10 @@
 from dro_temp.losses.consistency import CyclicPenalty
 from dro_temp.losses.entropic_risk import EntropicRiskLoss
 from dro_temp.losses.infonce import InfoNCELoss
+from dro_temp.losses.key_queue import KeyQueue
 from dro_temp.losses.kl_robust import KLRobustLoss
 from dro_temp.losses.likelihood import LikelihoodLoss
+from dro_temp.losses.queued import QueuedLoss
 from dro_temp.losses.sigmoid import SigmoidLoss
 
 __all__ = [
@@ -12,6 +14,8 @@ __all__ = [
     "EntropicRiskLoss",
     "InfoNCELoss",
     "KLRobustLoss",
+    "KeyQueue",
     "LikelihoodLoss",
+    "QueuedLoss",
     "SigmoidLoss",
 ]

@@ -2,5 +2,6 @@
 
 from dro_temp.objective.objective import Objective
 from dro_temp.objective.output import Output
+from dro_temp.objective.watch import TemperatureWarning
 
-__all__ = ["Objective", "Output"]
+__all__ = ["Objective", "Output", "TemperatureWarning"]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,33 +21,51 @@ from dro_temp.interfaces import (
 )
 from dro_temp.kernels.paths import PAIR_PATHS, SIDES_PATHS, fastest_path
 
+#: Of each view: who predicts the temperatures, or the temperatures.
+Temperatures: TypeAlias = Mapping[str, TemperaturePredictor | Tensor]
+
+
+def evaluate_both(
+    host: HostAdapter,
+    rows: Mapping[str, Rows],
+    predictors: nn.ModuleDict,
+    losses: nn.ModuleDict,
+    tau_losses: nn.ModuleDict,
+) -> tuple[dict[str, Evaluated], dict[str, Evaluated]]:
+    """What the host learns from, and what the predictors learn from where that is something else."""
+    named: dict[str, TemperaturePredictor] = {view: predictors[view] for view in rows}  # type: ignore[misc]
+    if not tau_losses:
+        return evaluate_views(host, rows, named, losses), {}
+    taus = {view: predictor.of(rows[view]) for view, predictor in named.items()}
+    found = evaluate_views(host, rows, {view: tau.detach() for view, tau in taus.items()}, losses)
+    return found, _evaluate(rows, {view: r.detached() for view, r in rows.items()}, taus, tau_losses)
+
 
 def evaluate_views(
-    host: HostAdapter, rows: Mapping[str, Rows], predictors: nn.ModuleDict, losses: nn.ModuleDict
+    host: HostAdapter, rows: Mapping[str, Rows], taus: Temperatures, losses: nn.ModuleDict
 ) -> dict[str, Evaluated]:
     """Temperatures and values of each view's rows."""
     if host.mirrored is not None:
-        together = _evaluate_mirrored(host.mirrored, rows, predictors, losses)
+        together = _evaluate_mirrored(host.mirrored, rows, taus, losses)
         if together is not None:
-            return {**together, **_evaluate(set(rows) - set(together), rows, predictors, losses)}
-    return _evaluate(rows, rows, predictors, losses)
+            return {**together, **_evaluate(set(rows) - set(together), rows, taus, losses)}
+    return _evaluate(rows, rows, taus, losses)
 
 
 def _evaluate(
-    views: object, rows: Mapping[str, Rows], predictors: nn.ModuleDict, losses: nn.ModuleDict
+    views: object, rows: Mapping[str, Rows], taus: Temperatures, losses: nn.ModuleDict
 ) -> dict[str, Evaluated]:
     found = {}
     for view in rows:
         if view in views:  # type: ignore[operator]
-            loss, predictor = losses[view], predictors[view]
+            loss = losses[view]
             assert isinstance(loss, RobustLoss)
-            assert isinstance(predictor, TemperaturePredictor)
-            found[view] = loss.evaluate(rows[view], predictor)
+            found[view] = loss.evaluate(rows[view], taus[view])
     return found
 
 
 def _evaluate_mirrored(
-    views: tuple[str, str], rows: Mapping[str, Rows], predictors: nn.ModuleDict, losses: nn.ModuleDict
+    views: tuple[str, str], rows: Mapping[str, Rows], taus: Temperatures, losses: nn.ModuleDict
 ) -> dict[str, Evaluated] | None:
     """Both views from one set of tiles, or None where that cannot be."""
     first, second = (rows[view].scores for view in views)
@@ -57,7 +76,7 @@ def _evaluate_mirrored(
     ours = [losses[view] for view in views]
     if not all(isinstance(loss, LogMeanExpLoss) and loss.impl != "eager" for loss in ours):
         return None
-    if any(predictors[view].reads_scores for view in views):
+    if any(isinstance(tau := taus[view], TemperaturePredictor) and tau.reads_scores for view in views):
         return None
     if first.is_share_of_transpose_of(second):
         # Not by the number of rows: that differs from process to process, and all must go the same way.
@@ -68,7 +87,7 @@ def _evaluate_mirrored(
         return None
     if choices[0].impl == "eager" or choices[0].impl != choices[1].impl:
         return None
-    found: dict[str, Evaluated] = _from_tiles(views, rows, predictors, losses, choices)
+    found: dict[str, Evaluated] = _from_tiles(views, rows, taus, losses, choices)
     return found
 
 
@@ -82,12 +101,12 @@ def _exchanging(loss: nn.Module, scores: LinearScores) -> Choice:
 def _from_tiles(
     views: tuple[str, str],
     rows: Mapping[str, Rows],
-    predictors: nn.ModuleDict,
+    given: Temperatures,
     losses: nn.ModuleDict,
     choices: list[Choice],
 ) -> dict[str, Evaluated]:
     with torch.autocast(rows[views[0]].target.device.type, enabled=False):
-        taus: list[Tensor] = [predictors[view].of(rows[view]) for view in views]  # type: ignore[operator]
+        taus = [tau if isinstance(tau := given[view], Tensor) else tau.of(rows[view]) for view in views]
         found = {}
         log_sums = _log_sums(rows[views[0]], rows[views[1]], taus, choices[0])
         for view, tau, log_sum, choice in zip(views, taus, log_sums, choices, strict=True):

@@ -18,18 +18,22 @@ from dro_temp.interfaces import (
     TemperaturePredictor,
     staged_modules,
 )
-from dro_temp.objective.evaluation import evaluate_views
+from dro_temp.objective.evaluation import evaluate_both
 from dro_temp.objective.groups import parameter_groups, trained
 from dro_temp.objective.ledger import Ledger
 from dro_temp.objective.output import Output
 from dro_temp.objective.parts import PerView, named_penalties, per_view, refuse_shared_memory
 from dro_temp.objective.reduction import refuse_non_finite, temperature_metrics, weighted_mean
+from dro_temp.objective.watch import Watch
 
 
 class Objective(nn.Module):
     r"""Composes a host, a predictor and a robust loss into one number to minimise.
 
     $$L = \frac1{|V|} \sum_{v \in V} \frac{\sum_i w_i F_v(h_i, \tau_i)}{\sum_i w_i} + \sum_p P_p$$
+
+    Without a `tau_loss` the predictors learn from $F_v$, as in the paper. With one, $G_v$, the host learns from
+    $F_v(h_i, \mathrm{stop}(\tau_i))$ and the predictors from $G_v(\mathrm{stop}(h_i), \tau_i)$, which is added.
 
     Args:
         host: makes rows.
@@ -38,10 +42,16 @@ class Objective(nn.Module):
             image row 7 and text row 7 are different rows.
         penalties: terms over all views together, such as `CyclicPenalty`. Each is reduced as if it were the value of
             every row of the first view: by a `count`, and over processes.
+        tau_loss: what the predictors learn from, where that is not the loss: one for all views, or one per view.
+            `QueuedLoss(KLRobustLoss(rho), ...)` shows temperatures of pairs more outcomes than a batch has;
+            `LikelihoodLoss()` fits them to labels while the host stays robust.
         check_finite: True to stop with the row's number at the first NaN or infinity in features, temperatures or
             values. It waits for the device once per call (as does each check of sample numbers); turn it off for
             float16 with a gradient scaler, which handles overflow by itself. Under `torch.compile` these checks
             are left out.
+        watch: True to look at the temperatures every 50th training forward, and warn once (`TemperatureWarning`)
+            where a predictor that reads rows gives them all one temperature, or a bound. It waits for the device
+            then.
 
     Raises:
         TypeError: a host, predictor, loss or penalty of another kind.
@@ -66,7 +76,9 @@ class Objective(nn.Module):
         loss: PerView[RobustLoss],
         *,
         penalties: Iterable[Penalty] = (),
+        tau_loss: PerView[RobustLoss] | None = None,
         check_finite: bool = True,
+        watch: bool = True,
     ) -> None:
         super().__init__()
         check_kind(
@@ -75,10 +87,13 @@ class Objective(nn.Module):
         self.host = host
         self.predictors = nn.ModuleDict(per_view("predictor", predictor, host.views, TemperaturePredictor))
         self.losses = nn.ModuleDict(per_view("loss", loss, host.views, RobustLoss))
-        refuse_shared_memory(self.predictors, self.losses)
+        tau_losses = {} if tau_loss is None else per_view("tau_loss", tau_loss, host.views, RobustLoss)
+        self.tau_losses = nn.ModuleDict(tau_losses)
+        refuse_shared_memory(self.predictors, self.losses, self.tau_losses)
         self.penalties = nn.ModuleDict(named_penalties(penalties, host))
         self.check_finite = check_finite
-        self._ledger = Ledger(self.predictors, self.losses)
+        self._watch = Watch(host.views) if watch else None
+        self._ledger = Ledger(self.predictors, self.losses, self.tau_losses)
         # Every process commits the same memory; sending it around at each forward would cost more than the step.
         self._ddp_params_and_buffers_to_ignore = [
             f"{name}.{buffer}"
@@ -103,18 +118,20 @@ class Objective(nn.Module):
             self._ledger.refuse_uncommitted()
         with self._ledger.recording() as before:
             output = self._forward(args, count, batch)
-        self._ledger.enter(before, output.values.values(), self.parameters())
+        values = (*output.values.values(), *output.tau_values.values())
+        self._ledger.enter(before, values, self.parameters())
         return output
 
     def _forward(self, args: tuple[Any, ...], count: float | Tensor | None, batch: dict[str, Any]) -> Output:
         rows = self.host(*args, **batch)
         with self._checking(rows):
             self._check_index(rows)
-        found = evaluate_views(self.host, rows, self.predictors, self.losses)
+        found, learned = evaluate_both(self.host, rows, self.predictors, self.losses, self.tau_losses)
         taus = {view: found[view].tau for view in self.host.views}
         values = {view: found[view].values for view in self.host.views}
-        for view in self.host.views:
-            self._let_observe(view, rows[view], taus[view], values[view])
+        for view, teacher in (learned or found).items():
+            self._let_observe(view, rows[view], teacher.tau, teacher.values)
+        self._look({view: teacher.tau for view, teacher in (learned or found).items()})
         if self.check_finite:
             with self._checking(rows):
                 refuse_non_finite(rows, taus, values)
@@ -123,7 +140,13 @@ class Objective(nn.Module):
         }
         extra = self._penalties(rows, count)
         loss = torch.stack(list(means.values())).mean() + sum(extra.values())
+        taught = {
+            view: weighted_mean(x.values, rows[view], count, self.training) for view, x in learned.items()
+        }
+        if taught:
+            loss = loss + torch.stack(list(taught.values())).mean()
         metrics: dict[str, Tensor] = {"loss": loss.detach()}
+        metrics |= {f"{view}/tau_loss": term.detach() for view, term in taught.items()}
         metrics |= {f"penalty/{name}": term.detach() for name, term in extra.items()}
         for view in self.host.views:
             metrics |= temperature_metrics(view, means[view], taus[view], rows[view].valid)
@@ -133,6 +156,7 @@ class Objective(nn.Module):
             tau={view: tau.detach() for view, tau in taus.items()},
             metrics=metrics,
             choice={view: found[view].choice for view in self.host.views},
+            tau_values={view: x.values for view, x in learned.items()},
         )
 
     def _checking(self, rows: dict[str, Rows]) -> AbstractContextManager[None]:
@@ -155,6 +179,13 @@ class Objective(nn.Module):
             name: weighted_mean(penalty(rows).expand(len(first)), first, count, self.training)
             for name, penalty in self.penalties.items()
         }
+
+    def _look(self, taus: dict[str, Tensor]) -> None:
+        if self._watch is None or not self.training or torch.compiler.is_compiling():
+            return
+        if self._watch.due():
+            for view, tau in taus.items():
+                self._watch.look(view, self.predictors[view], tau)  # type: ignore[arg-type]
 
     def _let_observe(self, view: str, rows: Rows, tau: Tensor, values: Tensor) -> None:
         predictor = self.predictors[view]
@@ -258,7 +289,7 @@ class Objective(nn.Module):
             ValueError: there is nothing to train.
         """
         temperature = trained(self.predictors)
-        loss = trained(self.losses, self.penalties, without=temperature)
+        loss = trained(self.losses, self.tau_losses, self.penalties, without=temperature)
         host = trained(self, without=temperature + loss)
         return parameter_groups(
             {"name": "host", "params": host, "lr": lr, **host_options},

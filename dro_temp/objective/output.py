@@ -11,12 +11,14 @@ class Output:
     """What an `Objective` returns.
 
     Args:
-        loss: the number to call `backward` on: the mean over the views of each view's weighted mean over rows.
+        loss: the number to call `backward` on: the mean over the views of each view's weighted mean over rows, and what
+            penalties and a `tau_loss` add.
         values: loss of each row, per view.
         tau: temperature of each row, per view, detached.
         metrics: numbers that one would log, `"loss"`, `"{view}/loss"`, `"{view}/tau_mean"` and so on: detached
             scalars on the device, so that logging waits for it only when they are read.
         choice: how each view's scores were computed, and why.
+        tau_values: with a `tau_loss`, its value of each row, per view; else empty.
     """
 
     loss: Scalar
@@ -24,3 +26,4 @@ class Output:
     tau: dict[str, PerRow]
     metrics: dict[str, Scalar]
     choice: dict[str, Choice] = field(default_factory=dict)
+    tau_values: dict[str, PerRow] = field(default_factory=dict)

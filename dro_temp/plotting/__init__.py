@@ -4,6 +4,7 @@ Nothing global is changed. matplotlib is imported inside the functions, and `mat
 backend is chosen, no figure is kept open, no default is touched. Save a figure with `figure.savefig("name.png")`.
 """
 
+from dro_temp.plotting.by_concept import temperature_by_concept
 from dro_temp.plotting.curves import curves
 from dro_temp.plotting.duplicates import temperature_by_duplicates
 from dro_temp.plotting.extremes import image_extremes
@@ -15,6 +16,7 @@ __all__ = [
     "TokenTemperatures",
     "curves",
     "image_extremes",
+    "temperature_by_concept",
     "temperature_by_duplicates",
     "temperature_histogram",
     "temperature_history",

@@ -5,7 +5,7 @@ They hold nothing of their own. Copy one to vary what it leaves fixed.
 
 from dro_temp.recipes.baselines import cyclip, infonce, siglip
 from dro_temp.recipes.fastclip import fastclip_v0, fastclip_v1, fastclip_v2, fastclip_v3
-from dro_temp.recipes.robust import drrho, isogclr, scent, sogclr, tempnet
+from dro_temp.recipes.robust import drrho, isogclr, scent, sogclr, tempnet, tempnet_queued
 
 __all__ = [
     "cyclip",
@@ -20,4 +20,5 @@ __all__ = [
     "siglip",
     "sogclr",
     "tempnet",
+    "tempnet_queued",
 ]

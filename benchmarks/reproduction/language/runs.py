@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from language.methods import Method
 from offline_lm.model import LENGTH, small_gpt2
 from torch import Tensor, nn
 
 import dro_temp as dt
 from dro_temp.datasets import PythonText, token_blocks
 from dro_temp.evaluation import evaluate_language
-from language.methods import Method
 
 VOCABULARY, STEPS, BATCH, WARM_UP = 1024, 400, 16, 20
 BLOCKS = {"validation": 64, "test": 192}  # of 128 tokens, held out

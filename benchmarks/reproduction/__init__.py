@@ -1,0 +1,1 @@
+"""The paper's tables, as small as a laptop allows: one command each, resumable, with the same tuning for everyone."""

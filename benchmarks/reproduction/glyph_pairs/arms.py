@@ -1,0 +1,133 @@
+"""Who is compared: four trials for everyone, two learning rates times two values of what matters most."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import dro_temp as dt
+from dro_temp.interfaces import HostAdapter
+
+WIDTH = 96
+BOUNDS = {"tau_min": 0.01, "tau_max": 0.3}
+TAU_INIT, GAMMA = 0.1, 0.8
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run is; some schemes plan ahead."""
+
+    samples: int
+    epochs: int
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to choose temperatures.
+
+    Args:
+        name: in files and tables.
+        build: the objective, from a host, the run's schedule and a trial's options.
+        tuned: the option that is tuned beside the learning rate, and its values.
+        hold: share of the training in which temperatures are held where they start.
+        tau_lr: learning rate of the temperatures.
+    """
+
+    name: str
+    build: Callable[[HostAdapter, Schedule, dict[str, float]], dt.Objective]
+    tuned: tuple[str, tuple[float, float]]
+    hold: float = 0.0
+    tau_lr: float = 2e-3
+
+    def trials(self) -> list[dict[str, float]]:
+        """Options of each trial."""
+        option, values = self.tuned
+        return [{"lr": lr, option: value} for lr, value in itertools.product((4e-3, 8e-3), values)]
+
+
+def _infonce_tempnet(host: HostAdapter, s: Schedule, o: dict[str, float]) -> dt.Objective:
+    predictor = {
+        view: dt.TempNet(
+            dt.HiddenEncoder(WIDTH), **BOUNDS, tau_init=o["tau_init"], readout=dt.ResidualReadout
+        )
+        for view in host.views
+    }
+    return dt.Objective(host, predictor, dt.InfoNCELoss())
+
+
+def _constant(host: HostAdapter, s: Schedule, o: dict[str, float]) -> dt.Objective:
+    return dt.Objective(host, dt.ConstantTemperature(o["tau"]), dt.InfoNCELoss())
+
+
+_STARTS = ("tau_init", (0.05, 0.1))
+_RADII = ("rho", (1.5, 2.5))
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("infonce", lambda h, s, o: dt.recipes.infonce(h, tau_init=o["tau_init"]), _STARTS),
+        Arm("infonce-constant", _constant, ("tau", (0.07, 0.1))),
+        Arm("infonce-tempnet", _infonce_tempnet, _STARTS),
+        Arm("cyclip", lambda h, s, o: dt.recipes.cyclip(h, tau_init=o["tau_init"]), _STARTS),
+        Arm(
+            "sogclr",
+            lambda h, s, o: dt.recipes.sogclr(h, s.samples, tau=o["tau"], gamma=GAMMA),
+            ("tau", (0.07, 0.1)),
+        ),
+        Arm(
+            "isogclr",
+            lambda h, s, o: dt.recipes.isogclr(
+                h, s.samples, rho=o["rho"], tau_init=TAU_INIT, gamma=GAMMA, **BOUNDS
+            ),
+            _RADII,
+        ),
+        Arm(
+            "fastclip-v3",
+            lambda h, s, o: dt.recipes.fastclip_v3(
+                h,
+                s.samples,
+                epochs=s.epochs,
+                steps_per_epoch=s.steps_per_epoch,
+                rho=o["rho"],
+                tau_init=TAU_INIT,
+                **BOUNDS,
+            ),
+            _RADII,
+        ),
+        Arm(
+            "rgcl-g",
+            lambda h, s, o: dt.Objective(
+                h,
+                dt.LearnableTemperature(TAU_INIT, **BOUNDS),
+                {
+                    view: dt.KLRobustLoss(o["rho"], estimator=dt.LogMovingAverage(s.samples, gamma=GAMMA))
+                    for view in h.views
+                },
+            ),
+            _RADII,
+        ),
+        Arm(
+            "tempnet-paper",
+            lambda h, s, o: dt.recipes.tempnet(
+                h, s.samples, WIDTH, rho=o["rho"], tau_init=TAU_INIT, gamma=GAMMA, **BOUNDS
+            ),
+            _RADII,
+        ),
+        Arm(
+            "tempnet-ours",
+            lambda h, s, o: dt.recipes.tempnet_queued(
+                h,
+                s.samples,
+                WIDTH,
+                rho=o["rho"],
+                tau_init=TAU_INIT,
+                gamma=GAMMA,
+                queue=7_000,
+                **BOUNDS,
+            ),
+            _RADII,
+            hold=0.3,
+            tau_lr=8e-3,
+        ),
+    )
+}

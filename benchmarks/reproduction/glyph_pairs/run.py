@@ -1,0 +1,166 @@
+"""One training run, and what is measured of it."""
+
+import math
+import time
+from typing import Any
+
+import torch
+from glyph_pairs.arms import ARMS, Arm, Schedule
+from glyph_pairs.data import Setting, captions, load
+from glyph_pairs.scripts import script_accuracy
+from glyphs.data import Pairs
+from glyphs.model import TextEncoder, as_float, image_encoder
+from torch import Tensor
+
+import dro_temp as dt
+from dro_temp.evaluation import amortisation_gap, retrieval_recall
+
+
+class Training:
+    """An arm on one division of the data.
+
+    Args:
+        arm: how temperatures are chosen.
+        setting: what all arms share.
+        seed: of the model, the order of the pairs and the division of the data.
+        options: of the trial.
+        path: temperature of each step, in place of the arm's own.
+    """
+
+    def __init__(
+        self,
+        arm: Arm,
+        setting: Setting,
+        seed: int,
+        options: dict[str, float],
+        path: list[float] | None = None,
+    ) -> None:
+        self.arm, self.setting, self.options, self.path = arm, setting, options, path
+        self.data = load(setting.size, seed)
+        self.train = self.data.splits["train"]
+        self.names, self.wrong = captions(self.train, setting.noise, seed)
+        self.per_epoch = setting.size // setting.batch
+        torch.manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        host = dt.hosts.TwoTower(image_encoder(), TextEncoder(self.data.vocabulary))
+        schedule = Schedule(setting.size, setting.epochs, self.per_epoch)
+        self.objective = arm.build(host, schedule, options)
+
+    def batch(self, index: Tensor) -> dict[str, Tensor]:
+        """The pairs with these numbers."""
+        return {
+            "images": as_float(self.train.images[index]),
+            "texts": self.train.tokens[self.names[index]],
+            "index": index,
+        }
+
+    def fit(self) -> list[float]:
+        """Train; mean temperature of each step."""
+        total = self.setting.epochs * self.per_epoch
+        groups = self.objective.param_groups(lr=self.options["lr"], tau_lr=self.arm.tau_lr, weight_decay=0.02)
+        optimizer = dt.CompositionalOptimizer(torch.optim.AdamW(groups), self.objective)
+
+        def cosine(step: int) -> float:
+            return 0.5 * (1 + math.cos(math.pi * step / total))
+
+        scheduler = (
+            dt.hold_temperatures(optimizer, steps=round(self.arm.hold * total), schedule=cosine)
+            if self.arm.hold
+            else torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
+        )
+        taus: list[float] = []
+        self.objective.train()
+        for epoch in range(self.setting.epochs):
+            order = torch.randperm(self.setting.size, generator=self.generator)
+            batches = order[: self.per_epoch * self.setting.batch].view(self.per_epoch, -1)
+            if epoch == 0:
+                self.objective.start_prototypes(**self.batch(batches[:2].flatten()))
+            for index in batches:
+                self._follow(len(taus))
+                output = self.objective(**self.batch(index))
+                optimizer.zero_grad()
+                output.loss.backward()
+                optimizer.step()
+                scheduler.step()
+                taus.append(
+                    sum(float(output.metrics[f"{v}/tau_mean"]) for v in self.objective.host.views) / 2
+                )
+        self.objective.eval()
+        return taus
+
+    def _follow(self, step: int) -> None:
+        if self.path is not None:
+            for predictor in self.objective.predictors.values():
+                predictor.tau_min = predictor.tau_max = self.path[step]  # type: ignore[assignment]
+
+    @torch.no_grad()
+    def embed(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Unit vectors of the images, and of the names."""
+        host: Any = self.objective.host
+        images = torch.cat([host.encode_image(as_float(x)) for x in pairs.images.split(512)])
+        return images, torch.cat([host.encode_text(x) for x in pairs.tokens.split(512)])
+
+    def recalls(self, split: str) -> dict[str, float]:
+        """R@1 and R@5 in percent, both ways."""
+        pairs = self.data.splits[split]
+        images, names = self.embed(pairs)
+        every = torch.arange(len(pairs.names))
+        found = {
+            "i2t": retrieval_recall(images, names, pairs.name_index, every, ks=(1, 5)),
+            "t2i": retrieval_recall(names, images, every, pairs.name_index, ks=(1, 5)),
+        }
+        return {f"{split}/{way}_r{k}": float(r) for way, by_k in found.items() for k, r in by_k.items()}
+
+    def gap(self) -> dict[str, Any]:
+        """How close the temperatures of training pairs are to the optimal ones, over the whole training set."""
+        if not all(isinstance(loss, dt.KLRobustLoss) for loss in self.objective.losses.values()):
+            return {}
+        index = torch.arange(self.setting.size).split(500)
+        batches = [self.batch(part) for part in index]
+        found = amortisation_gap(self.objective, batches, rows=500, tau_min=0.02, tau_max=0.5, resamples=200)
+        return {
+            view: {
+                "recovered": gap.recovered,
+                "recovered_interval": gap.recovered_interval,
+                "rank_correlation": gap.rank_correlation,
+                "tau_mean": gap.tau.mean,
+                "tau_std": gap.tau.std,
+                "optimum_mean": gap.optimum.mean,
+                "optimum_std": gap.optimum.std,
+            }
+            for view, gap in found.items()
+        }
+
+
+def mean_r1(recalls: dict[str, float]) -> float:
+    """Mean of the R@1 that are there."""
+    r1 = [value for name, value in recalls.items() if name.endswith("_r1")]
+    return sum(r1) / len(r1)
+
+
+def trained(
+    name: str,
+    setting: Setting,
+    seed: int,
+    options: dict[str, float],
+    *,
+    tuning: bool,
+    path: list[float] | None = None,
+) -> dict[str, Any]:
+    """A run's result; test data are read only where it is no trial."""
+    start = time.process_time()
+    training = Training(ARMS[name], setting, seed, options, path)
+    taus = training.fit()
+    seconds = time.process_time() - start
+    validation = training.recalls("val_seen") | training.recalls("val_unseen")
+    result: dict[str, Any] = {
+        "chosen_by": -mean_r1(validation),
+        "metrics": validation,
+        "seconds": seconds,
+        "taus": [round(x, 5) for x in taus],
+    }
+    if not tuning:
+        test = training.recalls("test_seen") | training.recalls("test_unseen")
+        result["metrics"] |= test | {"mean_r1": mean_r1(test)} | script_accuracy(training)
+        result["gap"] = training.gap()
+    return result

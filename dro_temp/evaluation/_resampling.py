@@ -1,0 +1,58 @@
+"""What statistics of temperatures share: checks, and drawing concepts anew."""
+
+import torch
+from torch import Tensor
+
+from dro_temp._checks import check_count
+
+
+def check_tau(tau: Tensor) -> Tensor:
+    """The temperatures as float64 on the CPU, those that differ by rounding of their dtype alone as one number.
+
+    Raises:
+        TypeError: no floating point numbers.
+        ValueError: not one-dimensional, empty, or not finite.
+    """
+    if not tau.is_floating_point():
+        raise TypeError(f"expected tau as floating point numbers, received {tau.dtype}. Pass tau.float().")
+    if tau.dim() != 1 or len(tau) == 0:
+        raise ValueError(
+            f"expected tau [n] with n > 0, received {list(tau.shape)}. Pass one temperature per row."
+        )
+    values = tau.detach().cpu().double()
+    if not bool(values.isfinite().all()):
+        raise ValueError(
+            f"expected finite temperatures, received NaN or infinity in {int((~values.isfinite()).sum())} of "
+            f"{len(values)} rows. Leave those rows out: keep = tau.isfinite()."
+        )
+    spread, rounding = values.max() - values.min(), 4 * torch.finfo(tau.dtype).eps * values.abs().max()
+    return torch.full_like(values, float(values[0])) if bool(spread <= rounding) else values
+
+
+def check_confidence(confidence: float) -> None:
+    """Raise unless `0 < confidence < 1`."""
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(
+            f"expected a confidence above 0 and below 1, received confidence={confidence}. Pass confidence=0.95."
+        )
+
+
+def generator(seed: int) -> torch.Generator:
+    """A source of chance of its own."""
+    return torch.Generator().manual_seed(check_count("seed", seed, 0))
+
+
+def times_drawn(groups: int, chance: torch.Generator) -> Tensor:
+    """How often each group is in one bootstrap sample, float64 [groups]."""
+    return torch.randint(groups, (groups,), generator=chance).bincount(minlength=groups).double()
+
+
+def interval(drawn: list[float], confidence: float) -> tuple[float, float]:
+    """The middle share of what was drawn, without NaN; NaN if nothing remains."""
+    known = torch.tensor(drawn, dtype=torch.float64)
+    known = known[known.isfinite()]
+    if len(known) == 0:
+        return float("nan"), float("nan")
+    tails = torch.tensor([0.5 - confidence / 2, 0.5 + confidence / 2], dtype=torch.float64)
+    low, high = known.quantile(tails).tolist()
+    return low, high

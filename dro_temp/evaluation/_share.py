@@ -1,0 +1,18 @@
+"""How much of what there is to gain was gained."""
+
+import math
+
+_SMALLEST_GAIN = 1e-6  # relative to the loss: below it a share of the gain is a ratio of rounding errors
+
+
+def recovered_share(loss: float, constant: float, optimum: float) -> float:
+    """Share of the optimum's gain over the best constant; NaN where there is nothing to gain.
+
+    Args:
+        loss: mean robust loss of what is judged.
+        constant: that of the best constant temperature.
+        optimum: that of the optimum of every row.
+    """
+    to_gain = constant - optimum
+    worth = to_gain > _SMALLEST_GAIN * max(abs(constant), 1e-30)
+    return (constant - loss) / to_gain if worth else math.nan

@@ -1,0 +1,62 @@
+"""Learning rates of temperatures."""
+
+from collections.abc import Callable
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from dro_temp._checks import check_count
+
+
+def hold_temperatures(
+    optimizer: Optimizer,
+    *,
+    steps: int,
+    ramp: int | None = None,
+    schedule: Callable[[int], float] = lambda step: 1.0,
+) -> LambdaLR:
+    r"""A scheduler under which temperatures stay where they started for the first `steps` steps.
+
+    At the start of training all scores of a row are nearly alike, and the temperature that is best for such a row
+    is far too low for what comes: whoever follows the optimum falls with it to the lower bound, takes the encoders
+    along, and needs epochs to come back. Two or three tenths of a training is a good time to hold.
+
+    Args:
+        optimizer: over `objective.param_groups(...)`; the group named "temperature" is held.
+        steps: for how many optimizer steps, >= 1.
+        ramp: steps over which the group then comes up to its own rate; a tenth of `steps` if None.
+        schedule: factor of all learning rates by step, for example a cosine.
+
+    Returns:
+        A torch scheduler; call its `step()` after each step of the optimizer.
+
+    Raises:
+        ValueError: no group of that name, or a count below one.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> host = dt.hosts.TwoTower(torch.nn.Linear(6, 4), torch.nn.Linear(5, 4))
+        >>> objective = dt.recipes.tempnet(host, num_samples=100, width=4, rho=2.0)
+        >>> optimizer = torch.optim.AdamW(objective.param_groups(lr=1e-3))
+        >>> scheduler = dt.hold_temperatures(optimizer, steps=200)
+        >>> [group["lr"] for group in optimizer.param_groups]
+        [0.001, 0.0]
+
+    Source: this library; docs, "Why temperatures collapse".
+    """
+    check_count("steps", steps)
+    ramp = max(1, steps // 10) if ramp is None else check_count("ramp", ramp)
+    if not any(group.get("name") == "temperature" for group in optimizer.param_groups):
+        raise ValueError(
+            'expected an optimizer with a group named "temperature", received groups '
+            f"{[group.get('name') for group in optimizer.param_groups]}. Build it from "
+            "objective.param_groups(lr=..., tau_lr=...), with a predictor that trains."
+        )
+
+    def held(step: int) -> float:
+        return schedule(step) * min(1.0, max(0.0, (step - steps + 1) / ramp))
+
+    return LambdaLR(
+        optimizer,
+        [held if group.get("name") == "temperature" else schedule for group in optimizer.param_groups],
+    )

@@ -1,0 +1,41 @@
+"""A run that was trained before, to be looked at."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint import Checkpoints
+from .config import Config
+from .data import load
+from .training import Run
+
+
+def finished(folder: Path, seed: int) -> tuple[Run, Run]:
+    """TempNet's run as it began, and as it ended.
+
+    Raises:
+        ValueError: there is none, it was stopped, or another version of this library made it.
+    """
+    path, command = folder / "checkpoints" / f"tempnet-seed{seed}.pt", "python examples/clip_glyphs.py"
+    first = f"Run: {command} --methods tempnet --seeds {seed} --out {folder} first."
+    if not path.exists():
+        raise ValueError(f"expected a finished run in {path}, received no such file. {first}")
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    if state["result"] is None:
+        raise ValueError(
+            f"expected a finished run in {path}, received one that was stopped in epoch {state['epoch'] + 1}. "
+            f"Run: {command} --resume, with the options that it was started with, first."
+        )
+    known = {field.name for field in fields(Config)}
+    config = Config(**{name: value for name, value in state["run"].items() if name in known})
+    data = load(config)
+    began, ended = (Run("tempnet", seed, config, data) for _ in range(2))
+    try:
+        Checkpoints(path.parent, resume=True).restore(ended)
+    except RuntimeError as error:
+        raise ValueError(
+            f"expected a run of this version in {path}, received one with other parameters. {first}"
+        ) from error
+    return began, ended

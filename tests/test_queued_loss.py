@@ -1,0 +1,229 @@
+"""The loss over a queue of keys, and predictors that learn from another loss than the host."""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from processes import in_processes
+from torch import nn
+
+import dro_temp as dt
+from dro_temp import functional as F
+
+RHO, WIDTH = 1.0, 4
+
+
+def _host() -> dt.hosts.TwoTower:
+    torch.manual_seed(0)
+    return dt.hosts.TwoTower(nn.Linear(6, WIDTH), nn.Linear(5, WIDTH)).double()
+
+
+def _batch(n: int, seed: int, samples: int = 40):
+    g = torch.Generator().manual_seed(seed)
+    return {
+        "images": torch.randn(n, 6, generator=g, dtype=torch.float64),
+        "texts": torch.randn(n, 5, generator=g, dtype=torch.float64),
+        "index": torch.randperm(samples, generator=g)[:n],
+    }
+
+
+def _queued(size: int) -> dt.QueuedLoss:
+    return dt.QueuedLoss(dt.KLRobustLoss(RHO), size=size, features=WIDTH)
+
+
+def _by_hand(rows, tau, earlier) -> list[float]:
+    """Loops over the batch's other columns and the earlier keys of other samples."""
+    values = []
+    queries, keys = rows.scores.queries.detach(), rows.scores.keys.detach()
+    for i in range(len(rows)):
+        own = queries[i] @ keys[i]
+        margins = [queries[i] @ keys[j] - own for j in range(len(keys)) if j != i]
+        margins += [queries[i] @ key - own for key, number in earlier if number != int(rows.index[i])]
+        count = len(rows) - 1 + len(earlier)  # the own sample's stale key is an outcome of probability zero
+        log_g = math.log(sum(math.exp(float(h / tau[i])) for h in margins) / count)
+        values.append(float(tau[i]) * (log_g + RHO))
+    return values
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), size=st.integers(3, 20), n=st.integers(2, 9), steps=st.integers(0, 6))
+def test_the_value_is_that_of_loops_over_queue_and_batch(seed, size, n, steps):
+    host, loss, earlier = _host(), _queued(size), []
+    loss.queue.double()
+    for step in range(steps):
+        rows = host(**_batch(n, seed + step))["image"]
+        loss(rows, 0.5)
+        loss.queue.commit()
+        earlier += list(zip(rows.scores.keys.detach(), rows.index.tolist(), strict=True))
+    rows = host(**_batch(n, seed + 1000))["image"]
+    tau = torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) + 0.2
+    found = loss(rows, tau)
+    if len(earlier) < size:
+        assert found.tolist() == [0.0] * n  # waits
+    else:
+        expected = _by_hand(rows, tau, earlier[-size:])
+        torch.testing.assert_close(found.tolist(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_forward_reads_and_commit_writes():
+    host, loss = _host(), _queued(8)
+    rows = host(**_batch(5, 0))["image"]
+    before = copy.deepcopy(loss.state_dict())
+    loss(rows, 0.5)
+    assert all(torch.equal(before[name], value) for name, value in loss.state_dict().items())
+    loss.queue.discard()
+    loss.queue.commit()
+    assert len(loss.queue) == 0
+    loss.eval()
+    loss(rows, 0.5)
+    assert not loss.queue.pending
+    loss.train()
+    with torch.no_grad():
+        loss(rows, 0.5)
+    assert not loss.queue.pending
+
+
+def test_the_newest_keys_stay():
+    loss = _queued(3)
+    keys = torch.arange(20.0).reshape(5, WIDTH)
+    loss.queue.stage(keys[:2], torch.tensor([0, 1]))
+    loss.queue.stage(keys[2:], torch.tensor([2, 3, 4]))
+    loss.queue.commit()
+    assert sorted(loss.queue.number.tolist()) == [2, 3, 4]
+    loss.queue.stage(keys[:1], torch.tensor([9]))
+    loss.queue.commit()
+    assert sorted(loss.queue.number.tolist()) == [3, 4, 9]
+    place = loss.queue.number.tolist().index(9)
+    assert torch.equal(loss.queue.keys[place], keys[0])
+
+
+def test_saving_and_loading_goes_on_bit_for_bit():
+    host, first, second = _host(), _queued(7), _queued(7)
+    for step in range(4):
+        first(host(**_batch(5, step))["image"], 0.5)
+        first.queue.commit()
+    second.load_state_dict(first.state_dict())
+    for step in range(4, 8):
+        rows = host(**_batch(5, step))["image"]
+        assert torch.equal(first(rows, 0.5), second(rows, 0.5))
+        first.queue.commit()
+        second.queue.commit()
+    with pytest.raises(ValueError, match="expected the memory of"):
+        _queued(9).load_state_dict(first.state_dict())
+
+
+def test_classes_and_matrices_are_evaluated_alone():
+    torch.manual_seed(0)
+    rows = dt.Rows(torch.randn(4, 10), torch.arange(4))
+    loss = _queued(5)
+    torch.testing.assert_close(loss(rows, 0.5), dt.KLRobustLoss(RHO)(rows, 0.5))
+    head = dt.Rows(dt.LinearScores(torch.randn(4, WIDTH), torch.randn(10, WIDTH)), torch.arange(4))
+    torch.testing.assert_close(loss(head, 0.5), dt.KLRobustLoss(RHO)(head, 0.5))
+    assert not loss.queue.pending
+
+
+def test_bad_input_says_what_to_type(no_shape_checks):
+    with pytest.raises(TypeError, match=r"expected loss .* KLRobustLoss"):
+        dt.QueuedLoss(nn.Linear(2, 2), size=4, features=2)
+    with pytest.raises(ValueError, match="size"):
+        _queued(0)
+    loss = dt.QueuedLoss(dt.KLRobustLoss(RHO), size=4, features=3)
+    with pytest.raises(ValueError, match=r"features=4"):
+        loss(_host()(**_batch(3, 0))["image"], 0.5)
+
+
+def _objective(**changes) -> dt.Objective:
+    torch.manual_seed(1)
+    host = _host()
+    net = {
+        v: dt.TempNet(
+            dt.HiddenEncoder(WIDTH, width=8), tau_min=0.05, tau_max=1.0, readout=dt.ResidualReadout
+        ).double()
+        for v in host.views
+    }
+    loss = {v: dt.KLRobustLoss(RHO, estimator=dt.LogMovingAverage(40, gamma=0.7)) for v in host.views}
+    return dt.Objective(host, net, loss, **changes)
+
+
+def test_host_and_predictors_learn_from_their_own_losses():
+    """The host's gradient is that of the main loss at fixed temperatures, the predictors' that of the tau_loss."""
+    both = _objective(tau_loss=dt.KLRobustLoss(2.0))
+    output = both(**_batch(12, 3))
+    output.loss.backward()
+
+    alone = _objective()
+    alone(**_batch(12, 3)).loss.backward()
+    for (name, p), q in zip(both.host.named_parameters(), alone.host.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-10, atol=1e-13, msg=name)
+
+    other = _objective()
+    rows = other.host(**_batch(12, 3))
+    losses = []
+    for view in other.host.views:
+        tau = other.predictors[view].of(rows[view])
+        margins = rows[view].margins.detach()
+        losses.append(F.kl_dual(margins, tau, rho=2.0, mask=rows[view].mask).mean())
+    torch.stack(losses).mean().backward()
+    for (name, p), q in zip(both.predictors.named_parameters(), other.predictors.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-10, atol=1e-13, msg=name)
+    assert set(output.tau_values) == {"image", "text"}
+    total = sum(output.metrics[f"{v}/{k}"] for v in ("image", "text") for k in ("loss", "tau_loss")) / 2
+    torch.testing.assert_close(output.metrics["loss"], total)
+
+
+def test_labels_may_teach_temperatures_of_a_frozen_host():
+    torch.manual_seed(0)
+    host = dt.hosts.Classifier(nn.Linear(6, 4), nn.Linear(4, 3), frozen=True)
+    net = dt.TempNet(dt.HiddenEncoder(4, width=8), tau_min=0.1, tau_max=4.0, readout=dt.ResidualReadout)
+    objective = dt.Objective(host, net, dt.KLRobustLoss(0.3), tau_loss=dt.LikelihoodLoss())
+    output = objective(torch.randn(9, 6), torch.randint(3, (9,)))
+    output.loss.backward()
+    assert net.readout.last.bias.grad.abs() > 0
+
+
+def test_steps_fill_the_queue_and_individual_temperatures_learn_from_it():
+    host = _host()
+    predictor = {v: dt.IndividualTemperature(40, tau_min=0.05, tau_max=1.0) for v in host.views}
+    loss = {v: dt.KLRobustLoss(RHO, estimator=dt.LogMovingAverage(40)) for v in host.views}
+    objective = dt.Objective(host, predictor, loss, tau_loss={v: _queued(10) for v in host.views})
+    optimizer = dt.CompositionalOptimizer(torch.optim.SGD(objective.param_groups(lr=0.1)), objective)
+    start = predictor["image"].tau.clone()
+    for step in range(5):
+        objective(**_batch(8, step)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        moved = not torch.equal(start, predictor["image"].tau)
+        assert moved == (step >= 2)  # 16 keys were there from the third step on
+    assert len(objective.tau_losses["text"].queue) == 10
+
+
+def test_one_queue_for_two_views_is_refused():
+    with pytest.raises(ValueError, match="memory of its own for each view"):
+        _objective(tau_loss=_queued(10))
+
+
+def _train_share(rank: int, world: int) -> dict[str, torch.Tensor]:
+    objective = _objective(tau_loss={v: _queued(11).double() for v in ("image", "text")})
+    optimizer = dt.CompositionalOptimizer(
+        torch.optim.SGD(objective.param_groups(lr=0.1, tau_lr=0.5)), objective
+    )
+    for step in range(4):
+        batch = {name: x.chunk(world)[rank] for name, x in _batch(8, step).items()}
+        objective(**batch).loss.backward()
+        if world > 1:
+            for p in objective.parameters():
+                torch.distributed.all_reduce(p.grad)
+                p.grad /= world
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: x.clone() for name, x in objective.state_dict().items()}
+
+
+def test_two_processes_equal_one():
+    alone = _train_share(0, 1)
+    for state in in_processes(2, _train_share):
+        for name, value in alone.items():
+            torch.testing.assert_close(state[name], value, rtol=1e-9, atol=1e-12, msg=name)
