@@ -14,6 +14,7 @@ def hold_temperatures(
     steps: int,
     ramp: int | None = None,
     schedule: Callable[[int], float] = lambda step: 1.0,
+    tau_schedule: Callable[[int], float] | None = None,
 ) -> LambdaLR:
     r"""A scheduler under which temperatures stay where they started for the first `steps` steps.
 
@@ -26,6 +27,8 @@ def hold_temperatures(
         steps: for how many optimizer steps, >= 1.
         ramp: steps over which the group then comes up to its own rate; a tenth of `steps` if None.
         schedule: factor of all learning rates by step, for example a cosine.
+        tau_schedule: that of the temperatures, if it is another one. They follow a model that still moves: a rate
+            that stays up until the last third comes closer to the optimum than a cosine does.
 
     Returns:
         A torch scheduler; call its `step()` after each step of the optimizer.
@@ -53,8 +56,10 @@ def hold_temperatures(
             "objective.param_groups(lr=..., tau_lr=...), with a predictor that trains."
         )
 
+    own = schedule if tau_schedule is None else tau_schedule
+
     def held(step: int) -> float:
-        return schedule(step) * min(1.0, max(0.0, (step - steps + 1) / ramp))
+        return own(step) * min(1.0, max(0.0, (step - steps + 1) / ramp))
 
     return LambdaLR(
         optimizer,

@@ -34,6 +34,14 @@ def test_held_then_ramped_then_as_the_schedule_says():
         assert tau == pytest.approx(2.0 * factor * ramp)
 
 
+def test_temperatures_may_have_a_schedule_of_their_own():
+    optimizer = _optimizer()
+    scheduler = dt.hold_temperatures(
+        optimizer, steps=2, ramp=1, schedule=lambda step: 0.5**step, tau_schedule=lambda step: 3.0
+    )
+    assert _rates(scheduler, optimizer, 4) == [(1.0, 0.0), (0.5, 0.0), (0.25, 6.0), (0.125, 6.0)]
+
+
 def test_temperatures_stay_exactly_while_they_are_held():
     host = dt.hosts.TwoTower(nn.Linear(6, 4), nn.Linear(5, 4))
     objective = dt.recipes.tempnet_queued(host, num_samples=30, width=4, rho=1.0, queue=8, tau_init=0.02)

@@ -36,7 +36,7 @@ TABLE = ("infonce", "cyclip", "sogclr", "isogclr", "fastclip-v3", "tempnet-paper
 def run(arm: str, seed: int, options: dict[str, float], **rest: Any) -> dict[str, Any]:
     """One run, in whatever process."""
     setting = Setting(**rest.pop("setting"))
-    return trained(arm, setting, seed, options, **rest)
+    return trained(ARMS[arm], setting, seed, options, **rest)
 
 
 def study(arms: list[str], setting: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:

@@ -17,6 +17,18 @@ class KeyQueue(Staged):
     Args:
         size: number of keys.
         features: their width.
+
+    Raises:
+        ValueError: a size or a width below one.
+
+    Example:
+        >>> import torch
+        >>> queue = KeyQueue(3, 2)
+        >>> queue.stage(torch.randn(5, 2), torch.arange(5))
+        >>> len(queue), queue.commit(), sorted(queue.number.tolist())
+        (0, None, [2, 3, 4])
+
+    Source: arXiv 1911.05722 (MoCo).
     """
 
     memory = ("keys", "number", "seen")

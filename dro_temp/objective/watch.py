@@ -19,7 +19,14 @@ MARGIN, PINNED = 0.01, 0.9
 
 
 class TemperatureWarning(UserWarning):
-    """A predictor gives all rows one temperature, or a bound."""
+    """A predictor gives all rows one temperature, or a bound.
+
+    Example:
+        >>> import warnings, dro_temp as dt
+        >>> warnings.simplefilter("ignore", dt.TemperatureWarning)  # or Objective(..., watch=False)
+
+    Source: this library.
+    """
 
 
 @dataclass

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import torch
-from glyph_pairs.arms import ARMS, Arm, Schedule
+from glyph_pairs.arms import Arm, Schedule
 from glyph_pairs.data import Setting, captions, load
 from glyph_pairs.scripts import script_accuracy
 from glyphs.data import Pairs
@@ -64,7 +64,12 @@ class Training:
             return 0.5 * (1 + math.cos(math.pi * step / total))
 
         scheduler = (
-            dt.hold_temperatures(optimizer, steps=round(self.arm.hold * total), schedule=cosine)
+            dt.hold_temperatures(
+                optimizer,
+                steps=round(self.arm.hold * total),
+                schedule=cosine,
+                tau_schedule=lambda step: min(1.0, (total - step) / (0.3 * total)),
+            )
             if self.arm.hold
             else torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
         )
@@ -139,7 +144,7 @@ def mean_r1(recalls: dict[str, float]) -> float:
 
 
 def trained(
-    name: str,
+    arm: Arm,
     setting: Setting,
     seed: int,
     options: dict[str, float],
@@ -149,7 +154,7 @@ def trained(
 ) -> dict[str, Any]:
     """A run's result; test data are read only where it is no trial."""
     start = time.process_time()
-    training = Training(ARMS[name], setting, seed, options, path)
+    training = Training(arm, setting, seed, options, path)
     taus = training.fit()
     seconds = time.process_time() - start
     validation = training.recalls("val_seen") | training.recalls("val_unseen")

@@ -3,6 +3,8 @@
 import itertools
 from dataclasses import dataclass, field
 
+import dro_temp as dt
+
 
 @dataclass(frozen=True)
 class Method:
@@ -10,11 +12,12 @@ class Method:
 
     Args:
         name: in files and tables.
-        study: "frozen" or "joint".
+        study: "frozen", "joint", or "fine-tuned" (from a model trained with cross-entropy).
         inputs: what a TempNet reads; empty: a constant temperature.
         robust: the robust loss, or the likelihood.
         grid: what is tuned.
         fixed: what is not.
+        readout: of the TempNet.
     """
 
     name: str
@@ -23,6 +26,7 @@ class Method:
     robust: bool
     grid: dict[str, tuple[float, ...]]
     fixed: dict[str, float] = field(default_factory=dict)
+    readout: type[dt.TempNetReadout] = dt.PooledReadout
 
     def trials(self) -> list[dict[str, float]]:
         """Options of each trial."""
@@ -34,6 +38,11 @@ _NETWORK: dict[str, tuple[float, ...]] = {"lr": (1e-3, 3e-3, 1e-2)}
 _HOST: dict[str, tuple[float, ...]] = {"lr": (1e-3, 2e-3, 4e-3)}
 _BOTH = ("hidden", "statistics")
 
+_FINE: dict[str, tuple[float, ...]] = {"lr": (1e-4, 3e-4, 1e-3)}
+_RHO = {"rho": 3.2}
+# The control: temperatures that do not differ from token to token, as high as TempNet's are on average.
+_CONTROL = {"tau": 0.47, **_RHO}
+
 METHODS = {
     m.name: m
     for m in (
@@ -41,11 +50,17 @@ METHODS = {
         Method("statistics", "frozen", ("statistics",), True, _NETWORK),
         Method("hidden", "frozen", ("hidden",), True, _NETWORK),
         Method("hidden+statistics", "frozen", _BOTH, True, _NETWORK),
+        Method("residual", "frozen", _BOTH, True, _NETWORK, readout=dt.ResidualReadout),
         Method("likelihood-logits", "frozen", ("logits",), False, _NETWORK),
         Method("likelihood-hidden+statistics", "frozen", _BOTH, False, _NETWORK),
         Method("cross-entropy", "joint", (), False, _HOST),
-        # The control: temperatures that do not differ from token to token, as high as TempNet's are on average.
-        Method("constant", "joint", (), True, _HOST, {"tau": 0.47, "rho": 3.2}),
-        Method("tempnet-logits", "joint", ("logits",), True, _HOST, {"rho": 3.2}),
+        Method("constant", "joint", (), True, _HOST, _CONTROL),
+        Method("tempnet-logits", "joint", ("logits",), True, _HOST, _RHO),
+        Method("tempnet-ours", "joint", _BOTH, True, _HOST, _RHO, dt.ResidualReadout),
+        Method("label-aware", "joint", _BOTH, False, _HOST, readout=dt.ResidualReadout),
+        Method("fine-tuned-cross-entropy", "fine-tuned", (), False, _FINE),
+        Method("fine-tuned-constant", "fine-tuned", (), True, _FINE, _CONTROL),
+        Method("fine-tuned-tempnet-logits", "fine-tuned", ("logits",), True, _FINE, _RHO),
+        Method("fine-tuned-tempnet-ours", "fine-tuned", _BOTH, True, _FINE, _RHO, dt.ResidualReadout),
     )
 }

@@ -71,12 +71,15 @@ def trained(
     start = time.process_time()
     frozen = method.study == "frozen"
     rho = options.get("rho", RHO)
-    model = model_of(seed, out if frozen else None)
+    model = model_of(seed, out if method.study != "joint" else None)
+    model.requires_grad_(not frozen)
     host = dt.hosts.CausalLM(model, frozen=frozen)
     torch.manual_seed(seed)
     predictor: dt.TemperaturePredictor = dt.ConstantTemperature(options.get("tau", 1.0))
     if method.inputs:
-        predictor = dt.TempNet.for_lm(model, inputs=method.inputs, tau_init=TAU_INIT, **BOUNDS)
+        predictor = dt.TempNet.for_lm(
+            model, inputs=method.inputs, tau_init=TAU_INIT, readout=method.readout, **BOUNDS
+        )
     objective = dt.Objective(host, predictor, dt.KLRobustLoss(rho) if method.robust else dt.LikelihoodLoss())
     # The network's own learning rate is what the frozen study tunes; the joint one tunes the host's.
     tau_lr = options["lr"] if frozen else 1e-3

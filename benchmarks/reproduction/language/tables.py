@@ -17,7 +17,7 @@ def table(study: str, found: dict[str, Any]) -> str:
     runs: dict[str, list[dict[str, dict[str, Any]]]] = {}
     for test in sorted(found["tests"], key=lambda t: t["seed"]):
         schemes = {scheme["name"]: scheme for scheme in test["schemes"]["test"]}
-        runs.setdefault(test["method"], []).append(schemes)
+        runs.setdefault(test["arm"], []).append(schemes)
     return (_frozen if study == "frozen" else _joint)(runs, found["chosen"])
 
 
@@ -53,7 +53,8 @@ def _joint(runs: dict[str, list[dict[str, dict[str, Any]]]], chosen: dict[str, d
         "| best constant | ECE, own τ (%) | mean τ | τ, 5 to 95 % of tokens |",
         "|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
-    baseline = [run["own"]["perplexity"] for run in runs["cross-entropy"]]
+    first = next(iter(runs))  # cross-entropy
+    baseline = [run["own"]["perplexity"] for run in runs[first]]
     for method, of_seeds in runs.items():
         own = [run["own"] for run in of_seeds]
         gain = [s["perplexity"] - base for s, base in zip(own, baseline, strict=True)]
@@ -62,7 +63,7 @@ def _joint(runs: dict[str, list[dict[str, dict[str, Any]]]], chosen: dict[str, d
             method,
             _options(chosen[method]),
             cell([s["perplexity"] for s in own]),
-            "" if method == "cross-entropy" else cell(gain, sign="+", digits=2),
+            "" if method == first else cell(gain, sign="+", digits=2),
             cell([run[ONE]["perplexity"] for run in of_seeds]),
             cell([run[LIKELIHOOD]["perplexity"] for run in of_seeds]),
             cell([100 * s["ece"] for s in own]),
