@@ -173,7 +173,7 @@ def test_ctrl_c_then_resume_equals_uninterrupted(finished, example, tmp_path, ca
     assert metrics[0] == metrics[1]
 
 
-@pytest.mark.parametrize("method", ["infonce", "tempnet", "constant", "learnable", "individual"])
+@pytest.mark.parametrize("method", ["infonce", "tempnet", "tempnet-paper", "constant", "learnable", "individual"])
 def test_every_method_resumes_in_the_middle_of_an_epoch(example, data, method, tmp_path):
     from glyphs.checkpoint import Checkpoints
     from glyphs.config import Config
@@ -228,6 +228,7 @@ def test_starting_over_drops_old_checkpoints_only_when_a_new_one_is_there(exampl
         (["--train-size", "1000000"], "Type --train-size"),
         (["--seeds", "1", "1"], "Type for example --seeds 1"),
         (["--methods"], "Type for example --methods tempnet"),
+        (["--hold", "1"], "Type --hold 0.3"),
         (["--rho", "-1"], "rho=-1"),
         (["--tau-min", "0.3"], "tau_min=0.3"),
     ],

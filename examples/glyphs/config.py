@@ -4,7 +4,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Method = Literal["infonce", "infonce-constant", "tempnet", "constant", "learnable", "individual"]
+Method = Literal[
+    "infonce", "infonce-constant", "tempnet", "tempnet-paper", "constant", "learnable", "individual"
+]
 
 EXAMPLES = """\
 examples:
@@ -28,8 +30,8 @@ class Config:
     methods: tuple[Method, ...] = ("infonce", "tempnet")
     """What to train, one after the other. infonce: CLIP's loss, one learned temperature; infonce-constant: the same
     with one set by hand. The others minimise the robust loss, with a temperature predicted for each input
-    (tempnet), one number set by hand (constant), one number learned (learnable), or a table with one number per
-    training pair (individual)."""
+    (tempnet; tempnet-paper is the paper's own network), one number set by hand (constant), one number learned
+    (learnable), or a table with one number per training pair (individual)."""
 
     seeds: tuple[int, ...] = (0,)
     """Each method is trained once per seed; with several, the table shows mean and standard deviation. Differences
@@ -80,6 +82,10 @@ class Config:
     tau_max: float = 0.2
     """Upper bound. Temperatures that pile up at a bound say: widen it, or change rho."""
 
+    hold: float = 0.3
+    """Share of the training in which temperatures of `tempnet` stay where they start. At first all scores are nearly
+    alike, and the temperatures that are best for those would take the encoders along to the lower bound."""
+
     threads: int | None = None
     """CPU threads; as many as torch chooses if not given. Results depend on it in the last digits."""
 
@@ -104,6 +110,14 @@ class Config:
                     f"expected --{name} to name at least one, each once, received {list(values)}. "
                     f"Type for example --{name} {' '.join(map(str, dict.fromkeys(values))) or example}."
                 )
+
+        if not 0 <= self.hold < 1:
+            raise ValueError(f"expected --hold from 0 to below 1, received {self.hold}. Type --hold 0.3.")
+
+    @property
+    def queue(self) -> int:
+        """Keys that temperatures of `tempnet` learn from: most of the data set."""
+        return max(1, 7 * self.train_size // 8)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -22,7 +22,7 @@ from .data import Data
 from .training import GAP_PAIRS, VIEWS, Run
 
 #: Methods whose temperatures differ from input to input.
-PERSONAL = ("tempnet", "individual")
+PERSONAL = ("tempnet", "tempnet-paper", "individual")
 
 
 def write(config: Config, runs: list[Run], data: Data, console: Console) -> None:
@@ -171,7 +171,7 @@ def _plots(out: Path, runs: list[Run], data: Data) -> list[Path]:
 
 def _temperatures(shown: dict[str, Run]) -> dict[str, torch.Tensor]:
     tau: dict[str, torch.Tensor] = {}
-    for method, inputs in (("tempnet", "test"), ("individual", "training")):
+    for method, inputs in (("tempnet", "test"), ("tempnet-paper", "test"), ("individual", "training")):
         if method in shown:
             image, text = (shown[method].result["tau"][view] for view in VIEWS)
             tau |= {f"{method}, {inputs} images": image, f"{method}, {inputs} names": text}

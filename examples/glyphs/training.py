@@ -1,5 +1,6 @@
 """One run: a method with a seed, trained step by step, stopped and resumed without a trace."""
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 import dro_temp as dt
 from dro_temp.evaluation import amortisation_gap
@@ -42,7 +44,10 @@ def build_objective(method: Method, config: Config, vocabulary: int) -> dt.Objec
     if method == "infonce-constant":
         return dt.Objective(host, dt.ConstantTemperature(config.tau_init), dt.InfoNCELoss())
     predictors: dict[str, Callable[[], dt.TemperaturePredictor]] = {
-        "tempnet": lambda: dt.TempNet(WIDTH, tau_init=config.tau_init, **bounds),
+        "tempnet": lambda: dt.TempNet(
+            dt.HiddenEncoder(WIDTH), tau_init=config.tau_init, readout=dt.ResidualReadout, **bounds
+        ),
+        "tempnet-paper": lambda: dt.TempNet(WIDTH, tau_init=config.tau_init, **bounds),
         "constant": lambda: dt.ConstantTemperature(config.tau_init),
         "learnable": lambda: dt.LearnableTemperature(config.tau_init, **bounds),
         "individual": lambda: dt.IndividualTemperature(config.train_size, tau_init=config.tau_init, **bounds),
@@ -53,7 +58,31 @@ def build_objective(method: Method, config: Config, vocabulary: int) -> dt.Objec
         )
         for view in VIEWS
     }
-    return dt.Objective(host, {view: predictors[method]() for view in VIEWS}, loss)
+    predictor = {view: predictors[method]() for view in VIEWS}
+    if method != "tempnet":
+        return dt.Objective(host, predictor, loss)
+    # A batch shows a row too few of the others to tell its best temperature: ours learns from a queue of keys.
+    queue = {
+        view: dt.QueuedLoss(dt.KLRobustLoss(config.rho), size=config.queue, features=WIDTH) for view in VIEWS
+    }
+    return dt.Objective(host, predictor, loss, tau_loss=queue)
+
+
+def build_scheduler(method: Method, config: Config, optimizer: torch.optim.Optimizer) -> LambdaLR:
+    """A cosine to zero; temperatures of `tempnet` wait, and then keep their rate until the last third."""
+    total = config.epochs * config.steps_per_epoch
+
+    def cosine(step: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * step / total))
+
+    if method != "tempnet" or config.hold == 0:
+        return LambdaLR(optimizer, cosine)
+    return dt.hold_temperatures(
+        optimizer,
+        steps=max(1, round(config.hold * total)),
+        schedule=cosine,
+        tau_schedule=lambda step: min(1.0, 3 * (total - step) / total),
+    )
 
 
 class Run:
@@ -66,9 +95,7 @@ class Run:
         self.objective = build_objective(method, config, data.vocabulary)
         groups = self.objective.param_groups(lr=config.lr, tau_lr=config.tau_lr, weight_decay=0.02)
         self.optimizer = dt.CompositionalOptimizer(torch.optim.AdamW(groups), self.objective)
-        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
-            self.optimizer, T_max=config.epochs * config.steps_per_epoch
-        )
+        self.scheduler = build_scheduler(method, config, self.optimizer)
         self.epoch = self.step = 0  # finished epochs; finished steps of the epoch under way
         self.sums: dict[str, float] = {}  # of that epoch's steps
         self.history: dict[str, list[float]] = {}
