@@ -173,7 +173,9 @@ def test_ctrl_c_then_resume_equals_uninterrupted(finished, example, tmp_path, ca
     assert metrics[0] == metrics[1]
 
 
-@pytest.mark.parametrize("method", ["infonce", "tempnet", "tempnet-paper", "constant", "learnable", "individual"])
+@pytest.mark.parametrize(
+    "method", ["infonce", "tempnet", "tempnet-paper", "constant", "learnable", "individual"]
+)
 def test_every_method_resumes_in_the_middle_of_an_epoch(example, data, method, tmp_path):
     from glyphs.checkpoint import Checkpoints
     from glyphs.config import Config

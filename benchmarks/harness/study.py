@@ -1,6 +1,7 @@
 """Many training runs: each kept when it is done, so that a study can be stopped and typed again."""
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ def name_of(*words: str, **options: float) -> str:
 
 
 def cell(values: Sequence[float], *, sign: str = "", digits: int = 1) -> str:
-    """Mean and standard deviation over seeds."""
+    """Mean and standard deviation over seeds; a dash where a run has no such number."""
+    if any(math.isnan(value) for value in values):
+        return "-"
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):{sign}.{digits}f} ± {spread:.{digits}f}"

@@ -8,6 +8,7 @@ tested. Beside TempNet stand two controls: the mean of its temperatures as a con
   python benchmarks/reproduction/clip_table.py                               # 8,000 pairs, batch 128
   python benchmarks/reproduction/clip_table.py --batch 256 --size 31000      # 5 epochs there
   python benchmarks/reproduction/clip_table.py --arms infonce tempnet-ours --seeds 0 1   # a part of it
+  python benchmarks/reproduction/clip_table.py --arms infonce infonce-tempnet rgcl-g tempnet-ours   # TempNet x DRO
 
 A run takes about a minute on one thread at 8,000 pairs. Stopped with Ctrl-C, it goes on where it was.
 """
@@ -16,6 +17,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +84,12 @@ def _controls(tests: list[dict[str, Any]], folder: Path, setting: dict[str, Any]
     return jobs
 
 
-def options_of(description: str, arms: tuple[str, ...], out: str) -> argparse.Namespace:
+def options_of(
+    description: str,
+    arms: tuple[str, ...],
+    out: str,
+    more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> argparse.Namespace:
     """What is typed."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -95,6 +102,7 @@ def options_of(description: str, arms: tuple[str, ...], out: str) -> argparse.Na
     parser.add_argument("--no-controls", action="store_true", help="leave the two controls out")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--out", type=Path, default=Path(out), help="folder of runs and tables")
+    more(parser)
     options = parser.parse_args()
     if TUNING_SEED in options.seeds:
         parser.error(f"--seeds: {TUNING_SEED} is the seed of the trials; test with others")
