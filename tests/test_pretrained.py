@@ -113,6 +113,14 @@ def test_an_encoder_of_ones_own(several, tmp_path):
     assert torch.equal(loaded(x), saved(x))
 
 
+def test_a_readout_that_nobody_knows(tmp_path):
+    _network().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace("PooledReadout", "Oracle"))
+    with pytest.raises(ValueError, match=r"expected a readout of one of the classes PooledReadout, .*'Oracle'"):
+        dt.TempNet.from_pretrained(tmp_path)
+
+
 def test_a_network_of_another_class(tmp_path):
     class Clipped(dt.TempNet):
         def bound(self, raw):

@@ -241,8 +241,7 @@ class TempNet(Pretrained, TemperaturePredictor):
     def of_config(cls, config: Mapping[str, Any], encoders: Iterable[type[TempNetEncoder]] = ()) -> "TempNet":
         """See `Pretrained.of_config`."""
         encoder = encoder_of(config["encoder"], (*ENCODERS, *encoders))
-        # A checkpoint that does not say has the paper's.
-        readout = readout_of(config.get("readout", PooledReadout.__name__), READOUTS)
+        readout = readout_of(config["readout"], READOUTS)
         network = cls(encoder, tau_min=config["tau_min"], tau_max=config["tau_max"], readout=readout)
         made_for = config["made_for"]
         network.made_for = None if made_for is None else LanguageHead(**made_for)

@@ -13,7 +13,7 @@ from .training import Run
 
 
 def finished(folder: Path, seed: int) -> tuple[Run, Run]:
-    """TempNet's run as it began, and as it ended.
+    """TempNet's run as it began, but with a readout drawn at random, and as it ended.
 
     Raises:
         ValueError: there is none, it was stopped, or another version of this library made it.
@@ -38,4 +38,12 @@ def finished(folder: Path, seed: int) -> tuple[Run, Run]:
         raise ValueError(
             f"expected a run of this version in {path}, received one with other parameters. {first}"
         ) from error
+    _read_out_at_random(began, seed)
     return began, ended
+
+
+def _read_out_at_random(run: Run, seed: int) -> None:
+    """The network starts at one temperature, of which nothing can be said: a control needs some that differ."""
+    generator = torch.Generator().manual_seed(seed)
+    for predictor in run.objective.predictors.values():
+        torch.nn.init.normal_(predictor.readout.last.weight, generator=generator)
