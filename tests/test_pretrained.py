@@ -117,7 +117,9 @@ def test_a_readout_that_nobody_knows(tmp_path):
     _network().save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     file.write_text(file.read_text().replace("PooledReadout", "Oracle"))
-    with pytest.raises(ValueError, match=r"expected a readout of one of the classes PooledReadout, .*'Oracle'"):
+    with pytest.raises(
+        ValueError, match=r"expected a readout of one of the classes PooledReadout, .*'Oracle'"
+    ):
         dt.TempNet.from_pretrained(tmp_path)
 
 

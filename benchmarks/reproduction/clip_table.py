@@ -32,6 +32,7 @@ from glyph_pairs.tables import table
 from reproduction.study import TUNING_SEED, all_done, chosen, job
 
 TUNED_AT, OURS = 8_000, "tempnet-ours"
+NETWORKS = ("tempnet-paper", OURS)
 TABLE = ("infonce", "cyclip", "sogclr", "isogclr", "fastclip-v3", "tempnet-paper", OURS)
 
 
@@ -55,32 +56,24 @@ def study(arms: list[str], setting: dict[str, Any], options: argparse.Namespace)
     # Seed by seed, so that an early stop leaves whole comparisons.
     jobs = [job(run, here, arm, seed, best[arm], setting=setting) for seed in options.seeds for arm in arms]
     tests = all_done(jobs, options.workers, "testing")
-    if OURS in arms and not options.no_controls:
+    if not options.no_controls:
         tests += all_done(_controls(tests, here, setting), options.workers, "controls")
     return {"setting": setting, "chosen": best, "tests": tests}
 
 
 def _controls(tests: list[dict[str, Any]], folder: Path, setting: dict[str, Any]) -> list[Any]:
-    """The same loss, at the mean of our network's temperatures and along their path."""
+    """The same loss, at the mean of each network's last temperatures and along the path of their mean."""
     jobs = []
     for test in tests:
-        if test["arm"] == OURS:
+        if test["arm"] in NETWORKS:
+            which = test["arm"].removeprefix("tempnet-")
             last = statistics.mean(test["taus"][-50:])
             options = {"lr": test["options"]["lr"], "tau": round(last, 5)}
-            common = {"setting": setting}
-            jobs.append(job(run, folder, "sogclr", test["seed"], options, label="same-mean", **common))
-            jobs.append(
-                job(
-                    run,
-                    folder,
-                    "sogclr",
-                    test["seed"],
-                    options,
-                    label="same-path",
-                    path=test["taus"],
-                    **common,
+            for label, more in (("same-mean", {}), ("same-path", {"path": test["taus"]})):
+                extra = {"setting": setting, **more}
+                jobs.append(
+                    job(run, folder, "sogclr", test["seed"], options, label=f"{label}-{which}", **extra)
                 )
-            )
     return jobs
 
 

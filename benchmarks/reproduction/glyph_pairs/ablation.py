@@ -16,11 +16,15 @@ def _arm(
     queue: bool = False,
     hold: float = 0.0,
     tau_lr: float = 2e-3,
+    dropout: float | None = None,
 ) -> Arm:
     def net() -> dt.TemperaturePredictor:
         if predictor == "global":
             return dt.LearnableTemperature(TAU_INIT, **BOUNDS)
-        encoder = dt.HiddenEncoder(WIDTH) if predictor == "hidden" else dt.PrototypeEncoder(WIDTH)
+        if predictor == "hidden":
+            encoder: dt.TempNetEncoder = dt.HiddenEncoder(WIDTH, dropout=dropout or 0.0)
+        else:
+            encoder = dt.PrototypeEncoder(WIDTH, dropout=0.5 if dropout is None else dropout)
         return dt.TempNet(encoder, tau_init=TAU_INIT, readout=readout, **BOUNDS)
 
     def build(host: HostAdapter, schedule: Schedule, options: dict[str, float]) -> dt.Objective:
@@ -42,16 +46,14 @@ _RESIDUAL = dt.ResidualReadout
 ABLATION = {
     arm.name: arm
     for arm in (
-        _arm("one temperature", "global"),
+        _arm("paper", "prototypes"),
+        _arm("paper, no dropout", "prototypes", dropout=0.0),
+        _arm("hidden, residual, held, queue", "hidden", _RESIDUAL, hold=HOLD, queue=True, tau_lr=4e-3),
+        _arm("the same, dropout 0.5", "hidden", _RESIDUAL, hold=HOLD, queue=True, tau_lr=4e-3, dropout=0.5),
+        _arm("the same, not held", "hidden", _RESIDUAL, queue=True, tau_lr=4e-3),
+        _arm("the same, no queue", "hidden", _RESIDUAL, hold=HOLD, tau_lr=4e-3),
+        _arm("paper, held, queue", "prototypes", queue=True, hold=HOLD, tau_lr=4e-3),
         _arm("one temperature, 10 x tau_lr", "global", tau_lr=2e-2),
         _arm("one temperature, 10 x tau_lr, held", "global", tau_lr=2e-2, hold=HOLD),
-        _arm("paper", "prototypes"),
-        _arm("paper, held, queue", "prototypes", queue=True, hold=HOLD),
-        _arm("hidden", "hidden"),
-        _arm("hidden, residual", "hidden", _RESIDUAL),
-        _arm("hidden, residual, held", "hidden", _RESIDUAL, hold=HOLD),
-        _arm("hidden, residual, held, queue", "hidden", _RESIDUAL, hold=HOLD, queue=True),
-        _arm("the same, 2 x tau_lr", "hidden", _RESIDUAL, hold=HOLD, queue=True, tau_lr=4e-3),
-        _arm("the same, but not held", "hidden", _RESIDUAL, queue=True, tau_lr=4e-3),
     )
 }
