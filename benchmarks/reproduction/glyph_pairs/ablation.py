@@ -52,6 +52,7 @@ ABLATION = {
         _arm("the same, dropout 0.5", "hidden", _RESIDUAL, hold=HOLD, queue=True, tau_lr=4e-3, dropout=0.5),
         _arm("the same, not held", "hidden", _RESIDUAL, queue=True, tau_lr=4e-3),
         _arm("the same, no queue", "hidden", _RESIDUAL, hold=HOLD, tau_lr=4e-3),
+        _arm("the same, neither held nor queue", "hidden", _RESIDUAL, tau_lr=4e-3),
         _arm("paper, held, queue", "prototypes", queue=True, hold=HOLD, tau_lr=4e-3),
         _arm("one temperature, 10 x tau_lr", "global", tau_lr=2e-2),
         _arm("one temperature, 10 x tau_lr, held", "global", tau_lr=2e-2, hold=HOLD),
