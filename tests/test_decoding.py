@@ -76,7 +76,7 @@ def test_a_map_into_the_bounds_of_ones_own_is_used():
 
     torch.manual_seed(0)
     tempnet = Clipped(dt.LogitEncoder(40, width=8), tau_min=0.1, tau_max=2.0).eval()
-    torch.nn.init.constant_(tempnet.readout.bias, 1.0)
+    torch.nn.init.constant_(tempnet.readout.last.bias, 1.0)
     weight, hidden = torch.randn(40, 5), torch.randn(1, 5)
     found = tempnet.decoder(dt.FrozenHead(weight))(hidden, hidden @ weight.T)
     torch.testing.assert_close(found, tempnet(support=dt.Support(hidden @ weight.T)).detach())

@@ -301,7 +301,7 @@ def test_interrupted_and_resumed_is_uninterrupted(kind, frozen, tmp_path):
     trainer(whole, tmp_path / "whole", **settings).train()
     first = trainable(kind, frozen=frozen, dropout=0.5)
     trainer(first, tmp_path / "parts", **settings, callbacks=[StopAfter(4)]).train()
-    assert not torch.equal(*(m.objective.predictors["token"].readout.weight for m in (whole, first)))
+    assert not torch.equal(*(m.objective.predictors["token"].readout.last.weight for m in (whole, first)))
     second = trainable(kind, frozen=frozen, dropout=0.5)
     trainer(second, tmp_path / "parts", **settings).train(resume_from_checkpoint=True)
     for name, value in weights(whole).items():
@@ -336,11 +336,11 @@ def test_what_is_frozen_late_is_still_saved():
 def test_what_is_missing_is_missed():
     model = trainable(frozen=True)
     state = model.state_dict()
-    del state["objective.predictors.token.readout.bias"]
-    with pytest.raises(RuntimeError, match=r"readout\.bias"):
+    del state["objective.predictors.token.readout.last.bias"]
+    with pytest.raises(RuntimeError, match=r"readout\.last\.bias"):
         model.load_state_dict(state)
     assert model.load_state_dict(state, strict=False).missing_keys == [
-        "objective.predictors.token.readout.bias"
+        "objective.predictors.token.readout.last.bias"
     ]
 
 
