@@ -5,11 +5,12 @@ from torch import Tensor
 
 from dro_temp._typing import PerRow
 from dro_temp.evaluation._measured import Losses, weighted_mean
-from dro_temp.evaluation._resampling import check_tau, generator, interval, times_drawn
 from dro_temp.evaluation._share import recovered_share
+from dro_temp.evaluation._statistics import check_tau
 from dro_temp.evaluation.gap_report import TemperatureSpread
 from dro_temp.evaluation.report import SHARES
 from dro_temp.functional.ranks import places, rank_correlation
+from dro_temp.functional.resampling import generator, interval, times_drawn
 
 _NEAR = 0.01  # of a bound
 _TIMES_AT_A_TIME = 2**20  # resamples times rows, 8 MiB
@@ -67,7 +68,7 @@ class Figures:
             drawn += self.of(torch.stack([times_drawn(n, chance) for _ in range(several)]))
         nothing = float("nan"), float("nan")
         gap, share, rank = (
-            interval(list(values), confidence) if value == value else nothing
+            interval(torch.tensor(values, dtype=torch.float64), confidence) if value == value else nothing
             for value, values in zip(self.whole(), zip(*drawn, strict=True), strict=True)
         )
         return gap, share, rank

@@ -9,8 +9,8 @@ from torch import Tensor
 from dro_temp._typing import PerRow
 from dro_temp.evaluation._batches import SCORES_AT_A_TIME, HostBatch, rows_of, weight_of
 from dro_temp.evaluation._progress import shown
-from dro_temp.evaluation._resampling import generator
 from dro_temp.evaluation._whole_support import KeyBank
+from dro_temp.functional.resampling import generator
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows, TemperaturePredictor
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from dro_temp._checks import check_count
 from dro_temp.evaluation._batches import HostBatch
-from dro_temp.evaluation._resampling import check_confidence
 from dro_temp.evaluation._sampled_losses import sampled_losses
+from dro_temp.evaluation._statistics import check_confidence
 from dro_temp.evaluation.gap_report import AmortisationGap
 from dro_temp.objective import Objective
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from dro_temp._checks import check_count
 from dro_temp.evaluation._anova import Groups
 from dro_temp.evaluation._features import check_labels
-from dro_temp.evaluation._resampling import check_confidence, check_tau, generator, interval, times_drawn
+from dro_temp.evaluation._statistics import check_confidence, check_tau
+from dro_temp.functional.resampling import generator, interval, times_drawn
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,8 @@ def semantic_consistency(
     values = values - values.mean()
     groups = Groups.of(values, place)
     icc, within, between = groups.anova(torch.ones(concepts, dtype=torch.float64))
-    low, high = interval(
-        [groups.anova(times_drawn(concepts, chance))[0] for _ in range(resamples)], confidence
-    )
+    drawn = [groups.anova(times_drawn(concepts, chance))[0] for _ in range(resamples)]
+    low, high = interval(torch.tensor(drawn, dtype=torch.float64), confidence)
     return SemanticConsistency(
         icc, low, high, groups.p_value(values, resamples, chance), math.sqrt(within),
         math.sqrt(max(between, 0.0)), *groups.differences(values), concepts, len(values), confidence,

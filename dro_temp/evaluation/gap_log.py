@@ -7,8 +7,8 @@ from torch import Tensor
 
 from dro_temp._checks import check_count
 from dro_temp.evaluation._batches import HostBatch, check_batches
-from dro_temp.evaluation._resampling import check_confidence
 from dro_temp.evaluation._sampled_losses import check_objective, sampled_losses
+from dro_temp.evaluation._statistics import check_confidence
 from dro_temp.evaluation._undisturbed import undisturbed
 from dro_temp.evaluation.gap_report import AmortisationGap
 from dro_temp.objective import Objective

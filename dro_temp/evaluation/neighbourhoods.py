@@ -10,9 +10,9 @@ from torch import Tensor
 from dro_temp._checks import check_count
 from dro_temp.evaluation._features import check_features, check_labels, unit
 from dro_temp.evaluation._progress import shown
-from dro_temp.evaluation._resampling import check_confidence, check_tau, generator, interval, times_drawn
+from dro_temp.evaluation._statistics import check_confidence, check_tau
 from dro_temp.evaluation.neighbours import _QUERIES, _nearest
-from dro_temp.functional.ranks import places, rank_correlation
+from dro_temp.functional.ranks import spearman
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,8 @@ def neighbour_consistency(
     check_count("resamples", resamples)
     check_confidence(confidence)
     near = _mean_of_neighbours(values, features, group, k, int(size.max()), progress)
-    chance, concepts, sides = generator(seed), len(size), (places(values), places(near))
-    whole = float(rank_correlation(*sides, torch.ones_like(values)))
-    if math.isnan(whole):
-        return NeighbourConsistency(whole, math.nan, math.nan, k, concepts, n, confidence)
-    draws = (times_drawn(concepts, chance)[group] for _ in range(resamples))
-    drawn = [float(rank_correlation(*sides, times)) for times in draws]
-    return NeighbourConsistency(whole, *interval(drawn, confidence), k, concepts, n, confidence)
+    found = spearman(values, near, group, resamples, seed=seed, confidence=confidence)
+    return NeighbourConsistency(*found, k, len(size), n, confidence)
 
 
 def _check_k(k: int, rows: int, largest: int) -> int:

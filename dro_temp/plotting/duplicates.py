@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dro_temp._checks import check_count
 from dro_temp._typing import PerRow
-from dro_temp.plotting._spearman import spearman
+from dro_temp.functional.ranks import spearman
 from dro_temp.plotting._style import COLOURS, finite, new_figure, tidy
 
 if TYPE_CHECKING:

@@ -1,9 +1,7 @@
-"""What statistics of temperatures share: checks, and drawing concepts anew."""
+"""What statistics of temperatures check."""
 
 import torch
 from torch import Tensor
-
-from dro_temp._checks import check_count
 
 
 def check_tau(tau: Tensor) -> Tensor:
@@ -35,24 +33,3 @@ def check_confidence(confidence: float) -> None:
         raise ValueError(
             f"expected a confidence above 0 and below 1, received confidence={confidence}. Pass confidence=0.95."
         )
-
-
-def generator(seed: int) -> torch.Generator:
-    """A source of chance of its own."""
-    return torch.Generator().manual_seed(check_count("seed", seed, 0))
-
-
-def times_drawn(groups: int, chance: torch.Generator) -> Tensor:
-    """How often each group is in one bootstrap sample, float64 [groups]."""
-    return torch.randint(groups, (groups,), generator=chance).bincount(minlength=groups).double()
-
-
-def interval(drawn: list[float], confidence: float) -> tuple[float, float]:
-    """The middle share of what was drawn, without NaN; NaN if nothing remains."""
-    known = torch.tensor(drawn, dtype=torch.float64)
-    known = known[known.isfinite()]
-    if len(known) == 0:
-        return float("nan"), float("nan")
-    tails = torch.tensor([0.5 - confidence / 2, 0.5 + confidence / 2], dtype=torch.float64)
-    low, high = known.quantile(tails).tolist()
-    return low, high
