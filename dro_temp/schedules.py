@@ -45,7 +45,7 @@ def hold_temperatures(
         >>> [group["lr"] for group in optimizer.param_groups]
         [0.001, 0.0]
 
-    Source: this library; docs, "Why temperatures collapse".
+    Source: this library; docs, "Training temperatures".
     """
     check_count("steps", steps)
     ramp = max(1, steps // 10) if ramp is None else check_count("ramp", ramp)

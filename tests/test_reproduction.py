@@ -72,6 +72,7 @@ def test_a_study_from_trials_to_table_and_again_from_what_was_kept(parts, tmp_pa
     setting = {"size": 300, "batch": 50, "epochs": 1}
     monkeypatch.setattr(clip_table, "TUNED_AT", 300)
     monkeypatch.setattr(clip_table, "all_done", _here)
+    monkeypatch.setattr("reproduction.study.all_done", _here)
     monkeypatch.setattr(
         "sys.argv",
         ["clip_table.py", "--out", str(tmp_path), "--arms", "infonce", clip_table.OURS, "--seeds", "0"],

@@ -29,7 +29,7 @@ from glyph_pairs.data import Setting
 from glyph_pairs.run import trained
 from glyph_pairs.tables import table
 
-from reproduction.study import TUNING_SEED, all_done, chosen, job
+from reproduction.study import TUNING_SEED, Job, all_done, job, tuned_and_tested
 
 TUNED_AT, OURS = 8_000, "tempnet-ours"
 NETWORKS = ("tempnet-paper", OURS)
@@ -44,24 +44,21 @@ def run(arm: str, seed: int, options: dict[str, float], **rest: Any) -> dict[str
 
 def study(arms: list[str], setting: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Tune, test, and add TempNet's controls."""
-    folder = options.out / "runs"
-    tuning = setting | {"size": TUNED_AT, "epochs": 10}
-    jobs = [
-        job(run, folder / Setting(**tuning).name, arm, TUNING_SEED, trial, setting=tuning)
-        for arm in arms
-        for trial in ARMS[arm].trials()
-    ]
-    best = chosen(all_done(jobs, options.workers, "tuning"))
-    here = folder / Setting(**setting).name
-    # Seed by seed, so that an early stop leaves whole comparisons.
-    jobs = [job(run, here, arm, seed, best[arm], setting=setting) for seed in options.seeds for arm in arms]
-    tests = all_done(jobs, options.workers, "testing")
+    tuning, folder = setting | {"size": TUNED_AT, "epochs": 10}, options.out / "runs"
+
+    def job_of(arm: str, seed: int, chosen: dict[str, float]) -> Job:
+        shared = tuning if seed == TUNING_SEED else setting
+        return job(run, folder / Setting(**shared).name, arm, seed, chosen, setting=shared)
+
+    trials = {arm: ARMS[arm].trials() for arm in arms}
+    best, tests = tuned_and_tested(job_of, trials, options.seeds, options.workers)
     if not options.no_controls:
-        tests += all_done(_controls(tests, here, setting), options.workers, "controls")
+        controls = _controls(tests, folder / Setting(**setting).name, setting)
+        tests += all_done(controls, options.workers, "controls")
     return {"setting": setting, "chosen": best, "tests": tests}
 
 
-def _controls(tests: list[dict[str, Any]], folder: Path, setting: dict[str, Any]) -> list[Any]:
+def _controls(tests: list[dict[str, Any]], folder: Path, setting: dict[str, Any]) -> list[Job]:
     """The same loss, at the mean of each network's last temperatures and along the path of their mean."""
     jobs = []
     for test in tests:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 from language.methods import METHODS
 from language.tables import table
 
-from reproduction.study import TUNING_SEED, all_done, chosen, job
+from reproduction.study import Job, job, tuned_and_tested
 
 
 def run(arm: str, seed: int, options: dict[str, float], *, tuning: bool, out: Path) -> dict[str, Any]:
@@ -32,13 +32,13 @@ def run(arm: str, seed: int, options: dict[str, float], *, tuning: bool, out: Pa
 
 def study(methods: list[str], options: argparse.Namespace) -> dict[str, Any]:
     """Tune, then train with every seed."""
-    folder, out = options.out / "runs", options.out
-    trials = [(m, trial) for m in methods for trial in METHODS[m].trials()]
-    jobs = [job(run, folder, m, TUNING_SEED, trial, out=out) for m, trial in trials]
-    best = chosen(all_done(jobs, options.workers, "tuning"))
-    # Seed by seed, so that an early stop leaves whole comparisons.
-    jobs = [job(run, folder, m, seed, best[m], out=out) for seed in options.seeds for m in methods]
-    return {"chosen": best, "tests": all_done(jobs, options.workers, "testing")}
+
+    def job_of(arm: str, seed: int, chosen: dict[str, float]) -> Job:
+        return job(run, options.out / "runs", arm, seed, chosen, out=options.out)
+
+    trials = {m: METHODS[m].trials() for m in methods}
+    best, tests = tuned_and_tested(job_of, trials, options.seeds, options.workers)
+    return {"chosen": best, "tests": tests}
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Tune every arm alike, then train the chosen trial with every seed; each run is kept, and shown as it ends."""
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,27 @@ def all_done(jobs: Sequence[Job], workers: int, what: str) -> list[dict[str, Any
             bar.advance(task)
             console.print(f"{one.file.stem}: {result['chosen_by']:.3f} on validation", highlight=False)
     return results
+
+
+def tuned_and_tested(
+    job_of: Callable[[str, int, dict[str, float]], Job],
+    trials: Mapping[str, Sequence[dict[str, float]]],
+    seeds: Sequence[int],
+    workers: int,
+) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
+    """Every arm's best trial, and the runs of it with every seed.
+
+    Args:
+        job_of: a run of an arm with a seed and a trial's options; it is a trial where the seed is `TUNING_SEED`.
+        trials: options of each arm's trials.
+        seeds: of the test runs.
+        workers: processes of one thread each.
+    """
+    jobs = [job_of(arm, TUNING_SEED, options) for arm, each in trials.items() for options in each]
+    best = chosen(all_done(jobs, workers, "tuning"))
+    # Seed by seed, so that an early stop leaves whole comparisons.
+    jobs = [job_of(arm, seed, best[arm]) for seed in seeds for arm in trials]
+    return best, all_done(jobs, workers, "testing")
 
 
 def chosen(tuned: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:

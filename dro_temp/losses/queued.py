@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dro_temp import distributed
 from dro_temp._checks import check_kind
@@ -100,9 +100,9 @@ class QueuedLoss(RobustLoss):
         bias = None if scores.bias is None else torch.cat([scores.bias.new_zeros(held), scores.bias])
         dense = replace(scores, keys=keys, bias=bias, local_keys=None).dense()
         if rows.index is not None:
-            own = self.queue.number == rows.index[:, None]
+            own = nn.functional.pad(self.queue.number == rows.index[:, None], (0, len(scores.keys)))
             # Still an outcome, of probability zero: one of `size`, which moves log m by 1 / size.
-            dense = torch.cat([dense[:, :held].masked_fill(own, IMPOSSIBLE), dense[:, held:]], dim=1)
+            dense = dense.masked_fill(own, IMPOSSIBLE)
         return replace(rows, scores=dense, target=rows.target + held)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dro_temp import distributed
 from dro_temp._checks import check_kind
 from dro_temp.interfaces import (
+    Evaluated,
     HostAdapter,
     Penalty,
     RobustLoss,
@@ -21,6 +22,7 @@ from dro_temp.interfaces import (
 from dro_temp.objective.evaluation import evaluate_both
 from dro_temp.objective.groups import parameter_groups, trained
 from dro_temp.objective.ledger import Ledger
+from dro_temp.objective.observing import let_observe
 from dro_temp.objective.output import Output
 from dro_temp.objective.parts import PerView, named_penalties, per_view, refuse_shared_memory
 from dro_temp.objective.reduction import refuse_non_finite, temperature_metrics, weighted_mean
@@ -129,9 +131,8 @@ class Objective(nn.Module):
         found, learned = evaluate_both(self.host, rows, self.predictors, self.losses, self.tau_losses)
         taus = {view: found[view].tau for view in self.host.views}
         values = {view: found[view].values for view in self.host.views}
-        for view, teacher in (learned or found).items():
-            self._let_observe(view, rows[view], teacher.tau, teacher.values)
-        self._look({view: teacher.tau for view, teacher in (learned or found).items()})
+        if self.training:
+            self._learn_and_look(rows, learned or found)
         if self.check_finite:
             with self._checking(rows):
                 refuse_non_finite(rows, taus, values)
@@ -169,7 +170,8 @@ class Objective(nn.Module):
         if distributed.world_size() == 1:  # whoever reads or writes a table checks
             return
         for view, r in rows.items():
-            for staged in staged_modules([*self.predictors[view].modules(), *self.losses[view].modules()]):
+            parts = [part[view] for part in (self.predictors, self.losses, self.tau_losses) if view in part]
+            for staged in staged_modules(module for part in parts for module in part.modules()):
                 if r.index is not None:
                     staged.check(r.index.masked_fill(~r.valid, 0))
 
@@ -180,29 +182,15 @@ class Objective(nn.Module):
             for name, penalty in self.penalties.items()
         }
 
-    def _look(self, taus: dict[str, Tensor]) -> None:
-        if self._watch is None or not self.training or torch.compiler.is_compiling():
-            return
-        if self._watch.due():
-            for view, tau in taus.items():
-                self._watch.look(view, self.predictors[view], tau)  # type: ignore[arg-type]
-
-    def _let_observe(self, view: str, rows: Rows, tau: Tensor, values: Tensor) -> None:
-        predictor = self.predictors[view]
-        assert isinstance(predictor, TemperaturePredictor)
-        if not (predictor.observes_gradient and self.training and values.requires_grad and tau.requires_grad):
-            return
-        assert rows.index is not None
-        # d(loss)/d(values): reduction, accumulation and loss scale together
-        upstream: dict[str, Tensor] = {}
-
-        def observe(gradient: Tensor) -> None:
-            scale = upstream["scale"]
-            counted = scale != 0
-            predictor.observe(rows.index[counted], gradient[counted] / scale[counted])  # type: ignore[index]
-
-        values.register_hook(lambda gradient: upstream.__setitem__("scale", gradient))  # type: ignore[no-untyped-call]
-        tau.register_hook(observe)  # type: ignore[no-untyped-call]
+    def _learn_and_look(self, rows: dict[str, Rows], teachers: dict[str, Evaluated]) -> None:
+        """What happens to the temperatures beside the gradient of their parameters."""
+        due = self._watch is not None and not torch.compiler.is_compiling() and self._watch.due()
+        for view, teacher in teachers.items():
+            predictor = self.predictors[view]
+            assert isinstance(predictor, TemperaturePredictor)
+            let_observe(predictor, rows[view], teacher)
+            if due:
+                self._watch.look(view, predictor, teacher.tau)  # type: ignore[union-attr]
 
     @torch.no_grad()
     def start_prototypes(self, *args: Any, **batch: Any) -> None:

@@ -1,7 +1,6 @@
 """From an encoder's similarities to one number per row."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from typing import final
 
 import torch
@@ -91,23 +90,3 @@ class ResidualReadout(TempNetReadout):
 
 #: What a checkpoint may name without further ado.
 READOUTS = (PooledReadout, ResidualReadout)
-
-
-def readout_of(name: str, known: Iterable[type[TempNetReadout]]) -> type[TempNetReadout]:
-    """The class of this name.
-
-    Args:
-        name: what a checkpoint says.
-        known: classes that it may name.
-
-    Raises:
-        ValueError: it names another class.
-    """
-    known = tuple(known)
-    for kind in known:
-        if kind.__name__ == name:
-            return kind
-    raise ValueError(
-        f"expected a readout of one of the classes {', '.join(kind.__name__ for kind in known)}, received one of "
-        f"{name!r}. Update dro-temp."
-    )

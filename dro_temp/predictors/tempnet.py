@@ -23,8 +23,9 @@ from dro_temp.predictors.encoders import (
 )
 from dro_temp.predictors.language_head import LanguageHead
 from dro_temp.predictors.lm_encoders import LmInput, encoder_for_lm
+from dro_temp.predictors.named import class_named
 from dro_temp.predictors.pretrained import Pretrained
-from dro_temp.predictors.readouts import READOUTS, PooledReadout, TempNetReadout, readout_of
+from dro_temp.predictors.readouts import READOUTS, PooledReadout, TempNetReadout
 from dro_temp.predictors.reference import reference_state
 
 #: What a checkpoint may name without further ado.
@@ -241,7 +242,7 @@ class TempNet(Pretrained, TemperaturePredictor):
     def of_config(cls, config: Mapping[str, Any], encoders: Iterable[type[TempNetEncoder]] = ()) -> "TempNet":
         """See `Pretrained.of_config`."""
         encoder = encoder_of(config["encoder"], (*ENCODERS, *encoders))
-        readout = readout_of(config["readout"], READOUTS)
+        readout = class_named("a readout", config["readout"], READOUTS, "Update dro-temp.")
         network = cls(encoder, tau_min=config["tau_min"], tau_max=config["tau_max"], readout=readout)
         made_for = config["made_for"]
         network.made_for = None if made_for is None else LanguageHead(**made_for)

@@ -8,15 +8,12 @@ from collections.abc import Callable
 from dro_temp.estimators import Estimator, GammaSchedule, LogMovingAverage, Scent
 from dro_temp.hosts import WithReference
 from dro_temp.interfaces import HostAdapter, RobustLoss
-from dro_temp.losses import EntropicRiskLoss, KLRobustLoss, QueuedLoss
+from dro_temp.losses import EntropicRiskLoss, KLRobustLoss
 from dro_temp.objective import Objective
 from dro_temp.predictors import (
     ConstantTemperature,
     GradientUpdate,
-    HiddenEncoder,
     IndividualTemperature,
-    ResidualReadout,
-    TempNet,
 )
 
 
@@ -102,102 +99,6 @@ def isogclr(
         for view in host.views
     }
     return Objective(host, predictor, robust(host, rho, lambda: LogMovingAverage(num_samples, gamma=gamma)))
-
-
-def tempnet(
-    host: HostAdapter,
-    num_samples: int,
-    width: int,
-    *,
-    rho: float = 7.0,
-    tau_min: float = 0.005,
-    tau_max: float = 0.05,
-    tau_init: float | None = None,
-    gamma: float | GammaSchedule = 0.8,
-) -> Objective:
-    r"""TempNet: RGCL with $\tau_i$ predicted from the row's features by a small network for each side.
-
-    Args:
-        host: makes rows of pairs with features.
-        num_samples: size of the data set.
-        width: width of the features.
-        rho: radius in nats, 0 <= rho < log(num_samples - 1).
-        tau_min: lower bound, > 0.
-        tau_max: upper bound.
-        tau_init: see `TempNet`.
-        gamma: weight of the new minibatch in the moving average, in (0, 1], or a schedule.
-
-    Example:
-        >>> import torch, dro_temp as dt
-        >>> host = dt.hosts.TwoTower(torch.nn.Linear(6, 4), torch.nn.Linear(5, 4))
-        >>> objective = dt.recipes.tempnet(host, num_samples=100, width=4, rho=2.0)
-        >>> objective.start_prototypes(torch.randn(8, 6), torch.randn(8, 5))
-        >>> objective(torch.randn(8, 6), torch.randn(8, 5), index=torch.arange(8)).loss.backward()
-
-    Source: arXiv 2404.04575, with its numbers for CC3M.
-    """
-    predictor = {
-        view: TempNet(width, tau_min=tau_min, tau_max=tau_max, tau_init=tau_init) for view in host.views
-    }
-    return Objective(host, predictor, robust(host, rho, lambda: LogMovingAverage(num_samples, gamma=gamma)))
-
-
-def tempnet_queued(
-    host: HostAdapter,
-    num_samples: int,
-    width: int,
-    *,
-    rho: float = 7.0,
-    tau_min: float = 0.005,
-    tau_max: float = 0.05,
-    tau_init: float | None = None,
-    gamma: float | GammaSchedule = 0.8,
-    queue: int = 16_384,
-    hidden: int = 256,
-) -> Objective:
-    r"""TempNet that comes close to the optimal temperatures: RGCL with a network that learns from a queue of keys.
-
-    Against `tempnet`, the paper's own: the network reads the embedding through a small perceptron, its readout
-    starts at one temperature for all (`ResidualReadout`), and it learns from the robust loss over the last `queue`
-    keys (`QueuedLoss`) in place of the batch's few. Train it with `hold_temperatures`.
-
-    Args:
-        host: makes rows of pairs with features.
-        num_samples: size of the data set.
-        width: width of the features.
-        rho: radius in nats, 0 <= rho < log(num_samples - 1).
-        tau_min: lower bound, > 0.
-        tau_max: upper bound.
-        tau_init: where every temperature starts; the middle of the bounds if None.
-        gamma: weight of the new minibatch in the moving average, in (0, 1], or a schedule.
-        queue: number of keys, at most; never more than the data set has.
-        hidden: width of the perceptron.
-
-    Example:
-        >>> import torch, dro_temp as dt
-        >>> host = dt.hosts.TwoTower(torch.nn.Linear(6, 4), torch.nn.Linear(5, 4))
-        >>> objective = dt.recipes.tempnet_queued(host, num_samples=100, width=4, rho=2.0)
-        >>> optimizer = dt.CompositionalOptimizer(torch.optim.AdamW(objective.param_groups(lr=1e-3)), objective)
-        >>> scheduler = dt.hold_temperatures(optimizer, steps=200)
-        >>> objective(torch.randn(8, 6), torch.randn(8, 5), index=torch.arange(8)).loss.backward()
-        >>> optimizer.step(); scheduler.step()
-
-    Source: this library, from arXiv 2404.04575.
-    """
-    predictor = {
-        view: TempNet(
-            HiddenEncoder(width, width=hidden),
-            tau_min=tau_min,
-            tau_max=tau_max,
-            tau_init=tau_init,
-            readout=ResidualReadout,
-        )
-        for view in host.views
-    }
-    size = max(1, min(queue, num_samples - 1))
-    tau_loss = per_view(host, lambda: QueuedLoss(KLRobustLoss(rho), size=size, features=width))
-    loss = robust(host, rho, lambda: LogMovingAverage(num_samples, gamma=gamma))
-    return Objective(host, predictor, loss, tau_loss=tau_loss)
 
 
 def drrho(

@@ -12,11 +12,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import dro_temp as dt
 from dro_temp.evaluation import amortisation_gap
-from dro_temp.evaluation.retrieval import retrieval_recall
 
 from .config import Config, Method
 from .data import Data, Pairs
 from .model import WIDTH, TextEncoder, as_float, image_encoder
+from .retrieval import embed, mean_r1, recalls
 
 VIEWS = dt.hosts.TwoTower.views
 GAP_PAIRS = 2_000  # sampled for the amortisation gap
@@ -176,26 +176,15 @@ class Run:
             self.history.setdefault(name, []).append(value)
         self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
 
-    @torch.no_grad()
     def embed(self, pairs: Pairs) -> dict[str, Tensor]:
         """Unit vectors of the images, and of the names."""
         self.objective.eval()
-        host = self.objective.host
-        return {
-            "image": torch.cat([host.encode_image(as_float(x)) for x in pairs.images.split(512)]),
-            "text": torch.cat([host.encode_text(x) for x in pairs.tokens.split(512)]),
-        }
+        return embed(self.objective.host, pairs)
 
     def recalls(self, split: str) -> dict[str, float]:
-        """R@1 and R@5 in percent: images find their name among all names, names find any of their images."""
-        pairs = self.data.splits[split]
-        side = self.embed(pairs)
-        names = torch.arange(len(pairs.names))
-        found = {
-            "i2t": retrieval_recall(side["image"], side["text"], pairs.name_index, names, ks=(1, 5)),
-            "t2i": retrieval_recall(side["text"], side["image"], names, pairs.name_index, ks=(1, 5)),
-        }
-        return {f"{split}/{way}_r{k}": float(r) for way, by_k in found.items() for k, r in by_k.items()}
+        """R@1 and R@5 in percent, both ways."""
+        self.objective.eval()
+        return recalls(self.objective.host, self.data.splits[split], split)
 
     @torch.no_grad()
     def temperatures(self, split: str) -> dict[str, Tensor]:
@@ -246,9 +235,3 @@ class Run:
         self.scheduler.load_state_dict(state["scheduler"])
         for name in _PROGRESS:
             setattr(self, name, state[name])
-
-
-def mean_r1(recalls: dict[str, float]) -> float:
-    """Mean of the four R@1: two splits, both ways."""
-    r1 = [value for name, value in recalls.items() if name.endswith("_r1")]
-    return sum(r1) / len(r1)

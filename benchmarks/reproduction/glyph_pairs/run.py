@@ -10,10 +10,11 @@ from glyph_pairs.data import Setting, captions, load
 from glyph_pairs.scripts import script_accuracy
 from glyphs.data import Pairs
 from glyphs.model import TextEncoder, as_float, image_encoder
+from glyphs.retrieval import embed, mean_r1, recalls
 from torch import Tensor
 
 import dro_temp as dt
-from dro_temp.evaluation import amortisation_gap, retrieval_recall
+from dro_temp.evaluation import amortisation_gap
 
 
 class Training:
@@ -98,23 +99,13 @@ class Training:
             for predictor in self.objective.predictors.values():
                 predictor.tau_min = predictor.tau_max = self.path[step]  # type: ignore[assignment]
 
-    @torch.no_grad()
-    def embed(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    def embed(self, pairs: Pairs) -> dict[str, Tensor]:
         """Unit vectors of the images, and of the names."""
-        host: Any = self.objective.host
-        images = torch.cat([host.encode_image(as_float(x)) for x in pairs.images.split(512)])
-        return images, torch.cat([host.encode_text(x) for x in pairs.tokens.split(512)])
+        return embed(self.objective.host, pairs)
 
     def recalls(self, split: str) -> dict[str, float]:
         """R@1 and R@5 in percent, both ways."""
-        pairs = self.data.splits[split]
-        images, names = self.embed(pairs)
-        every = torch.arange(len(pairs.names))
-        found = {
-            "i2t": retrieval_recall(images, names, pairs.name_index, every, ks=(1, 5)),
-            "t2i": retrieval_recall(names, images, every, pairs.name_index, ks=(1, 5)),
-        }
-        return {f"{split}/{way}_r{k}": float(r) for way, by_k in found.items() for k, r in by_k.items()}
+        return recalls(self.objective.host, self.data.splits[split], split)
 
     def gap(self) -> dict[str, Any]:
         """How close the temperatures of training pairs are to the optimal ones, over the whole training set."""
@@ -135,12 +126,6 @@ class Training:
             }
             for view, gap in found.items()
         }
-
-
-def mean_r1(recalls: dict[str, float]) -> float:
-    """Mean of the R@1 that are there."""
-    r1 = [value for name, value in recalls.items() if name.endswith("_r1")]
-    return sum(r1) / len(r1)
 
 
 def trained(

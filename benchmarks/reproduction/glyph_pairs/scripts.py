@@ -27,10 +27,10 @@ def script_accuracy(training: "Training") -> dict[str, float]:
     images = Counter(kind(test.names[i]) for i in test.name_index.tolist())
     kinds = sorted(k for k in prompts if prompts[k] >= FEWEST_PROMPTS and images[k] >= FEWEST_IMAGES)
     place = {k: i for i, k in enumerate(kinds)}
-    _, names = training.embed(train)
+    names = training.embed(train)["text"]
     owner = torch.tensor([place.get(kind(name), len(kinds)) for name in train.names])
     sums = torch.zeros(len(kinds) + 1, names.shape[1]).index_add_(0, owner, names)[:-1]
-    found, _ = training.embed(test)
+    found = training.embed(test)["image"]
     label = torch.tensor([place.get(kind(test.names[i]), -1) for i in test.name_index.tolist()])
     right = (found @ nn.functional.normalize(sums, dim=1).T).argmax(1) == label
     each = [right[label == i].double().mean() for i in range(len(kinds))]

@@ -8,6 +8,7 @@ from torch import nn
 
 from dro_temp._typing import Features
 from dro_temp.interfaces import Readable, Reading
+from dro_temp.predictors.named import class_named
 
 
 class TempNetEncoder(nn.Module, ABC):
@@ -71,10 +72,5 @@ def encoder_of(description: Mapping[str, Any], known: Iterable[type[TempNetEncod
     """
     known = tuple(known)
     name, config = description["class"], {k: v for k, v in description.items() if k != "class"}
-    for kind in known:
-        if kind.__name__ == name:
-            return kind.of_config(config, known)
-    raise ValueError(
-        f"expected an encoder of one of the classes {', '.join(kind.__name__ for kind in known)}, received one of "
-        f"{name!r}. Pass your own class, from_pretrained(..., encoders=({name},)), or update dro-temp."
-    )
+    instead = f"Pass your own class, from_pretrained(..., encoders=({name},)), or update dro-temp."
+    return class_named("an encoder", name, known, instead).of_config(config, known)

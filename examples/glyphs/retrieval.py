@@ -1,0 +1,36 @@
+"""How well images find their names, and names their images."""
+
+import torch
+from torch import Tensor
+
+import dro_temp as dt
+from dro_temp.evaluation.retrieval import retrieval_recall
+
+from .data import Pairs
+from .model import as_float
+
+
+@torch.no_grad()
+def embed(host: dt.hosts.TwoTower, pairs: Pairs) -> dict[str, Tensor]:
+    """Unit vectors of the images, and of the names."""
+    return {
+        "image": torch.cat([host.encode_image(as_float(x)) for x in pairs.images.split(512)]),
+        "text": torch.cat([host.encode_text(x) for x in pairs.tokens.split(512)]),
+    }
+
+
+def recalls(host: dt.hosts.TwoTower, pairs: Pairs, split: str) -> dict[str, float]:
+    """R@1 and R@5 in percent: images find their name among all names, names find any of their images."""
+    side = embed(host, pairs)
+    names = torch.arange(len(pairs.names))
+    found = {
+        "i2t": retrieval_recall(side["image"], side["text"], pairs.name_index, names, ks=(1, 5)),
+        "t2i": retrieval_recall(side["text"], side["image"], names, pairs.name_index, ks=(1, 5)),
+    }
+    return {f"{split}/{way}_r{k}": float(r) for way, by_k in found.items() for k, r in by_k.items()}
+
+
+def mean_r1(recalls: dict[str, float]) -> float:
+    """Mean of the four R@1: two splits, both ways."""
+    r1 = [value for name, value in recalls.items() if name.endswith("_r1")]
+    return sum(r1) / len(r1)
