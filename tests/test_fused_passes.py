@@ -118,6 +118,22 @@ def test_sum_rows(fused, device, dtype, data):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @given(data=st.data())
 @settings(max_examples=25)
+def test_profile(fused, device, dtype, data):
+    buffer, scores, _, _ = _draw(data, (1, 2, 3), WIDTHS[1:], dtype, device)
+    scores.clamp_(min=-1e5)  # the square of what stands for "not an outcome" is beyond float32
+    before = buffer.clone()
+    expected, found = passes.profile(scores.double()), fused.profile(scores)
+    assert torch.equal(buffer.nan_to_num(), before.nan_to_num())
+    size = scores.abs().max()
+    for name in ("top", "total", "excess", "mean", "std"):
+        torch.testing.assert_close(
+            getattr(found, name), getattr(expected, name).to(dtype), rtol=2e-5, atol=float(1e-6 * (size + 1))
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(data=st.data())
+@settings(max_examples=25)
 def test_moments(fused, device, dtype, data):
     _, scores, _, _ = _draw(data, (1, 2, 3), WIDTHS[1:], dtype, device)
     n, m = scores.shape

@@ -50,7 +50,7 @@ def study(arms: list[str], setting: dict[str, Any], options: argparse.Namespace)
         shared = tuning if seed == TUNING_SEED else setting
         return job(run, folder / Setting(**shared).name, arm, seed, chosen, setting=shared)
 
-    trials = {arm: ARMS[arm].trials() for arm in arms}
+    trials = {arm: ARMS[arm].trials(options.rates) for arm in arms}
     best, tests = tuned_and_tested(job_of, trials, options.seeds, options.workers)
     if not options.no_controls:
         controls = _controls(tests, folder / Setting(**setting).name, setting)
@@ -89,6 +89,9 @@ def options_of(
     parser.add_argument("--size", type=int, default=8_000, help="training pairs")
     parser.add_argument("--batch", type=int, default=128, help="pairs per step")
     parser.add_argument("--epochs", type=int, help="10, or 5 above 8,000 pairs")
+    parser.add_argument(
+        "--rates", nargs="+", type=float, help="learning rates tried (default: each arm's own)"
+    )
     parser.add_argument("--no-controls", action="store_true", help="leave the two controls out")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--out", type=Path, default=Path(out), help="folder of runs and tables")

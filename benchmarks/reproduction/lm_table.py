@@ -1,8 +1,10 @@
 """The paper's language-model table, small: what temperatures per token are worth, frozen, from scratch, fine-tuned.
 
 A two-layer GPT-2 on the standard library's source (vocabulary 1,024). Every method gets three trials at a seed of its
-own, chosen by what it is trained for, on validation text; the chosen trial is trained with every seed and tested. A
-run takes about two minutes on one thread; finished ones are kept, so that the command can be stopped and typed again.
+own, chosen by what it is trained for, on validation text; the chosen trial is trained with every seed and tested.
+Beside each TempNet that trains with its host stand two controls without a network: the mean of its temperatures as a
+constant, and their path as a schedule. A run takes about a minute on one thread; finished ones are kept, so that the
+command can be stopped and typed again.
 
   python benchmarks/reproduction/lm_table.py                          # all three studies
   python benchmarks/reproduction/lm_table.py --studies frozen --seeds 0 1 --workers 2
@@ -10,6 +12,7 @@ run takes about two minutes on one thread; finished ones are kept, so that the c
 
 import argparse
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,14 +23,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 from language.methods import METHODS
 from language.tables import table
 
-from reproduction.study import Job, job, tuned_and_tested
+from reproduction.study import Job, all_done, job, tuned_and_tested
 
 
-def run(arm: str, seed: int, options: dict[str, float], *, tuning: bool, out: Path) -> dict[str, Any]:
+def run(arm: str, seed: int, options: dict[str, float], **rest: Any) -> dict[str, Any]:
     """One run, in whatever process."""
     from language.runs import trained
 
-    return trained(METHODS[arm], seed, options, out, tuning=tuning)
+    return trained(METHODS[arm], seed, options, **rest)
 
 
 def study(methods: list[str], options: argparse.Namespace) -> dict[str, Any]:
@@ -38,7 +41,24 @@ def study(methods: list[str], options: argparse.Namespace) -> dict[str, Any]:
 
     trials = {m: METHODS[m].trials() for m in methods}
     best, tests = tuned_and_tested(job_of, trials, options.seeds, options.workers)
-    return {"chosen": best, "tests": tests}
+    controls = all_done(_controls(tests, options.out), options.workers, "controls")
+    return {"chosen": best | {test["arm"]: test["options"] for test in controls}, "tests": tests + controls}
+
+
+def _controls(tests: list[dict[str, Any]], out: Path) -> list[Job]:
+    """The same loss and learning rate without a network: at its last mean temperature, and along the path of it."""
+    jobs = []
+    for test in tests:
+        method = METHODS[test["arm"]]
+        if method.inputs and method.robust and method.study != "frozen":
+            constant = "constant" if method.study == "joint" else f"{method.study}-constant"
+            options = test["options"] | {"tau": round(statistics.mean(test["taus"][-50:]), 4)}
+            for kind, more in (("same-mean", {}), ("same-path", {"path": test["taus"]})):
+                label = f"{kind}-{method.name}"
+                jobs.append(
+                    job(run, out / "runs", constant, test["seed"], options, label=label, out=out, **more)
+                )
+    return jobs
 
 
 def main() -> None:

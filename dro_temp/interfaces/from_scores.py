@@ -33,7 +33,9 @@ class TauFromScores:
         if "support" in predictor.reads:
             # A copy, since the sweep overwrites its buffer before autograd may look at it again.
             support = Support(block.scores.clone(), block.mask, rows.support_size)
-        summary = Summary(block.scores, block.mask, block.project) if "summary" in predictor.reads else None
+        summary = None
+        if "summary" in predictor.reads:
+            summary = Summary(block.scores, block.mask, block.project, block.profile)
         tau: Tensor = functional_call(
             predictor,
             dict(zip(self._names, parameters, strict=True)),

@@ -1,12 +1,14 @@
 """What a predictor may learn of a row's scores without holding them."""
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from dro_temp._typing import Mask, PerRow, Scores
 from dro_temp.interfaces.scores import at_least_float32
+from dro_temp.kernels.passes import Profile, profile, row_groups
 
 #: `(weight, shift) -> (scores - shift) @ weight.T`
 Project = Callable[[Tensor, "PerRow | None"], Tensor]
@@ -22,6 +24,7 @@ class Summary:
         scores: one row of scores per row.
         mask: True inside the support; None: all outcomes are. Statistics are over the support.
         project: how to project the scores more cheaply than from themselves.
+        profile: how to profile them more cheaply.
 
     Example:
         >>> summary = Summary(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
@@ -29,8 +32,15 @@ class Summary:
         (tensor([5., 0.]), tensor([0.5822, 0.6931]))
     """
 
-    def __init__(self, scores: Scores, mask: Mask | None = None, project: Project | None = None) -> None:
+    def __init__(
+        self,
+        scores: Scores,
+        mask: Mask | None = None,
+        project: Project | None = None,
+        profile: Callable[[], Profile] | None = None,
+    ) -> None:
         self._scores, self._mask, self._project = at_least_float32(scores).detach(), mask, project
+        self._profiled = profile
 
     @property
     def shape(self) -> torch.Size:
@@ -45,7 +55,7 @@ class Summary:
     @property
     def max(self) -> PerRow:
         """Largest score."""
-        return self._by_rows(lambda s, inside: _inside(s, inside, -torch.inf).amax(1))
+        return self._profile.top
 
     @property
     def norm(self) -> PerRow:
@@ -54,38 +64,39 @@ class Summary:
 
     def norm_about(self, centre: PerRow | None) -> PerRow:
         """Euclidean norm of the scores minus a number per row."""
-        return self._by_rows(
-            lambda s, inside, *c: torch.linalg.vector_norm(
-                _inside(s - c[0][:, None] if c else s, inside, 0.0), dim=1
-            ),
-            *(() if centre is None else (centre,)),
-        )
+
+        def of(rows: slice) -> PerRow:
+            about = self._scores[rows]
+            about = about if centre is None else about - centre[rows, None]
+            about = about if self._mask is None else about.masked_fill(~self._mask[rows], 0.0)
+            found: Tensor = torch.linalg.vector_norm(about, dim=1)
+            return found
+
+        return torch.cat([of(rows) for rows in row_groups(self._scores)] or [self._scores.new_empty(0)])
 
     @property
     def mean(self) -> PerRow:
         """Mean."""
-        return self._by_rows(lambda s, inside: _inside(s, inside, 0.0).sum(1) / _size(s, inside))
+        return self._profile.mean
 
     @property
     def std(self) -> PerRow:
         """Standard deviation, of the scores as a whole population."""
-        size = self._by_rows(lambda s, inside: torch.ones_like(s[:, 0]) * _size(s, inside))
-        return self.norm_about(self.mean) / size.sqrt()
+        return self._profile.std
 
     @property
     def log_sum_exp(self) -> PerRow:
         """Log-sum-exp at temperature 1."""
-        return self._by_rows(lambda s, inside: _inside(s, inside, -torch.inf).logsumexp(1))
+        return self._profile.top + self._profile.total.log()
 
     @property
     def entropy(self) -> PerRow:
         """Entropy of the softmax at temperature 1, in nats."""
+        return self._profile.total.log() - self._profile.excess
 
-        def of(s: Tensor, inside: Tensor | None) -> Tensor:
-            log_p = _inside(s, inside, -torch.inf).log_softmax(1)
-            return -(log_p.exp() * log_p.clamp(min=torch.finfo(s.dtype).min)).sum(1)
-
-        return self._by_rows(of)
+    @cached_property
+    def _profile(self) -> Profile:
+        return profile(self._scores, self._mask) if self._profiled is None else self._profiled()
 
     def project(self, weight: Tensor, shift: PerRow | None = None) -> Tensor:
         """`(scores - shift) @ weight.T`, in float32 or better, with gradient to the weight.
@@ -101,23 +112,3 @@ class Summary:
             return self._project(weight, shift)
         held = self._scores if shift is None else self._scores - shift[:, None]
         return held @ weight.to(held.dtype).T
-
-    def _by_rows(self, of: Callable[..., Tensor], *per_row: PerRow) -> Tensor:
-        """A few rows at a time, so that no second block of scores is needed."""
-        n, m = self._scores.shape
-        budget = 2**20 if self._scores.device.type == "cpu" else 2**26
-        step = max(budget // max(m, 1), 1)
-        parts = []
-        for start in range(0, max(n, 1), step):
-            rows = slice(start, start + step)
-            inside = None if self._mask is None else self._mask[rows]
-            parts.append(of(self._scores[rows], inside, *(x[rows] for x in per_row)))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _inside(scores: Tensor, inside: Tensor | None, otherwise: float) -> Tensor:
-    return scores if inside is None else scores.masked_fill(~inside, otherwise)
-
-
-def _size(scores: Tensor, inside: Tensor | None) -> Tensor | int:
-    return scores.shape[1] if inside is None else inside.sum(1).to(scores.dtype)

@@ -8,7 +8,7 @@ from torch import Tensor
 from dro_temp import functional as F
 from dro_temp._typing import Features, PerRow, RowIndex, Scores
 from dro_temp.kernels.pairs import LogSums
-from dro_temp.kernels.passes import moments
+from dro_temp.kernels.passes import moments, profile
 from dro_temp.kernels.products import work_dtype
 from dro_temp.kernels.rows import (
     Block,
@@ -54,7 +54,8 @@ def log_mean_exp_rows(
             held = scores.detach() if shift is None else scores.detach() - shift[:, None]
             return held @ weight.to(held.dtype).T
 
-        block = Block(slice(0, len(scores)), scores.detach(), mask, project)
+        held = scores.detach()
+        block = Block(slice(0, len(scores)), held, mask, project, lambda: profile(held, mask))
         tau = tau(block, tau.parameters)
     tau = tau.to(scores.dtype)
     margins = F.margins(scores, target)

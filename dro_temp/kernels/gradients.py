@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dro_temp._typing import PerRow, Scores
 from dro_temp.kernels.passes import NOT_AN_OUTCOME, Tilted
-from dro_temp.kernels.products import accumulate_product, gradient_dtype, product
+from dro_temp.kernels.products import AddUp, add_up, gradient_dtype, product
 from dro_temp.kernels.rows import Products
 
 
@@ -36,10 +36,11 @@ class ProductGradients:
         products: what is scored.
         needs: gradients wanted.
         work: precision of the sums.
+        add_up: how rows are added up.
     """
 
-    def __init__(self, products: Products, needs: Needs, work: torch.dtype) -> None:
-        self._p = products
+    def __init__(self, products: Products, needs: Needs, work: torch.dtype, add_up: AddUp = add_up) -> None:
+        self._p, self._work, self._add_up = products, work, add_up
         self._keys = products.keys.to(gradient_dtype(products.keys))
         self.wanted = needs.queries or needs.keys or needs.bias
         p = products
@@ -48,6 +49,12 @@ class ProductGradients:
         if self.keys is not None and not len(p.queries):
             self.keys.zero_()  # no block will come to overwrite it
         self.bias = torch.zeros_like(p.bias, dtype=work) if needs.bias and p.bias is not None else None
+
+    @property
+    def factor(self) -> torch.dtype:
+        """Precision that a block's weights are wanted in: that of the products, if those are all that reads them."""
+        alone = self._p.bias is None and self._p.transform is None
+        return self._keys.dtype if alone else self._work
 
     def pull(self, block: slice, tilted: Tilted) -> PerRow:
         r"""$\mathrm{E}_p[s] - \max s$ of each row, from the product that the queries' gradient needs anyway."""
@@ -85,7 +92,7 @@ class ProductGradients:
         if self.keys is not None:
             queries = p.queries[block].to(self.keys.dtype)
             first = block.start == 0
-            accumulate_product(self.keys, tilted.weights.T, queries * share, self._keys.dtype, first=first)
+            self._add_up(self.keys, tilted.weights, queries * share, self._keys.dtype, first=first)
             self.keys.index_add_(0, target, queries * at_target[:, None])
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from dro_temp._typing import PerRow, Scores
+from dro_temp.kernels.products import add_up as add_up
+from dro_temp.kernels.products import scorer as scorer
 from dro_temp.kernels.workspace import scratch
 
 

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dro_temp._typing import PerRow, RowIndex, Scores
+from dro_temp._typing import Mask, PerRow, RowIndex, Scores
+from dro_temp.kernels.pair_passes import sum_rows as sum_rows
+from dro_temp.kernels.products import add_up as add_up
+from dro_temp.kernels.products import scorer as scorer
 
 # Stands for "not an outcome". Finite: with -inf, the weighted score of such an outcome would be 0 * inf.
 NOT_AN_OUTCOME = -1e30
@@ -29,13 +32,68 @@ class Tilted:
     excess: PerRow | None
 
 
-def tilt_(scores: Scores, tau: PerRow, *, excess: bool) -> Tilted:
+@dataclass(frozen=True)
+class Profile:
+    r"""What a network may read of each row of scores.
+
+    Args:
+        top: largest score.
+        total: sum of $e^{s_{ij} - \max_j s_{ij}}$, >= 1.
+        excess: mean of $s - \max s$ under the softmax at temperature 1, <= 0.
+        mean: mean score.
+        std: standard deviation of the scores, as a whole population.
+    """
+
+    top: PerRow
+    total: PerRow
+    excess: PerRow
+    mean: PerRow
+    std: PerRow
+
+
+def profile(scores: Scores, mask: Mask | None = None) -> Profile:
+    """Profiles of a block of scores, which stay.
+
+    Args:
+        scores: one row of scores per row.
+        mask: True where an outcome counts; None: all do.
+    """
+    found = [scores.new_empty(len(scores)) for _ in range(5)]
+    for rows in row_groups(scores):
+        parts = _profile(scores[rows], None if mask is None else mask[rows])
+        for whole, part in zip(found, parts, strict=True):
+            whole[rows] = part
+    return Profile(*found)
+
+
+def _profile(scores: Scores, mask: Mask | None) -> tuple[PerRow, ...]:
+    if mask is None:
+        size: Tensor | int = scores.shape[1]
+        mean = scores.mean(1)
+        about = scores - mean[:, None]
+    else:
+        size = mask.sum(1).to(scores.dtype)
+        mean = scores.masked_fill(~mask, 0.0).sum(1) / size
+        about = (scores - mean[:, None]).masked_fill(~mask, 0.0)
+        scores = scores.masked_fill(~mask, -torch.inf)
+    std = (about.square_().sum(1) / size).sqrt()
+    top = scores.amax(1)
+    # -inf, an outcome that cannot happen, weighs nothing; 0 times -inf would be NaN.
+    below = (scores - top[:, None]).clamp_(min=torch.finfo(scores.dtype).min)
+    weights = below.exp()
+    total = weights.sum(1)
+    return top, total, below.mul_(weights).sum(1) / total, mean, std
+
+
+def tilt_(scores: Scores, tau: PerRow, *, excess: bool, factor: torch.dtype | None = None) -> Tilted:
     """Tilt a block of scores, in place.
 
     Args:
         scores: overwritten by the weights.
         tau: temperature of each row.
         excess: whether that is wanted, too.
+        factor: precision that the weights are wanted in; None: that of the scores. Their sums are of what they were
+            before that rounding.
     """
     top, total = (scores.new_empty(len(scores)) for _ in range(2))
     mean = torch.empty_like(top) if excess else None
@@ -48,16 +106,16 @@ def tilt_(scores: Scores, tau: PerRow, *, excess: bool) -> Tilted:
         torch.sum(weights, 1, out=total[rows])
         if mean is not None and below is not None:
             mean[rows] = below.mul_(weights).sum(1) / total[rows]
-    return Tilted(scores, top, total, mean)
+    return Tilted(scores.to(factor or scores.dtype), top, total, mean)
 
 
 def row_groups(scores: Scores) -> list[slice]:
     """Rows of a block, so few at a time that they stay in the processor's cache from pass to pass.
 
-    All at once on a device, where launching costs more.
+    Many at once on a device, where launching costs more.
     """
     n, m = scores.shape
-    step = max(2**18 // max(m, 1), 1) if scores.device.type == "cpu" else max(n, 1)
+    step = max((2**18 if scores.device.type == "cpu" else 2**26) // max(m, 1), 1)
     return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
 

@@ -1,10 +1,13 @@
 """Temperatures that are predicted in the sweep, and the gradient of what they are predicted with."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from dro_temp._typing import Features, PerRow, Scores
+from dro_temp._typing import PerRow, Scores
 from dro_temp.kernels.fold import Fold
+from dro_temp.kernels.passes import Profile, profile
 from dro_temp.kernels.rows import Block, Products, TauOf, support_mask
 
 
@@ -14,17 +17,23 @@ class PredictedTau:
     Args:
         tau_of: how to predict.
         products: what is scored.
-        keys: the keys as they are multiplied.
         trains: whether the parameters' gradient is wanted.
+        profile: how to profile a block of scores whose rows have all of it for their support.
     """
 
-    def __init__(self, tau_of: TauOf, products: Products, keys: Features, trains: bool) -> None:
-        self._tau_of, self._p, self._trains = tau_of, products, trains
+    def __init__(
+        self,
+        tau_of: TauOf,
+        products: Products,
+        trains: bool,
+        profile: Callable[[Scores], Profile],
+    ) -> None:
+        self._tau_of, self._p, self._trains, self._profile = tau_of, products, trains, profile
         # Aliases: a hook on a real parameter is to see one gradient, that of all rows.
         self._parameters = tuple(
             q.detach().requires_grad_(trains and q.requires_grad) for q in tau_of.parameters
         )
-        self._fold = Fold(keys, products.bias, scale=products.scale)
+        self._fold = Fold(products.keys, products.bias, scale=products.scale)
         self._totals: list[Tensor | None] = [None] * len(self._parameters)
         self._folded_totals: dict[int, Tensor | None] = {}
         self._live = torch.empty(0)
@@ -41,8 +50,12 @@ class PredictedTau:
             return held @ weight.to(held.dtype).T
 
         mask = support_mask(scores, self._p.target[block].long(), self._p.target_in_support)
+
+        def profiled() -> Profile:
+            return self._profile(scores) if mask is None else profile(scores, mask)
+
         with torch.set_grad_enabled(self._trains):
-            self._live = self._tau_of(Block(block, scores, mask, project), self._parameters)
+            self._live = self._tau_of(Block(block, scores, mask, project, profiled), self._parameters)
         return self._live.detach().to(scores.dtype)
 
     def collect(self, gradient: PerRow) -> None:

@@ -1,15 +1,18 @@
 """Matrix products of low-precision factors whose sums are kept in float32."""
 
 import functools
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from dro_temp._typing import Features, Scores
 
 LOW = (torch.float16, torch.bfloat16)
 
 # Columns of a product that are made at a time on a processor: its library packs the larger factor, and a pack that
 # stays in the cache makes few rows times 128k columns a fifth faster, and needs 4 MB less.
-_CPU_COLUMNS = 2048
+_CPU_COLUMNS = 1024
 
 
 @functools.cache
@@ -29,6 +32,37 @@ def _sums_in_float32(device: torch.device) -> bool:
     except (TypeError, NotImplementedError, RuntimeError):
         return False
     return True
+
+
+class Scorer(Protocol):
+    """Scores of some queries with keys that were prepared once."""
+
+    def __call__(self, queries: Features, out: Scores, scale: float = 1.0) -> Scores:
+        """`out = scale * queries @ keys.T`, no digit of the factors being lost on the way to float32."""
+
+
+def scorer(queries: Features, keys: Features) -> Scorer:
+    """What scores queries of that kind with these keys.
+
+    Args:
+        queries: some or all; only their kind matters.
+        keys: [m d].
+    """
+    wide = keys.to(score_dtype(keys)).T
+
+    def score(queries: Features, out: Scores, scale: float = 1.0) -> Scores:
+        return product(queries, wide, out, scale)
+
+    return score
+
+
+class AddUp(Protocol):
+    """See `add_up`."""
+
+    def __call__(
+        self, total: Tensor, weights: Scores, x: Features, factor: torch.dtype, *, first: bool
+    ) -> None:
+        """`total += weights.T @ x`."""
 
 
 def work_dtype(queries: Tensor, keys: Tensor) -> torch.dtype:
@@ -77,17 +111,22 @@ def _column_tiles(b: Tensor) -> list[slice]:
     return [slice(start, min(start + step, m)) for start in range(0, m, step)]
 
 
-def accumulate_product(total: Tensor, a: Tensor, b: Tensor, factor: torch.dtype, *, first: bool) -> None:
-    """`total += a @ b`, multiplied in the precision `factor`, summed in that of `total`.
+def add_up(total: Tensor, weights: Scores, x: Features, factor: torch.dtype, *, first: bool) -> None:
+    """`total += weights.T @ x`: a block of rows, added up.
 
-    The first time whatever `total` holds is overwritten: filling it with zeros would be a pass of its own.
+    Args:
+        total: [m d], in the precision of the sums.
+        weights: [n m].
+        x: [n d].
+        factor: the precision in which they are multiplied.
+        first: overwrites whatever `total` holds: filling it with zeros would be a pass of its own.
     """
     if factor == total.dtype:
-        torch.addmm(total, a, b, beta=0.0 if first else 1.0, out=total)
+        torch.addmm(total, weights.T, x, beta=0.0 if first else 1.0, out=total)
         return
     # A gradient's weights may be far below float16's smallest number: scale them up for the product.
-    top = b.abs().amax().clamp(min=torch.finfo(b.dtype).tiny)
-    part = _multiply(a.to(factor), (b / top).to(factor))
+    top = x.abs().amax().clamp(min=torch.finfo(x.dtype).tiny)
+    part = _multiply(weights.to(factor).T, (x / top).to(factor))
     if first:
         torch.mul(part, top, out=total)
     else:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dro_temp._typing import Features, Mask, PerRow, RowIndex, Scores
 from dro_temp.functional.transforms import ScoreTransform
+from dro_temp.kernels.passes import Profile
 
 Statistic: TypeAlias = Literal["log_sum_exp", "kl", "entropy", "max", "mean", "std", "norm"]
 STATISTICS: tuple[Statistic, ...] = ("log_sum_exp", "kl", "entropy", "max", "mean", "std", "norm")
@@ -53,12 +54,14 @@ class Block:
         scores: their scores, detached; gone when the sweep moves on.
         mask: True inside the support, or None.
         project: `(weight, shift) -> (scores - shift) @ weight.T`, the cheapest way.
+        profile: their profiles, the cheapest way.
     """
 
     rows: slice
     scores: Scores
     mask: Mask | None
     project: Callable[[Tensor, PerRow | None], Tensor]
+    profile: Callable[[], Profile]
 
 
 class TauOf(Protocol):

@@ -11,12 +11,19 @@ from dro_temp._typing import PerRow, Scores
 from dro_temp.kernels.budget import block_rows
 from dro_temp.kernels.pair_passes import ColumnSums, RowSums
 from dro_temp.kernels.passes import NOT_AN_OUTCOME, row_groups
-from dro_temp.kernels.products import accumulate_product, gradient_dtype, product, score_dtype, work_dtype
+from dro_temp.kernels.products import AddUp, Scorer, gradient_dtype, product, work_dtype
 from dro_temp.kernels.workspace import borrow, give_back
 
 
 class PairPasses(Protocol):
-    """The elementwise passes over a stripe of scores; the module `pair_passes` is one."""
+    """The passes over a stripe of scores; the module `pair_passes` is one."""
+
+    def scorer(self, queries: Tensor, keys: Tensor) -> Scorer:
+        """What makes the scores."""
+
+    @property
+    def add_up(self) -> AddUp:
+        """What adds up the rows of a stripe."""
 
     def sum_rows(self, scores: Scores, tau: PerRow) -> RowSums:
         """Sums of each row; the scores stay."""
@@ -99,13 +106,13 @@ class PairBlock:
             also: called with some rows of scores at a time, while they are in the processor's cache.
         """
         n, m, work = len(queries), len(keys), tau.dtype
-        wide = keys.to(score_dtype(keys))
+        score = self.passes.scorer(queries, keys)
         height = block_rows(n, m, work, queries.device) if keep is None else n
         buffer = borrow(keep or "scores", height, m, queries, work)
         own, top, total, excess = (queries.new_empty(n, dtype=work) for _ in range(4))
         for rows, column in self.stripes(queries, keys, kept=keep is not None):
             out = buffer[: rows.stop - rows.start] if keep is None else buffer[rows]
-            scores = product(queries[rows], wide.T, out)
+            scores = score(queries[rows], out)
             own[rows] = scores.gather(1, column).squeeze(1)
             scores.scatter_(1, column, NOT_AN_OUTCOME)
             for group in row_groups(scores):
@@ -142,7 +149,7 @@ class Coupling:
         for rows, coupled in self._coupled(block, queries, keys, kept):
             product(coupled, narrow, to_queries[rows])
             first = rows.start == 0
-            accumulate_product(to_keys, coupled.T, queries[rows].to(work), narrow.dtype, first=first)
+            block.passes.add_up(to_keys, coupled, queries[rows].to(work), narrow.dtype, first=first)
         return to_queries.to(queries.dtype), to_keys.to(keys.dtype)
 
     def pull(self, block: PairBlock, queries: Tensor, keys: Tensor, kept: Scores | None) -> Tensor:
@@ -158,12 +165,12 @@ class Coupling:
     ) -> Iterator[tuple[slice, Scores]]:
         """Gradient with respect to the scores, stripe by stripe."""
         n, m, work = queries.shape[0], keys.shape[0], self.tau_rows.dtype
-        wide = keys.to(score_dtype(keys))
+        score = block.passes.scorer(queries, keys)
         height = block_rows(n, m, work, queries.device) if kept is None else 0
         buffer = borrow("scores", height, m, queries, work)
         for rows, column in block.stripes(queries, keys, kept=kept is not None):
             out = buffer[: rows.stop - rows.start]
-            coupled = product(queries[rows], wide.T, out) if kept is None else kept[rows]
+            coupled = score(queries[rows], out) if kept is None else kept[rows]
             for group in row_groups(coupled):
                 self._couple(
                     block.passes, coupled[group], slice(rows.start + group.start, rows.start + group.stop)

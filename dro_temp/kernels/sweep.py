@@ -8,12 +8,13 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from dro_temp._typing import PerRow, RowIndex, Scores
+from dro_temp._typing import Features, PerRow, RowIndex, Scores
 from dro_temp.kernels.budget import block_rows
 from dro_temp.kernels.gradients import Needs, ProductGradients, multiply_slopes_
-from dro_temp.kernels.passes import NOT_AN_OUTCOME, Tilted
+from dro_temp.kernels.pair_passes import RowSums
+from dro_temp.kernels.passes import NOT_AN_OUTCOME, Profile, Tilted
 from dro_temp.kernels.predicted import PredictedTau
-from dro_temp.kernels.products import product, score_dtype, work_dtype
+from dro_temp.kernels.products import AddUp, Scorer, work_dtype
 from dro_temp.kernels.rows import Products, TauOf, tilted_statistics
 from dro_temp.kernels.workspace import borrow, give_back
 
@@ -24,13 +25,26 @@ Upstream: TypeAlias = Callable[[PerRow, PerRow, slice], tuple[PerRow, PerRow]]
 class RowPasses(Protocol):
     """The passes over a block of scores; the module `passes` is one."""
 
-    def tilt_(self, scores: Scores, tau: PerRow, *, excess: bool) -> Tilted:
+    def scorer(self, queries: Features, keys: Features) -> Scorer:
+        """What makes the scores."""
+
+    @property
+    def add_up(self) -> AddUp:
+        """What adds up the rows of a block."""
+
+    def tilt_(self, scores: Scores, tau: PerRow, *, excess: bool, factor: torch.dtype) -> Tilted:
         """Exponential tilting; the scores are consumed."""
+
+    def sum_rows(self, scores: Scores, tau: PerRow) -> RowSums:
+        """The sums alone; the scores stay."""
 
     def moments(
         self, scores: Scores, target: RowIndex, target_in_support: bool, wanted: Collection[str]
     ) -> dict[str, PerRow]:
         """Those of max, mean, std and norm that are wanted; the scores stay."""
+
+    def profile(self, scores: Scores) -> Profile:
+        """What a network may read of each row; the scores stay."""
 
 
 @dataclass
@@ -92,17 +106,17 @@ class Sweep:
         found = Swept(log_g, tau, slope)
         for name in self.statistics:
             found.statistics[name] = new(n, dtype=self.work)
-        keys = p.keys.to(score_dtype(p.keys))
-        gradients = ProductGradients(p, needs, self.work)
+        scorer = self.passes.scorer(p.queries, p.keys)
+        gradients = ProductGradients(p, needs, self.work, self.passes.add_up)
         predicted = None
         if not isinstance(self.tau, Tensor):
-            predicted = PredictedTau(self.tau, p, keys, needs.parameters)
+            predicted = PredictedTau(self.tau, p, needs.parameters, self.passes.profile)
         buffer = borrow("scores", rows, m, p.queries, self.work)
         for start in range(0, n, rows):
             block = slice(start, min(start + rows, n))
             scores = buffer[: block.stop - start]
             if kept is None:
-                self._score(block, keys, scores)
+                self._score(block, scorer, scores)
             else:
                 scores.copy_(kept[block])
             if keep is not None:
@@ -114,14 +128,21 @@ class Sweep:
             found.parameters = predicted.gradients()
         return found
 
-    def _score(self, block: slice, keys: Tensor, scores: Scores) -> None:
+    def _score(self, block: slice, scorer: Scorer, scores: Scores) -> None:
         p = self.products
-        product(p.queries[block], keys.T, scores, p.scale)
+        scorer(p.queries[block], scores, p.scale)
         if p.bias is not None:
             # -inf (an outcome that cannot happen) would become NaN when it is weighted by zero.
             scores.add_(p.bias.to(scores.dtype).clamp(min=NOT_AN_OUTCOME))
         if p.transform is not None:
             p.transform.apply_(scores)
+
+    def _tilted(self, scores: Scores, tau: PerRow, gradients: ProductGradients) -> Tilted:
+        if not gradients.wanted:  # nobody reads weights: a frozen host
+            sums = self.passes.sum_rows(scores, tau)
+            return Tilted(scores, sums.top, sums.total, sums.excess)
+        excess = gradients.queries is None or self.products.transform is not None
+        return self.passes.tilt_(scores, tau, excess=excess, factor=gradients.factor)
 
     def _reduce(
         self,
@@ -147,12 +168,12 @@ class Sweep:
         if not p.target_in_support:
             scores.scatter_(1, target[:, None], NOT_AN_OUTCOME)
         # E_p[s] comes with the product that the queries' gradient needs anyway, unless a transform lies between.
-        tilted = self.passes.tilt_(scores, tau, excess=gradients.queries is None or p.transform is not None)
+        tilted = self._tilted(scores, tau, gradients)
         log_m = math.log(max(p.support_size, 1))
         log_g = (tilted.top - own) / tau + tilted.total.log() - log_m
         at_target = None if slopes is None else multiply_slopes_(tilted.weights, slopes, target)
-        excess = gradients.pull(block, tilted)
-        slope = -(excess + (tilted.top - own)) / tau.square()
+        below = gradients.pull(block, tilted)
+        slope = -(below + (tilted.top - own)) / tau.square()
         u, v = (
             (torch.ones_like(tau), torch.zeros_like(tau)) if upstream is None else upstream(log_g, tau, block)
         )
@@ -160,7 +181,7 @@ class Sweep:
         if predicted is not None:
             predicted.collect(u * slope + v)
         found.log_g[block], found.tau[block], found.slope[block] = log_g, tau, slope
-        mean = excess + tilted.top
+        mean = below + tilted.top
         noted |= tilted_statistics(log_g, own / tau, mean / tau, p.support_size, self.statistics)
         for name, value in noted.items():
             found.statistics[name][block] = value

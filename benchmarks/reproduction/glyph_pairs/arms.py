@@ -1,7 +1,7 @@
 """Who is compared: four trials for everyone, two learning rates times two values of what matters most."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import dro_temp as dt
@@ -42,10 +42,10 @@ class Arm:
     tau_lr: float = 2e-3
     rates: tuple[float, ...] = (4e-3, 8e-3)
 
-    def trials(self) -> list[dict[str, float]]:
-        """Options of each trial."""
+    def trials(self, rates: Sequence[float] | None = None) -> list[dict[str, float]]:
+        """Options of each trial; at other learning rates than its own, if any are given."""
         option, values = self.tuned
-        return [{"lr": lr, option: value} for lr, value in itertools.product(self.rates, values)]
+        return [{"lr": lr, option: value} for lr, value in itertools.product(rates or self.rates, values)]
 
 
 def _infonce_tempnet(host: HostAdapter, s: Schedule, o: dict[str, float]) -> dt.Objective:

@@ -30,21 +30,40 @@ def data() -> tuple[dict[str, Tensor], int]:
     return blocks, tokenizer.eos_token_id
 
 
-def fit(objective: dt.Objective, groups: list[dict[str, Any]], seed: int, beta2: float = 0.999) -> None:
-    """The same batches for every method with that seed."""
+def fit(
+    objective: dt.Objective,
+    groups: list[dict[str, Any]],
+    seed: int,
+    path: list[float] | None = None,
+) -> list[float]:
+    """Train, on the same batches for every method with that seed; mean temperature of each step.
+
+    Args:
+        objective: what is trained.
+        groups: its parameters.
+        seed: of the batches.
+        path: temperature of each step, in place of a constant predictor's own.
+    """
     train = data()[0]["train"]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, beta2))
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
     peaks = [group["lr"] for group in optimizer.param_groups]
     generator = torch.Generator().manual_seed(seed)
     objective.train()
+    taus: list[float] = []
     for step in range(STEPS):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * min((step + 1) / WARM_UP, 1 - step / STEPS)
+        if path is not None:
+            for predictor in objective.predictors.values():
+                predictor.tau_min = predictor.tau_max = path[step]  # type: ignore[assignment]
         optimizer.zero_grad()
-        objective(input_ids=train[torch.randint(len(train), (BATCH,), generator=generator)]).loss.backward()
+        output = objective(input_ids=train[torch.randint(len(train), (BATCH,), generator=generator)])
+        output.loss.backward()
+        taus.append(float(output.metrics["token/tau_mean"]))
         nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
         optimizer.step()
     objective.eval()
+    return taus
 
 
 def model_of(seed: int, out: Path | None = None) -> Any:
@@ -65,7 +84,13 @@ def model_of(seed: int, out: Path | None = None) -> Any:
 
 
 def trained(
-    method: Method, seed: int, options: dict[str, float], out: Path, *, tuning: bool
+    method: Method,
+    seed: int,
+    options: dict[str, float],
+    out: Path,
+    *,
+    tuning: bool,
+    path: list[float] | None = None,
 ) -> dict[str, Any]:
     """One run's reports on validation and, unless it is a trial, on the test; the number that trials are chosen by."""
     start = time.process_time()
@@ -83,7 +108,7 @@ def trained(
     objective = dt.Objective(host, predictor, dt.KLRobustLoss(rho) if method.robust else dt.LikelihoodLoss())
     # The network's own learning rate is what the frozen study tunes; the joint one tunes the host's.
     tau_lr = options["lr"] if frozen else 1e-3
-    fit(objective, objective.param_groups(lr=options["lr"], tau_lr=tau_lr), seed, options.get("beta2", 0.999))
+    taus = fit(objective, objective.param_groups(lr=options["lr"], tau_lr=tau_lr), seed, path)
     parts = {split: data()[0][split][:n].split(8) for split, n in BLOCKS.items()}
     reports = {
         split: evaluate_language(
@@ -95,4 +120,9 @@ def trained(
     # Robust losses of different radii cannot be compared: joint training is chosen by perplexity.
     chosen_by = own.robust_loss if frozen and method.robust else own.perplexity
     schemes = {split: [asdict(scheme) for scheme in report.schemes] for split, report in reports.items()}
-    return {"chosen_by": chosen_by, "schemes": schemes, "seconds": time.process_time() - start}
+    return {
+        "chosen_by": chosen_by,
+        "schemes": schemes,
+        "seconds": time.process_time() - start,
+        "taus": [round(x, 5) for x in taus],
+    }

@@ -5,6 +5,7 @@ takes the place. The machine's own compiler builds `passes.c` when it is first w
 `native_device.c_passes` for them.
 """
 
-from dro_temp.kernels.native_passes.passes import couple_, moments, sum_columns_, sum_rows, tilt_
+from dro_temp.kernels.native_passes.passes import couple_, moments, profile, sum_columns_, sum_rows, tilt_
+from dro_temp.kernels.native_passes.products import add_up, scorer
 
-__all__ = ["couple_", "moments", "sum_columns_", "sum_rows", "tilt_"]
+__all__ = ["add_up", "couple_", "moments", "profile", "scorer", "sum_columns_", "sum_rows", "tilt_"]

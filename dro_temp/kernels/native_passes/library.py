@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dro_temp._files import default_root
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("passes.c", "decode.c"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("passes.c", "decode.c", "products.c"))
 HEADER = Path(__file__).with_name("numbers.h")
 
 # Neither changes what is computed where nothing is NaN or infinite, nor hides those: no -ffast-math.

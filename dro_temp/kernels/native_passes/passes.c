@@ -9,23 +9,45 @@ enum { SUM = 512 /* numbers summed in float32 before double takes over */, TILE 
 
 static inline size least(size a, size b) { return a < b ? a : b; }
 
-/* Sums of the weights e^((s - max s) / tau) of one row, and their mean of s - max s. The weights are stored where
- * there is room for them, which may be in place of the scores; each caller knows whether, and so does the compiler. */
-static inline void sum_row(const float *s, float *stored, size m, float tau, float *top, float *total,
-                           float *excess) {
+/* To the nearest bfloat16, ties to even. */
+static inline uint16_t rounded(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+/* Adds some scores' weights e^((s - max s) / tau), and those times s - max s. The weights are stored where there is room
+ * for them; each caller knows whether, and so must the compiler, or it does without vectors. */
+__attribute__((always_inline)) static inline void sum_part(const float *s, float *stored, size n, float highest,
+                                                           float rate, double *sum, double *moment) {
+    float a = 0, b = 0;
+#pragma omp simd reduction(+ : a, b)
+    for (size j = 0; j < n; j++) {
+        const float below = finite(s[j] - highest), weight = power_of_two(below * rate);
+        if (stored) stored[j] = weight;
+        a += weight;
+        b += weight * below;
+    }
+    *sum += a, *moment += b;
+}
+
+/* Sums of one row, and the mean of s - max s under its weights. These are stored nowhere; in float32; or rounded to
+ * bfloat16, which may be in place of the scores: what was not read yet is not written to. */
+__attribute__((always_inline)) static inline void sum_row(const float *s, float *stored, uint16_t *narrow, size m,
+                                                          float tau, float *top, float *total, float *excess) {
     const float highest = highest_of(s, m), rate = LOG2_E / tau;
     double sum = 0, moment = 0;
     for (size start = 0; start < m; start += SUM) {
-        const size end = least(start + SUM, m);
-        float a = 0, b = 0;
-#pragma omp simd reduction(+ : a, b)
-        for (size j = start; j < end; j++) {
-            const float below = finite(s[j] - highest), weight = power_of_two(below * rate);
-            if (stored) stored[j] = weight;
-            a += weight;
-            b += weight * below;
+        const size n = least(SUM, m - start);
+        if (narrow) {
+            float weights[SUM];
+            sum_part(s + start, weights, n, highest, rate, &sum, &moment);
+            for (size j = 0; j < n; j++) narrow[start + j] = rounded(weights[j]);
+        } else if (stored) {
+            sum_part(s + start, stored + start, n, highest, rate, &sum, &moment);
+        } else {
+            sum_part(s + start, 0, n, highest, rate, &sum, &moment);
         }
-        sum += a, moment += b;
     }
     *top = highest, *total = (float)sum, *excess = (float)(moment / sum);
 }
@@ -34,14 +56,58 @@ static inline void sum_row(const float *s, float *stored, size m, float tau, flo
 PUBLIC void tilt(float *scores, size stride, size first, size last, size m, const float *tau, float *top,
                  float *total, float *excess) {
     for (size i = first; i < last; i++)
-        sum_row(scores + i * stride, scores + i * stride, m, tau[i], top + i, total + i, excess + i);
+        sum_row(scores + i * stride, scores + i * stride, 0, m, tau[i], top + i, total + i, excess + i);
+}
+
+/* The same, the weights rounded to bfloat16: the first half of each row's memory. */
+PUBLIC void tilt_bfloat16(float *scores, size stride, size first, size last, size m, const float *tau, float *top,
+                          float *total, float *excess) {
+    for (size i = first; i < last; i++) {
+        float *s = scores + i * stride;
+        sum_row(s, 0, (uint16_t *)(void *)s, m, tau[i], top + i, total + i, excess + i);
+    }
 }
 
 /* The same sums; the scores stay. */
 PUBLIC void sum_rows(const float *scores, size stride, size first, size last, size m, const float *tau, float *top,
                      float *total, float *excess) {
     for (size i = first; i < last; i++)
-        sum_row(scores + i * stride, 0, m, tau[i], top + i, total + i, excess + i);
+        sum_row(scores + i * stride, 0, 0, m, tau[i], top + i, total + i, excess + i);
+}
+
+/* What a network may read of each row: the sums at temperature 1, and mean and standard deviation of the scores. */
+PUBLIC void profile(const float *scores, size stride, size first, size last, size m, float *top, float *total,
+                    float *excess, float *mean, float *deviation) {
+    for (size i = first; i < last; i++) {
+        const float *s = scores + i * stride;
+        float highest = -INFINITY;
+        double all = 0, sum = 0, moment = 0, square = 0;
+        for (size start = 0; start < m; start += SUM) {
+            const size end = least(start + SUM, m);
+            float a = 0;
+#pragma omp simd reduction(max : highest) reduction(+ : a)
+            for (size j = start; j < end; j++) {
+                highest = s[j] > highest ? s[j] : highest;
+                a += s[j];
+            }
+            all += a;
+        }
+        const float centre = (float)(all / (double)m);
+        for (size start = 0; start < m; start += SUM) {
+            const size end = least(start + SUM, m);
+            float a = 0, b = 0, c = 0;
+#pragma omp simd reduction(+ : a, b, c)
+            for (size j = start; j < end; j++) {
+                const float below = finite(s[j] - highest), weight = power_of_two(below * LOG2_E);
+                a += weight;
+                b += weight * below;
+                c += (s[j] - centre) * (s[j] - centre);
+            }
+            sum += a, moment += b, square += c;
+        }
+        top[i] = highest, total[i] = (float)sum, excess[i] = (float)(moment / sum);
+        mean[i] = centre, deviation[i] = (float)sqrt(square / (double)m);
+    }
 }
 
 /* Add n rows to the running sums of columns `first` to `last`: largest score, weights, weights times scores. */

@@ -12,19 +12,38 @@ from dro_temp.kernels import pair_passes, passes
 from dro_temp.kernels.native_passes.library import native
 from dro_temp.kernels.native_passes.threads import shared
 from dro_temp.kernels.pair_passes import ColumnSums, RowSums
-from dro_temp.kernels.passes import Tilted
+from dro_temp.kernels.passes import Profile, Tilted
 
 moments = passes.moments
 
 _LOG2_E = math.log2(math.e)
 
 
-def tilt_(scores: Scores, tau: PerRow, *, excess: bool) -> Tilted:
+def tilt_(scores: Scores, tau: PerRow, *, excess: bool, factor: torch.dtype | None = None) -> Tilted:
     """See `passes.tilt_`; the excess comes for nothing."""
     if not _fits(scores):
-        return passes.tilt_(scores, tau, excess=excess)
-    top, total, mean = _row_sums("tilt", scores, tau)
-    return Tilted(scores, top, total, mean if excess else None)
+        return passes.tilt_(scores, tau, excess=excess, factor=factor)
+    if factor == torch.bfloat16:
+        top, total, mean = _row_sums("tilt_bfloat16", scores, tau)
+        weights = scores.view(torch.bfloat16)[:, : scores.shape[1]]  # the first half of each row's memory
+    else:
+        top, total, mean = _row_sums("tilt", scores, tau)
+        weights = scores.to(factor or scores.dtype)
+    return Tilted(weights, top, total, mean if excess else None)
+
+
+def profile(scores: Scores) -> Profile:
+    """See `passes.profile`."""
+    if not _fits(scores):
+        return passes.profile(scores)
+    n, m = scores.shape
+    vectors = [scores.new_empty(n) for _ in range(5)]
+
+    def work(first: int, last: int) -> None:
+        _call("profile", scores, first, last, m, vectors)
+
+    shared(work, n, m)
+    return Profile(*vectors)
 
 
 def sum_rows(scores: Scores, tau: PerRow) -> RowSums:

@@ -4,9 +4,10 @@ The same names, signatures and results as the plain modules `passes` and `pair_p
 takes the place. Importing it imports Triton; ask `triton_device.fused_passes` for it.
 """
 
+from dro_temp.kernels.products import add_up, scorer
 from dro_temp.kernels.triton_passes.columns import sum_columns_
 from dro_temp.kernels.triton_passes.coupling import couple_
 from dro_temp.kernels.triton_passes.row_moments import moments
-from dro_temp.kernels.triton_passes.rows import sum_rows, tilt_
+from dro_temp.kernels.triton_passes.rows import profile, sum_rows, tilt_
 
-__all__ = ["couple_", "moments", "sum_columns_", "sum_rows", "tilt_"]
+__all__ = ["add_up", "couple_", "moments", "profile", "scorer", "sum_columns_", "sum_rows", "tilt_"]

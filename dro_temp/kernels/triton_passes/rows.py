@@ -1,14 +1,16 @@
 """Passes over rows that end inside the block: one program per row."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from dro_temp._typing import PerRow, Scores
 from dro_temp.kernels.pair_passes import RowSums
-from dro_temp.kernels.passes import Tilted
+from dro_temp.kernels.passes import Profile, Tilted
 from dro_temp.kernels.triton_passes.launch import launch, row_stride, row_tile, vector
 from dro_temp.kernels.triton_passes.online import LOG2E, absorb, meet, start
+from dro_temp.kernels.triton_passes.row_moments import moments
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -54,12 +56,22 @@ def _tilt(scores: Scores, tau: PerRow, *, stores: bool) -> tuple[Tensor, Tensor,
     return top, total, excess
 
 
-def tilt_(scores: Scores, tau: PerRow, *, excess: bool) -> Tilted:
+def tilt_(scores: Scores, tau: PerRow, *, excess: bool, factor: torch.dtype | None = None) -> Tilted:
     """See `passes.tilt_`; the excess comes for nothing."""
     top, total, mean = _tilt(scores, tau, stores=True)
-    return Tilted(scores, top, total, mean if excess else None)
+    return Tilted(scores.to(factor or scores.dtype), top, total, mean if excess else None)
 
 
 def sum_rows(scores: Scores, tau: PerRow) -> RowSums:
     """See `pair_passes.sum_rows`."""
     return RowSums(*_tilt(scores, tau, stores=False))
+
+
+def profile(scores: Scores) -> Profile:
+    """See `passes.profile`."""
+    top, total, excess = _tilt(scores, scores.new_ones(len(scores)), stores=False)
+    whole = torch.zeros(
+        len(scores), dtype=torch.long, device=scores.device
+    )  # a target inside the support is not read
+    found = moments(scores, whole, True, ("mean", "std"))
+    return Profile(top, total, excess, found["mean"], found["std"])

@@ -1,0 +1,206 @@
+"""What predicting temperatures adds to a training step, beside one learned temperature for all.
+
+Three hosts of ordinary size with random weights: CLIP ViT-S/16 (open_clip) with a queue of 16,384 keys, ResNet-50
+(timm), and GPT-2 small, trained and frozen. What a predictor adds is timed with the host's outputs held fixed, where
+the host's own spread cannot hide it, and divided by the time of a whole step with one learned temperature.
+
+Run: python benchmarks/predictor_cost.py [--hosts clip resnet gpt2 gpt2-frozen] [--batch 16] [--rounds 5]
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from timing import interleaved, machine
+from torch import Tensor, nn
+
+import dro_temp as dt
+from dro_temp.interfaces import HostAdapter, LinearScores, Rows
+
+ONE, PAPER, OURS = "one learned temperature", "TempNet (paper)", "TempNet (ours)"
+SAMPLES, QUEUE = 1_000_000, 16_384
+
+
+class Held(HostAdapter):
+    """Rows from features that are leaves: what comes after the host, and no more."""
+
+    def __init__(self, made: dict[str, Rows]) -> None:
+        super().__init__()
+        self.views, self.made = tuple(made), made  # type: ignore[misc]
+
+    def rows(self, **batch: Any) -> dict[str, Rows]:
+        """The same rows at every call."""
+        return self.made
+
+
+@dataclass(frozen=True)
+class Case:
+    """A host, a batch for it, and the objective of each predictor over any host with the same rows."""
+
+    host: HostAdapter
+    batch: dict[str, Tensor]
+    objective: Callable[[HostAdapter, str], dt.Objective]
+
+
+def exact(width: int, outcomes: int, bounds: dict[str, float], rho: float) -> Callable[..., dt.Objective]:
+    """Objectives over classes or tokens."""
+
+    def build(host: HostAdapter, predictor: str) -> dt.Objective:
+        networks = {
+            ONE: lambda: dt.LearnableTemperature(1.0, **bounds),
+            PAPER: lambda: dt.TempNet.for_logits(outcomes, **bounds),
+            OURS: lambda: dt.TempNet(
+                dt.SeveralEncoder([dt.HiddenEncoder(width), dt.StatisticsEncoder()]),
+                readout=dt.ResidualReadout,
+                **bounds,
+            ),
+        }
+        return dt.Objective(host, networks[predictor](), dt.KLRobustLoss(rho))
+
+    return build
+
+
+def clip(batch: int) -> Case:
+    """CLIP with a small vision transformer."""
+    import open_clip
+
+    host = dt.hosts.OpenCLIP(open_clip.create_model("ViT-S-16"))
+    data = {"images": torch.randn(batch, 3, 224, 224), "texts": torch.randint(1, 49_000, (batch, 77))}
+
+    def build(host: HostAdapter, predictor: str) -> dt.Objective:
+        recipes = {
+            ONE: lambda: dt.Objective(
+                host,
+                dt.LearnableTemperature(0.05, tau_min=0.005, tau_max=0.2),
+                {v: dt.KLRobustLoss(7.0, estimator=dt.LogMovingAverage(SAMPLES)) for v in host.views},
+            ),
+            PAPER: lambda: dt.recipes.tempnet(host, SAMPLES, 384),
+            OURS: lambda: dt.recipes.tempnet_queued(host, SAMPLES, 384, queue=QUEUE),
+        }
+        return recipes[predictor]()
+
+    return Case(host, data | {"index": torch.arange(batch)}, build)
+
+
+def resnet(batch: int) -> Case:
+    """A classifier of a thousand classes."""
+    import timm
+
+    model = timm.create_model("resnet50", num_classes=0)
+    host = dt.hosts.Classifier(model, nn.Linear(2048, 1000))
+    data = {"inputs": torch.randn(batch, 3, 224, 224), "labels": torch.randint(1000, (batch,))}
+    return Case(host, data, exact(2048, 1000, {"tau_min": 0.1, "tau_max": 10.0}, 3.0))
+
+
+def gpt2(batch: int, *, frozen: bool = False) -> Case:
+    """A language model; a sequence of 512 tokens for every eight of the batch."""
+    import transformers
+
+    host = dt.hosts.CausalLM(transformers.GPT2LMHeadModel(transformers.GPT2Config()), frozen=frozen)
+    data = {"input_ids": torch.randint(50_257, (max(1, batch // 8), 512))}
+    return Case(host, data, exact(768, 50_257, {"tau_min": 0.1, "tau_max": 4.0}, 8.0))
+
+
+HOSTS = {"clip": clip, "resnet": resnet, "gpt2": gpt2, "gpt2-frozen": lambda b: gpt2(b, frozen=True)}
+
+
+def held(case: Case) -> Held:
+    """The rows that the host makes of the batch, cut off from it."""
+    with torch.no_grad():
+        made = case.host(**case.batch)
+    trains = not case.host.frozen
+    seen: dict[int, Tensor] = {}
+
+    def leaf(x: Tensor | None) -> Tensor | None:
+        # Two sides share their tensors: each must stay one leaf.
+        if x is None:
+            return None
+        return seen.setdefault(x.data_ptr(), x.detach().clone().requires_grad_(trains))
+
+    def cut(rows: Rows) -> Rows:
+        scores = rows.scores
+        assert isinstance(scores, LinearScores)
+        product = LinearScores(leaf(scores.queries), leaf(scores.keys), leaf(scores.bias), scores.transform)
+        return Rows(
+            product,
+            rows.target,
+            leaf(rows.features),
+            rows.index,
+            rows.target_in_support,
+            rows.weight,
+        )
+
+    return Held({view: cut(rows) for view, rows in made.items()})
+
+
+def step(objective: dt.Objective, batch: dict[str, Tensor]) -> Callable[[], None]:
+    """Forward, backward, commit."""
+    objective.train()
+    for loss in objective.modules():
+        if isinstance(loss, dt.QueuedLoss):
+            _fill(loss)
+
+    def call() -> None:
+        objective.zero_grad()
+        objective(**batch).loss.backward()
+        objective.commit()
+
+    return call
+
+
+def _fill(loss: dt.QueuedLoss) -> None:
+    """As after thousands of steps."""
+    queue = loss.queue
+    keys = nn.functional.normalize(torch.randn(queue.size, queue.features), dim=1)
+    queue.write(keys, torch.arange(queue.size) + SAMPLES)  # of other samples than the batch's
+
+
+def measured(case: Case, rounds: int) -> Iterator[tuple[str, float, float]]:
+    """Of each predictor: seconds of what comes after the host; and seconds of a step with one temperature."""
+    names = (ONE, PAPER, OURS)
+    after = held(case)
+    parts = interleaved({name: step(case.objective(after, name), {}) for name in names}, rounds, repeats=3)
+    whole = interleaved({ONE: step(case.objective(case.host, ONE), case.batch)}, rounds, repeats=1)
+    total = statistics.median(whole[ONE])
+    for name in names:
+        added = [mine - one for mine, one in zip(parts[name], parts[ONE], strict=True)]
+        yield name, statistics.median(added), total
+
+
+def main() -> None:
+    """Measure the hosts that were asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--hosts", nargs="+", choices=list(HOSTS), default=list(HOSTS), help="which")
+    parser.add_argument("--batch", type=int, default=16, help="images, or pairs, per step")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/predictor_cost.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    table = Table(
+        "host", "predictor", "added ms", "step ms", "added", title="what a predictor adds to a step"
+    )
+    results = []
+    for name in options.hosts:
+        for predictor, added, total in measured(HOSTS[name](options.batch), options.rounds):
+            results.append({"host": name, "predictor": predictor, "added_s": added, "step_s": total})
+            table.add_row(
+                name, predictor, f"{1e3 * added:.2f}", f"{1e3 * total:.0f}", f"{100 * added / total:+.2f} %"
+            )
+    Console().print(table)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    found = {"machine": machine(), "batch": options.batch, "rounds": options.rounds, "results": results}
+    options.out.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
