@@ -8,7 +8,6 @@ Run: python benchmarks/predictor_cost.py [--hosts clip resnet gpt2 gpt2-frozen] 
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from timing import interleaved, machine
+from timing import interleaved, machine, save
 from torch import Tensor, nn
 
 import dro_temp as dt
@@ -166,7 +165,7 @@ def measured(case: Case, rounds: int) -> Iterator[tuple[str, float, float]]:
     """Of each predictor: seconds of what comes after the host; and seconds of a step with one temperature."""
     names = (ONE, PAPER, OURS)
     after = held(case)
-    parts = interleaved({name: step(case.objective(after, name), {}) for name in names}, rounds, repeats=3)
+    parts = interleaved({name: step(case.objective(after, name), {}) for name in names}, rounds, repeats=1)
     whole = interleaved({ONE: step(case.objective(case.host, ONE), case.batch)}, rounds, repeats=1)
     total = statistics.median(whole[ONE])
     for name in names:
@@ -186,20 +185,20 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    table = Table(
-        "host", "predictor", "added ms", "step ms", "added", title="what a predictor adds to a step"
-    )
     results = []
     for name in options.hosts:
+        table = Table(
+            "predictor", "added ms", "step ms", "added", title=f"what a predictor adds to a step: {name}"
+        )
         for predictor, added, total in measured(HOSTS[name](options.batch), options.rounds):
             results.append({"host": name, "predictor": predictor, "added_s": added, "step_s": total})
             table.add_row(
-                name, predictor, f"{1e3 * added:.2f}", f"{1e3 * total:.0f}", f"{100 * added / total:+.2f} %"
+                predictor, f"{1e3 * added:.2f}", f"{1e3 * total:.0f}", f"{100 * added / total:+.2f} %"
             )
-    Console().print(table)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    found = {"machine": machine(), "batch": options.batch, "rounds": options.rounds, "results": results}
-    options.out.write_text(json.dumps(found, indent=1))
+        Console().print(table)
+        # After every host, so that an early stop leaves whole ones.
+        found = {"machine": machine(), "batch": options.batch, "rounds": options.rounds, "results": results}
+        save(found, options.out)
 
 
 if __name__ == "__main__":

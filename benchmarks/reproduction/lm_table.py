@@ -50,8 +50,9 @@ def _controls(tests: list[dict[str, Any]], out: Path) -> list[Job]:
     jobs = []
     for test in tests:
         method = METHODS[test["arm"]]
-        if method.inputs and method.robust and method.study != "frozen":
-            constant = "constant" if method.study == "joint" else f"{method.study}-constant"
+        if method.inputs and method.study != "frozen":
+            loss = "constant" if method.robust else "likelihood-constant"
+            constant = loss if method.study == "joint" else f"{method.study}-{loss}"
             options = test["options"] | {"tau": round(statistics.mean(test["taus"][-50:]), 4)}
             for kind, more in (("same-mean", {}), ("same-path", {"path": test["taus"]})):
                 label = f"{kind}-{method.name}"

@@ -1,11 +1,32 @@
 """From the paper's network to one that finds the optimal temperatures, a part at a time; nothing is tuned here."""
 
+import torch
 from glyph_pairs.arms import BOUNDS, GAMMA, TAU_INIT, WIDTH, Arm, Schedule
 
 import dro_temp as dt
 from dro_temp.interfaces import HostAdapter
 
 RHO, LR, QUEUE, HOLD = 2.5, 4e-3, 7_000, 0.3
+
+
+class JitteredTemperature(dt.TemperaturePredictor):
+    r"""$\tau e^{\sigma \varepsilon}$ with a new $\varepsilon \sim N(0, 1)$ for every row while training.
+
+    What dropout in a network does to temperatures, without the network.
+    """
+
+    reads = frozenset({"features"})
+
+    def __init__(self, tau: float, sigma: float) -> None:
+        super().__init__(**BOUNDS)
+        self.tau, self.sigma = tau, sigma
+
+    def raw(self, reading: dt.Reading) -> torch.Tensor:
+        """The logit of the temperature's place between the bounds."""
+        assert reading.features is not None
+        noise = torch.randn(len(reading.features)) * (self.sigma if self.training else 0.0)
+        tau = (self.tau * noise.exp()).clamp(self.tau_min * 1.001, self.tau_max * 0.999)
+        return torch.logit((tau - self.tau_min) / (self.tau_max - self.tau_min))
 
 
 def _arm(
@@ -17,10 +38,13 @@ def _arm(
     hold: float = 0.0,
     tau_lr: float = 2e-3,
     dropout: float | None = None,
+    sigma: float = 0.0,
 ) -> Arm:
     def net() -> dt.TemperaturePredictor:
         if predictor == "global":
             return dt.LearnableTemperature(TAU_INIT, **BOUNDS)
+        if predictor == "jitter":
+            return JitteredTemperature(TAU_INIT, sigma)
         if predictor == "hidden":
             encoder: dt.TempNetEncoder = dt.HiddenEncoder(WIDTH, dropout=dropout or 0.0)
         else:
@@ -56,5 +80,8 @@ ABLATION = {
         _arm("paper, held, queue", "prototypes", queue=True, hold=HOLD, tau_lr=4e-3),
         _arm("one temperature, 10 x tau_lr", "global", tau_lr=2e-2),
         _arm("one temperature, 10 x tau_lr, held", "global", tau_lr=2e-2, hold=HOLD),
+        _arm("constant", "jitter"),
+        _arm("constant, jitter 0.04", "jitter", sigma=0.04),
+        _arm("constant, jitter 0.2", "jitter", sigma=0.2),
     )
 }

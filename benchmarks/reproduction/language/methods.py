@@ -18,6 +18,7 @@ class Method:
         grid: what is tuned.
         fixed: what is not.
         readout: of the TempNet.
+        hold: share of the training in which temperatures are held where they start.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Method:
     grid: dict[str, tuple[float, ...]]
     fixed: dict[str, float] = field(default_factory=dict)
     readout: type[dt.TempNetReadout] = dt.PooledReadout
+    hold: float = 0.0
 
     def trials(self) -> list[dict[str, float]]:
         """Options of each trial."""
@@ -57,7 +59,9 @@ METHODS = {
         Method("constant", "joint", (), True, _HOST, _CONTROL),
         Method("tempnet-logits", "joint", ("logits",), True, _HOST, _RHO),
         Method("tempnet-ours", "joint", _BOTH, True, _HOST, _RHO, dt.ResidualReadout),
+        Method("tempnet-ours-held", "joint", _BOTH, True, _HOST, _RHO, dt.ResidualReadout, 0.3),
         Method("label-aware", "joint", _BOTH, False, _HOST, readout=dt.ResidualReadout),
+        Method("likelihood-constant", "joint", (), False, _HOST, {"tau": 0.28}),
         Method("fine-tuned-cross-entropy", "fine-tuned", (), False, _FINE),
         Method("fine-tuned-constant", "fine-tuned", (), True, _FINE, _CONTROL),
         Method("fine-tuned-tempnet-logits", "fine-tuned", ("logits",), True, _FINE, _RHO),

@@ -35,6 +35,7 @@ def fit(
     groups: list[dict[str, Any]],
     seed: int,
     path: list[float] | None = None,
+    hold: float = 0.0,
 ) -> list[float]:
     """Train, on the same batches for every method with that seed; mean temperature of each step.
 
@@ -43,6 +44,7 @@ def fit(
         groups: its parameters.
         seed: of the batches.
         path: temperature of each step, in place of a constant predictor's own.
+        hold: share of the steps in which temperatures stay where they are.
     """
     train = data()[0]["train"]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
@@ -52,7 +54,8 @@ def fit(
     taus: list[float] = []
     for step in range(STEPS):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * min((step + 1) / WARM_UP, 1 - step / STEPS)
+            held = group["name"] == "temperature" and step < hold * STEPS
+            group["lr"] = 0.0 if held else peak * min((step + 1) / WARM_UP, 1 - step / STEPS)
         if path is not None:
             for predictor in objective.predictors.values():
                 predictor.tau_min = predictor.tau_max = path[step]  # type: ignore[assignment]
@@ -108,7 +111,7 @@ def trained(
     objective = dt.Objective(host, predictor, dt.KLRobustLoss(rho) if method.robust else dt.LikelihoodLoss())
     # The network's own learning rate is what the frozen study tunes; the joint one tunes the host's.
     tau_lr = options["lr"] if frozen else 1e-3
-    taus = fit(objective, objective.param_groups(lr=options["lr"], tau_lr=tau_lr), seed, path)
+    taus = fit(objective, objective.param_groups(lr=options["lr"], tau_lr=tau_lr), seed, path, method.hold)
     parts = {split: data()[0][split][:n].split(8) for split, n in BLOCKS.items()}
     reports = {
         split: evaluate_language(
