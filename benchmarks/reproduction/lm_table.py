@@ -41,7 +41,8 @@ def study(methods: list[str], options: argparse.Namespace) -> dict[str, Any]:
 
     trials = {m: METHODS[m].trials() for m in methods}
     best, tests = tuned_and_tested(job_of, trials, options.seeds, options.workers)
-    controls = all_done(_controls(tests, options.out), options.workers, "controls")
+    controlled = [test for test in tests if test["arm"] in options.controls]
+    controls = all_done(_controls(controlled, options.out), options.workers, "controls")
     return {"chosen": best | {test["arm"]: test["options"] for test in controls}, "tests": tests + controls}
 
 
@@ -71,6 +72,9 @@ def main() -> None:
     parser.add_argument("--studies", nargs="+", choices=studies, default=studies, help="which (default: all)")
     parser.add_argument(
         "--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="which of them"
+    )
+    parser.add_argument(
+        "--controls", nargs="*", choices=list(METHODS), default=list(METHODS), help="those of which networks"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="of the test runs")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
