@@ -1,7 +1,6 @@
 """What a predictor may learn of a row's scores without holding them."""
 
 from collections.abc import Callable
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -41,6 +40,7 @@ class Summary:
     ) -> None:
         self._scores, self._mask, self._project = at_least_float32(scores).detach(), mask, project
         self._profiled = profile
+        self._found: Profile | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -94,9 +94,12 @@ class Summary:
         """Entropy of the softmax at temperature 1, in nats."""
         return self._profile.total.log() - self._profile.excess
 
-    @cached_property
+    @property
     def _profile(self) -> Profile:
-        return profile(self._scores, self._mask) if self._profiled is None else self._profiled()
+        # Not a cached_property: its lock, up to Python 3.11, stops torch.compile.
+        if self._found is None:
+            self._found = profile(self._scores, self._mask) if self._profiled is None else self._profiled()
+        return self._found
 
     def project(self, weight: Tensor, shift: PerRow | None = None) -> Tensor:
         """`(scores - shift) @ weight.T`, in float32 or better, with gradient to the weight.
