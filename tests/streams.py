@@ -12,7 +12,7 @@ from torch import Tensor
 
 import dro_temp as dt
 from dro_temp.functional import Scale, SoftCap
-from dro_temp.kernels import STATISTICS, Products, budget
+from dro_temp.kernels import STATISTICS, Products, budget, eager
 from dro_temp.kernels.sweep import Sweep
 
 float64 = torch.float64
@@ -192,3 +192,17 @@ def linear_rows(
     scores = dt.LinearScores(queries, keys, head, transform)
     options = {"features": queries, "index": torch.arange(n), "target_in_support": not pairs} | more
     return dt.Rows(scores, target, **options), leaves
+
+
+def assert_no_worse_than_eager(ours, problem, upstream):
+    """Against float64 on the same numbers of low precision."""
+    truth = problem.to(torch.float64).run(eager.log_mean_exp_rows, upstream)
+    theirs = problem.run(eager.log_mean_exp_rows, upstream)
+    magnitudes = problem.magnitudes(upstream)
+    for name, value in truth.items():
+        error, allowed = ((x[name].double() - value.double()).abs().max() for x in (ours, theirs))
+        assert ours[name].dtype == theirs[name].dtype, name
+        # Eager's error, one rounding of the result, and some roundings of float32 scores over tau.
+        allowed += torch.finfo(ours[name].dtype).eps * value.abs().max()
+        allowed += 16 * torch.finfo(torch.float32).eps * magnitudes["one"] * magnitudes[name]
+        assert error <= allowed, f"{name}: off by {error:.3g}, eager may be off by {allowed:.3g}"

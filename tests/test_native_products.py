@@ -1,12 +1,15 @@
 """Products of bfloat16 factors in C: no digit of the factors is lost on the way to float32."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import seeds
+from streams import assert_no_worse_than_eager, blocks_of, row_problems, upstream_of
 
-from dro_temp.kernels import native_passes, passes
+from dro_temp.kernels import log_mean_exp_rows, native_passes, passes
 from dro_temp.kernels.native_device import native_runs_on
 from dro_temp.kernels.native_passes import threads
 
@@ -86,3 +89,16 @@ def test_nan_stays_nan():
     queries = torch.tensor([[1.0, float("nan")]], dtype=bfloat16)
     keys = torch.ones(3, 2, dtype=bfloat16)
     assert native_passes.scorer(queries, keys)(queries, torch.empty(1, 3)).isnan().all()
+
+
+@given(row_problems(heights=(1, 7)), seeds, st.booleans(), st.booleans())
+@settings(max_examples=60)
+def test_rows_are_no_worse_than_eager(problem, seed, plain, speculates):
+    """Without bias and transform the weights themselves are in bfloat16."""
+    if plain:
+        problem.bias = problem.transform = None
+    problem, upstream = problem.to(bfloat16), upstream_of(problem, seed)
+    expected = (lambda log_g, tau, rows: (torch.ones_like(log_g), 0.0 * log_g)) if speculates else None
+    with blocks_of(3):
+        ours = problem.run(partial(log_mean_exp_rows, passes=native_passes), upstream, expected=expected)
+    assert_no_worse_than_eager(ours, problem, upstream)

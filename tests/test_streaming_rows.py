@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import seeds
-from streams import TRANSFORMS, assert_close, blocks_of, row_problems, upstream_of
+from streams import TRANSFORMS, assert_close, assert_no_worse_than_eager, blocks_of, row_problems, upstream_of
 
 from dro_temp.functional import Scale
 from dro_temp.kernels import STATISTICS, Products, byte_budget, eager, log_mean_exp_rows, products
@@ -77,18 +77,8 @@ def test_low_precision_is_no_worse_than_eager(problem, seed, dtype):
     if isinstance(problem.transform, Scale):
         problem.transform = None  # see below
     problem, upstream = problem.to(dtype), upstream_of(problem, seed)
-    truth = problem.to(float64).run(eager.log_mean_exp_rows, upstream)
-    theirs = problem.run(eager.log_mean_exp_rows, upstream)
     with blocks_of(3):
-        ours = problem.run(log_mean_exp_rows, upstream)
-    magnitudes = problem.magnitudes(upstream)
-    for name, value in truth.items():
-        error, allowed = ((x[name].double() - value.double()).abs().max() for x in (ours, theirs))
-        assert ours[name].dtype == theirs[name].dtype, name
-        # Eager's error, one rounding of the result, and some roundings of float32 scores over tau.
-        allowed += torch.finfo(ours[name].dtype).eps * value.abs().max()
-        allowed += 16 * torch.finfo(torch.float32).eps * magnitudes["one"] * magnitudes[name]
-        assert error <= allowed, f"{name}: off by {error:.3g}, eager may be off by {allowed:.3g}"
+        assert_no_worse_than_eager(problem.run(log_mean_exp_rows, upstream), problem, upstream)
 
 
 def _exponents(queries, keys, transform=None, tau=0.005):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dro_temp._typing import PerRow, Scores
 from dro_temp.kernels.passes import NOT_AN_OUTCOME, Tilted
-from dro_temp.kernels.products import AddUp, add_up, gradient_dtype, product
+from dro_temp.kernels.products import LOW, AddUp, add_up, gradient_dtype, product
 from dro_temp.kernels.rows import Products
 
 
@@ -55,6 +55,12 @@ class ProductGradients:
         """Precision that a block's weights are wanted in: that of the products, if those are all that reads them."""
         alone = self._p.bias is None and self._p.transform is None
         return self._keys.dtype if alone else self._work
+
+    @property
+    def means(self) -> bool:
+        """Whether E_p[s] comes with the product that the queries' gradient needs anyway, as precise as the scores."""
+        exact = self._keys.dtype not in LOW and self._p.transform is None
+        return self.queries is not None and exact
 
     def pull(self, block: slice, tilted: Tilted) -> PerRow:
         r"""$\mathrm{E}_p[s] - \max s$ of each row, from the product that the queries' gradient needs anyway."""

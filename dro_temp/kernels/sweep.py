@@ -141,8 +141,7 @@ class Sweep:
         if not gradients.wanted:  # nobody reads weights: a frozen host
             sums = self.passes.sum_rows(scores, tau)
             return Tilted(scores, sums.top, sums.total, sums.excess)
-        excess = gradients.queries is None or self.products.transform is not None
-        return self.passes.tilt_(scores, tau, excess=excess, factor=gradients.factor)
+        return self.passes.tilt_(scores, tau, excess=not gradients.means, factor=gradients.factor)
 
     def _reduce(
         self,
@@ -167,7 +166,6 @@ class Sweep:
             slopes = p.transform.slope_(scores.clone())
         if not p.target_in_support:
             scores.scatter_(1, target[:, None], NOT_AN_OUTCOME)
-        # E_p[s] comes with the product that the queries' gradient needs anyway, unless a transform lies between.
         tilted = self._tilted(scores, tau, gradients)
         log_m = math.log(max(p.support_size, 1))
         log_g = (tilted.top - own) / tau + tilted.total.log() - log_m
