@@ -1,7 +1,5 @@
 """TempNet over a frozen head's logits, prepared for generation: few rows at a time, called for every token."""
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from dro_temp._typing import Features, PerRow, Scores
@@ -11,13 +9,10 @@ from dro_temp.kernels.native_passes.decoding import MOST_ROWS, decoding
 from dro_temp.predictors.encoders import LogitEncoder
 from dro_temp.predictors.readouts import PooledReadout
 
-if TYPE_CHECKING:
-    from dro_temp.predictors.tempnet import TempNet
-
 
 @torch.no_grad()
 def logit_decoder(
-    tempnet: "TempNet", encoder: LogitEncoder, pooling: PooledReadout, head: FrozenHead
+    predictor: TemperaturePredictor, encoder: LogitEncoder, pooling: PooledReadout, head: FrozenHead
 ) -> Decoder:
     r"""Temperatures of a frozen head's own logits, by few calls, or by one into C.
 
@@ -25,7 +20,7 @@ def logit_decoder(
     logits; what is left is a fiftieth of the head's own cost or less, unless every step of it is a call of its own.
 
     Args:
-        tempnet: whose temperatures; its parameters of this moment.
+        predictor: whose temperatures, a TempNet; its bounds and parameters of this moment.
         encoder: its encoder.
         pooling: its readout.
         head: the head.
@@ -50,9 +45,9 @@ def logit_decoder(
         length = torch.linalg.vector_norm(scores, dim=1, keepdim=True).clamp_(min=1e-12)
         v = torch.addmm(second_bias, torch.addcdiv(first_bias, hidden, length).sigmoid_(), second.T)
         pooled = (v * sharpness).softmax(1).sub_(1.0 / encoder.width).mul_(v)
-        return tempnet.bound(torch.addmm(bias, pooled, readout.T).squeeze(1))
+        return predictor.bound(torch.addmm(bias, pooled, readout.T).squeeze(1))
 
-    if type(tempnet).bound is not TemperaturePredictor.bound or not native_runs_on(
+    if type(predictor).bound is not TemperaturePredictor.bound or not native_runs_on(
         projection.device, projection.dtype
     ):
         return many
@@ -61,7 +56,7 @@ def logit_decoder(
         centred=encoder.centred,
         sharpness=sharpness,
         bias=float(bias),
-        bounds=(tempnet.tau_min, tempnet.tau_max),
+        bounds=(predictor.tau_min, predictor.tau_max),
     )
 
     def temperatures(queries: Features, scores: Scores) -> PerRow:
