@@ -1,7 +1,7 @@
 """The passes over blocks of scores in C: for processors, where they take a fifth of PyTorch's time.
 
 The same names, signatures and results as the plain modules `passes` and `pair_passes`, of which this package
-takes the place. The machine's own compiler builds `passes.c` when it is first wanted; ask
+takes the place. The machine's own compiler builds the C files when they are first wanted; ask
 `native_device.c_passes` for them.
 """
 

@@ -17,6 +17,8 @@ typedef int64_t size;
 
 #define LOG2_E 1.44269504f
 
+static inline size least(size a, size b) { return a < b ? a : b; }
+
 /* 2^y for y <= 0, to about two units in the last place: y = k + r, and a polynomial in r (Cephes' exp2f).
  * Below -125 it is 0: an outcome that cannot happen must weigh nothing, however low its score. */
 static inline float power_of_two(float y) {

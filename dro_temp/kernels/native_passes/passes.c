@@ -7,8 +7,6 @@
 
 enum { SUM = 512 /* numbers summed in float32 before double takes over */, TILE = 512 /* columns in the L1 cache */ };
 
-static inline size least(size a, size b) { return a < b ? a : b; }
-
 /* To the nearest bfloat16, ties to even. */
 static inline uint16_t rounded(float x) {
     uint32_t bits;

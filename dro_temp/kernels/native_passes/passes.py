@@ -24,10 +24,10 @@ def tilt_(scores: Scores, tau: PerRow, *, excess: bool, factor: torch.dtype | No
     if not _fits(scores):
         return passes.tilt_(scores, tau, excess=excess, factor=factor)
     if factor == torch.bfloat16:
-        top, total, mean = _row_sums("tilt_bfloat16", scores, tau)
+        top, total, mean = _of_rows("tilt_bfloat16", scores, 3, tau)
         weights = scores.view(torch.bfloat16)[:, : scores.shape[1]]  # the first half of each row's memory
     else:
-        top, total, mean = _row_sums("tilt", scores, tau)
+        top, total, mean = _of_rows("tilt", scores, 3, tau)
         weights = scores.to(factor or scores.dtype)
     return Tilted(weights, top, total, mean if excess else None)
 
@@ -36,21 +36,14 @@ def profile(scores: Scores) -> Profile:
     """See `passes.profile`."""
     if not _fits(scores):
         return passes.profile(scores)
-    n, m = scores.shape
-    vectors = [scores.new_empty(n) for _ in range(5)]
-
-    def work(first: int, last: int) -> None:
-        _call("profile", scores, first, last, m, vectors)
-
-    shared(work, n, m)
-    return Profile(*vectors)
+    return Profile(*_of_rows("profile", scores, 5))
 
 
 def sum_rows(scores: Scores, tau: PerRow) -> RowSums:
     """See `pair_passes.sum_rows`."""
     if not _fits(scores):
         return pair_passes.sum_rows(scores, tau)
-    return RowSums(*_row_sums("sum_rows", scores, tau))
+    return RowSums(*_of_rows("sum_rows", scores, 3, tau))
 
 
 def sum_columns_(scores: Scores, tau: Tensor, sums: ColumnSums) -> None:
@@ -95,16 +88,17 @@ def _fits(scores: Scores) -> bool:
     return scores.device.type == "cpu" and scores.dtype == torch.float32 and scores.numel() > 0
 
 
-def _row_sums(name: str, scores: Scores, tau: PerRow) -> tuple[Tensor, Tensor, Tensor]:
+def _of_rows(name: str, scores: Scores, count: int, *given: PerRow) -> list[PerRow]:
+    """So many numbers of each row, from the scores and what is given of each row."""
     n, m = scores.shape
-    top, total, excess = (scores.new_empty(n) for _ in range(3))
-    vectors = [_vector(tau), top, total, excess]
+    found = [scores.new_empty(n) for _ in range(count)]
+    vectors = [*map(_vector, given), *found]
 
     def work(first: int, last: int) -> None:
         _call(name, scores, first, last, m, vectors)
 
     shared(work, n, m)
-    return top, total, excess
+    return found
 
 
 def _vector(x: Tensor) -> Tensor:

@@ -5,15 +5,13 @@
  * The instruction multiplies pairs of numbers that lie side by side: "pairs" below, of 32 bits. */
 #include "numbers.h"
 
-#if defined(__AVX512BF16__) && defined(__AVX512F__)
+#if defined(__AVX512BF16__) && defined(__AVX512F__) && defined(__AVX512BW__)
 #include <immintrin.h>
 
 /* A tile of 8 x 48 sums takes 24 of the 32 registers. Columns are packed 48 at a time, 512 numbers deep: 48 KiB. */
 enum { ROWS = 8, VECTORS = 3, LANES = 16, COLUMNS = VECTORS * LANES, PAIRS = 256, TURNED = 2 * LANES };
 
 PUBLIC int multiplies_bfloat16(void) { return 1; }
-
-static inline size least(size a, size b) { return a < b ? a : b; }
 
 static inline __mmask16 lanes(size count) {
     return count >= LANES ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1);
@@ -185,24 +183,7 @@ PUBLIC void add_up_bfloat16(const uint16_t *weights, size stride, size n, const 
 
 #else
 
+/* Whoever reads this zero calls none of the others, which are not there. */
 PUBLIC int multiplies_bfloat16(void) { return 0; }
-
-PUBLIC void score_bfloat16(const uint16_t *queries, size query_stride, size n, const uint16_t *keys, size key_stride,
-                           size first, size last, size d, float scale, float *out, size out_stride) {
-    (void)queries, (void)query_stride, (void)n, (void)keys, (void)key_stride, (void)first, (void)last;
-    (void)d, (void)scale, (void)out, (void)out_stride; /* nobody calls it */
-}
-
-PUBLIC size turned_size(size n, size columns) { return n * columns; }
-
-PUBLIC void turn(const uint16_t *x, size stride, size n, size columns, uint16_t *turned) {
-    (void)x, (void)stride, (void)n, (void)columns, (void)turned;
-}
-
-PUBLIC void add_up_bfloat16(const uint16_t *weights, size stride, size n, const uint16_t *turned, size first,
-                            size last, size d, size adds, float *total, size total_stride) {
-    (void)weights, (void)stride, (void)n, (void)turned, (void)first, (void)last, (void)d, (void)adds;
-    (void)total, (void)total_stride;
-}
 
 #endif
