@@ -7,6 +7,7 @@ tested. Beside TempNet stand two controls: the mean of its temperatures as a con
 
   python benchmarks/reproduction/clip_table.py                               # 8,000 pairs, batch 128
   python benchmarks/reproduction/clip_table.py --batch 256 --size 31000      # 5 epochs there
+  python benchmarks/reproduction/clip_table.py --size 31000 --chosen benchmarks/results/reproduction-clip-8000x128.json
   python benchmarks/reproduction/clip_table.py --arms infonce tempnet-ours --seeds 0 1   # a part of it
   python benchmarks/reproduction/clip_table.py --arms infonce infonce-tempnet rgcl-g tempnet-ours   # TempNet x DRO
 
@@ -51,11 +52,17 @@ def study(arms: list[str], setting: dict[str, Any], options: argparse.Namespace)
         return job(run, folder / Setting(**shared).name, arm, seed, chosen, setting=shared)
 
     trials = {arm: ARMS[arm].trials(options.rates) for arm in arms}
-    best, tests = tuned_and_tested(job_of, trials, options.seeds, options.workers)
+    best, tests = tuned_and_tested(job_of, trials, options.seeds, options.workers, _chosen(options.chosen))
     if not options.no_controls:
         controls = _controls(tests, folder / Setting(**setting).name, setting)
         tests += all_done(controls, options.workers, "controls")
     return {"setting": setting, "chosen": best, "tests": tests}
+
+
+def _chosen(results: Path | None) -> dict[str, dict[str, float]]:
+    """Options of every arm that was tested before."""
+    tests = json.loads(results.read_text())["tests"] if results else []
+    return {test["arm"]: test["options"] for test in tests}
 
 
 def _controls(tests: list[dict[str, Any]], folder: Path, setting: dict[str, Any]) -> list[Job]:
@@ -91,6 +98,12 @@ def options_of(
     parser.add_argument("--epochs", type=int, help="10, or 5 above 8,000 pairs")
     parser.add_argument(
         "--rates", nargs="+", type=float, help="learning rates tried (default: each arm's own)"
+    )
+    parser.add_argument(
+        "--chosen",
+        type=Path,
+        metavar="RESULTS",
+        help="take each arm's options from these results, without trials",
     )
     parser.add_argument("--no-controls", action="store_true", help="leave the two controls out")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")

@@ -72,6 +72,7 @@ def tuned_and_tested(
     trials: Mapping[str, Sequence[dict[str, float]]],
     seeds: Sequence[int],
     workers: int,
+    known: Mapping[str, dict[str, float]] | None = None,
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
     """Every arm's best trial, and the runs of it with every seed.
 
@@ -80,9 +81,12 @@ def tuned_and_tested(
         trials: options of each arm's trials.
         seeds: of the test runs.
         workers: processes of one thread each.
+        known: options chosen in an earlier study, of arms that need no trials here.
     """
+    best = dict(known or {})
+    trials = {arm: () if arm in best else each for arm, each in trials.items()}
     jobs = [job_of(arm, TUNING_SEED, options) for arm, each in trials.items() for options in each]
-    best = chosen(all_done(jobs, workers, "tuning"))
+    best |= chosen(all_done(jobs, workers, "tuning"))
     # Seed by seed, so that an early stop leaves whole comparisons.
     jobs = [job_of(arm, seed, best[arm]) for seed in seeds for arm in trials]
     return best, all_done(jobs, workers, "testing")

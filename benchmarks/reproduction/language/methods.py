@@ -66,5 +66,9 @@ METHODS = {
         Method("fine-tuned-constant", "fine-tuned", (), True, _FINE, _CONTROL),
         Method("fine-tuned-tempnet-logits", "fine-tuned", ("logits",), True, _FINE, _RHO),
         Method("fine-tuned-tempnet-ours", "fine-tuned", _BOTH, True, _FINE, _RHO, dt.ResidualReadout),
+        Method("fine-tuned-label-aware", "fine-tuned", _BOTH, False, _FINE, readout=dt.ResidualReadout),
+        Method(
+            "fine-tuned-likelihood-constant", "fine-tuned", (), False, {"tau": (0.3, 0.5, 0.8)}, {"lr": 1e-3}
+        ),
     )
 }
