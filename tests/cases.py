@@ -161,6 +161,29 @@ def _classifier_scores(host: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
     return {"class": output if host.head is None else host.head(output)}
 
 
+def _timm(name: str, **options: Any) -> dt.hosts.Timm:
+    timm = pytest.importorskip("timm")
+    return dt.hosts.Timm(timm.create_model(name, num_classes=4), **options)
+
+
+def _timm_batch(n: int) -> dict[str, Any]:
+    g = torch.Generator().manual_seed(n)
+    return {
+        "inputs": torch.randn(n, 3, 64, 64, generator=g),
+        "labels": torch.randint(4, (n,), generator=g),
+        "index": torch.randperm(50, generator=g)[:n],
+    }
+
+
+def _soft_batch(n: int) -> dict[str, Any]:
+    soft = torch.randn(n, 4, generator=torch.Generator().manual_seed(n)).softmax(1)
+    return _classifier_batch(n) | {"labels": soft}
+
+
+def _timm_scores(host: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+    return {"class": host.model(batch["inputs"])}
+
+
 def _tiny_gpt2(**options: Any) -> dt.hosts.CausalLM:
     transformers = pytest.importorskip("transformers")
     sizes = {"vocab_size": 12, "n_embd": 8, "n_layer": 1, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
@@ -299,6 +322,20 @@ HOSTS = (
         _classifier_batch,
         _classifier_scores,
     ),
+    testing.HostCase(
+        "classifier-soft-labels",
+        lambda **options: dt.hosts.Classifier(nn.Linear(6, 3), nn.Linear(3, 4), **options),
+        _soft_batch,
+        _classifier_scores,
+    ),
+    testing.HostCase(
+        "classifier-smoothed",
+        lambda **options: dt.hosts.Classifier(nn.Linear(6, 4), label_smoothing=0.1, **options),
+        _classifier_batch,
+        _classifier_scores,
+    ),
+    testing.HostCase("timm", lambda **o: _timm("test_vit", **o), _timm_batch, _timm_scores),
+    testing.HostCase("timm-any-head", lambda **o: _timm("resnetv2_18", **o), _timm_batch, _timm_scores),
     testing.HostCase("causal-lm", _tiny_gpt2, _text_batch, _token_scores),
 )
 

@@ -32,6 +32,8 @@ FUNCTIONS = {
     "sigmoid_between": lambda: F.sigmoid_between(H, 0.1, 1.0),
     "clip_between": lambda: F.clip_between(H, 0.1, 1.0),
     "dual_value": lambda: F.dual_value(TAU, TAU, rho=0.1),
+    "expected_margins": lambda: F.expected_margins(H, H.softmax(1)),
+    "smoothed_distribution": lambda: F.smoothed_distribution(INDEX, 6, 0.1),
     "SoftCap": lambda: SOFT_CAP(H),
     "Scale": lambda: SCALE(H),
 }

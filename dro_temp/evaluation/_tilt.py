@@ -1,12 +1,11 @@
 """The robust loss of rows as a function of their temperature, and its minimum."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from dro_temp import functional as F
 from dro_temp._typing import PerRow, Scores
 from dro_temp.interfaces import Rows
 
@@ -43,7 +42,7 @@ class Margins:
 
     def __init__(self, rows: Rows, rho: float) -> None:
         dtype = torch.float32 if rows.target.device.type == "mps" else torch.float64
-        h = F.margins(rows.dense_scores.to(dtype), rows.target.long())
+        h = replace(rows, scores=rows.dense_scores.to(dtype)).margins
         if not rows.target_in_support:  # the last outcome takes the target's place: support is all there is
             h = h.scatter_(1, rows.target.long()[:, None], h[:, -1:].clone())[:, :-1]
         self.rho, self.log_size = rho, math.log(h.shape[1])

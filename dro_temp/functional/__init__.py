@@ -15,6 +15,7 @@ from dro_temp.functional.bounds import clip_between, logit_between, sigmoid_betw
 from dro_temp.functional.kl import (
     compositional_log_mean,
     dual_value,
+    expected_margins,
     kl_divergence,
     kl_dual,
     kl_weights,
@@ -22,6 +23,7 @@ from dro_temp.functional.kl import (
     margins,
     optimal_tau,
 )
+from dro_temp.functional.targets import smoothed_distribution
 from dro_temp.functional.transforms import Scale, ScoreTransform, SoftCap
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "combine_duplicates",
     "compositional_log_mean",
     "dual_value",
+    "expected_margins",
     "kl_divergence",
     "kl_dual",
     "kl_weights",
@@ -43,4 +46,5 @@ __all__ = [
     "mean_duplicates",
     "optimal_tau",
     "sigmoid_between",
+    "smoothed_distribution",
 ]

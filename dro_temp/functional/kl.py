@@ -38,6 +38,29 @@ def margins(scores: Scores, target: RowIndex) -> Scores:
     return (scores - scores.gather(1, target[:, None])).clamp(min=IMPOSSIBLE)
 
 
+def expected_margins(scores: Scores, distribution: Scores) -> Scores:
+    r"""Score of every outcome minus the expected score of the target, $h_{ij} = s_{ij} - \sum_k q_{ik} s_{ik}$.
+
+    With them the log-sum-exp of the margins is the cross-entropy with a target distribution q, as it is that with a
+    single target where q is 1 there.
+
+    Args:
+        scores: any real scores.
+        distribution: q, probability of each outcome to be the row's target; rows that sum to one.
+
+    Returns:
+        Margins, as `margins`. An outcome of probability zero adds nothing, also where its score is -inf.
+
+    Example:
+        >>> expected_margins(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.5, 0.5]]))
+        tensor([[-1.,  1.]])
+    """
+    q = distribution.to(scores.dtype)
+    # Products of 0 and -inf are NaN, and so are their gradients.
+    expected = (scores.masked_fill(q == 0, 0.0) * q).sum(1, keepdim=True)
+    return (scores - expected).clamp(min=IMPOSSIBLE)
+
+
 def log_mean_exp(x: Scores, mask: Mask | None = None) -> PerRow:
     r"""$\log \frac{1}{m} \sum_j e^{x_j}$ over the support of each row, without overflow.
 

@@ -6,6 +6,7 @@ from dro_temp.hosts.hf_dual_encoder import HFDualEncoder
 from dro_temp.hosts.in_chunks import InChunks
 from dro_temp.hosts.open_clip import OpenCLIP
 from dro_temp.hosts.sentence_transformers import SentenceTransformers
+from dro_temp.hosts.timm import Timm
 from dro_temp.hosts.two_tower import TwoTower
 from dro_temp.hosts.two_views import TwoViews
 from dro_temp.hosts.unused import freeze_unused
@@ -19,6 +20,7 @@ __all__ = [
     "LmHead",
     "OpenCLIP",
     "SentenceTransformers",
+    "Timm",
     "TwoTower",
     "TwoViews",
     "WithReference",

@@ -1,11 +1,15 @@
-"""Rows with one label each, some of which are to be ignored."""
+"""Rows with one label each, some of which are to be ignored, or with a distribution of labels."""
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from dro_temp import functional as F
 from dro_temp.interfaces import LinearScores, Rows
 
 IGNORE = -100  # torch's own label for "does not count"
+ROUNDING = 1e-2  # of a sum over a row, in half precision; a forgotten softmax or two labels are further off
 
 
 def labelled(
@@ -14,22 +18,63 @@ def labelled(
     features: Tensor | None,
     index: Tensor | None = None,
     *,
+    smoothing: float = 0.0,
     advice: str = "Give the model as many outputs as there are classes, or renumber the labels.",
 ) -> Rows:
     """Rows with these labels; those of -100 do not count.
 
     Args:
         scores: one row per label.
-        labels: outcome numbers, or -100.
+        labels: outcome numbers [n], or -100; or probabilities of the outcomes [n m].
         features: for predictors, or None.
         index: sample numbers, or None.
+        smoothing: share of the target that all outcomes get alike; probabilities stay as they are.
         advice: what to type where a label is out of range.
     """
+    if labels.is_floating_point() and labels.dim() == 2:
+        return _distributed(scores, labels, features, index)
     classes = scores.shape[1]
     counted = labels != IGNORE
-    if not torch.compiler.is_compiling() and _all_counted(labels, counted, classes, advice):
-        return Rows(scores, labels, features, index)
-    return Rows(scores, labels.masked_fill(~counted, 0), features, index, weight=counted.float())
+    if torch.compiler.is_compiling() or not _all_counted(labels, counted, classes, advice):
+        rows = Rows(scores, labels.masked_fill(~counted, 0), features, index, weight=counted.float())
+    else:
+        rows = Rows(scores, labels, features, index)
+    return _smoothed(rows, smoothing) if smoothing else rows
+
+
+def _smoothed(rows: Rows, smoothing: float) -> Rows:
+    spread = F.smoothed_distribution(rows.target, rows.scores.shape[1], smoothing)
+    return replace(rows, target_distribution=spread)
+
+
+def _distributed(
+    scores: Tensor | LinearScores, labels: Tensor, features: Tensor | None, index: Tensor | None
+) -> Rows:
+    """Rows whose labels are distributions, as Mixup and CutMix make them."""
+    if labels.shape[1] != scores.shape[1]:
+        raise ValueError(
+            f"expected soft labels over the model's {scores.shape[1]} classes, received {labels.shape[1]} of them. "
+            f"Make both with num_classes={scores.shape[1]}."
+        )
+    spread = labels.float() if labels.dtype.itemsize < 4 else labels
+    if not torch.compiler.is_compiling():
+        _check_distributions(spread)
+    return Rows(scores, spread.argmax(1), features, index, target_distribution=spread)
+
+
+def _check_distributions(spread: Tensor) -> None:
+    if len(spread) == 0:
+        return
+    total = spread.sum(1)
+    wrong = ~((total - 1).abs() <= ROUNDING) | ~(spread >= 0).all(1)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            "expected soft labels that are probabilities, which sum to 1 in every row, received a row "
+            f"(number {row}) of sum {float(total[row]):.4g} and least entry {float(spread[row].min()):.4g}. Divide by "
+            "the sum; labels of several classes at once (multi-hot) are not served: train those with "
+            "binary_cross_entropy_with_logits."
+        )
 
 
 def _all_counted(labels: Tensor, counted: Tensor, classes: int, advice: str) -> bool:

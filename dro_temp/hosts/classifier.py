@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dro_temp._checks import check_within
 from dro_temp.hosts._labels import labelled
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 
@@ -12,15 +13,19 @@ class Classifier(HostAdapter):
     r"""A module that returns logits, or a backbone and a head.
 
     With a head, predictors may read the backbone's output (`features`); with a plain module only the logits
-    (`TempNet.for_logits`). Labels of -100 are ignored.
+    (`TempNet.for_logits`). Labels are class numbers, of which -100 is ignored, or probabilities of the classes, as
+    Mixup and CutMix make them. A loop that has logits already takes `Classifier(nn.Identity())`.
 
     Args:
         model: module with `model(inputs) -> [n classes]`, or the backbone, with `model(inputs) -> [n d]`.
         head: module from [n d] to [n classes], or None.
+        label_smoothing: share of the target that all classes get alike while the objective trains, in [0, 1].
+            Labels that are probabilities stay as they are.
         frozen: True to leave the model alone.
 
     Raises:
-        ValueError: logits or features that are not two-dimensional, labels out of range.
+        ValueError: logits or features that are not two-dimensional, labels out of range, or probabilities that do
+            not sum to one.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -31,17 +36,26 @@ class Classifier(HostAdapter):
 
     views = ("class",)
 
-    def __init__(self, model: nn.Module, head: nn.Module | None = None, *, frozen: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        head: nn.Module | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        frozen: bool = False,
+    ) -> None:
         super().__init__(frozen=frozen)
+        check_within("label_smoothing", label_smoothing, 0.0, 1.0)
         self.model = model
         self.head = head
+        self.label_smoothing = float(label_smoothing)
 
     def rows(self, inputs: Any, labels: Tensor, index: Tensor | None = None) -> dict[str, Rows]:
         """One row per input.
 
         Args:
             inputs: whatever the model takes.
-            labels: class numbers; -100 is ignored.
+            labels: class numbers [n], of which -100 is ignored; or probabilities [n classes].
             index: the samples' numbers in the data set.
         """
         output = self.model(inputs)
@@ -51,12 +65,13 @@ class Classifier(HostAdapter):
                 f"{list(output.shape) if isinstance(output, Tensor) else type(output).__name__}. "
                 "Pool over space first, or wrap the model so that it does."
             )
+        smoothing = self.label_smoothing if self.objective_trains else 0.0
         if self.head is None:
-            return {"class": labelled(output, labels, None, index)}
+            return {"class": labelled(output, labels, None, index, smoothing=smoothing)}
         # The exact type: a subclass or a wrapped layer may compute something else.
         scores: Tensor | LinearScores
         if type(self.head) is nn.Linear:
             scores = LinearScores(output, self.head.weight, self.head.bias)
         else:
             scores = self.head(output)
-        return {"class": labelled(scores, labels, output, index)}
+        return {"class": labelled(scores, labels, output, index, smoothing=smoothing)}

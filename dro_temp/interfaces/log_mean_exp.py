@@ -73,6 +73,13 @@ class LogMeanExpLoss(RobustLoss):
             return Choice("eager", "the scores were given as a matrix")
         if self.impl == "eager":
             return Choice("eager", "impl='eager'")
+        if rows.target_distribution is not None:
+            if self.impl == "auto":
+                return Choice("eager", "target distributions are as large as the score matrix")
+            raise ValueError(
+                f"expected one target per row for impl={self.impl!r}, received target distributions, which are as "
+                "large as the score matrix that it avoids. Pass impl='auto', or class numbers."
+            )
         if rows.support_size == 0:
             return Choice("eager", "there are no outcomes")
         if not (scores.transform is None or isinstance(scores.transform, ScoreTransform)):

@@ -125,6 +125,7 @@ class RobustLoss(nn.Module, ABC):
             return tau.of(rows)
         if isinstance(tau, float | int):
             check_positive("tau", tau)
+            tau = torch.tensor(tau, dtype=at_least_float32(torch.empty(0, dtype=rows.scores.dtype)).dtype)
         tau = torch.as_tensor(tau, device=rows.target.device)
         if tau.dim() > 1 or (tau.dim() == 1 and len(tau) != len(rows)):
             raise ValueError(

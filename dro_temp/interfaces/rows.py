@@ -42,9 +42,11 @@ class Rows:
         target_in_support: True for classes and tokens (the target is one of the outcomes), False for pairs
             (the adversary weighs only the others).
         weight: weight of each row in the mean, >= 0; rows of weight zero (padding, ignored labels) are inert.
+        target_distribution: probability of each outcome to be the target, rows that sum to one (Mixup, CutMix,
+            label smoothing); `target` is then its most probable outcome. None: `target` alone.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: shapes that do not belong together, or a target distribution where targets are no outcomes.
         TypeError: targets or sample numbers that are not integers.
 
     Example:
@@ -59,6 +61,7 @@ class Rows:
     index: RowIndex | None = None
     target_in_support: bool = True
     weight: PerRow | None = None
+    target_distribution: Scores | None = None
 
     def __post_init__(self) -> None:
         """Check shapes and integer types; values are checked where they are made or used."""
@@ -83,6 +86,21 @@ class Rows:
                 raise TypeError(
                     f"expected {name} of an integer dtype, received {value.dtype}. Pass {name}.long()."
                 )
+        self._check_distribution()
+
+    def _check_distribution(self) -> None:
+        if self.target_distribution is None:
+            return
+        if not self.target_in_support:
+            raise ValueError(
+                "expected one target per row where targets are not among the outcomes (pairs), received a "
+                "target_distribution. Leave it out, or pass target_in_support=True."
+            )
+        if tuple(self.target_distribution.shape) != tuple(self.scores.shape):
+            raise ValueError(
+                f"expected target_distribution of shape {list(self.scores.shape)}, that of the scores, received "
+                f"{list(self.target_distribution.shape)}. Give every row a probability of each outcome."
+            )
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -110,8 +128,10 @@ class Rows:
 
     @property
     def margins(self) -> Scores:
-        """Scores minus the target's score, in float32 or better."""
-        return F.margins(self.dense_scores, self.target.long())
+        """Scores minus the target's score, which a target distribution expects, in float32 or better."""
+        if self.target_distribution is None:
+            return F.margins(self.dense_scores, self.target.long())
+        return F.expected_margins(self.dense_scores, self.target_distribution)
 
     @property
     def support(self) -> Support:
@@ -145,6 +165,7 @@ class Rows:
             features=pick(self.features),
             index=pick(self.index),
             weight=pick(self.weight),
+            target_distribution=pick(self.target_distribution),
         )
 
     def detached(self) -> "Rows":
@@ -169,8 +190,10 @@ class Rows:
         if self.weight is None and self.support_size > 0:
             return self
         out = ~self.valid
+        spread = self.target_distribution
         return replace(
             self,
+            target_distribution=None if spread is None else spread.masked_fill(out[:, None], 0.0),
             target=self.target.masked_fill(out & (self.target < 0), 0),
             features=None if self.features is None else self.features.masked_fill(out[:, None], 0.0),
             index=None if self.index is None else self.index.masked_fill(out, 0),

@@ -52,6 +52,9 @@ class SigmoidLoss(RobustLoss):
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
         """Minus the log-likelihood of all pairs of a row."""
         logits = rows.dense_scores / tau[:, None] + self.bias
+        if rows.target_distribution is not None:
+            spread = rows.target_distribution.to(logits.dtype)
+            return nn.functional.binary_cross_entropy_with_logits(logits, spread, reduction="none").sum(1)
         target = rows.target.long()[:, None]
         # The sign is turned at the target alone: adding the difference afterwards would cost its digits.
         signed = (-logits).scatter(1, target, logits.gather(1, target))

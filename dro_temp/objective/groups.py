@@ -1,6 +1,6 @@
 """Parameter groups of an objective's parts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -11,6 +11,33 @@ def trained(*modules: nn.Module, without: Sequence[nn.Parameter] = ()) -> list[n
     taken = {id(p) for p in without}
     unique = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
     return [p for key, p in unique.items() if key not in taken]
+
+
+def host_groups(
+    host: nn.Module,
+    params: list[nn.Parameter],
+    given: Iterable[dict[str, Any]] | None,
+    options: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """One group of the host's parameters, or those that were given.
+
+    Raises:
+        ValueError: the given ones are not the host's parameters, each once.
+    """
+    if given is None:
+        return [{"name": "host", "params": params, **options}]
+    groups = [{**options, **group, "name": "host", "params": list(group["params"])} for group in given]
+    members = [id(p) for group in groups for p in group["params"]]
+    names = {id(p): name for name, p in host.named_parameters()}
+    missing = [names.get(id(p), "?") for p in params if id(p) not in set(members)]
+    strangers = len(set(members) - {id(p) for p in params})
+    if missing or strangers or len(members) != len(set(members)):
+        what = f"none with {missing[0]}" if missing else f"{strangers or 'some twice, and'} others"
+        raise ValueError(
+            f"expected groups of all of the host's {len(params)} trained parameters, each once, received {what}. Make "
+            "them from the model that the host holds: param_groups_layer_decay(objective.host.model, ...)."
+        )
+    return groups
 
 
 def parameter_groups(*groups: dict[str, Any]) -> list[dict[str, Any]]:

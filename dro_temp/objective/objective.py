@@ -20,7 +20,7 @@ from dro_temp.interfaces import (
     staged_modules,
 )
 from dro_temp.objective.evaluation import evaluate_both
-from dro_temp.objective.groups import parameter_groups, trained
+from dro_temp.objective.groups import host_groups, parameter_groups, trained
 from dro_temp.objective.ledger import Ledger
 from dro_temp.objective.observing import let_observe
 from dro_temp.objective.output import Output
@@ -260,27 +260,37 @@ class Objective(nn.Module):
         self.discard_backpropagated()
 
     def param_groups(
-        self, *, lr: float, tau_lr: float | None = None, **host_options: Any
+        self,
+        *,
+        lr: float,
+        tau_lr: float | None = None,
+        host: Iterable[dict[str, Any]] | None = None,
+        **host_options: Any,
     ) -> list[dict[str, Any]]:
         """Parameter groups for any torch optimizer: "host", "loss" and "temperature".
 
         Args:
             lr: learning rate of the host, and of parameters of losses and penalties (`SigmoidLoss` has one).
             tau_lr: learning rate of the predictors; that of the host if None.
+            host: groups of the host's parameters in place of one, such as
+                `timm.optim.param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.75)`; each is named "host"
+                and has the learning rate lr unless it brings its own. Its `lr_scale` is for timm's schedulers: for
+                others, multiply it into "lr" yourself.
             **host_options: further options of the host's group, for example weight_decay. The other groups have
                 weight decay 0: decay would pull temperatures towards the middle of their bounds, and a bias to 0.
 
         Returns:
-            One to three groups; parts without parameters that train, such as a frozen host, have none.
+            One to three groups, more with `host`; parts without parameters that train, such as a frozen host, have
+            none.
 
         Raises:
-            ValueError: there is nothing to train.
+            ValueError: there is nothing to train; groups of the host that leave out a parameter or hold another's.
         """
         temperature = trained(self.predictors)
         loss = trained(self.losses, self.tau_losses, self.penalties, without=temperature)
-        host = trained(self, without=temperature + loss)
+        rest = trained(self, without=temperature + loss)
         return parameter_groups(
-            {"name": "host", "params": host, "lr": lr, **host_options},
+            *host_groups(self.host, rest, host, {"lr": lr, **host_options}),
             {"name": "loss", "params": loss, "lr": lr, "weight_decay": 0.0},
             {
                 "name": "temperature",

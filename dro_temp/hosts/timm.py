@@ -1,0 +1,156 @@
+"""timm's image classifiers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dro_temp._checks import check_within
+from dro_temp._optional import optional_module
+from dro_temp.hosts._labels import labelled
+from dro_temp.interfaces import HostAdapter, LinearScores, Rows
+from dro_temp.interfaces.modes import evaluating
+from dro_temp.kernels.randomness import Randomness
+
+
+class Timm(HostAdapter):
+    r"""A classifier of timm: one row per image, whose scores are the model's own logits.
+
+    What predictors read is the input of the classifier, `forward_head(..., pre_logits=True)`, of width `width`. Where
+    the classifier is a linear layer on it (found out at the first batch), scores are `LinearScores`; any other head
+    (two heads of distilled models, convolutions, normalised products) gives a matrix. A model with two outputs in
+    training gives their mean, as it does in evaluation.
+
+    Compile the objective rather than the model: rows come from `forward_features` and `forward_head`, which a compiled
+    model does not compile.
+
+    Args:
+        model: from `timm.create_model(...)`, with `num_classes` above 0.
+        label_smoothing: share of the target that all classes get alike while the objective trains, in [0, 1]. Labels
+            that are distributions (timm's Mixup smooths its own) stay as they are.
+        frozen: True to leave the model alone.
+
+    Raises:
+        TypeError: no timm model, or one that returns features only.
+        ValueError: a model without classes; a label out of range; soft labels that do not sum to one.
+
+    Example:
+        >>> import timm, torch, dro_temp as dt
+        >>> host = dt.hosts.Timm(timm.create_model("test_resnet", num_classes=10))
+        >>> tempnet = dt.TempNet(host.width, tau_min=0.1, tau_max=4.0)
+        >>> objective = dt.Objective(host, tempnet, dt.KLRobustLoss(rho=1.0))
+        >>> objective(torch.randn(4, 3, 64, 64), torch.tensor([0, 3, 9, 1])).tau["class"].shape
+        torch.Size([4])
+    """
+
+    views = ("class",)
+
+    def __init__(self, model: nn.Module, *, label_smoothing: float = 0.0, frozen: bool = False) -> None:
+        super().__init__(frozen=frozen)
+        _check_model(model)
+        check_within("label_smoothing", label_smoothing, 0.0, 1.0)
+        self.model: Any = model
+        self.label_smoothing = float(label_smoothing)
+        layers = optional_module("timm.layers", "whose linear layer may be the model's head", extra="vision")
+        # Another subclass, or a wrapped layer, may compute something else.
+        self._plain = (nn.Linear, layers.Linear)
+        # A classifier, and whether logits are its product; in a tuple, where torch does not register it once more.
+        self._known: tuple[Any, bool] = (None, False)
+
+    @property
+    def width(self) -> int:
+        """Number of features that predictors read."""
+        return int(self.model.head_hidden_size)
+
+    def rows(self, inputs: Tensor, labels: Tensor, index: Tensor | None = None) -> dict[str, Rows]:
+        """One row per image.
+
+        Args:
+            inputs: images, as the model takes them.
+            labels: class numbers [n], of which -100 is ignored; or probabilities of the classes [n classes].
+            index: the samples' numbers in the data set.
+        """
+        smoothing = self.label_smoothing if self.objective_trains else 0.0
+        scores, hidden = self._scores(inputs) if len(inputs) else self._nothing(inputs)
+        return {"class": labelled(scores, labels, hidden, index, smoothing=smoothing)}
+
+    def _scores(self, inputs: Tensor) -> tuple[Tensor | LinearScores, Tensor]:
+        maps = self.model.forward_features(inputs)
+        if self._head_is_linear(maps):
+            hidden = self._hidden(maps)
+            classifier = self.model.get_classifier()
+            return LinearScores(hidden, classifier.weight, classifier.bias), hidden
+        scores = _logits(self.model.forward_head(maps))
+        with torch.no_grad():  # nobody's gradient passes through what predictors read
+            hidden = self._hidden(maps)
+        return scores, hidden
+
+    def _nothing(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        # Many models cannot reshape a batch of no images.
+        return inputs.new_zeros(0, self.model.num_classes), inputs.new_zeros(0, self.width)
+
+    def _hidden(self, maps: Any) -> Tensor:
+        hidden: Tensor = self.model.forward_head(maps, pre_logits=True)
+        return hidden.flatten(1)
+
+    def _head_is_linear(self, maps: Any) -> bool:
+        classifier = self.model.get_classifier()
+        if type(classifier) not in self._plain:
+            return False
+        if self._known[0] is not classifier and not torch.compiler.is_compiling():
+            self._known = (classifier, self._reads_hidden(classifier, maps))
+        return self._known[0] is classifier and self._known[1]
+
+    def _reads_hidden(self, classifier: nn.Linear, maps: Any) -> bool:
+        """Whether the classifier takes exactly what is read, dropout included, and gives the logits.
+
+        Its input is compared rather than its output: a head that normalises first is the identity when it is new,
+        and a classifier may start with weights of zero.
+        """
+        seen: list[tuple[Tensor, Tensor]] = []
+        hook = classifier.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+        randomness = Randomness(
+            classifier.weight.device
+        )  # the same dropout twice, and none taken from the user
+        try:
+            with _dropping_out(self.model):
+                with randomness.replayed():
+                    logits = self.model.forward_head(maps)
+                with randomness.replayed():
+                    hidden = self._hidden(maps)
+        finally:
+            hook.remove()
+        return (
+            len(seen) == 1 and seen[0][1] is logits and bool(hidden.any()) and torch.equal(seen[0][0], hidden)
+        )
+
+
+@contextmanager
+def _dropping_out(model: nn.Module) -> Iterator[None]:
+    """As in training, but for modules that take note of what they see (batch normalisation)."""
+    with evaluating(model):
+        for part in model.modules():
+            part.training = not any(name.startswith("running_") for name in part._buffers)
+        yield
+
+
+def _logits(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return output if isinstance(output, Tensor) else torch.stack(tuple(output)).mean(0)
+
+
+def _check_model(model: nn.Module) -> None:
+    wanted = ("forward_features", "forward_head", "get_classifier")
+    missing = [name for name in wanted if not hasattr(model, name)]
+    if missing:
+        raise TypeError(
+            f"expected a classifier of timm, received {type(model).__name__}, which has no {missing[0]}. Create it "
+            "without features_only=True; wrap any other module in dro_temp.hosts.Classifier."
+        )
+    if not getattr(model, "num_classes", 0):
+        raise ValueError(
+            f"expected a model that scores classes, received {type(model).__name__} with num_classes=0. Pass "
+            "num_classes to create_model, call model.reset_classifier(10), or put a head on its features: "
+            "dro_temp.hosts.Classifier(model, torch.nn.Linear(model.num_features, 10))."
+        )
