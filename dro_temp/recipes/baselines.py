@@ -3,7 +3,7 @@
 from dro_temp.interfaces import HostAdapter
 from dro_temp.losses import CyclicPenalty, InfoNCELoss, SigmoidLoss
 from dro_temp.objective import Objective
-from dro_temp.predictors import LearnableTemperature
+from dro_temp.predictors import ConstantTemperature, LearnableTemperature
 
 
 def infonce(
@@ -25,6 +25,28 @@ def infonce(
     Source: arXiv 2103.00020 (CLIP), section 2.5.
     """
     return Objective(host, LearnableTemperature(tau_init, tau_min=tau_min, tau_max=tau_max), InfoNCELoss())
+
+
+def simclr(host: HostAdapter, *, tau: float = 0.1) -> Objective:
+    r"""SimCLR's NT-Xent: $\log \sum_j e^{h_{ij}/\tau}$ over all columns, tau constant.
+
+    With `hosts.TwoViews` a row's columns are its own other view and the 2B - 2 views of other samples.
+
+    Args:
+        host: makes rows.
+        tau: temperature, > 0.
+
+    Raises:
+        ValueError: a temperature that is not positive.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> host = dt.hosts.TwoViews(torch.nn.Linear(6, 4))
+        >>> dt.recipes.simclr(host, tau=0.2)(torch.randn(8, 6), torch.randn(8, 6)).loss.backward()
+
+    Source: arXiv 2002.05709 (SimCLR), equation 1.
+    """
+    return Objective(host, ConstantTemperature(tau), InfoNCELoss())
 
 
 def cyclip(

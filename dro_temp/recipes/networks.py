@@ -63,7 +63,9 @@ def tempnet_queued(
 
     Against `tempnet`, the paper's own: the network reads the embedding through a small perceptron, its readout
     starts at one temperature for all (`ResidualReadout`), and it learns from the robust loss over the last `queue`
-    keys (`QueuedLoss`) in place of the batch's few. Train it with `hold_temperatures`.
+    keys (`QueuedLoss`) in place of the batch's few. Train it with `hold_temperatures`. `hosts.TwoViews`
+    makes scores that are no plain products, so that there are no keys to keep: the network then learns from the
+    batch's 2B - 2 outcomes.
 
     Args:
         host: makes rows of pairs with features.

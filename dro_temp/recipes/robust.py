@@ -64,20 +64,22 @@ def isogclr(
     tau_max: float = 0.05,
     tau_init: float | None = None,
     tau_step: float = 0.01,
+    tau_clip: float = 5.0,
     gamma: float | GammaSchedule = 0.8,
 ) -> Objective:
     r"""iSogCLR, the robust global contrastive loss (RGCL): $\tau_i (\log \mathbb{E}_j\, e^{h_{ij}/\tau_i} + \rho)$.
 
-    Every sample has a temperature of its own on each side, moved by its own gradient.
+    Every sample has a temperature of its own on each side (in each view), moved by its own gradient.
 
     Args:
-        host: makes rows of pairs.
+        host: makes rows of pairs, or of two views of one modality (`hosts.TwoViews`).
         num_samples: size of the data set.
         rho: radius in nats, 0 <= rho < log(num_samples - 1).
         tau_min: lower bound, > 0.
         tau_max: upper bound.
         tau_init: where every temperature starts; the geometric middle if None.
         tau_step: step of a temperature along its own gradient, > 0, see `GradientUpdate`.
+        tau_clip: largest gradient of a temperature, > 0; the paper's 5 for pairs, 3 for two views.
         gamma: weight of the new minibatch in the moving average, in (0, 1], or a schedule.
 
     Example:
@@ -94,7 +96,7 @@ def isogclr(
             tau_min=tau_min,
             tau_max=tau_max,
             tau_init=tau_init,
-            update=GradientUpdate(lr=tau_step),
+            update=GradientUpdate(lr=tau_step, clip=tau_clip),
         )
         for view in host.views
     }
