@@ -1,0 +1,1 @@
+"""The parts of the self-supervised example: options, data, model, training, evaluation, report."""

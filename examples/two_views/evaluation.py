@@ -1,0 +1,50 @@
+"""What frozen features know of a glyph's name."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from dro_temp.evaluation import knn_accuracy, linear_probe
+
+from .data import Data, Labelled
+
+K, STRENGTHS, STEPS = 5, (1e-2, 1e-3, 1e-4), 100
+
+
+def pixels(images: Tensor) -> Tensor:
+    """No encoder at all."""
+    return images.flatten(1)
+
+
+# --8<-- [start:evaluate]
+def evaluate(encode: Callable[[Tensor], Tensor], data: Data, *, test: bool = True) -> dict[str, float]:
+    """Accuracies in percent, by the five nearest training images and by a linear layer.
+
+    Args:
+        encode: images [n 1 32 32] to features [n d].
+        data: labelled images.
+        test: False to look at validation images alone, with the neighbours.
+    """
+    train, val = _features(encode, data.train), _features(encode, data.val)
+    std, mean = torch.std_mean(train, dim=0)
+    scale = std.clamp(min=1e-3)  # pixels that are always black
+    train, val = (train - mean) / scale, (val - mean) / scale
+    found = {"val_knn": knn_accuracy(train, data.train.name, val, data.val.name, k=K)}
+    if not test:
+        return found
+    x = (_features(encode, data.test) - mean) / scale
+    splits = ((train, data.train.name), (val, data.val.name), (x, data.test.name))
+    found["knn"] = knn_accuracy(train, data.train.name, x, data.test.name, k=K)
+    found["probe"] = linear_probe(*splits, strengths=STRENGTHS, steps=STEPS).accuracy
+    return found
+
+
+# --8<-- [end:evaluate]
+
+
+@torch.no_grad()
+def _features(encode: Callable[[Tensor], Tensor], split: Labelled) -> Tensor:
+    if isinstance(encode, nn.Module):
+        encode.eval()
+    return torch.cat([encode(part[:, None] / 255.0) for part in split.images.split(512)])
