@@ -56,7 +56,7 @@ def weight_of(rows: Rows) -> PerRow:
     return torch.ones(len(rows), device=rows.target.device) if rows.weight is None else rows.weight
 
 
-def blocks_of_rows(host: HostAdapter, batches: Iterable[Batch], title: str | None) -> Iterator[Rows]:
+def blocks_of_rows(host: HostAdapter, batches: Iterable[HostBatch], title: str | None) -> Iterator[Rows]:
     """The rows that count, with their scores computed, a block at a time.
 
     Args:

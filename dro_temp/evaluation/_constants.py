@@ -1,13 +1,13 @@
 """The best temperature for all rows alike."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-#: Temperatures -> mean (negative log-likelihood, robust loss) at each, all from one sweep over the data.
-Swept = Callable[[list[float]], list[tuple[float, float]]]
+#: Temperatures -> the values of one or more curves at each, all from one sweep over the data.
+Swept = Callable[[list[float]], Sequence[Sequence[float]]]
 
 _POINTS = 13  # temperatures a sweep, which narrows the interval six-fold
 _SWEEPS = 3  # to a step of 1/432 of its width in log tau; a parabola does the rest
@@ -22,12 +22,27 @@ class BestConstants:
 
 
 def best_constants(swept: Swept, tau_min: float, tau_max: float) -> BestConstants:
-    """Search log tau between the bounds, both at once: each sweep narrows both intervals around their lowest point.
+    """Both have one minimum: the robust loss is convex in tau, the negative log-likelihood in 1/tau.
 
-    Both have one minimum: the robust loss is convex in tau, the negative log-likelihood in 1/tau.
+    Args:
+        swept: pairs of negative log-likelihood and robust loss.
+        tau_min: lower bound.
+        tau_max: upper bound.
     """
-    intervals = [(math.log(tau_min), math.log(tau_max))] * 2
-    found = [0.0, 0.0]
+    return BestConstants(*lowest_points(swept, 2, tau_min, tau_max))
+
+
+def lowest_points(swept: Swept, curves: int, tau_min: float, tau_max: float) -> list[float]:
+    """Where each curve is lowest: each sweep narrows all intervals of log tau around their lowest points.
+
+    Args:
+        swept: values of the curves, each with one minimum.
+        curves: how many there are.
+        tau_min: lower bound.
+        tau_max: upper bound.
+    """
+    intervals = [(math.log(tau_min), math.log(tau_max))] * curves
+    found = [0.0] * curves
     for _ in range(_SWEEPS):
         grids = [torch.linspace(*interval, _POINTS, dtype=torch.float64).tolist() for interval in intervals]
         values = swept([math.exp(x) for grid in grids for x in grid])
@@ -36,8 +51,7 @@ def best_constants(swept: Swept, tau_min: float, tau_max: float) -> BestConstant
             lowest = min(range(_POINTS), key=here.__getitem__)
             intervals[which] = grid[max(lowest - 1, 0)], grid[min(lowest + 1, _POINTS - 1)]
             found[which] = _vertex(grid, here, lowest)
-    likelihood, robust = (min(max(math.exp(x), tau_min), tau_max) for x in found)
-    return BestConstants(likelihood, robust)
+    return [min(max(math.exp(x), tau_min), tau_max) for x in found]
 
 
 def _vertex(grid: list[float], values: list[float], lowest: int) -> float:

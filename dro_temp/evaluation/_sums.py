@@ -15,9 +15,10 @@ class RowFacts:
 
     def __init__(self, rows: Rows) -> None:
         self.scores = rows.dense_scores
-        self.target = self.scores.gather(1, rows.target.long()[:, None])[:, 0]
-        self.top, place = self.scores.max(1)
-        self.correct = place == rows.target
+        self.label = rows.target.long()
+        self.target = self.scores.gather(1, self.label[:, None])[:, 0]
+        self.top, self.predicted = self.scores.max(1)
+        self.correct = self.predicted == rows.target
         self.outcomes = rows.support_size
         self.weight = torch.ones_like(self.top) if rows.weight is None else rows.weight
 

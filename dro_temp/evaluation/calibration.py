@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dro_temp._checks import check_count
+from dro_temp.functional.reliability import Reliability, reliability_sums
 
 
 def expected_calibration_error(
@@ -13,6 +14,12 @@ def expected_calibration_error(
     r"""Mean distance between confidence and accuracy, over bins of equal width.
 
     $$\mathrm{ECE} = \sum_b \frac{|B_b|}{n}\, \bigl|\mathrm{acc}(B_b) - \mathrm{conf}(B_b)\bigr|$$
+
+    It takes confidences, and so serves tokens and anything else whose probabilities do not fit into memory.
+    `torchmetrics.classification.MulticlassCalibrationError` takes all probabilities, gathers over processes, and has
+    other norms. The two agree, but for one thing: a confidence of exactly 1, which float32 gives an overconfident
+    model often, has a bin of its own there, the last of `bins + 1`. Here it belongs to the last bin. Theirs is then the
+    same or larger.
 
     Args:
         confidence: probability of the most probable outcome of each row, in [0, 1].
@@ -33,6 +40,28 @@ def expected_calibration_error(
 
     Source: Naeini et al. 2015; Guo et al., arXiv 1706.04599.
     """
+    return reliability(confidence, correct, bins=bins).error
+
+
+def reliability(confidence: Float[Tensor, "n"], correct: Bool[Tensor, "n"], *, bins: int = 15) -> Reliability:
+    """Confidences and hits by bins of confidence: what `plotting.reliability_diagram` draws.
+
+    Args:
+        confidence: probability of the most probable outcome of each row, in [0, 1].
+        correct: True where that outcome is the target.
+        bins: number of bins of [0, 1]; a confidence on an edge belongs to the bin above it.
+
+    Raises:
+        ValueError: no rows, shapes that differ, or a confidence outside [0, 1].
+        TypeError: `correct` is not boolean, or `bins` no int.
+
+    Example:
+        >>> found = reliability(torch.tensor([0.25, 0.75, 1.0]), torch.tensor([True, False, True]), bins=2)
+        >>> found.count, found.confidence, found.correct
+        ((1.0, 2.0), (0.25, 1.75), (1.0, 1.0))
+
+    Source: Guo et al., arXiv 1706.04599.
+    """
     if confidence.dim() != 1 or confidence.shape != correct.shape or len(confidence) == 0:
         raise ValueError(
             "expected confidence [n] and correct [n] with n > 0, received "
@@ -47,7 +76,7 @@ def expected_calibration_error(
         )
     sums = CalibrationSums(bins)
     sums.add(confidence, correct, torch.ones_like(confidence))
-    return sums.error
+    return sums.reliability
 
 
 class CalibrationSums:
@@ -59,13 +88,15 @@ class CalibrationSums:
 
     def add(self, confidence: Tensor, correct: Tensor, weight: Tensor) -> None:
         """Take in some rows, [n] each."""
-        confidence, correct, weight = (x.detach().cpu().double() for x in (confidence, correct, weight))
-        place = (confidence * self.bins).long().clamp(max=self.bins - 1)
-        for into, values in zip(self._sums, (weight, weight * confidence, weight * correct), strict=True):
-            into.index_add_(0, place, values)
+        confidence, correct, weight = (x.detach().cpu() for x in (confidence, correct, weight))
+        self._sums += reliability_sums(confidence, correct, weight, self.bins)
+
+    @property
+    def reliability(self) -> Reliability:
+        """The sums of all rows so far."""
+        return Reliability(*(tuple(column) for column in self._sums.tolist()))
 
     @property
     def error(self) -> float:
         """Expected calibration error of all rows so far; NaN if there were none."""
-        count, confidence, correct = self._sums
-        return float((confidence - correct).abs().sum() / count.sum())
+        return self.reliability.error

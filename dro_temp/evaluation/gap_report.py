@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dro_temp.evaluation._share import recovered_share
+from dro_temp.evaluation._table import markdown_table
 
 
 @dataclass(frozen=True)
@@ -91,18 +92,15 @@ class AmortisationGap:
         """A Markdown table, aligned to be read as plain text too."""
         header = ["temperature", "robust loss", "gap", "recovered (%)", "τ mean (std)", "τ 5 % / 50 % / 95 %"]
         constants = (f"{self.constant:.4g}", "same mean, constant", f"{self.tau.mean:.4g}")
-        lines = [
-            [*header, "at a bound (%)"],
-            ["best constant", *self._losses(self.loss_constant), constants[0], "", ""],
-            [constants[1], *self._losses(self.loss_same_mean), constants[2], "", ""],
-            ["predicted", *self._losses(self.loss), *_cells(self.tau)],
-            ["optimum", *self._losses(self.loss_optimum), *_cells(self.optimum)],
-        ]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-        filled = [[x.ljust(w) if i == 0 else x.rjust(w) for i, (x, w) in enumerate(zip(line, widths, strict=True))]
-                  for line in lines]  # fmt: skip
-        return "\n".join(f"| {' | '.join(line)} |" for line in filled)
+        return markdown_table(
+            [
+                [*header, "at a bound (%)"],
+                ["best constant", *self._losses(self.loss_constant), constants[0], "", ""],
+                [constants[1], *self._losses(self.loss_same_mean), constants[2], "", ""],
+                ["predicted", *self._losses(self.loss), *_cells(self.tau)],
+                ["optimum", *self._losses(self.loss_optimum), *_cells(self.optimum)],
+            ]
+        )
 
     def __str__(self) -> str:
         """The table between what was measured and how sure one can be of it."""

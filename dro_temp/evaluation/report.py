@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from dro_temp.evaluation._table import markdown_table
+
 #: Quantiles of the temperatures that are reported.
 SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -69,12 +71,7 @@ class LanguageReport:
         """A Markdown table, aligned to be read as plain text too."""
         header = ["temperature", "perplexity", "ECE (%)", "robust loss", "gap", "recovered (%)"]
         header += ["τ mean", "τ 5 % / 50 % / 95 %"]
-        lines = [header, *(_cells(scheme) for scheme in self.schemes)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        ruler = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-        filled = [[x.ljust(w) if i == 0 else x.rjust(w) for i, (x, w) in enumerate(zip(line, widths, strict=True))]
-                  for line in lines]  # fmt: skip
-        return "\n".join(f"| {' | '.join(line)} |" for line in (filled[0], ruler, *filled[1:]))
+        return markdown_table([header, *(_cells(scheme) for scheme in self.schemes)])
 
 
 def _cells(scheme: TemperatureScheme) -> list[str]:

@@ -10,12 +10,14 @@ from dro_temp.plotting.duplicates import temperature_by_duplicates
 from dro_temp.plotting.extremes import image_extremes
 from dro_temp.plotting.histogram import temperature_histogram
 from dro_temp.plotting.history import temperature_history
+from dro_temp.plotting.reliability import reliability_diagram
 from dro_temp.plotting.token_page import TokenTemperatures, text_page, token_temperatures
 
 __all__ = [
     "TokenTemperatures",
     "curves",
     "image_extremes",
+    "reliability_diagram",
     "temperature_by_concept",
     "temperature_by_duplicates",
     "temperature_histogram",

@@ -1,0 +1,97 @@
+"""How good a classifier's probabilities are under several temperatures, as numbers and as a table."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from dro_temp.evaluation._table import markdown_table
+from dro_temp.functional.reliability import Reliability
+
+
+@dataclass(frozen=True)
+class CalibrationScheme:
+    """One way to choose temperatures, on the test data.
+
+    Args:
+        name: which.
+        nll: mean negative log-likelihood, in nats.
+        ece: expected calibration error of the most probable class, in [0, 1].
+        brier: mean squared distance of the probabilities from the right class, in [0, 2].
+        tau_mean: mean temperature.
+        tau_quantiles: temperature by share of rows below it: 0.5 is the median.
+        reliability: confidences and hits by bins of confidence, for `plotting.reliability_diagram`.
+    """
+
+    name: str
+    nll: float
+    ece: float
+    brier: float
+    tau_mean: float
+    tau_quantiles: dict[float, float]
+    reliability: Reliability
+
+
+@dataclass(frozen=True)
+class ClassifierReport:
+    """Temperatures of a classifier compared on the same data.
+
+    Accuracies stand here, not with the schemes: a temperature divides all scores of a row alike, and leaves the
+    order of its classes as it is.
+
+    Args:
+        samples: number of rows with a label.
+        classes: number of outcomes, m.
+        accuracy: share of rows whose most probable class is right, in percent.
+        balanced_accuracy: the mean over the classes that have rows of that share, in percent.
+        schemes: `tau = 1`, `best constant`, and each predictor's name.
+    """
+
+    samples: int
+    classes: int
+    accuracy: float
+    balanced_accuracy: float
+    schemes: tuple[CalibrationScheme, ...]
+
+    def __getitem__(self, name: str) -> CalibrationScheme:
+        """A scheme by its name.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        by_name = {scheme.name: scheme for scheme in self.schemes}
+        if name not in by_name:
+            raise KeyError(f"expected one of {', '.join(by_name)}, received {name!r}. Pass one of those.")
+        return by_name[name]
+
+    @property
+    def reliability(self) -> dict[str, Reliability]:
+        """By the schemes' names: what `plotting.reliability_diagram` takes."""
+        return {scheme.name: scheme.reliability for scheme in self.schemes}
+
+    def asdict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts, as JSON holds them."""
+        return dataclasses.asdict(self) | {"schemes": [dataclasses.asdict(s) for s in self.schemes]}
+
+    def table(self) -> str:
+        """A Markdown table of the schemes, aligned to be read as plain text too."""
+        header = ["temperature", "NLL (nats)", "ECE (%)", "Brier", "τ mean", "τ 5 % / 50 % / 95 %"]
+        return markdown_table([header, *(_cells(scheme) for scheme in self.schemes)])
+
+    def __str__(self) -> str:
+        """The accuracies, and the table."""
+        return (
+            f"{self.samples:,} rows, {self.classes:,} classes: accuracy {self.accuracy:.2f} %, "
+            f"balanced {self.balanced_accuracy:.2f} %\n\n{self.table()}"
+        )
+
+
+def _cells(scheme: CalibrationScheme) -> list[str]:
+    tau = scheme.tau_quantiles
+    return [
+        scheme.name,
+        f"{scheme.nll:.4f}",
+        f"{100 * scheme.ece:.2f}",
+        f"{scheme.brier:.4f}",
+        f"{scheme.tau_mean:.3f}",
+        " / ".join(f"{tau[share]:.3f}" for share in (0.05, 0.5, 0.95)),
+    ]
