@@ -360,3 +360,64 @@ def test_concepts_refuse(given_, error, said):
     with pytest.raises(error, match=r"expected .* received") as caught:
         plotting.temperature_by_concept(**whole)
     assert said in str(caught.value)
+
+
+# --- Reliability diagrams ------------------------------------------------------------------------------------
+
+
+def shares(axes):
+    """Heights of the drawn pieces, by what the legend calls them: one number per bin with rows."""
+    return {bars.get_label(): [bar.get_height() for bar in bars] for bars in axes.containers}
+
+
+def test_reliability_diagram_draws_each_bin(tmp_path):
+    from dro_temp.evaluation import reliability
+
+    confidence = torch.tensor([0.3, 0.3, 0.3, 0.3, 0.9, 0.9], dtype=torch.float64)
+    correct = torch.tensor([True, True, True, False, True, False])
+    other = reliability(torch.rand(50), torch.rand(50) < 0.5, bins=4)
+    figure = plotting.reliability_diagram({"a": reliability(confidence, correct, bins=2), "b": other})
+    above, _, below, _ = figure.axes
+    drawn = shares(above)
+    assert drawn["accuracy"] == pytest.approx([30, 50])  # up to the lower of accuracy and confidence
+    assert drawn["claims too little"] == pytest.approx([45, 0])  # three of four were right
+    assert drawn["claims too much"] == pytest.approx([0, 40])
+    assert [bar.get_height() for bar in below.patches] == pytest.approx([400 / 6, 200 / 6])
+    error = 100 * (4 * 0.45 + 2 * 0.4) / 6
+    assert above.get_title() == f"a\nECE {error:.1f} %"
+    assert [axes.get_xlim() for axes in figure.axes] == [(0, 100)] * 4
+    assert saved(figure, tmp_path)
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 5), (5, 5), (3, 7), (40, 100)])
+def test_reliability_diagram_whiskers_are_wilsons(right, count):
+    from dro_temp.evaluation import reliability
+
+    correct = torch.arange(count) < right
+    figure = plotting.reliability_diagram({"a": reliability(torch.full((count,), 0.5), correct, bins=1)})
+    (whiskers,) = figure.axes[0].collections
+    interval = scipy.stats.binomtest(right, count).proportion_ci(0.95, method="wilson")
+    drawn = whiskers.get_segments()[0][:, 1]
+    assert drawn == pytest.approx([100 * interval.low, 100 * interval.high], abs=1e-3)
+
+
+def test_reliability_diagram_legend_stays_on_the_sheet(tmp_path):
+    from dro_temp.evaluation import reliability
+
+    for several in (1, 2, 5):
+        bins = {f"scheme {i}": reliability(torch.rand(50), torch.rand(50) < 0.5) for i in range(several)}
+        figure = plotting.reliability_diagram(bins)
+        assert saved(figure, tmp_path)  # lays it out
+        box = figure.legends[0].get_window_extent()
+        assert figure.bbox.x0 <= box.x0
+        assert box.x1 <= figure.bbox.x1
+        titles = [axes.title.get_window_extent() for axes in figure.axes[:several]]
+        assert not any(a.overlaps(b) for i, a in enumerate(titles) for b in titles[:i])
+
+
+def test_reliability_diagram_refuses_nothing():
+    from dro_temp.evaluation import Reliability
+
+    for schemes in ({}, {"a": Reliability((0.0,), (0.0,), (0.0,))}):
+        with pytest.raises(ValueError, match=r"expected .* received none"):
+            plotting.reliability_diagram(schemes)
