@@ -23,6 +23,14 @@ from dro_temp.functional.kl import (
     margins,
     optimal_tau,
 )
+from dro_temp.functional.kl_ball import kl_ball_weights
+from dro_temp.functional.risks import (
+    chi_square_weights,
+    cvar_weights,
+    shares,
+    tilted_mean,
+    weighted_log_mean_exp,
+)
 from dro_temp.functional.targets import smoothed_distribution
 from dro_temp.functional.transforms import Scale, ScoreTransform, SoftCap
 
@@ -30,11 +38,14 @@ __all__ = [
     "Scale",
     "ScoreTransform",
     "SoftCap",
+    "chi_square_weights",
     "clip_between",
     "combine_duplicates",
     "compositional_log_mean",
+    "cvar_weights",
     "dual_value",
     "expected_margins",
+    "kl_ball_weights",
     "kl_divergence",
     "kl_dual",
     "kl_weights",
@@ -45,6 +56,9 @@ __all__ = [
     "margins",
     "mean_duplicates",
     "optimal_tau",
+    "shares",
     "sigmoid_between",
     "smoothed_distribution",
+    "tilted_mean",
+    "weighted_log_mean_exp",
 ]

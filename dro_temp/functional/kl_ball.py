@@ -1,0 +1,64 @@
+"""The worst case of a batch's losses over all distributions within a KL ball around the samples' own."""
+
+import math
+
+import torch
+
+from dro_temp._typing import PerRow, Scalar
+from dro_temp.functional.risks import _unit, shares
+
+#: Temperatures in units of the losses' spread. Below, only the greatest loss counts; above, all do alike.
+LOWEST, HIGHEST = 1e-9, 1e9
+
+
+@torch.no_grad()
+def kl_ball_weights(
+    losses: PerRow, weight: PerRow | None = None, *, rho: float, iterations: int = 50
+) -> PerRow:
+    r"""$\arg\max_p \sum_i p_i l_i$ over $\mathrm{KL}(p\|s) \le \rho$, with $s = w / \sum w$.
+
+    $p_i \propto s_i e^{l_i/\tau}$ at the tau where $\mathrm{KL}(p\|s) = \rho$, or the greatest losses alone where the
+    ball holds that. Its value is $\min_\tau \tau (\log \sum_i s_i e^{l_i/\tau} + \rho)$. As `optimal_tau`, weighted,
+    and with bounds that follow the spread of the losses: a safeguarded Newton iteration in log tau, of fixed length.
+
+    Args:
+        losses: any.
+        weight: >= 0; all alike if None.
+        rho: radius in nats, >= 0.
+        iterations: Newton or bisection steps.
+
+    Returns:
+        Weights that sum to one.
+
+    Example:
+        >>> p = kl_ball_weights(torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64), rho=0.5)
+        >>> (p * (3 * p).log()).sum()
+        tensor(0.5000, dtype=torch.float64)
+
+    Source: arXiv 2404.04575, section 3, over samples in place of outcomes.
+    """
+    share = shares(losses, weight)
+    if rho == 0.0:
+        return share
+    x = _unit(losses, share > 0)
+    log_share = share.log()
+    low, high = x.new_tensor(math.log(LOWEST)), x.new_tensor(math.log(HIGHEST))
+    log_tau = 0.5 * (low + high)
+    for _ in range(iterations):
+        kl, variance = _tilt(x, log_share, log_tau)
+        excess = kl - rho  # positive: tau is too small
+        low = torch.where(excess > 0, log_tau, low)
+        high = torch.where(excess > 0, high, log_tau)
+        newton = log_tau + excess / variance.clamp(min=torch.finfo(x.dtype).tiny)
+        inside = (newton > low) & (newton < high)
+        log_tau = torch.where(inside, newton, 0.5 * (low + high))
+    return (x / log_tau.exp() + log_share).softmax(0)
+
+
+def _tilt(x: PerRow, log_share: PerRow, log_tau: Scalar) -> tuple[Scalar, Scalar]:
+    """KL(p||s) and Var_p(x / tau) = -dKL/dlog(tau) of p ~ s e^(x / tau)."""
+    z = x / log_tau.exp()
+    p = (z + log_share).softmax(0)
+    mean = (p * z).sum()
+    kl = mean - (z + log_share).logsumexp(0)
+    return kl, (p * (z - mean).square()).sum()

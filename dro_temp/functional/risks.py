@@ -1,0 +1,164 @@
+"""What an adversary who may reweigh the samples of a batch makes of their losses.
+
+    risk(l) = max_p sum_i p_i l_i - penalty(p),      p a distribution near the samples' own, w / sum w.
+
+Where p is constrained, the functions return the worst p: it is the gradient of the risk (the envelope theorem), and the
+risk is sum_i p_i l_i. All are unchanged when every weight is multiplied by one number; where all weights are zero, they
+are taken for ones.
+"""
+
+import torch
+
+from dro_temp._typing import PerRow, Scalar
+
+
+def shares(losses: PerRow, weight: PerRow | None = None) -> PerRow:
+    r"""Each sample's share of the whole, $w_i / \sum_j w_j$.
+
+    Args:
+        losses: of the samples; only their number counts.
+        weight: >= 0; all alike if None.
+
+    Returns:
+        Shares that sum to one.
+
+    Example:
+        >>> shares(torch.zeros(2), torch.tensor([1.0, 3.0]))
+        tensor([0.2500, 0.7500])
+    """
+    if weight is None:
+        return torch.full_like(losses, 1.0 / max(len(losses), 1)).detach()
+    weight = weight.detach().to(losses.dtype)
+    weight = torch.where(weight.sum() > 0, weight, torch.ones_like(weight))
+    return weight / weight.sum()
+
+
+def weighted_log_mean_exp(x: PerRow, weight: PerRow | None = None) -> Scalar:
+    r"""$\log \sum_i w_i e^{x_i} / \sum_i w_i$, exact for exponents near each other and without overflow for far ones.
+
+    Args:
+        x: exponents.
+        weight: >= 0; all alike if None.
+
+    Returns:
+        The log of the mean; its gradient is $w_i e^{x_i}$ over their sum.
+
+    Example:
+        >>> weighted_log_mean_exp(torch.tensor([0.0, 1e4]), torch.tensor([1.0, 0.0]))
+        tensor(0.)
+    """
+    share = shares(x, weight)
+    mean = (share * x).sum().detach()
+    centred = (x - mean).masked_fill(share == 0, 0.0)
+    # log(1 + d) of a small d keeps digits that the log of a sum of exponentials drops: a small tilt divides by itself.
+    small = centred.detach().abs().amax() < 0.5
+    near = (share * centred.masked_fill(~small, 0.0).expm1()).sum().log1p()
+    far = (centred + share.log()).logsumexp(0)
+    return mean + torch.where(small, near, far)
+
+
+def tilted_mean(losses: PerRow, weight: PerRow | None = None, *, tilt: float) -> Scalar:
+    r"""$\frac1t \log \left(\sum_i w_i e^{t l_i} / \sum_i w_i\right)$: from the least loss, t = -inf, to the greatest.
+
+    For t > 0 it is $\max_p \sum_i p_i l_i - \frac1t \mathrm{KL}(p\|w)$, for t < 0 the minimum with a plus.
+
+    Args:
+        losses: any.
+        weight: >= 0; all alike if None.
+        tilt: t, of either sign, not 0.
+
+    Returns:
+        One number between the least and the greatest loss.
+
+    Example:
+        >>> tilted_mean(torch.tensor([0.0, 1.0]), tilt=100.0)
+        tensor(0.9931)
+
+    Source: arXiv 2007.01162 (TERM).
+    """
+    return weighted_log_mean_exp(tilt * losses, weight) / tilt
+
+
+@torch.no_grad()
+def cvar_weights(losses: PerRow, weight: PerRow | None = None, *, alpha: float) -> PerRow:
+    r"""The worst share alpha of the samples: $\arg\max_p \sum_i p_i l_i$ with $p_i \le w_i / (\alpha \sum_j w_j)$.
+
+    Its value is $\min_\eta \eta + \frac1\alpha \sum_i w_i (l_i - \eta)_+ / \sum_i w_i$, the mean of the worst share
+    alpha; of the sample on its edge only a part counts.
+
+    Args:
+        losses: any.
+        weight: >= 0; all alike if None.
+        alpha: share, in (0, 1].
+
+    Returns:
+        Weights that sum to one.
+
+    Example:
+        >>> cvar_weights(torch.tensor([3.0, 1.0, 2.0]), alpha=0.5)
+        tensor([0.6667, 0.0000, 0.3333])
+
+    Source: Rockafellar and Uryasev, Optimization of conditional value-at-risk, 2000.
+    """
+    share = shares(losses, weight)
+    order = losses.argsort(descending=True, stable=True)
+    ordered = share[order]
+    before = ordered.cumsum(0) - ordered  # share of the samples that are worse
+    part = torch.minimum(ordered, (alpha - before).clamp(min=0.0))
+    # Rounding must not leave a batch of tiny shares without any.
+    return torch.empty_like(share).scatter(0, order, part / part.sum())
+
+
+@torch.no_grad()
+def chi_square_weights(losses: PerRow, weight: PerRow | None = None, *, rho: float) -> PerRow:
+    r"""$\arg\max_p \sum_i p_i l_i$ over $\frac12 \sum_i s_i (p_i/s_i - 1)^2 \le \rho$, with $s = w / \sum w$.
+
+    Its value is $\min_\eta \eta + \sqrt{1 + 2\rho} \left(\sum_i s_i (l_i - \eta)_+^2\right)^{1/2}$, and
+    $p_i \propto s_i (l_i - \eta)_+$ at the best eta. Samples are sorted once; there is no iteration.
+
+    Args:
+        losses: any.
+        weight: >= 0; all alike if None.
+        rho: radius, >= 0. The ball holds every distribution from (n - 1) / 2 on.
+
+    Returns:
+        Weights that sum to one.
+
+    Example:
+        >>> chi_square_weights(torch.tensor([0.0, 1.0, 2.0]), rho=0.25)
+        tensor([0.0447, 0.3333, 0.6220])
+
+    Source: arXiv 1610.03425 (Duchi, Glynn, Namkoong); arXiv 1806.08010 (Hashimoto and others).
+    """
+    share = shares(losses, weight)
+    counts = share > 0
+    x = _unit(losses, counts)
+    bound = 1.0 + 2.0 * rho
+    active = counts & (_is_above_eta(x, share, bound) | (x == 0))
+    part = share * active
+    mass = part.sum()
+    distance = (x - (part * x).sum() / mass) * active
+    variance = (part * distance.square()).sum() / mass
+    # eta lies 1/slope below the active samples' mean; infinitely far where rho = 0.
+    slope = ((bound * mass - 1.0).clamp(min=0.0) / variance.masked_fill(variance == 0, 1.0)).sqrt()
+    p = part * (1.0 + slope * distance).clamp(min=0.0)
+    return p / p.sum()
+
+
+def _unit(losses: PerRow, counts: torch.Tensor) -> PerRow:
+    """Losses from the greatest, 0, down to the least, -1: no power of them overflows or underflows."""
+    top = losses.masked_fill(~counts, -torch.inf).amax()
+    spread = top - losses.masked_fill(~counts, torch.inf).amin()
+    x = (losses - top) / spread.masked_fill(spread == 0, 1.0)
+    return x.masked_fill(~counts, -1.0)
+
+
+def _is_above_eta(x: PerRow, share: PerRow, bound: float) -> torch.Tensor:
+    """Whether the best eta lies below each sample: then E(x - eta)_+^2 > bound (E(x - eta)_+)^2 there."""
+    order = x.argsort(descending=True, stable=True)
+    ordered, s = x[order], share[order]
+    mass, first, second = (part.cumsum(0) for part in (s, s * ordered, s * ordered.square()))
+    mean = first - mass * ordered
+    square = second - 2.0 * ordered * first + mass * ordered.square()
+    above = square > bound * mean.square()
+    return torch.empty_like(above).scatter(0, order, above)
