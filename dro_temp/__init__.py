@@ -12,6 +12,7 @@ from dro_temp import (
     plotting,
     predictors,
     recipes,
+    risks,
 )
 from dro_temp.estimators import (
     ConstantGamma,
@@ -34,6 +35,7 @@ from dro_temp.interfaces import (
     Reading,
     RobustLoss,
     Rows,
+    SampleRisk,
     Staged,
     Summary,
     Support,
@@ -71,11 +73,22 @@ from dro_temp.predictors import (
     TempNetEncoder,
     TempNetReadout,
 )
+from dro_temp.risks import (
+    ChiSquareRisk,
+    CVaRRisk,
+    GroupRisk,
+    KLRisk,
+    MeanRisk,
+    OptimisticRisk,
+    TiltedRisk,
+)
 from dro_temp.schedules import hold_temperatures
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CVaRRisk",
+    "ChiSquareRisk",
     "CompositionalOptimizer",
     "ConstantGamma",
     "ConstantTemperature",
@@ -92,10 +105,12 @@ __all__ = [
     "FrozenHead",
     "GammaSchedule",
     "GradientUpdate",
+    "GroupRisk",
     "HiddenEncoder",
     "HostAdapter",
     "IndividualTemperature",
     "InfoNCELoss",
+    "KLRisk",
     "KLRobustLoss",
     "LearnableTemperature",
     "LikelihoodLoss",
@@ -103,8 +118,10 @@ __all__ = [
     "LogMeanExpLoss",
     "LogMovingAverage",
     "LogitEncoder",
+    "MeanRisk",
     "Objective",
     "OptimalTemperature",
+    "OptimisticRisk",
     "Output",
     "Penalty",
     "PooledReadout",
@@ -114,6 +131,7 @@ __all__ = [
     "ResidualReadout",
     "RobustLoss",
     "Rows",
+    "SampleRisk",
     "Scale",
     "Scent",
     "ScoreTransform",
@@ -130,6 +148,7 @@ __all__ = [
     "TemperatureLogitsProcessor",
     "TemperaturePredictor",
     "TemperatureWarning",
+    "TiltedRisk",
     "datasets",
     "distributed",
     "estimators",
@@ -142,4 +161,5 @@ __all__ = [
     "plotting",
     "predictors",
     "recipes",
+    "risks",
 ]

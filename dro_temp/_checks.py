@@ -99,3 +99,19 @@ def check_index(index: Tensor, num_samples: int) -> Tensor:
             "samples by their place in the data set (dro_temp.datasets.Indexed does)."
         )
     return index
+
+
+def check_number(name: str, value: Any, example: float) -> None:
+    """Raise unless `value` is a finite real number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(
+            f"expected {name} as a number, received {type(value).__name__} ({value!r}). Pass {name}={example}, say."
+        )
+    if not math.isfinite(value):
+        raise ValueError(f"expected a finite {name}, received {name}={value}. Pass {name}={example}, say.")
+
+
+def check_shape(name: str, x: Tensor, shape: torch.Size, instead: str) -> None:
+    """Raise unless `x` has this shape."""
+    if x.shape != shape:
+        raise ValueError(f"expected {name} of shape {list(shape)}, received shape {list(x.shape)}. {instead}")

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from dro_temp.estimators import GammaSchedule, LogMovingAverage
 from dro_temp.estimators.gamma import as_schedule
-from dro_temp.objective import Objective
+from dro_temp.interfaces import Committable
 
 
 class CompositionalOptimizer(Optimizer):
@@ -25,12 +25,13 @@ class CompositionalOptimizer(Optimizer):
 
     Args:
         base: any torch optimizer over the objective's parameters.
-        objective: the objective whose memory is committed, also wrapped (DistributedDataParallel).
+        objective: the objective whose memory is committed, also wrapped (DistributedDataParallel); or a risk by itself,
+            such as `TiltedRisk(-1.0, estimator=LogMovingAverage(1))` over the losses of any model.
         gamma: inner learning rate or schedule for all of the objective's `LogMovingAverage` estimators; None
             keeps theirs.
 
     Raises:
-        TypeError: `base` is no plain torch optimizer, or `objective` no Objective.
+        TypeError: `base` is no plain torch optimizer, or `objective` neither an Objective nor a SampleRisk.
         ValueError: `base` trains none of the objective's parameters, or gamma is outside (0, 1], or the
             objective has no estimator that gamma could apply to.
 
@@ -49,7 +50,7 @@ class CompositionalOptimizer(Optimizer):
     """
 
     base: Optimizer
-    objective: Objective
+    objective: Committable
 
     def __init__(
         self, base: Optimizer, objective: nn.Module, *, gamma: float | GammaSchedule | None = None
@@ -66,14 +67,20 @@ class CompositionalOptimizer(Optimizer):
             )
         # Optimizer.__init__ would make a second list of parameter groups; this is the rest of it.
         super().__setstate__({"base": base, "objective": _unwrapped(objective), "defaults": base.defaults})
-        ours = {id(p) for p in self.objective.parameters()}
-        if not any(id(p) in ours for group in base.param_groups for p in group["params"]):
-            raise ValueError(
-                "expected a base optimizer over the objective's parameters, received one that trains none of "
-                "them. Build it from objective.param_groups(lr=..., tau_lr=...)."
-            )
+        self._refuse_a_base_of_others()
         if gamma is not None:
             self._set_gamma(as_schedule(gamma))
+
+    def _refuse_a_base_of_others(self) -> None:
+        ours = {id(p) for p in self.objective.parameters()}
+        if self.objective.trains_others and not ours:
+            return
+        if not any(id(p) in ours for group in self.base.param_groups for p in group["params"]):
+            raise ValueError(
+                "expected a base optimizer over the objective's parameters, received one that trains none of "
+                "them. Build it from objective.param_groups(lr=..., tau_lr=...), or, for a risk by itself, from "
+                "[*model.parameters(), *risk.parameters()]."
+            )
 
     def _set_gamma(self, gamma: GammaSchedule) -> None:
         estimators = [m for m in self.objective.memory_modules() if isinstance(m, LogMovingAverage)]
@@ -158,14 +165,14 @@ class CompositionalOptimizer(Optimizer):
         return f"CompositionalOptimizer({self.base!r})"
 
 
-def _unwrapped(objective: nn.Module) -> Objective:
+def _unwrapped(objective: nn.Module) -> Committable:
     inner: Any = objective
     # DistributedDataParallel and its like keep the module as `module`, torch.compile as `_orig_mod`.
-    while not isinstance(inner, Objective) and (hasattr(inner, "module") or hasattr(inner, "_orig_mod")):
+    while not isinstance(inner, Committable) and (hasattr(inner, "module") or hasattr(inner, "_orig_mod")):
         inner = inner.module if hasattr(inner, "module") else inner._orig_mod
-    if not isinstance(inner, Objective):
+    if not isinstance(inner, Committable):
         raise TypeError(
-            f"expected an Objective, received {type(objective).__name__}. Wrap the model first: "
+            f"expected an Objective, or a SampleRisk, received {type(objective).__name__}. Wrap the model first: "
             "Objective(host, predictor, loss)."
         )
     return inner

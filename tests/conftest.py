@@ -29,6 +29,7 @@ CHECKED = [
     "dro_temp.estimators",
     "dro_temp.predictors",
     "dro_temp.losses",
+    "dro_temp.risks",
     "dro_temp.hosts",
 ]
 _hook = install_import_hook(CHECKED, "beartype.beartype")

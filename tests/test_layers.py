@@ -14,7 +14,7 @@ LAYERS = (
     ("kernels",),
     ("interfaces",),
     ("estimators",),
-    ("predictors", "losses", "hosts", "datasets", "plotting"),
+    ("predictors", "losses", "risks", "hosts", "datasets", "plotting"),
     ("objective",),
     ("optim", "schedules", "recipes", "evaluation"),
     ("testing", "integrations"),

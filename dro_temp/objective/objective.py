@@ -1,6 +1,6 @@
 """The objective: a host, a predictor and a loss as one number to minimise."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,26 +10,29 @@ from torch import Tensor, nn
 from dro_temp import distributed
 from dro_temp._checks import check_kind
 from dro_temp.interfaces import (
+    Committable,
     Evaluated,
     HostAdapter,
     Penalty,
     RobustLoss,
     Rows,
+    SampleRisk,
     Staged,
     TemperaturePredictor,
     staged_modules,
 )
+from dro_temp.interfaces.ledger import Ledger
 from dro_temp.objective.evaluation import evaluate_both
 from dro_temp.objective.groups import host_groups, parameter_groups, trained
-from dro_temp.objective.ledger import Ledger
 from dro_temp.objective.observing import let_observe
 from dro_temp.objective.output import Output
 from dro_temp.objective.parts import PerView, named_penalties, per_view, refuse_shared_memory
 from dro_temp.objective.reduction import refuse_non_finite, temperature_metrics, weighted_mean
+from dro_temp.objective.risk import check_for_risks, reduced, risks_of
 from dro_temp.objective.watch import Watch
 
 
-class Objective(nn.Module):
+class Objective(Committable):
     r"""Composes a host, a predictor and a robust loss into one number to minimise.
 
     $$L = \frac1{|V|} \sum_{v \in V} \frac{\sum_i w_i F_v(h_i, \tau_i)}{\sum_i w_i} + \sum_p P_p$$
@@ -47,6 +50,8 @@ class Objective(nn.Module):
         tau_loss: what the predictors learn from, where that is not the loss: one for all views, or one per view.
             `QueuedLoss(KLRobustLoss(rho), ...)` shows temperatures of pairs more outcomes than a batch has;
             `LikelihoodLoss()` fits them to labels while the host stays robust.
+        risk: what makes one number of the rows' values, in place of the weighted mean: one `SampleRisk` for all views,
+            or one per view; one that remembers must be given per view. Values of a `tau_loss` are averaged still.
         check_finite: True to stop with the row's number at the first NaN or infinity in features, temperatures or
             values. It waits for the device once per call (as does each check of sample numbers); turn it off for
             float16 with a gradient scaler, which handles overflow by itself. Under `torch.compile` these checks
@@ -79,6 +84,7 @@ class Objective(nn.Module):
         *,
         penalties: Iterable[Penalty] = (),
         tau_loss: PerView[RobustLoss] | None = None,
+        risk: PerView[SampleRisk] | None = None,
         check_finite: bool = True,
         watch: bool = True,
     ) -> None:
@@ -91,11 +97,12 @@ class Objective(nn.Module):
         self.losses = nn.ModuleDict(per_view("loss", loss, host.views, RobustLoss))
         tau_losses = {} if tau_loss is None else per_view("tau_loss", tau_loss, host.views, RobustLoss)
         self.tau_losses = nn.ModuleDict(tau_losses)
-        refuse_shared_memory(self.predictors, self.losses, self.tau_losses)
+        self.risks = risks_of(risk, host)
+        refuse_shared_memory(self.predictors, self.losses, self.tau_losses, self.risks)
         self.penalties = nn.ModuleDict(named_penalties(penalties, host))
         self.check_finite = check_finite
         self._watch = Watch(host.views) if watch else None
-        self._ledger = Ledger(self.predictors, self.losses, self.tau_losses)
+        self._ledger = Ledger(self.predictors, self.losses, self.tau_losses, self.risks)
         # Every process commits the same memory; sending it around at each forward would cost more than the step.
         self._ddp_params_and_buffers_to_ignore = [
             f"{name}.{buffer}"
@@ -107,27 +114,37 @@ class Objective(nn.Module):
         if host.frozen:
             host.requires_grad_(False).eval()
 
-    def forward(self, *args: Any, count: float | Tensor | None = None, **batch: Any) -> Output:
+    def forward(
+        self, *args: Any, count: float | Tensor | None = None, group: Tensor | None = None, **batch: Any
+    ) -> Output:
         """Loss of one batch.
 
         Args:
             *args: what the host takes.
             count: divide each view's weighted sum by this instead of by its sum of weights: the number of rows
-                in a whole accumulation window, say. In several processes, that of all of them.
+                in a whole accumulation window, say. In several processes, that of all of them. Not beside a risk.
+            group: [n] number of each row's group, for a risk that needs it.
             **batch: what the host takes.
         """
         if self.training and torch.is_grad_enabled():
             self._ledger.refuse_uncommitted()
         with self._ledger.recording() as before:
-            output = self._forward(args, count, batch)
+            output = self._forward(args, count, group, batch)
         values = (*output.values.values(), *output.tau_values.values())
         self._ledger.enter(before, values, self.parameters())
         return output
 
-    def _forward(self, args: tuple[Any, ...], count: float | Tensor | None, batch: dict[str, Any]) -> Output:
+    def _forward(
+        self,
+        args: tuple[Any, ...],
+        count: float | Tensor | None,
+        group: Tensor | None,
+        batch: dict[str, Any],
+    ) -> Output:
         rows = self.host(*args, **batch)
         with self._checking(rows):
             self._check_index(rows)
+            check_for_risks(self.risks, rows, count, group)
         found, learned = evaluate_both(self.host, rows, self.predictors, self.losses, self.tau_losses)
         taus = {view: found[view].tau for view in self.host.views}
         values = {view: found[view].values for view in self.host.views}
@@ -136,9 +153,7 @@ class Objective(nn.Module):
         if self.check_finite:
             with self._checking(rows):
                 refuse_non_finite(rows, taus, values)
-        means = {
-            view: weighted_mean(values[view], rows[view], count, self.training) for view in self.host.views
-        }
+        means = reduced(self.risks, values, rows, count=count, group=group, trains=self.training)
         extra = self._penalties(rows, count)
         loss = torch.stack(list(means.values())).mean() + sum(extra.values())
         taught = {
@@ -216,44 +231,6 @@ class Objective(nn.Module):
             others = [r.features for other, r in rows.items() if other != view and r.features is not None]
             self.predictors[view].start_prototypes(torch.cat(others))  # type: ignore[operator]
 
-    def memory_modules(self) -> list[Staged]:
-        """The estimators and predictors that remember samples; hosts, which may be large, have none."""
-        return self._ledger.memory()
-
-    @property
-    def pending(self) -> bool:
-        """True while a forward's proposals were neither committed nor discarded."""
-        return any(staged.pending for staged in self.memory_modules())
-
-    def commit(self) -> None:
-        """Write what was proposed by forwards whose loss was backpropagated; forget the rest.
-
-        `CompositionalOptimizer` calls it after each step.
-        """
-        self._ledger.commit()
-
-    def discard(self) -> None:
-        """Forget everything that was proposed."""
-        self._ledger.discard()
-
-    def discard_backpropagated(self) -> None:
-        """Forget what belongs to gradients that are being cleared without a step having been taken.
-
-        A gradient scaler that finds an overflow skips the step and says so to nobody; the clearing of the
-        gradients tells. Forwards that are still to be backpropagated keep their proposals.
-        """
-        self._ledger.discard_backpropagated()
-
-    def proposing_once(self, closure: Callable[[], float]) -> Callable[[], float]:
-        """A closure that may be evaluated several times in one step, of which the last evaluation counts."""
-        mark = self._ledger.mark()  # what earlier parts of an accumulation window proposed stays
-
-        def evaluate() -> float:
-            self._ledger.rewind(mark)
-            return closure()
-
-        return evaluate
-
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and the proposals that go with them."""
         super().zero_grad(set_to_none)
@@ -271,7 +248,7 @@ class Objective(nn.Module):
 
         Args:
             lr: learning rate of the host, and of parameters of losses and penalties (`SigmoidLoss` has one).
-            tau_lr: learning rate of the predictors; that of the host if None.
+            tau_lr: learning rate of the predictors, and of a risk's temperature; that of the host if None.
             host: groups of the host's parameters in place of one, such as
                 `timm.optim.param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.75)`; each is named "host"
                 and has the learning rate lr unless it brings its own. Its `lr_scale` is for timm's schedulers: for
@@ -286,7 +263,7 @@ class Objective(nn.Module):
         Raises:
             ValueError: there is nothing to train; groups of the host that leave out a parameter or hold another's.
         """
-        temperature = trained(self.predictors)
+        temperature = trained(self.predictors, self.risks)
         loss = trained(self.losses, self.tau_losses, self.penalties, without=temperature)
         rest = trained(self, without=temperature + loss)
         return parameter_groups(

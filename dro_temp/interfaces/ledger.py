@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from dro_temp.interfaces import Staged, staged_modules
+from dro_temp.interfaces.staged import Staged, staged_modules
 
 #: Number of forwards, and of proposals of each memory.
 Mark: TypeAlias = tuple[int, dict[Staged, int]]
@@ -116,7 +116,7 @@ class Ledger:
                 "expected the estimator's proposals to be committed by the optimizer step that followed them, "
                 "received a parameter update (or cleared gradients) without a commit. Step with "
                 "dro_temp.CompositionalOptimizer(optimizer, objective), or call objective.commit() after each "
-                "optimizer.step()."
+                "optimizer.step(); a risk by itself stands in the objective's place."
             )
 
     def _keep(self, wanted: Callable[[_Forward], bool]) -> None:
@@ -133,3 +133,18 @@ class Ledger:
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles start empty."""
         return {**self.__dict__, "_forwards": [], "_versions": []}
+
+
+def some_leaves(x: Tensor, most: int = 8) -> list[Tensor]:
+    """Some of the parameters that a tensor was computed from, the nearest first: enough to see a step."""
+    found: list[Tensor] = []
+    nodes, seen = [x.grad_fn], set()
+    while nodes and len(found) < most:
+        node = nodes.pop(0)
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        nodes += [following for following, _ in node.next_functions]
+    return found

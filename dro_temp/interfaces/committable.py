@@ -1,0 +1,60 @@
+"""What an optimizer step commits."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from torch import nn
+
+from dro_temp.interfaces.ledger import Ledger
+from dro_temp.interfaces.staged import Staged
+
+
+class Committable(nn.Module):
+    """A number to minimise, whose memory an optimizer step writes: an `Objective`, or a `SampleRisk` by itself.
+
+    `CompositionalOptimizer` calls what is here. In a loop without it, call `commit()` after a step that was taken and
+    `discard()` after one that was skipped.
+    """
+
+    #: True if what is trained may lie elsewhere: a risk takes losses, and does not hold the model that made them.
+    trains_others: ClassVar[bool] = False
+
+    _ledger: Ledger
+
+    def memory_modules(self) -> list[Staged]:
+        """The parts that remember samples; hosts, which may be large, have none."""
+        return self._ledger.memory()
+
+    @property
+    def pending(self) -> bool:
+        """True while a forward's proposals were neither committed nor discarded."""
+        return any(staged.pending for staged in self.memory_modules())
+
+    def commit(self) -> None:
+        """Write what was proposed by forwards whose loss was backpropagated; forget the rest.
+
+        `CompositionalOptimizer` calls it after each step.
+        """
+        self._ledger.commit()
+
+    def discard(self) -> None:
+        """Forget everything that was proposed."""
+        self._ledger.discard()
+
+    def discard_backpropagated(self) -> None:
+        """Forget what belongs to gradients that are being cleared without a step having been taken.
+
+        A gradient scaler that finds an overflow skips the step and says so to nobody; the clearing of the
+        gradients tells. Forwards that are still to be backpropagated keep their proposals.
+        """
+        self._ledger.discard_backpropagated()
+
+    def proposing_once(self, closure: Callable[[], float]) -> Callable[[], float]:
+        """A closure that may be evaluated several times in one step, of which the last evaluation counts."""
+        mark = self._ledger.mark()  # what earlier parts of an accumulation window proposed stays
+
+        def evaluate() -> float:
+            self._ledger.rewind(mark)
+            return closure()
+
+        return evaluate

@@ -1,0 +1,155 @@
+"""The contract of a risk: from one loss per sample to one number."""
+
+from abc import ABC, abstractmethod
+from typing import final
+
+import torch
+from torch import Tensor
+
+from dro_temp._checks import check_shape
+from dro_temp._typing import PerRow, RowIndex, Scalar
+from dro_temp.interfaces.committable import Committable
+from dro_temp.interfaces.ledger import Ledger, some_leaves
+from dro_temp.interfaces.scores import at_least_float32
+
+
+class SampleRisk(Committable, ABC):
+    r"""Reduces the losses of a batch's samples to one number: their mean, or a worse or better case than that.
+
+    A leaf writes `value`. The base checks arguments, keeps everything in float32 or better, makes samples of weight
+    zero inert, and notes what the forward proposes to remember.
+    """
+
+    trains_others = True
+    #: True if `value` needs to know which group each sample belongs to.
+    needs_groups: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ledger = Ledger(self)
+
+    @abstractmethod
+    def value(self, losses: PerRow, weight: PerRow, group: RowIndex | None) -> Scalar:
+        """The risk of losses, of which there is at least one.
+
+        Args:
+            losses: zero where a sample does not count.
+            weight: >= 0, of any sum; the result is dropped where all of them are zero.
+            group: each sample's group; 0 where a sample does not count. None unless `needs_groups`.
+        """
+
+    @final  # type: ignore[misc]  # torch declares forward as an attribute
+    def forward(self, losses: Tensor, *, weight: Tensor | None = None, group: Tensor | None = None) -> Scalar:
+        """The risk; exactly 0 where no sample counts.
+
+        Args:
+            losses: [n] one loss per sample, of any PyTorch loss with reduction="none".
+            weight: [n] how much each sample counts, >= 0; all alike if None. At weight zero a sample has no
+                influence and gets no gradient, whatever it holds.
+            group: [n] number of each sample's group, for risks that need it.
+
+        Raises:
+            TypeError: losses that are no floating-point numbers.
+            ValueError: another shape, a negative weight, or no groups for a risk that needs them.
+        """
+        _check_weight(weight)
+        if not self.memory_modules():
+            return self.reduced(losses, weight=weight, group=group)
+        if self.training and torch.is_grad_enabled():
+            self._ledger.refuse_uncommitted()
+        with self._ledger.recording() as before:
+            risk = self.reduced(losses, weight=weight, group=group)
+        leaves = [] if torch.compiler.is_compiling() else some_leaves(losses)
+        self._ledger.enter(before, (risk,), (*self.parameters(), *leaves))
+        return risk
+
+    @final
+    def reduced(self, losses: Tensor, *, weight: Tensor | None = None, group: Tensor | None = None) -> Scalar:
+        """As `forward`, for whoever keeps a ledger of what was proposed, as `Objective` does."""
+        with torch.autocast(losses.device.type, enabled=False):
+            losses, weight, group = self._inert(losses, weight, group)
+            value = self.value(losses, weight, group)
+            return value.masked_fill(~(weight > 0).any(), 0.0)
+
+    @final
+    def weights(self, losses: Tensor, *, weight: Tensor | None = None, group: Tensor | None = None) -> PerRow:
+        """How much each sample counts: the distribution over the batch whose mean loss has the risk's gradient.
+
+        It is the gradient of the risk by the losses, scaled to sum to one (without a held estimate it does so by
+        itself). Nothing is proposed; all zero where no sample counts.
+
+        Args:
+            losses: [n] as for `forward`.
+            weight: [n] as for `forward`.
+            group: [n] as for `forward`.
+
+        Returns:
+            [n] weights >= 0, detached.
+        """
+        before = [(staged, len(staged.staged)) for staged in self.memory_modules()]
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                x = at_least_float32(losses.detach().clone()).requires_grad_()
+                weight, group = (None if given is None else given.clone() for given in (weight, group))
+                gradient: Tensor
+                (gradient,) = torch.autograd.grad(self.reduced(x, weight=weight, group=group), x)
+        finally:
+            for staged, keep in before:
+                staged.discard(keep)
+        total = gradient.sum()
+        return gradient / total.masked_fill(total == 0, 1.0)
+
+    def _inert(
+        self, losses: Tensor, weight: Tensor | None, group: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Losses, weights and groups of at least one sample; those that do not count are zero."""
+        _check_losses(losses)
+        losses = at_least_float32(losses)
+        if weight is None:
+            weight = torch.ones_like(losses)
+        check_shape("weight", weight, losses.shape, "Pass one weight per sample, or leave weight out.")
+        group = self._checked_group(group, losses)
+        weight = weight.detach().to(losses.dtype)
+        if len(losses) == 0:  # the mean of nothing: one sample that does not count, so that all go one way
+            losses, weight = torch.cat([losses, losses.new_zeros(1)]), weight.new_zeros(1)
+            group = None if group is None else group.new_zeros(1)
+        out = weight == 0
+        return losses.masked_fill(out, 0.0), weight, None if group is None else group.masked_fill(out, 0)
+
+    def _checked_group(self, group: Tensor | None, losses: Tensor) -> Tensor | None:
+        if not self.needs_groups:
+            return None
+        name = type(self).__name__
+        if group is None:
+            raise ValueError(
+                f"expected the group of each sample for {name}, received none. Call risk(losses, group=group), or "
+                "objective(..., group=group), with group[i] the number of sample i's group."
+            )
+        if group.is_floating_point() or group.is_complex() or group.dtype == torch.bool:
+            raise TypeError(
+                f"expected group numbers of an integer dtype, received {group.dtype}. Pass group.long()."
+            )
+        check_shape("group", group, losses.shape, "Pass one group number per sample.")
+        return group.long()
+
+
+def _check_losses(losses: Tensor) -> None:
+    if losses.dim() != 1:
+        raise ValueError(
+            f"expected losses of shape [n], one per sample, received shape {list(losses.shape)}. Pass "
+            'reduction="none" to the loss, and take the mean over what belongs to one sample, or flatten().'
+        )
+    if not losses.is_floating_point():
+        raise TypeError(
+            f"expected losses of a floating-point dtype, received {losses.dtype}. Pass losses.float()."
+        )
+
+
+def _check_weight(weight: Tensor | None) -> None:
+    # Reading values waits for the device, and stops a graph that is being compiled.
+    if weight is None or torch.compiler.is_compiling() or bool((weight >= 0).all()):
+        return
+    raise ValueError(
+        f"expected weights >= 0, received one of {float(weight.min())}. Pass 0 to leave a sample out; for the "
+        "best case in place of the worst wrap the risk: OptimisticRisk(risk)."
+    )

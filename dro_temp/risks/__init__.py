@@ -1,0 +1,19 @@
+"""Risks: each maps one loss per sample, of any PyTorch loss, to one number."""
+
+from dro_temp.risks.chi_square import ChiSquareRisk
+from dro_temp.risks.cvar import CVaRRisk
+from dro_temp.risks.group import GroupRisk
+from dro_temp.risks.kl import KLRisk
+from dro_temp.risks.mean import MeanRisk
+from dro_temp.risks.optimistic import OptimisticRisk
+from dro_temp.risks.tilted import TiltedRisk
+
+__all__ = [
+    "CVaRRisk",
+    "ChiSquareRisk",
+    "GroupRisk",
+    "KLRisk",
+    "MeanRisk",
+    "OptimisticRisk",
+    "TiltedRisk",
+]

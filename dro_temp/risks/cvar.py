@@ -1,0 +1,45 @@
+"""The mean of the worst share of samples."""
+
+from dro_temp import functional as F
+from dro_temp._checks import check_number
+from dro_temp._typing import PerRow, RowIndex, Scalar
+from dro_temp.interfaces import SampleRisk
+
+
+class CVaRRisk(SampleRisk):
+    r"""$\min_\eta\, \eta + \frac1\alpha \mathbb{E}_i\, (l_i - \eta)_+$: the mean of the worst share alpha of samples.
+
+    Exact by sorting; of the sample on the edge only the part counts that fills the share up. All other samples get no
+    gradient: with small alpha most of a batch is computed in vain.
+
+    Args:
+        alpha: share of samples, in (0, 1]. 1 is the mean, 1/n and below the maximum.
+
+    Raises:
+        TypeError: alpha is no number.
+        ValueError: alpha is outside (0, 1].
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> dt.CVaRRisk(0.5)(torch.tensor([4.0, 1.0, 3.0, 0.0]))
+        tensor(3.5000)
+
+    Source: Rockafellar and Uryasev, Optimization of conditional value-at-risk, 2000; arXiv 2010.05893.
+    """
+
+    def __init__(self, alpha: float) -> None:
+        super().__init__()
+        check_number("alpha", alpha, 0.2)
+        if not (0.0 < alpha <= 1.0):
+            raise ValueError(
+                f"expected alpha in (0, 1], received alpha={alpha}. Pass 0.2 for the worst fifth of the samples."
+            )
+        self.alpha = float(alpha)
+
+    def value(self, losses: PerRow, weight: PerRow, group: RowIndex | None) -> Scalar:
+        """The mean under the worst weights; its gradient is those weights (the envelope theorem)."""
+        return (F.cvar_weights(losses, weight, alpha=self.alpha) * losses).sum()
+
+    def extra_repr(self) -> str:
+        """The share."""
+        return f"alpha={self.alpha}"

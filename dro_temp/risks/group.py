@@ -1,0 +1,87 @@
+"""The worst group of samples."""
+
+import torch
+from torch import Tensor
+
+from dro_temp._checks import check_count, check_number, check_positive
+from dro_temp._typing import PerRow, RowIndex, Scalar
+from dro_temp.interfaces import SampleRisk
+from dro_temp.risks._adversary import GroupAdversary
+
+
+class GroupRisk(SampleRisk):
+    r"""$\max_g L_g$, the worst group's mean, by weights of groups that climb: $q_g \propto q_g e^{\eta L_g}$.
+
+    In training the loss is $\sum_g q_g L_g$ with the weights after this batch; they are written when an optimizer
+    step was taken (`CompositionalOptimizer`, or `commit()`). In evaluation it is the mean of the worst group that is
+    there.
+
+    A group that is missing from a batch keeps its weight, up to normalisation, and those that are there share the loss
+    among themselves by their weights. A moving weight wants batches that hold every group: draw them so.
+
+    Args:
+        num_groups: groups are numbered from 0 to num_groups - 1.
+        step_size: of the ascent eta, > 0, in units of one over the losses'. 0.01 is the paper's.
+
+    Raises:
+        TypeError: numbers of another kind.
+        ValueError: num_groups < 1, step_size <= 0, or samples without a group.
+        IndexError: a group number outside the range.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> risk = dt.GroupRisk(2, step_size=0.5)
+        >>> losses = torch.tensor([1.0, 1.0, 1.0, 5.0], requires_grad=True)
+        >>> group = torch.tensor([0, 0, 0, 1])
+        >>> risk(losses, group=group).backward()
+        >>> risk.commit()  # a step was taken
+        >>> risk.q
+        tensor([0.1192, 0.8808])
+        >>> risk.eval()(losses.detach(), group=group)
+        tensor(5.)
+
+    Source: arXiv 1911.08731 (Sagawa and others), algorithm 1, with the weights kept as logarithms.
+    """
+
+    needs_groups = True
+
+    def __init__(self, num_groups: int, *, step_size: float = 0.01) -> None:
+        super().__init__()
+        self.num_groups = check_count("num_groups", num_groups)
+        check_number("step_size", step_size, 0.01)
+        check_positive("step_size", step_size)
+        self.adversary = GroupAdversary(self.num_groups, float(step_size))
+
+    @property
+    def q(self) -> PerRow:
+        """The weights of the groups, as committed."""
+        return self.adversary.log_q.exp()
+
+    def value(self, losses: PerRow, weight: PerRow, group: RowIndex | None) -> Scalar:
+        """The groups' means under their weights, or the worst of them."""
+        assert group is not None
+        self._check(group)
+        sums, mass = (
+            losses.new_zeros(self.num_groups).index_add(0, group, part) for part in (weight * losses, weight)
+        )
+        log_q = self.adversary.propose(sums, mass) if self.training else None
+        there = mass > 0
+        there = there | ~there.any()  # of nothing at all the base drops the value
+        means = sums / mass.masked_fill(mass == 0, 1.0)
+        if log_q is None:
+            return means.masked_fill(~there, -torch.inf).amax()
+        return (log_q.masked_fill(~there, -torch.inf).softmax(0) * means).sum()
+
+    def _check(self, group: Tensor) -> None:
+        if torch.compiler.is_compiling():  # reading values would stop the graph
+            return
+        low, high = torch.stack(group.aminmax()).tolist()
+        if low < 0 or high >= self.num_groups:
+            raise IndexError(
+                f"expected group numbers from 0 to {self.num_groups - 1}, received numbers from {low} to {high}. "
+                f"Write GroupRisk({high + 1}), or number the groups from 0."
+            )
+
+    def extra_repr(self) -> str:
+        """Number of groups, and the step size."""
+        return f"{self.num_groups}, step_size={self.adversary.step_size}"

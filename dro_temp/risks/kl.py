@@ -1,0 +1,96 @@
+"""The worst case within a KL ball around the data."""
+
+import torch
+
+from dro_temp import functional as F
+from dro_temp._checks import check_feasible, check_kind, check_radius
+from dro_temp._typing import PerRow, RowIndex, Scalar
+from dro_temp.estimators import Estimator
+from dro_temp.interfaces import SampleRisk, TemperaturePredictor
+from dro_temp.risks._held import as_estimator, held
+
+
+class KLRisk(SampleRisk):
+    r"""$\max_{\mathrm{KL}(p\|U) \le \rho} \mathbb{E}_p l = \min_\tau \tau (\log \mathbb{E}_i\, e^{l_i/\tau} + \rho)$.
+
+    Without a `tau` each batch gets the best one, exactly: samples then count as $p_i \propto e^{l_i/\tau}$ with
+    $\mathrm{KL}(p\|U) = \rho$. With one, the right-hand side is taken at that tau. It bounds the risk of the batch from
+    above, and a `LearnableTemperature` finds, over steps, the tau of the whole data set.
+
+    The dual of a batch is biased, as `TiltedRisk` is; an estimator of one number mends that.
+
+    Args:
+        rho: radius of the ball in nats, 0 <= rho < log n. The worst case rests on about $e^{-\rho} n$ samples.
+        tau: a predictor that reads nothing of a sample: `LearnableTemperature` or `ConstantTemperature`, in units of
+            the losses; each batch's best if None.
+        estimator: with a `tau`, `LogMovingAverage(1)`, say; the batch by itself if None. Its memory wants a
+            `CompositionalOptimizer`.
+
+    Raises:
+        TypeError: a radius, tau or estimator of another kind.
+        ValueError: rho < 0, or, at a call without an estimator, rho >= log n; a tau that reads samples; an estimator
+            without a tau.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> losses = torch.tensor([0.0, 1.0, 2.0, 3.0])
+        >>> dt.KLRisk(0.5)(losses), dt.KLRisk(0.5, tau=dt.ConstantTemperature(1.0))(losses)
+        (tensor(2.5510), tensor(2.5539))
+
+    Source: arXiv 2404.04575, section 3, over samples in place of outcomes; arXiv 2012.06951 (ABSGD).
+    """
+
+    def __init__(
+        self,
+        rho: float,
+        *,
+        tau: TemperaturePredictor | None = None,
+        estimator: Estimator | None = None,
+    ) -> None:
+        super().__init__()
+        check_radius(rho)
+        if tau is None and estimator is not None:
+            raise ValueError(
+                f"expected a tau for the estimator, whose one number belongs to one temperature, received "
+                f"{type(estimator).__name__} and tau=None. Pass tau=LearnableTemperature(1.0, tau_max=10.0) too, or "
+                "leave the estimator out."
+            )
+        _check_tau(tau)
+        self.rho = float(rho)
+        self.tau = tau
+        self.estimator = as_estimator(estimator)
+
+    def value(self, losses: PerRow, weight: PerRow, group: RowIndex | None) -> Scalar:
+        """The worst case of the batch, or the dual at the given temperature."""
+        self._refuse_collapse(weight)
+        if self.tau is None:
+            return (F.kl_ball_weights(losses, weight, rho=self.rho) * losses).sum()
+        tau = self.tau(shape=torch.Size([])).to(losses.dtype)
+        log_g = F.weighted_log_mean_exp(losses / tau, weight)
+        log_u = held(self.estimator, log_g, weight)
+        risk: Scalar = tau * (F.compositional_log_mean(log_g, log_u) + self.rho)
+        return risk
+
+    def _refuse_collapse(self, weight: PerRow) -> None:
+        # What an estimator has seen is more than a batch, and nobody knows how much more. A count waits.
+        if not self.estimator.row_by_row or torch.compiler.is_compiling():
+            return
+        count = int((weight > 0).sum())
+        if count:
+            check_feasible(self.rho, count)
+
+    def extra_repr(self) -> str:
+        """The radius."""
+        return f"rho={self.rho}"
+
+
+def _check_tau(tau: TemperaturePredictor | None) -> None:
+    if tau is None:
+        return
+    instead = "Pass LearnableTemperature(1.0, tau_max=10.0) or ConstantTemperature(1.0), or leave it out."
+    check_kind("tau", tau, TemperaturePredictor, instead)
+    if tau.reads:
+        raise ValueError(
+            f"expected a tau that reads nothing of a sample, since all samples have one, received "
+            f"{type(tau).__name__}, which reads {', '.join(sorted(tau.reads))}. {instead}"
+        )
