@@ -106,6 +106,41 @@ ESTIMATORS = (
     ),
 )
 
+RISKS = (
+    testing.RiskCase("mean", dt.MeanRisk),
+    testing.RiskCase("tilted", lambda: dt.TiltedRisk(2.0)),
+    testing.RiskCase("tilted-down", lambda: dt.TiltedRisk(-0.5), side="best"),
+    testing.RiskCase(
+        "tilted-moving-average", lambda: dt.TiltedRisk(0.7, estimator=dt.LogMovingAverage(1, gamma=0.3))
+    ),
+    testing.RiskCase("kl", lambda: dt.KLRisk(0.5), smallest=2),
+    testing.RiskCase("kl-zero", lambda: dt.KLRisk(0.0)),
+    testing.RiskCase(
+        "kl-constant", lambda: dt.KLRisk(0.5, tau=dt.ConstantTemperature(0.8)), exact=False, smallest=2
+    ),
+    testing.RiskCase(
+        "kl-learnable-moving-average",
+        lambda: dt.KLRisk(
+            0.5,
+            tau=dt.LearnableTemperature(0.8, tau_max=10.0),
+            estimator=dt.LogMovingAverage(1, gamma=0.3),
+        ),
+        exact=False,
+    ),
+    testing.RiskCase("cvar", lambda: dt.CVaRRisk(0.3)),
+    testing.RiskCase("chi-square", lambda: dt.ChiSquareRisk(0.8)),
+    testing.RiskCase("chi-square-small", lambda: dt.ChiSquareRisk(0.02)),
+    testing.RiskCase("group", lambda: dt.GroupRisk(3, step_size=0.5), num_groups=3),
+    testing.RiskCase("optimistic-cvar", lambda: dt.OptimisticRisk(dt.CVaRRisk(0.7)), side="best"),
+    testing.RiskCase("optimistic-kl", lambda: dt.OptimisticRisk(dt.KLRisk(0.3)), side="best", smallest=2),
+    testing.RiskCase(
+        "optimistic-group",
+        lambda: dt.OptimisticRisk(dt.GroupRisk(3, step_size=0.5)),
+        side="best",
+        num_groups=3,
+    ),
+)
+
 GAMMAS = (
     testing.GammaCase("constant", lambda: dt.ConstantGamma(0.8)),
     testing.GammaCase("cosine", lambda: dt.CosineGamma(0.2, epochs=10, steps_per_epoch=20)),
@@ -339,4 +374,4 @@ HOSTS = (
     testing.HostCase("causal-lm", _tiny_gpt2, _text_batch, _token_scores),
 )
 
-CASES: tuple[testing.Case, ...] = PREDICTORS + LOSSES + PENALTIES + ESTIMATORS + GAMMAS + HOSTS
+CASES: tuple[testing.Case, ...] = PREDICTORS + LOSSES + PENALTIES + RISKS + ESTIMATORS + GAMMAS + HOSTS

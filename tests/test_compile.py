@@ -34,6 +34,12 @@ FUNCTIONS = {
     "dual_value": lambda: F.dual_value(TAU, TAU, rho=0.1),
     "expected_margins": lambda: F.expected_margins(H, H.softmax(1)),
     "smoothed_distribution": lambda: F.smoothed_distribution(INDEX, 6, 0.1),
+    "shares": lambda: F.shares(TAU, TAU),
+    "weighted_log_mean_exp": lambda: F.weighted_log_mean_exp(TAU, TAU),
+    "tilted_mean": lambda: F.tilted_mean(TAU, TAU, tilt=-0.5),
+    "cvar_weights": lambda: F.cvar_weights(TAU, TAU, alpha=0.4),
+    "chi_square_weights": lambda: F.chi_square_weights(TAU, TAU, rho=0.4),
+    "kl_ball_weights": lambda: F.kl_ball_weights(TAU, TAU, rho=0.4),
     "SoftCap": lambda: SOFT_CAP(H),
     "Scale": lambda: SCALE(H),
 }

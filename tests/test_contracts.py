@@ -3,7 +3,7 @@
 import inspect
 
 import pytest
-from cases import CASES, ESTIMATORS, GAMMAS, HOSTS, LOSSES, PENALTIES, PREDICTORS
+from cases import CASES, ESTIMATORS, GAMMAS, HOSTS, LOSSES, PENALTIES, PREDICTORS, RISKS
 from torch import nn
 
 import dro_temp as dt
@@ -18,7 +18,7 @@ def test_contract(case, contract, request):
 
 
 def _covered() -> set[type]:
-    built = [case.build() for case in PREDICTORS + LOSSES + PENALTIES + ESTIMATORS + GAMMAS + HOSTS]
+    built = [case.build() for case in PREDICTORS + LOSSES + PENALTIES + RISKS + ESTIMATORS + GAMMAS + HOSTS]
     modules = [m for b in built for m in (b.modules() if isinstance(b, nn.Module) else [b])]
     return {type(m) for m in modules}
 
@@ -30,13 +30,14 @@ def test_every_public_concrete_class_has_a_case():
         dt.TempNetReadout,
         dt.RobustLoss,
         dt.Penalty,
+        dt.SampleRisk,
         dt.HostAdapter,
         dt.Estimator,
         dt.GammaSchedule,
     )
     public = {
         getattr(module, name)
-        for module in (dt, dt.predictors, dt.losses, dt.hosts, dt.estimators)
+        for module in (dt, dt.predictors, dt.losses, dt.risks, dt.hosts, dt.estimators)
         for name in module.__all__
     }
     concrete = {

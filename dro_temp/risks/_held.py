@@ -2,6 +2,7 @@
 
 import torch
 
+from dro_temp import functional as F
 from dro_temp._checks import check_kind
 from dro_temp._typing import PerRow, Scalar
 from dro_temp.estimators import Estimator, Exact
@@ -14,8 +15,9 @@ def as_estimator(estimator: Estimator | None) -> Estimator:
     return estimator
 
 
-def held(estimator: Estimator, log_g: Scalar, weight: PerRow) -> Scalar | None:
-    """The estimate of the log-mean after this batch; None where the batch's own is taken. It is entry 0."""
+def held_log_mean(estimator: Estimator, log_g: Scalar, weight: PerRow) -> Scalar:
+    """The estimate of the log-mean after this batch, entry 0, with the compositional gradient."""
     first = torch.zeros(1, dtype=torch.int64, device=log_g.device)
-    log_u = estimator.propose(first, log_g.reshape(1), (weight > 0).any().reshape(1))
-    return None if log_u is None else log_u[0]
+    row = log_g.reshape(1)
+    log_u = estimator.propose(first, row, (weight > 0).any().reshape(1))
+    return F.compositional_log_mean(row, log_u)[0]

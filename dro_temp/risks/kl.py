@@ -7,7 +7,7 @@ from dro_temp._checks import check_feasible, check_kind, check_radius
 from dro_temp._typing import PerRow, RowIndex, Scalar
 from dro_temp.estimators import Estimator
 from dro_temp.interfaces import SampleRisk, TemperaturePredictor
-from dro_temp.risks._held import as_estimator, held
+from dro_temp.risks._held import as_estimator, held_log_mean
 
 
 class KLRisk(SampleRisk):
@@ -67,8 +67,7 @@ class KLRisk(SampleRisk):
             return (F.kl_ball_weights(losses, weight, rho=self.rho) * losses).sum()
         tau = self.tau(shape=torch.Size([])).to(losses.dtype)
         log_g = F.weighted_log_mean_exp(losses / tau, weight)
-        log_u = held(self.estimator, log_g, weight)
-        risk: Scalar = tau * (F.compositional_log_mean(log_g, log_u) + self.rho)
+        risk: Scalar = tau * (held_log_mean(self.estimator, log_g, weight) + self.rho)
         return risk
 
     def _refuse_collapse(self, weight: PerRow) -> None:

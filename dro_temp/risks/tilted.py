@@ -5,7 +5,7 @@ from dro_temp._checks import check_number
 from dro_temp._typing import PerRow, RowIndex, Scalar
 from dro_temp.estimators import Estimator
 from dro_temp.interfaces import SampleRisk
-from dro_temp.risks._held import as_estimator, held
+from dro_temp.risks._held import as_estimator, held_log_mean
 
 
 class TiltedRisk(SampleRisk):
@@ -50,7 +50,7 @@ class TiltedRisk(SampleRisk):
     def value(self, losses: PerRow, weight: PerRow, group: RowIndex | None) -> Scalar:
         """The log of the batch's mean, or the held one with the compositional gradient."""
         log_g = F.weighted_log_mean_exp(self.tilt * losses, weight)
-        return F.compositional_log_mean(log_g, held(self.estimator, log_g, weight)) / self.tilt
+        return held_log_mean(self.estimator, log_g, weight) / self.tilt
 
     def extra_repr(self) -> str:
         """The tilt."""

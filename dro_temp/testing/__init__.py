@@ -1,4 +1,4 @@
-"""The contract suite: properties that every predictor, loss, host, estimator and schedule must have.
+"""The contract suite: properties that every predictor, loss, risk, host, estimator and schedule must have.
 
 Add one case for a class of your own, and the properties are tested for it:
 
@@ -24,6 +24,7 @@ from dro_temp.testing._cases import (
     LossCase,
     PenaltyCase,
     PredictorCase,
+    RiskCase,
 )
 from dro_temp.testing._pairing import CONTRACTS, pair
 
@@ -36,5 +37,6 @@ __all__ = [
     "LossCase",
     "PenaltyCase",
     "PredictorCase",
+    "RiskCase",
     "pair",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from dro_temp.interfaces import (
     Penalty,
     RobustLoss,
     Rows,
+    SampleRisk,
     Support,
     TemperaturePredictor,
 )
@@ -147,6 +148,42 @@ class PenaltyCase(Case):
         both = torch.randn(2, n, self.width, generator=generator, dtype=torch.float64)
         x, y = torch.nn.functional.normalize(both, dim=2)
         return x, y
+
+
+@dataclass(frozen=True)
+class RiskCase(Case):
+    """A risk over samples, and what is known of it.
+
+    Args:
+        name: shown in the test report.
+        build: makes a fresh risk.
+        side: "worst" for a risk from the mean up, "best" for one from the mean down.
+        exact: False for a bound of a risk: it may lie beyond the extreme loss.
+        smallest: the fewest samples that it takes.
+        num_groups: how many groups samples come from, for a risk that reads them.
+    """
+
+    build: Callable[[], SampleRisk]
+    side: Literal["worst", "best"] = "worst"
+    exact: bool = True
+    smallest: int = 1
+    num_groups: int | None = None
+
+    def losses(self, n: int, *, seed: int = 0, scale: float = 1.0) -> Tensor:
+        """Random float64 losses of either sign."""
+        return scale * torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+    def weight(self, n: int, *, seed: int = 0) -> Tensor:
+        """Random float64 weights between 0.5 and 1.5."""
+        generator = torch.Generator().manual_seed(seed + 1)
+        return 0.5 + torch.rand(n, generator=generator, dtype=torch.float64)
+
+    def given(self, n: int, *, seed: int = 0) -> dict[str, Tensor]:
+        """What else the risk reads: `group`, or nothing."""
+        if self.num_groups is None:
+            return {}
+        generator = torch.Generator().manual_seed(seed + 2)
+        return {"group": torch.randint(self.num_groups, (n,), generator=generator)}
 
 
 @dataclass(frozen=True)

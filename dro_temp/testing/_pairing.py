@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dro_temp.testing import _estimators, _gamma, _hosts, _losses, _penalties, _predictors
+from dro_temp.testing import _estimators, _gamma, _hosts, _losses, _penalties, _predictors, _risks
 from dro_temp.testing._cases import (
     Case,
     EstimatorCase,
@@ -12,6 +12,7 @@ from dro_temp.testing._cases import (
     LossCase,
     PenaltyCase,
     PredictorCase,
+    RiskCase,
 )
 
 #: The contracts of each kind of case, in the order in which they are run.
@@ -22,6 +23,7 @@ CONTRACTS: dict[type[Case], tuple[Callable[[Any], None], ...]] = {
     HostCase: _hosts.CONTRACTS,
     EstimatorCase: _estimators.CONTRACTS,
     GammaCase: _gamma.CONTRACTS,
+    RiskCase: _risks.CONTRACTS,
 }
 
 
