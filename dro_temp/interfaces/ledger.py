@@ -56,6 +56,11 @@ class Ledger:
             self.rewind(mark)
             raise
 
+    @property
+    def watches(self) -> bool:
+        """True if there are parameters that can tell of a step."""
+        return bool(self._versions)
+
     def enter(self, before: Mark, values: Iterable[Tensor], parameters: Iterable[Tensor]) -> None:
         """Note what was proposed since the mark, and listen for its backward."""
         proposals = {staged: len(staged.staged) - keep for staged, keep in before[1].items()}

@@ -55,7 +55,7 @@ class SampleRisk(Committable, ABC):
         _check_weight(weight)
         if not self.memory_modules():
             return self.reduced(losses, weight=weight, group=group)
-        if self.training and torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled() and self._ledger.watches:
             self._ledger.refuse_uncommitted()
         with self._ledger.recording() as before:
             risk = self.reduced(losses, weight=weight, group=group)
