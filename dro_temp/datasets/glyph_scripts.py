@@ -1,0 +1,135 @@
+"""Images with classes that need no network: characters and the script that they belong to."""
+
+import operator
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dro_temp._checks import check_count
+from dro_temp._optional import optional_module
+from dro_temp.datasets.glyphs import GlyphCaptions
+
+#: The classes: first words of Unicode names, of writing systems that several fonts have.
+SCRIPTS = (
+    *("latin", "greek", "cyrillic", "armenian", "georgian", "arabic"),
+    *("hebrew", "canadian", "lao", "lisu", "braille", "box"),
+)
+_PARTS = {"train": ("train",), "val": ("val_seen", "val_unseen"), "test": ("test_seen", "test_unseen")}
+
+
+class GlyphScripts(Dataset[tuple[Any, int]]):
+    """The glyphs of `GlyphCaptions` with their script as the class: 12 classes, from Latin to box drawings.
+
+    Long-tailed as the fonts are: 7,000 Latin images and 100 of Lisu. Fonts of the validation and the test images are
+    not those of training (see `GlyphCaptions`). Capital A is one drawing under three scripts: no model can reach 100 %.
+
+    Args:
+        split: "train", "val" or "test".
+        root: folder of the rendered images, as in `GlyphCaptions`.
+        size: number of images, drawn at random; None for all.
+        seed: chooses them, and the held-out names; the global random state is neither read nor changed.
+        transform: applied to each image, a float32 tensor [1 32 32] in [0, 1], when it is asked for.
+
+    Attributes:
+        images: uint8 [n 32 32], white on black.
+        labels: int64 [n], place of each image's script in `classes`.
+        classes: names of the scripts.
+
+    Raises:
+        ImportError: a package of the `recipes` extra is not installed.
+        ValueError: an unknown split, or a size below 1 or above the number of images.
+
+    Example:
+        >>> data = GlyphScripts("test", size=100)
+        >>> image, label = data[0]
+        >>> image.shape, len(data), len(data.classes)
+        (torch.Size([1, 32, 32]), 100, 12)
+    """
+
+    images: UInt8[Tensor, "n 32 32"]
+    labels: Int[Tensor, "n"]
+    classes: tuple[str, ...] = SCRIPTS
+
+    def __init__(
+        self,
+        split: str = "train",
+        *,
+        root: str | os.PathLike[str] | None = None,
+        size: int | None = None,
+        seed: int = 0,
+        transform: Callable[[Tensor], Any] | None = None,
+    ) -> None:
+        if split not in _PARTS:
+            raise ValueError(
+                f"expected split to be one of {', '.join(_PARTS)}, received {split!r}. Type GlyphScripts('val')."
+            )
+        self.split, self.seed, self.transform = split, seed, transform
+        parts = [GlyphCaptions(part, root=root, seed=seed) for part in _PARTS[split]]
+        place = {script: i for i, script in enumerate(SCRIPTS)}
+        label = torch.tensor([place.get(name.split()[0], -1) for part in parts for name in part.captions])
+        chosen = _some((label >= 0).nonzero()[:, 0], size, seed)
+        self.images = torch.cat([part.images for part in parts])[chosen]
+        self.labels = label[chosen]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """Image (float32 [1 32 32] in [0, 1], or what `transform` makes of it) and class number.
+
+        Raises:
+            IndexError: `index` is not in [0, len).
+        """
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(
+                f"expected a sample number from 0 to {len(self) - 1}, received {index}. Count from 0 to "
+                "len(dataset) - 1."
+            )
+        image = self.images[index].float().div(255.0).unsqueeze(0)
+        return image if self.transform is None else self.transform(image), int(self.labels[index])
+
+    def write(self, folder: str | os.PathLike[str]) -> Path:
+        """PNG files by class, `<folder>/<script>/00042.png`, as torchvision's ImageFolder and timm's loaders read them.
+
+        Files that are there are written again; the result does not depend on whether an earlier call was interrupted.
+
+        Args:
+            folder: where the classes' folders go.
+
+        Returns:
+            The folder.
+        """
+        image = optional_module("PIL.Image", "which writes images", extra="recipes")
+        folder = Path(folder)
+        for (
+            script
+        ) in self.classes:  # those without an image as well: numbers of classes must agree between splits
+            (folder / script).mkdir(parents=True, exist_ok=True)
+        for number, (pixels, label) in enumerate(zip(self.images, self.labels.tolist(), strict=True)):
+            image.fromarray(pixels.numpy()).save(folder / self.classes[label] / f"{number:05d}.png")
+        return folder
+
+    def __repr__(self) -> str:
+        """Split and numbers."""
+        return f"GlyphScripts({self.split!r}, seed={self.seed}: {len(self)} images of {len(self.classes)} scripts)"
+
+
+def _some(available: Tensor, size: int | None, seed: int) -> Tensor:
+    if size is None:
+        return available
+    check_count("size", size)
+    if size > len(available):
+        raise ValueError(
+            f"expected size of at most {len(available)}, the number of images, received size={size}. Leave size out to "
+            "use all of them."
+        )
+    order = torch.randperm(len(available), generator=torch.Generator().manual_seed(seed))
+    return available[order[:size].sort().values]
