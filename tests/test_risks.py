@@ -205,7 +205,7 @@ def test_a_learned_temperature_finds_the_best_one():
     assert risk(losses).item() == pytest.approx(dt.KLRisk(0.8)(losses).item(), abs=1e-6)
 
 
-def _held_still(risk: dt.SampleRisk, steps: int = 4000, size: int = 4):
+def _held_still(risk: dt.SampleRisk, seed: int = 7, epochs: int = 60):
     """Mean gradient of minibatches, and the last values, of a model that does not move; and the full gradient."""
     theta = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     features = torch.randn(64, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
@@ -215,13 +215,15 @@ def _held_still(risk: dt.SampleRisk, steps: int = 4000, size: int = 4):
         return offset[index] + features[index] @ theta
 
     (full,) = torch.autograd.grad(dt.TiltedRisk(1.0)(losses(torch.arange(64))), theta)
-    drawn, total, values = torch.Generator().manual_seed(7), torch.zeros(2, dtype=torch.float64), []
-    for step in range(steps):
+    drawn, total, values = torch.Generator().manual_seed(seed), torch.zeros(2, dtype=torch.float64), []
+    # Epochs, not draws: every sample comes as often as any other, so that what is left is bias.
+    batches = [b for _ in range(epochs) for b in torch.randperm(64, generator=drawn).split(4)]
+    for step, batch in enumerate(batches):
         theta.grad = None
-        value = risk(losses(torch.randint(64, (size,), generator=drawn)))
+        value = risk(losses(batch))
         value.backward()
         risk.commit()
-        if step >= 300:  # once the estimate has settled
+        if step >= len(batches) // 3:  # once the estimate has settled
             total += theta.grad
             values.append(value.item())
     return total / len(values), np.mean(values), full, dt.TiltedRisk(1.0)(losses(torch.arange(64))).item()
@@ -229,7 +231,7 @@ def _held_still(risk: dt.SampleRisk, steps: int = 4000, size: int = 4):
 
 @pytest.mark.parametrize("kind", ["tilted", "kl"])
 def test_one_held_number_removes_the_bias_of_minibatches(kind):
-    """Fixed seeds: 3700 batches of 4. The plug-in is off by many times what the held number is."""
+    """Fixed seeds: 640 batches of 4, after 320 to settle. The plug-in is off by many times what the held number is."""
 
     def build(**options):
         if kind == "tilted":
@@ -239,8 +241,9 @@ def test_one_held_number_removes_the_bias_of_minibatches(kind):
 
     plain, plain_value, full, full_value = _held_still(build())
     held, held_value, _, _ = _held_still(build(estimator=dt.LogMovingAverage(1, gamma=0.02)))
-    assert (held - full).norm() < 0.25 * (plain - full).norm()
-    assert abs(held_value - full_value) < 0.1 * abs(plain_value - full_value)
+    # Over seeds 0 to 4 the ratios are at most 0.03 and 0.004.
+    assert (held - full).norm() < 0.1 * (plain - full).norm()
+    assert abs(held_value - full_value) < 0.02 * abs(plain_value - full_value)
     assert plain_value < full_value - 0.1  # Jensen: too low
 
 
