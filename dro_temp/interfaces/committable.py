@@ -14,6 +14,16 @@ class Committable(nn.Module):
 
     `CompositionalOptimizer` calls what is here. In a loop without it, call `commit()` after a step that was taken and
     `discard()` after one that was skipped.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> risk = dt.TiltedRisk(1.0, estimator=dt.LogMovingAverage(1))
+        >>> risk(torch.zeros(4, requires_grad=True)).backward()
+        >>> risk.pending, risk.estimator.log_u
+        (True, tensor([-inf]))
+        >>> risk.commit()
+        >>> risk.pending, risk.estimator.log_u
+        (False, tensor([0.]))
     """
 
     #: True if what is trained may lie elsewhere: a risk takes losses, and does not hold the model that made them.

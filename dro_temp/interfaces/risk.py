@@ -76,7 +76,8 @@ class SampleRisk(Committable, ABC):
         """How much each sample counts: the distribution over the batch whose mean loss has the risk's gradient.
 
         It is the gradient of the risk by the losses, scaled to sum to one (without a held estimate it does so by
-        itself). Nothing is proposed; all zero where no sample counts.
+        itself). Nothing is proposed; all zero where no sample counts. In several processes all must ask together, if
+        the risk remembers and is in training mode.
 
         Args:
             losses: [n] as for `forward`.

@@ -59,5 +59,6 @@ def refuse_shared_memory(*parts: nn.ModuleDict) -> None:
                     raise ValueError(
                         f"expected a memory of its own for each view, received one {type(staged).__name__} shared "
                         f"by views {first!r} and {view!r}: sample 7 would mean two different rows. Build one per "
-                        "view: {view: KLRobustLoss(rho, estimator=LogMovingAverage(n)) for view in host.views}."
+                        "view: {view: KLRobustLoss(rho, estimator=LogMovingAverage(n)) for view in host.views}, or a "
+                        "risk likewise."
                     )
