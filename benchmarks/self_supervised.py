@@ -4,9 +4,10 @@ A timm backbone is trained on two distorted views of each of 1,800 glyphs (200 c
 names; then its frozen features say the name, in fonts that training never saw. Each scheme gets two trials (the
 temperature or the radius) at one learning rate, on a division of the glyphs of their own; the one of the best
 validation kNN is trained on five others, each with a seed of its own, and tested. Floors: the untrained backbone, and
-bare pixels.
+bare pixels. Controls: the two schemes of a constant temperature at the one that they did not choose, so that loss and
+temperature can be told apart.
 
-  python benchmarks/self_supervised.py                             # 40 runs, the longest half a minute on one thread
+  python benchmarks/self_supervised.py                             # 50 runs, the longest half a minute on one thread
   python benchmarks/self_supervised.py --schemes simclr tempnet --seeds 0 1    # a part of it
 
 Stopped with Ctrl-C, it goes on where it was.
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 from harness.study import cell
 from reproduction.paired import against
-from reproduction.study import TUNING_SEED, Job, job, tuned_and_tested
+from reproduction.study import TUNING_SEED, Job, all_done, job, tuned_and_tested
 from two_views.config import SCHEMES, Options
 from two_views.data import load
 from two_views.evaluation import evaluate, pixels
@@ -35,7 +36,7 @@ from two_views.model import Encoder
 from two_views.training import Run
 
 SETTING: dict[str, Any] = {"names": 200, "epochs": 6, "batch_size": 64, "lr": 2e-3}
-FLOORS, BASELINE = ("untrained", "pixels"), "simclr"
+CONSTANT, FLOORS, BASELINE = ("simclr", "sogclr"), ("untrained", "pixels"), "simclr"
 TRIALS: dict[str, list[dict[str, float]]] = {
     "simclr": [{"tau": 0.1}, {"tau": 0.2}],
     "sogclr": [{"tau": 0.1}, {"tau": 0.2}],
@@ -88,21 +89,35 @@ def table(tests: list[dict[str, Any]]) -> str:
 
 
 def _minus_baseline(columns: dict[str, dict[str, list[float]]], arm: str, key: str) -> str:
-    """Schemes are one family of tests; a floor needs none."""
-    if (
-        arm not in TRIALS
-        or arm in (BASELINE, *FLOORS)
-        or BASELINE not in columns
-        or len(columns[arm][key]) < 2
-    ):
+    """The three other schemes are one family of tests; a floor needs none, and controls stand below."""
+    if arm not in SCHEMES or arm == BASELINE or BASELINE not in columns or len(columns[arm][key]) < 2:
         return ""
-    others = {other: column[key] for other, column in columns.items() if other not in (BASELINE, *FLOORS)}
-    found = against(columns[BASELINE][key], others)[arm]
-    low, high = sorted(-x for x in found.interval)
-    wins = sum(a > b for a, b in zip(columns[arm][key], columns[BASELINE][key], strict=True))
-    return (
-        f"{-found.mean:+.1f} [{low:+.1f}, {high:+.1f}], p {found.p:.2g}, {wins} of {len(columns[arm][key])}"
-    )
+    others = {other: columns[other][key] for other in SCHEMES if other in columns and other != BASELINE}
+    corrected = against(columns[BASELINE][key], others)[arm].p
+    return _difference(columns[arm][key], columns[BASELINE][key], corrected)
+
+
+def at_the_same_temperature(tests: list[dict[str, Any]]) -> list[str]:
+    """SogCLR minus SimCLR at each temperature, whichever they chose: what the loss does by itself."""
+    found: dict[tuple[str, float], list[float]] = {}
+    for test in sorted(tests, key=lambda t: t["seed"]):
+        if test["arm"].partition(",")[0] in CONSTANT:
+            at = test["arm"].partition(",")[0], test["options"]["tau"]
+            found.setdefault(at, []).append(test["metrics"]["knn"])
+    lines = []
+    for tau in sorted({tau for _, tau in found}):
+        simclr, sogclr = (found.get((arm, tau), []) for arm in CONSTANT)
+        if len(simclr) == len(sogclr) > 1:
+            lines.append(f"kNN at tau {tau:g}, SogCLR minus SimCLR: {_difference(sogclr, simclr)}")
+    return lines
+
+
+def _difference(ours: list[float], theirs: list[float], p: float | None = None) -> str:
+    """Mean, its 95 % interval, the p-value and in how many seeds ours is better."""
+    found = against(ours, {"theirs": theirs})["theirs"]
+    (low, high), wins = found.interval, sum(a > b for a, b in zip(ours, theirs, strict=True))
+    p = found.p if p is None else p
+    return f"{found.mean:+.1f} [{low:+.1f}, {high:+.1f}], p {p:.2g}, {wins} of {len(ours)}"
 
 
 def _temperatures(runs: list[dict[str, Any]]) -> str:
@@ -140,10 +155,20 @@ def main() -> None:
 
     trials = {arm: TRIALS[arm] for arm in options.schemes}
     best, tests = tuned_and_tested(job_of, trials, options.seeds, options.workers)
+    controls = [
+        job(run, folder, arm, seed, other, label=f"{arm}, not chosen", setting=setting)
+        for seed in options.seeds
+        for arm in options.schemes
+        if arm in CONSTANT
+        for other in TRIALS[arm]
+        if other != best[arm]
+    ]
+    tests += all_done(controls, options.workers, "controls")
     found = {"setting": setting, "trials": trials, "chosen": best, "tests": tests}
     (options.out / "self_supervised.json").write_text(json.dumps(found, indent=1))
-    (options.out / "self_supervised.md").write_text(table(tests) + "\n")
-    print(table(tests))
+    text = "\n\n".join([table(tests), *at_the_same_temperature(tests)])
+    (options.out / "self_supervised.md").write_text(text + "\n")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -330,6 +330,24 @@ def test_the_table_is_scheme_minus_simclr(study):
     assert " of 3" not in simclr + pixels
 
 
+def test_the_controls_compare_losses_at_one_temperature(study):
+    tests = [
+        {"arm": arm, "seed": seed, "options": {"tau": tau}, "metrics": {"knn": x + seed + by * seed}}
+        for arm, tau, x, by in (
+            ("simclr", 0.2, 50.0, 0.0),
+            ("simclr, not chosen", 0.1, 40.0, 0.0),
+            ("sogclr", 0.1, 42.0, 0.1),
+            ("sogclr, not chosen", 0.2, 49.0, 0.1),
+        )
+        for seed in range(3)
+    ]
+    low, high = study.at_the_same_temperature(tests)
+    assert "tau 0.1, SogCLR minus SimCLR: +2.1 [" in low
+    assert "3 of 3" in low
+    assert "tau 0.2, SogCLR minus SimCLR: -0.9 [" in high
+    assert "0 of 3" in high
+
+
 def test_a_run_of_the_study_reads_test_images_only_where_it_is_no_trial(study):
     setting = {"names": 20, "epochs": 1, "batch_size": 64, "lr": 2e-3}
     trial = study.run("tempnet", 0, {"rho": 1.0}, tuning=True, setting=setting)

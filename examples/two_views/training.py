@@ -53,7 +53,6 @@ class Run:
     def _views(self, index: Tensor) -> tuple[Tensor, Tensor]:
         return view(self.images[index], self.augment), view(self.images[index], self.augment)
 
-    # --8<-- [start:step]
     def train_step(self) -> dict[str, float]:
         """Two new views of each image of the batch, and one optimizer step."""
         index = self._batch(self.step)
@@ -64,8 +63,6 @@ class Run:
         self.scheduler.step()
         self.step += 1
         return {name: float(output.metrics[name]) for name in ("loss", "first/tau_mean")}
-
-    # --8<-- [end:step]
 
     def fit(
         self,
