@@ -5,7 +5,7 @@ temperatures to, 150 to choose options on, 597 to test on. Two settings: images 
 that were not trained on. Every fitted arm has twelve trials; for each seed (splits, noise, networks) the one of the
 lowest NLL on the 150 is tested. Networks start at the best constant of the 350. The test split is looked at once.
 
-  python benchmarks/calibration.py          (needs scikit-learn, scipy and torchmetrics; a quarter of an hour on one thread)
+  python benchmarks/calibration.py          (needs scikit-learn, scipy, torchmetrics; a quarter of an hour)
 """
 
 import argparse
