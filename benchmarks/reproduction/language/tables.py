@@ -58,7 +58,7 @@ def _joint(runs: dict[str, list[dict[str, dict[str, Any]]]], chosen: dict[str, d
     for method, of_seeds in runs.items():
         own = [run["own"] for run in of_seeds]
         gain = [s["perplexity"] - base for s, base in zip(own, baseline, strict=True)]
-        middle = [s["tau_quantiles"] for s in own]
+        middle = [list(s["tau_quantiles"].values()) for s in own]
         cells = (
             method,
             _options(chosen[method]),
