@@ -7,7 +7,7 @@ What tells wrong labels is measured among the training labels: AUROC of the temp
 and of its loss.
 
   python benchmarks/noisy_labels.py                       (needs scikit-learn; some 25 minutes on two threads)
-  python benchmarks/noisy_labels.py --noise 0.3 --arms cross-entropy tilted
+  python benchmarks/noisy_labels.py --noise 0.3 --arms cross-entropy "tilted, t < 0"
 
 Stopped with Ctrl-C, it goes on where it was. Losses other than ours are plain PyTorch.
 """

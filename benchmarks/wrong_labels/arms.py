@@ -16,7 +16,8 @@ SampleLoss = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def sample_entropy(logits: Tensor, labels: Tensor, _: float = 0.0) -> Tensor:
-    return nn.functional.crosssample_entropy(logits, labels, reduction="none")
+    """-log p_y."""
+    return nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
 def _generalised(logits: Tensor, labels: Tensor, q: float) -> Tensor:
@@ -63,6 +64,7 @@ class Arm:
 
 
 def one(_: float) -> dt.TemperaturePredictor:
+    """Temperature 1, whatever the option."""
     return dt.ConstantTemperature(1.0)
 
 
