@@ -21,7 +21,7 @@ LAYERS = (
     ("cli",),
 )
 OPTIONAL = {"matplotlib", "numpy", "PIL", "fontTools", "rich", "timm", "transformers", "torchvision", "scipy",
-            "hypothesis", "pytest", "accelerate", "tyro", "triton", "lm_eval",
+            "hypothesis", "pytest", "accelerate", "tyro", "triton", "torchmetrics", "lm_eval",
             "datasets", "tokenizers", "peft", "trl", "safetensors", "huggingface_hub", "jsonargparse"}  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from dro_temp._checks import check_count
 from dro_temp._optional import optional_module
-from dro_temp.datasets.glyphs import GlyphCaptions
+from dro_temp.datasets.glyphs import GlyphCaptions, image_at
 
 #: The classes: first words of Unicode names, of writing systems that several fonts have.
 SCRIPTS = (
@@ -88,13 +88,7 @@ class GlyphScripts(Dataset[tuple[Any, int]]):
             IndexError: `index` is not in [0, len).
         """
         index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(
-                f"expected a sample number from 0 to {len(self) - 1}, received {index}. Count from 0 to "
-                "len(dataset) - 1."
-            )
-        image = self.images[index].float().div(255.0).unsqueeze(0)
-        return image if self.transform is None else self.transform(image), int(self.labels[index])
+        return image_at(self.images, index, self.transform), int(self.labels[index])
 
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """PNG files by class, `<folder>/<script>/00042.png`, as torchvision's ImageFolder and timm's loaders read them.

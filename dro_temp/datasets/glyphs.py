@@ -135,13 +135,7 @@ class GlyphCaptions(Dataset[tuple[Any, str, int]]):
             IndexError: `index` is not in [0, len).
         """
         index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(
-                f"expected a sample number from 0 to {len(self) - 1}, received {index}. "
-                "Count from 0 to len(dataset) - 1; for the last sample type dataset[len(dataset) - 1]."
-            )
-        image = self.images[index].float().div(255.0).unsqueeze(0)
-        return image if self.transform is None else self.transform(image), self.captions[index], index
+        return image_at(self.images, index, self.transform), self.captions[index], index
 
     def __repr__(self) -> str:
         """Split, and numbers of samples, names and fonts."""
@@ -150,3 +144,18 @@ class GlyphCaptions(Dataset[tuple[Any, str, int]]):
             f"GlyphCaptions({self.split!r}{belongs}, seed={self.seed}: {len(self)} images, "
             f"{len(self.names)} names, {len(set(self.fonts))} fonts)"
         )
+
+
+def image_at(images: Tensor, index: int, transform: Callable[[Tensor], Any] | None) -> Any:
+    """One of the images, float32 [1 32 32] in [0, 1], or what the transform makes of it.
+
+    Raises:
+        IndexError: `index` is not in [0, n).
+    """
+    if not 0 <= index < len(images):
+        raise IndexError(
+            f"expected a sample number from 0 to {len(images) - 1}, received {index}. "
+            "Count from 0 to len(dataset) - 1; for the last sample type dataset[len(dataset) - 1]."
+        )
+    image = images[index].float().div(255.0).unsqueeze(0)
+    return image if transform is None else transform(image)

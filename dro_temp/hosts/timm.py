@@ -111,9 +111,8 @@ class Timm(HostAdapter):
         """
         seen: list[tuple[Tensor, Tensor]] = []
         hook = classifier.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
-        randomness = Randomness(
-            classifier.weight.device
-        )  # the same dropout twice, and none taken from the user
+        # The same dropout twice, and none of the user's random numbers taken.
+        randomness = Randomness(classifier.weight.device)
         try:
             with _dropping_out(self.model):
                 with randomness.replayed():

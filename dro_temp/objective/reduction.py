@@ -34,9 +34,14 @@ def refuse_non_finite(rows: dict[str, Rows], taus: dict[str, Tensor], values: di
             )
 
 
+def row_weight(rows: Rows, dtype: torch.dtype) -> Tensor:
+    """How much each row counts: its weight, and 0 where its support is empty."""
+    return rows.valid.to(dtype) if rows.weight is None else rows.weight.to(dtype) * rows.valid
+
+
 def weighted_mean(values: Tensor, rows: Rows, count: float | Tensor | None, trains: bool) -> Tensor:
     """Weighted mean over rows, of all processes in training; or the weighted sum by a given count."""
-    weight = rows.valid.to(values.dtype) if rows.weight is None else rows.weight.to(values.dtype) * rows.valid
+    weight = row_weight(rows, values.dtype)
     total = (values * weight).sum()
     # Data parallel training averages gradients over processes; undo it, for processes of unequal weight.
     total = total * distributed.world_size() if trains else total

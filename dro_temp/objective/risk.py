@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from dro_temp import distributed
 from dro_temp.interfaces import HostAdapter, Rows, SampleRisk
 from dro_temp.objective.parts import PerView, per_view
-from dro_temp.objective.reduction import weighted_mean
+from dro_temp.objective.reduction import row_weight, weighted_mean
 
 
 def risks_of(risk: PerView[SampleRisk] | None, host: HostAdapter) -> nn.ModuleDict:
@@ -61,8 +61,9 @@ def reduced(
     for view, x in values.items():
         risk, r = risks[view], rows[view]
         assert isinstance(risk, SampleRisk)
-        weight = r.valid.to(x.dtype) if r.weight is None else r.weight.to(x.dtype) * r.valid
-        found[view] = _risk_of_all(risk, x, weight, group if risk.needs_groups else None, trains)
+        found[view] = _risk_of_all(
+            risk, x, row_weight(r, x.dtype), group if risk.needs_groups else None, trains
+        )
     return found
 
 
