@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from harness.digits import digits_body
 from harness.study import cell
 from reproduction.paired import against
 from reproduction.study import Job, job, tuned_and_tested
@@ -56,11 +57,7 @@ def data(noise: float, seed: int) -> tuple[dict[str, tuple[Tensor, Tensor]], Ten
 
 def host_of(smoothing: float) -> dt.hosts.Classifier:
     """A small convolutional network."""
-    body = nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1), nn.GELU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, padding=1), nn.GELU(),
-        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, WIDTH), nn.GELU(),
-    )  # fmt: skip
-    return dt.hosts.Classifier(body, nn.Linear(WIDTH, CLASSES), label_smoothing=smoothing)
+    return dt.hosts.Classifier(digits_body(WIDTH), nn.Linear(WIDTH, CLASSES), label_smoothing=smoothing)
 
 
 def run(name: str, seed: int, options: dict[str, float], *, tuning: bool, noise: float) -> dict[str, Any]:

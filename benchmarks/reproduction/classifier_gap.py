@@ -21,6 +21,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from harness.digits import digits_body
 from harness.study import cell, kept
 
 import dro_temp as dt
@@ -65,19 +66,8 @@ def trained(arm: str, seed: int, noise: float) -> dict[str, float]:
     train, test = order[:TRAIN], order[TRAIN:]
     redrawn = train[: round(noise * TRAIN)]
     given[redrawn] = torch.randint(CLASSES, (len(redrawn),))
-    body = nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1),
-        nn.GELU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 3, padding=1),
-        nn.GELU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(256, WIDTH),
-        nn.GELU(),
-    )
     build, hold = ARMS[arm]
-    host = dt.hosts.Classifier(body, nn.Linear(WIDTH, CLASSES))
+    host = dt.hosts.Classifier(digits_body(WIDTH), nn.Linear(WIDTH, CLASSES))
     objective = dt.Objective(host, build(), dt.KLRobustLoss(RHO), watch=False)
     optimizer = torch.optim.AdamW(objective.param_groups(lr=2e-3, tau_lr=5e-3))
     total = EPOCHS * TRAIN // BATCH
