@@ -12,6 +12,8 @@ from jaxtyping import config, install_import_hook
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from isolation import importable_benchmarks
+
 # Without a GPU, Triton's kernels are interpreted. Triton decides that once, when somebody first imports it, so it
 # must be said before any test does (torch.compile, for one).
 if not torch.cuda.is_available():
@@ -36,6 +38,26 @@ _hook = install_import_hook(CHECKED, "beartype.beartype")
 
 settings.register_profile("dro_temp", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("dro_temp")
+
+
+@pytest.fixture
+def studies(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The benchmarks' modules can be imported, and studies train in this process: with tiny runs that is quicker."""
+    with importable_benchmarks():
+        from reproduction import study
+
+        monkeypatch.setattr(study, "all_done", _all_done_here)
+        yield
+
+
+def _all_done_here(jobs: list, workers: int, what: str) -> list:
+    from reproduction.study import done
+
+    threads = torch.get_num_threads()
+    try:
+        return [done(job) for job in jobs]
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture

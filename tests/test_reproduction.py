@@ -3,36 +3,11 @@
 import json
 import math
 import statistics
-import sys
-from pathlib import Path
 
 import pytest
-import torch
-
-ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = [str(ROOT / "examples"), str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "reproduction")]
 
 
-@pytest.fixture
-def parts(monkeypatch):
-    """The folders that the commands put on the path."""
-    for folder in FOLDERS:
-        monkeypatch.syspath_prepend(folder)
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if name.split(".")[0] in {
-            "reproduction",
-            "glyph_pairs",
-            "language",
-            "harness",
-            "clip_table",
-            "study",
-        }:
-            del sys.modules[name]
-
-
-def test_paired_comparisons_are_those_of_the_textbook(parts):
+def test_paired_comparisons_are_those_of_the_textbook(studies):
     from reproduction.paired import against, holm
 
     ours, theirs = [3.0, 4.0, 6.0, 5.0, 7.5], [2.0, 3.5, 4.0, 4.5, 5.5]
@@ -46,7 +21,7 @@ def test_paired_comparisons_are_those_of_the_textbook(parts):
     assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
 
 
-def test_the_best_trial_is_the_lowest(parts):
+def test_the_best_trial_is_the_lowest(studies):
     from reproduction.study import chosen
 
     tuned = [
@@ -55,7 +30,7 @@ def test_the_best_trial_is_the_lowest(parts):
     assert chosen(tuned) == {"x": {"lr": 1.0}, "y": {"lr": 3.0}}
 
 
-def test_shuffled_captions_are_as_many_as_were_asked_for(parts):
+def test_shuffled_captions_are_as_many_as_were_asked_for(studies):
     from glyph_pairs.data import captions, load
 
     train = load(400, 0).splits["train"]
@@ -65,14 +40,12 @@ def test_shuffled_captions_are_as_many_as_were_asked_for(parts):
     assert not captions(train, 0.0, seed=0)[1].any()
 
 
-def test_a_study_from_trials_to_table_and_again_from_what_was_kept(parts, tmp_path, monkeypatch):
+def test_a_study_from_trials_to_table_and_again_from_what_was_kept(studies, tmp_path, monkeypatch):
     import clip_table
     from glyph_pairs.tables import table
 
     setting = {"size": 300, "batch": 50, "epochs": 1}
     monkeypatch.setattr(clip_table, "TUNED_AT", 300)
-    monkeypatch.setattr(clip_table, "all_done", _here)
-    monkeypatch.setattr("reproduction.study.all_done", _here)
     monkeypatch.setattr(
         "sys.argv",
         ["clip_table.py", "--out", str(tmp_path), "--arms", "infonce", clip_table.OURS, "--seeds", "0"],
@@ -98,18 +71,7 @@ def test_a_study_from_trials_to_table_and_again_from_what_was_kept(parts, tmp_pa
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.json")} == files
 
 
-def _here(jobs, workers, what):
-    """In this process; with one trial's epoch a run is a second."""
-    from reproduction.study import done
-
-    threads = torch.get_num_threads()
-    try:
-        return [done(job) for job in jobs]
-    finally:
-        torch.set_num_threads(threads)
-
-
-def test_every_arm_builds_and_has_four_trials(parts):
+def test_every_arm_builds_and_has_four_trials(studies):
     from glyph_pairs.ablation import ABLATION
     from glyph_pairs.arms import ARMS, Schedule
     from glyphs.model import TextEncoder, image_encoder

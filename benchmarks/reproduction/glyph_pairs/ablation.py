@@ -1,5 +1,7 @@
 """From the paper's network to one that finds the optimal temperatures, a part at a time; nothing is tuned here."""
 
+from collections.abc import Callable
+
 import torch
 from glyph_pairs.arms import BOUNDS, GAMMA, TAU_INIT, WIDTH, Arm, Schedule
 
@@ -29,6 +31,32 @@ class JitteredTemperature(dt.TemperaturePredictor):
         return torch.logit((tau - self.tau_min) / (self.tau_max - self.tau_min))
 
 
+class Regression(dt.RobustLoss):
+    r"""$\frac12 (\log \tau_i - \log \tau_i^*)^2$, with the exact optimum on the scores that are seen.
+
+    Args:
+        rho: radius of the robust loss.
+        until: calls after which the robust loss takes over; None for never.
+    """
+
+    def __init__(self, rho: float, until: int | None = None) -> None:
+        super().__init__()
+        self.rho, self.until, self.calls = rho, until, 0
+        self.robust = dt.KLRobustLoss(rho)
+
+    def values(self, rows: dt.Rows, tau: torch.Tensor) -> torch.Tensor:
+        """Margins are those of every outcome."""
+        self.calls += 1
+        if self.until is not None and self.calls > self.until:
+            return self.robust.values(rows, tau)
+        with torch.no_grad():
+            # Newton doubles its digits with each iteration, and the targets move with the model anyway.
+            best = dt.functional.optimal_tau(
+                rows.margins, rho=self.rho, mask=rows.mask, iterations=10, **BOUNDS
+            )
+        return 0.5 * (tau.log() - best.log()).square()
+
+
 def _arm(
     name: str,
     predictor: str,
@@ -39,6 +67,7 @@ def _arm(
     tau_lr: float = 2e-3,
     dropout: float | None = None,
     sigma: float = 0.0,
+    regression: Callable[[], dt.RobustLoss] | None = None,
 ) -> Arm:
     def net() -> dt.TemperaturePredictor:
         if predictor == "global":
@@ -56,9 +85,8 @@ def _arm(
             view: dt.KLRobustLoss(RHO, estimator=dt.LogMovingAverage(schedule.samples, gamma=GAMMA))
             for view in host.views
         }
-        tau_loss = {
-            view: dt.QueuedLoss(dt.KLRobustLoss(RHO), size=QUEUE, features=WIDTH) for view in host.views
-        }
+        seen = regression or (lambda: dt.KLRobustLoss(RHO))
+        tau_loss = {view: dt.QueuedLoss(seen(), size=QUEUE, features=WIDTH) for view in host.views}
         return dt.Objective(
             host, {view: net() for view in host.views}, loss, tau_loss=tau_loss if queue else None
         )
@@ -67,6 +95,7 @@ def _arm(
 
 
 _RESIDUAL = dt.ResidualReadout
+_OURS = {"readout": _RESIDUAL, "queue": True, "hold": HOLD}
 ABLATION = {
     arm.name: arm
     for arm in (
@@ -77,6 +106,21 @@ ABLATION = {
         _arm("the same, not held", "hidden", _RESIDUAL, queue=True, tau_lr=4e-3),
         _arm("the same, no queue", "hidden", _RESIDUAL, hold=HOLD, tau_lr=4e-3),
         _arm("the same, neither held nor queue", "hidden", _RESIDUAL, tau_lr=4e-3),
+        _arm(
+            "the same, regression on the optimum",
+            "hidden",
+            **_OURS,
+            tau_lr=4e-3,
+            regression=lambda: Regression(RHO),
+        ),
+        _arm(
+            "the same, started by regression",
+            "hidden",
+            **_OURS,
+            tau_lr=4e-3,
+            regression=lambda: Regression(RHO, 300),
+        ),
+        _arm("the same, 2 x tau_lr", "hidden", **_OURS, tau_lr=8e-3),
         _arm("paper, held, queue", "prototypes", queue=True, hold=HOLD, tau_lr=4e-3),
         _arm("one temperature, 10 x tau_lr", "global", tau_lr=2e-2),
         _arm("one temperature, 10 x tau_lr, held", "global", tau_lr=2e-2, hold=HOLD),

@@ -1,0 +1,107 @@
+"""Images some of whose labels are wrong: handwritten digits, digits of which half the classes are rare, and scripts."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from harness.digits import digits_body
+from torch import Tensor, nn
+
+from dro_temp.datasets import GlyphScripts
+
+WIDTH = 64
+Images, Labels = Tensor, Tensor
+Split = tuple[Images, Labels]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three parts; validation and test have right labels.
+
+    Args:
+        train: images and the labels that are given.
+        right: the labels that the training images should have.
+    """
+
+    train: Split
+    right: Labels
+    validation: Split
+    test: Split
+
+    def right_alone(self) -> "Splits":
+        """Without the training images whose label is wrong."""
+        images, given = self.train
+        kept = given == self.right
+        return Splits((images[kept], given[kept]), self.right[kept], self.validation, self.test)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A data set and the body of the network for it.
+
+    Args:
+        draw: the splits of a seed, before labels are redrawn.
+        body: module from images to [n WIDTH].
+        epochs: over the training part.
+    """
+
+    classes: int
+    epochs: int
+    draw: Callable[[int], tuple[Split, Split, Split]]
+    body: Callable[[], nn.Module]
+
+    def splits(self, noise: float, seed: int) -> Splits:
+        """The parts, with a share of the training labels redrawn from all classes alike."""
+        (images, right), validation, test = self.draw(seed)
+        chance = torch.Generator().manual_seed(1_000 + seed)
+        redrawn = torch.rand(len(right), generator=chance) < noise
+        given = torch.where(redrawn, torch.randint(self.classes, (len(right),), generator=chance), right)
+        return Splits((images, given), right, validation, test)
+
+
+def _digits(seed: int, train: int = 900) -> tuple[Split, Split, Split]:
+    """scikit-learn's 1,797: to train on, 300 to choose on, and the rest."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images = torch.tensor(found.images / 16.0, dtype=torch.float32)[:, None]
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    parts = order.split([train, 300, len(images) - train - 300])
+    first, second, third = ((images[part], torch.tensor(found.target)[part]) for part in parts)
+    return first, second, third
+
+
+def _imbalanced(seed: int, often: int = 100, rarely: int = 3) -> tuple[Split, Split, Split]:
+    """Digits; five classes, drawn anew for each seed, have at most 100 training images, the others three."""
+    (images, labels), validation, test = _digits(seed, train=1_100)
+    common = torch.randperm(10, generator=torch.Generator().manual_seed(seed))[:5].tolist()
+    kept = [(labels == digit).nonzero()[: often if digit in common else rarely, 0] for digit in range(10)]
+    chosen = torch.cat(kept)
+    return (images[chosen], labels[chosen]), validation, test
+
+
+def _scripts(seed: int, train: int = 2_000) -> tuple[Split, Split, Split]:
+    """Glyphs of twelve scripts; validation and test images are of fonts that are not trained on."""
+    parts = [
+        GlyphScripts("train", size=train, seed=seed),
+        *(GlyphScripts(s, seed=seed) for s in ("val", "test")),
+    ]
+    first, second, third = ((part.images[:, None].float() / 255.0, part.labels) for part in parts)
+    return first, second, third
+
+
+def _scripts_body() -> nn.Module:
+    """From [n 1 32 32] to [n WIDTH]."""
+    widths = (1, 16, 32, 64)
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GELU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(1_024, WIDTH), nn.GELU())
+
+
+PROBLEMS = {
+    "digits": Problem(10, 40, _digits, lambda: digits_body(WIDTH)),
+    "scripts": Problem(12, 15, _scripts, _scripts_body),
+    "digits-100-to-3": Problem(10, 60, _imbalanced, lambda: digits_body(WIDTH)),
+}
