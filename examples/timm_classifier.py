@@ -1,6 +1,5 @@
 """Train a classifier of timm with a temperature for each image: which script is a glyph of? Nothing is downloaded."""
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from torch.utils.data import DataLoader
 
 import dro_temp as dt
 from dro_temp.datasets import GlyphScripts
-from dro_temp.plotting import temperature_by_concept
+from dro_temp.plotting import image_extremes, temperature_by_concept
 
 
 @dataclass(frozen=True)
@@ -26,10 +25,10 @@ class Options:
     batch_size: int = 64  # images in a step
     lr: float = 2e-3  # of the model
     tau_lr: float = 2e-3  # of the network that predicts temperatures
-    rho: float = 1.0  # radius of the robust loss in nats, below log 12 = 2.5
+    rho: float = 2.0  # radius of the robust loss in nats, below log 12 = 2.5
     mixup: float = 0.0  # timm's Mixup, if above 0; labels are then distributions
     seed: int = 0  # of weights, order and subset
-    out: Path = Path("runs/timm_classifier")  # folder of the checkpoint and the plot
+    out: Path = Path("runs/timm_classifier")  # folder of the checkpoint and the plots
     quick: bool = False  # 640 images, one epoch
 
 
@@ -56,6 +55,7 @@ def run(o: Options) -> None:
     objective = objective_of(o)
     groups = objective.param_groups(lr=o.lr, tau_lr=o.tau_lr, weight_decay=0.05)
     optimizer = dt.CompositionalOptimizer(torch.optim.AdamW(groups), objective)
+    val, test = GlyphScripts("val"), GlyphScripts("test")
     loader = DataLoader(GlyphScripts(size=o.size, seed=o.seed), o.batch_size, shuffle=True, drop_last=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, o.epochs * len(loader))
     mixup = Mixup(o.mixup, label_smoothing=0.0, num_classes=len(GlyphScripts.classes)) if o.mixup else None
@@ -67,14 +67,14 @@ def run(o: Options) -> None:
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-        accuracy, _ = tested(objective.eval(), GlyphScripts("val"))
-        print(f"loss {output.loss.item():.3f}, {accuracy:.1f} % of the validation images right")
+        print(f"loss {output.loss.item():.3f}, validation: {tested(objective.eval(), val)[0]:.1f} % right")
         torch.save(objective.state_dict(), o.out / "objective.pt")
-    accuracy, tau = tested(objective.eval(), test := GlyphScripts("test"))
+    accuracy, tau = tested(objective.eval(), test)
     print(f"test: {accuracy:.1f} % right; temperatures {tau.mean():.3f} +- {tau.std():.3f}")
     temperature_by_concept(tau, test.labels, test.classes, k=6).savefig(o.out / "temperatures.png")
+    image_extremes(test.images, [test.classes[i] for i in test.labels], tau).savefig(o.out / "extremes.png")
 
 
 if __name__ == "__main__":
     options = tyro.cli(Options, prog="timm_classifier.py", description=__doc__)
-    sys.exit(run(replace(options, size=640, epochs=1) if options.quick else options))
+    run(replace(options, size=640, epochs=1) if options.quick else options)

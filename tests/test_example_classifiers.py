@@ -38,7 +38,7 @@ def ran(name, tmp_path, **options):
 def test_plain_loop(tmp_path, mixup):
     said, _ = ran("timm_classifier", tmp_path, mixup=mixup)
     assert re.search(r"test: \d+\.\d % right; temperatures", said)
-    assert {path.name for path in tmp_path.iterdir()} == {"objective.pt", "temperatures.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"objective.pt", "temperatures.png", "extremes.png"}
 
 
 def test_examples_are_short():
