@@ -60,6 +60,7 @@ class Arm:
         loss: of rows.
         smoothing: True if the option is that of the labels.
         decay: True if the option is the weight decay.
+        rising: True if the risk's radius rises from 0 to the option over the training.
         right_labels: True to train on the samples alone whose label is right: a bound, no method.
     """
 
@@ -70,6 +71,7 @@ class Arm:
     loss: Callable[[float], dt.RobustLoss] = lambda _: dt.LikelihoodLoss()
     smoothing: bool = False
     decay: bool = False
+    rising: bool = False
     right_labels: bool = False
 
     def trials(self) -> list[dict[str, float]]:
@@ -90,6 +92,7 @@ ARMS = {
     "least losses": Arm(("share", (0.6, 0.8)), risk=lambda o, m: dt.OptimisticRisk(dt.CVaRRisk(o))),
     "best case in a KL ball": Arm(("rho", (0.2, 0.5)), risk=_best_case),
     "the same, smoothed labels": Arm(("rho", (0.2, 0.5)), _smoothed, risk=_best_case),
+    "the same, rho rising": Arm(("rho", (0.2, 0.5)), _smoothed, risk=_best_case, rising=True),
     "robust, constant": Arm(
         ("tau", (1.0, 4.0)),
         predictor=lambda o, n: dt.ConstantTemperature(o),

@@ -62,7 +62,10 @@ def _train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / (epochs * batches)))
     )
-    for _ in range(epochs):
+    for epoch in range(epochs):
+        if arm.rising:
+            assert isinstance(risk, dt.OptimisticRisk)
+            risk.risk.rho = option * epoch / max(1, epochs - 1)
         for index in torch.randperm(len(given))[: batches * BATCH].split(BATCH):
             if arm.predictor is None:
                 losses = _losses(objective, arm, option, images[index], given[index])

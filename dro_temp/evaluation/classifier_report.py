@@ -1,9 +1,8 @@
 """How good a classifier's probabilities are under several temperatures, as numbers and as a table."""
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
+from dro_temp.evaluation._schemes import Compared
 from dro_temp.evaluation._table import markdown_table
 from dro_temp.functional.reliability import Reliability
 
@@ -32,7 +31,7 @@ class CalibrationScheme:
 
 
 @dataclass(frozen=True)
-class ClassifierReport:
+class ClassifierReport(Compared[CalibrationScheme]):
     """Temperatures of a classifier compared on the same data.
 
     Accuracies stand here, not with the schemes: a temperature divides all scores of a row alike, and leaves the
@@ -52,25 +51,10 @@ class ClassifierReport:
     balanced_accuracy: float
     schemes: tuple[CalibrationScheme, ...]
 
-    def __getitem__(self, name: str) -> CalibrationScheme:
-        """A scheme by its name.
-
-        Raises:
-            KeyError: there is none of that name.
-        """
-        by_name = {scheme.name: scheme for scheme in self.schemes}
-        if name not in by_name:
-            raise KeyError(f"expected one of {', '.join(by_name)}, received {name!r}. Pass one of those.")
-        return by_name[name]
-
     @property
     def reliability(self) -> dict[str, Reliability]:
         """By the schemes' names: what `plotting.reliability_diagram` takes."""
         return {scheme.name: scheme.reliability for scheme in self.schemes}
-
-    def asdict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts, as JSON holds them."""
-        return dataclasses.asdict(self) | {"schemes": [dataclasses.asdict(s) for s in self.schemes]}
 
     def table(self) -> str:
         """A Markdown table of the schemes, aligned to be read as plain text too."""

@@ -1,9 +1,8 @@
 """What a language model's temperatures achieve, as numbers and as a table."""
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
+from dro_temp.evaluation._schemes import Compared
 from dro_temp.evaluation._table import markdown_table
 
 #: Quantiles of the temperatures that are reported.
@@ -37,7 +36,7 @@ class TemperatureScheme:
 
 
 @dataclass(frozen=True)
-class LanguageReport:
+class LanguageReport(Compared[TemperatureScheme]):
     """Temperatures of a language model compared on one text.
 
     Args:
@@ -51,21 +50,6 @@ class LanguageReport:
     vocabulary: int
     rho: float
     schemes: tuple[TemperatureScheme, ...]
-
-    def __getitem__(self, name: str) -> TemperatureScheme:
-        """A scheme by its name.
-
-        Raises:
-            KeyError: there is none of that name.
-        """
-        by_name = {scheme.name: scheme for scheme in self.schemes}
-        if name not in by_name:
-            raise KeyError(f"expected one of {', '.join(by_name)}, received {name!r}. Pass one of those.")
-        return by_name[name]
-
-    def asdict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts, as JSON holds them."""
-        return dataclasses.asdict(self) | {"schemes": [dataclasses.asdict(s) for s in self.schemes]}
 
     def table(self) -> str:
         """A Markdown table, aligned to be read as plain text too."""
