@@ -34,6 +34,8 @@ class CalibrationScheme:
 class ClassifierReport(Compared[CalibrationScheme]):
     """Temperatures of a classifier compared on the same data.
 
+    `report[name]` is the scheme of that name, `report.asdict()` plain numbers, as JSON holds them.
+
     Accuracies stand here, not with the schemes: a temperature divides all scores of a row alike, and leaves the
     order of its classes as it is.
 

@@ -39,6 +39,8 @@ class TemperatureScheme:
 class LanguageReport(Compared[TemperatureScheme]):
     """Temperatures of a language model compared on one text.
 
+    `report[name]` is the scheme of that name, `report.asdict()` plain numbers, as JSON holds them.
+
     Args:
         tokens: number of tokens that were predicted.
         vocabulary: number of outcomes, m.
