@@ -26,7 +26,7 @@ from reproduction.study import Job, job, tuned_and_tested
 from wrong_labels.arms import ARMS, BOUND, IMBALANCE_ARMS
 from wrong_labels.data import PROBLEMS
 from wrong_labels.figure import draw
-from wrong_labels.tables import table
+from wrong_labels.tables import overview, table
 from wrong_labels.training import run
 
 IMBALANCED = "digits-100-to-3"
@@ -80,6 +80,9 @@ def main() -> None:
             (options.out / f"{data}-{noise:g}.json").write_text(json.dumps(result, indent=1))
             (options.out / f"{data}-{noise:g}.md").write_text(text + "\n")
             print(f"{data}, {100 * noise:g} % of the labels redrawn\n\n{text}\n", flush=True)
+        levels = {noise: result["tests"] for noise, result in found[data].items()}
+        (options.out / f"{data}.md").write_text(overview(levels) + "\n")
+        print(f"{data}\n\n{overview(levels)}\n")
     draw(found, options.out / "noisy_labels.png")
 
 

@@ -79,6 +79,7 @@ def test_the_command_from_trials_to_table_and_plot(studies, tmp_path, monkeypatc
         title.strip() for title in rows[0].split("|")
     }
     assert "AUROC: τ" not in rows[0]  # nobody has it
+    assert "| 0 % redrawn | 30 % redrawn |" in (tmp_path / "digits.md").read_text()
     assert (tmp_path / "noisy_labels.png").stat().st_size > 10_000
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("*.json")}
     before = capsys.readouterr().out

@@ -65,6 +65,22 @@ def table(tests: Tests, chosen: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def overview(levels: Mapping[float, Tests]) -> str:
+    """Accuracy of each arm at each share of wrong labels; bold where it is above label smoothing, p < 0.05."""
+    runs = {noise: by_arm(tests) for noise, tests in sorted(levels.items())}
+    compared = {noise: gains(of) for noise, of in runs.items()}
+    header = ["accuracy (%)", *(f"{100 * noise:g} % redrawn" for noise in runs)]
+    lines = [f"| {' | '.join(header)} |", "|---|" + "---:|" * len(runs)]
+    for arm in dict.fromkeys(arm for of in runs.values() for arm in of):
+        cells = []
+        for noise, of in runs.items():
+            text = cell([m["accuracy"] for m in of[arm]]) if arm in of else ""
+            gain = compared[noise].get(arm)
+            cells.append(f"**{text}**" if gain and gain.mean > 0 and gain.p < 0.05 else text)
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _paired(gain: Paired) -> str:
     low, high = gain.interval
     return f"{gain.mean:+.1f} [{low:+.1f}, {high:+.1f}], p {gain.p:.2g}"
