@@ -1,0 +1,79 @@
+"""Learn in spite of wrong labels, and find them. Handwritten digits; needs scikit-learn, nothing is downloaded."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import tyro
+from matplotlib.figure import Figure
+from rich.progress import track
+from sklearn.datasets import load_digits
+from torch import nn
+
+import dro_temp as dt
+
+
+@dataclass(frozen=True)
+class Options:
+    """1,200 digits to train on, some with a wrong label; 597 to test on."""
+
+    wrong: float = 0.3  # share of the training labels that are redrawn; a tenth of those are right by chance
+    rho: float = 0.3  # how much the labels are distrusted: -log(1 - share), or a bit less
+    smoothing: float = 0.1  # share of each label that all classes get
+    epochs: int = 40  # passes over the images
+    lr: float = 3e-3  # of AdamW
+    seed: int = 0  # of the split, the wrong labels and the networks
+    out: Path = Path("runs/wrong_labels")  # folder of the picture
+    quick: bool = False  # two epochs
+
+
+def network() -> nn.Module:
+    first, second = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 64, 3, padding=1)
+    body = (first, nn.GELU(), nn.MaxPool2d(2), second, nn.GELU(), nn.MaxPool2d(2), nn.Flatten())
+    return nn.Sequential(*body, nn.Linear(256, 64), nn.GELU(), nn.Linear(64, 10))
+
+
+def trained(o: Options, risk: dt.SampleRisk, images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
+    torch.manual_seed(o.seed)
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=o.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, o.epochs)
+    for _ in track(range(o.epochs), type(risk).__name__):
+        for batch in torch.randperm(len(labels)).split(64):
+            # --8<-- [start:loss]
+            losses = nn.functional.cross_entropy(
+                model(images[batch]), labels[batch], reduction="none", label_smoothing=o.smoothing
+            )
+            risk(losses).backward()
+            # --8<-- [end:loss]
+            optimizer.step()
+            optimizer.zero_grad()
+        schedule.step()
+    return model.eval()
+
+
+def run(o: Options) -> None:
+    torch.manual_seed(o.seed)
+    digits, order = load_digits(), torch.randperm(1797)
+    images, right = torch.tensor(digits.images / 16).float()[order, None], torch.tensor(digits.target)[order]
+    given = torch.where(torch.rand(1200) < o.wrong, torch.randint(10, (1200,)), right[:1200])
+    for risk in (dt.MeanRisk(), dt.OptimisticRisk(dt.KLRisk(o.rho))):
+        model = trained(o, risk, images[:1200], given)
+        accuracy = 100 * (model(images[1200:]).argmax(1) == right[1200:]).double().mean()
+        print(f"{type(risk).__name__}: {accuracy:.1f} % of the test images right")
+    weight = risk.weights(nn.functional.cross_entropy(model(images[:1200]), given, reduction="none"))
+    suspects, wrong = weight.argsort(), given != right[:1200]
+    found = wrong[suspects[: int(wrong.sum())]].double().mean()
+    print(f"{wrong.sum()} labels are wrong; of as many that weigh least, {100 * found:.1f} % are")
+    sheet = Figure(figsize=(9, 3), layout="constrained")
+    for axes, i in zip(sheet.subplots(2, 8).flat, suspects, strict=False):
+        axes.imshow(images[i, 0].numpy(), cmap="gray_r")
+        axes.set_title(f"given {given[i]}, is {right[i]}", fontsize=8)
+        axes.set_axis_off()
+    o.out.mkdir(parents=True, exist_ok=True)
+    sheet.savefig(o.out / "suspects.png")
+
+
+if __name__ == "__main__":
+    options = tyro.cli(Options, prog="find_wrong_labels.py", description=__doc__)
+    run(replace(options, epochs=2) if options.quick else options)
