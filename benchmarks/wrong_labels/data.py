@@ -81,12 +81,10 @@ def _imbalanced(seed: int, often: int = 100, rarely: int = 3) -> tuple[Split, Sp
     return (images[chosen], labels[chosen]), validation, test
 
 
-def _scripts(seed: int, train: int = 2_000) -> tuple[Split, Split, Split]:
+def _scripts(seed: int) -> tuple[Split, Split, Split]:
     """Glyphs of twelve scripts; validation and test images are of fonts that are not trained on."""
-    parts = [
-        GlyphScripts("train", size=train, seed=seed),
-        *(GlyphScripts(s, seed=seed) for s in ("val", "test")),
-    ]
+    sizes = {"train": 2_000, "val": 1_500, "test": 5_000}
+    parts = [GlyphScripts(split, size=size, seed=seed) for split, size in sizes.items()]
     first, second, third = ((part.images[:, None].float() / 255.0, part.labels) for part in parts)
     return first, second, third
 

@@ -8,21 +8,27 @@ from typing import Any
 from wrong_labels.arms import BASELINE, BOUND
 from wrong_labels.tables import by_arm
 
-# Okabe and Ito's, readable by colour-blind people.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-#: What is drawn against label smoothing; the table has them all.
-LEARN = (
-    *("cross-entropy", "generalised cross-entropy", "best case in a KL ball", "the same, smoothed labels"),
-    *("robust, constant", "robust, TempNet", "robust, optimal", BOUND),
-)
-#: What tells a wrong label, by arm and signal.
+BALL, SMOOTHED, RISING = "best case in a KL ball", "the same, smoothed labels", "the same, rho rising"
+# Okabe and Ito's, readable by colour-blind people; an arm has its colour in every panel.
+COLOURS = {
+    "cross-entropy": "#000000",
+    "generalised cross-entropy": "#F0E442",
+    BALL: "#56B4E9",
+    SMOOTHED: "#0072B2",
+    RISING: "#009E73",
+    "robust, TempNet": "#D55E00",
+    "robust, optimal": "#E69F00",
+    "likelihood, one for each sample": "#CC79A7",
+    BOUND: "#999999",
+}
+#: What tells a wrong label: the arm, and the signal.
 TELL = {
-    "weight in a KL ball": ("best case in a KL ball", "auroc_weight"),
-    "the same, smoothed labels": ("the same, smoothed labels", "auroc_weight"),
-    "loss of cross-entropy": ("cross-entropy", "auroc_loss"),
-    "τ for each sample, likelihood": ("likelihood, one for each sample", "auroc_tau"),
-    "τ of a TempNet, robust": ("robust, TempNet", "auroc_tau"),
-    "τ that is optimal, robust": ("robust, optimal", "auroc_tau"),
+    f"weight: {BALL}": (BALL, "auroc_weight"),
+    f"weight: {SMOOTHED}": (SMOOTHED, "auroc_weight"),
+    "loss: cross-entropy": ("cross-entropy", "auroc_loss"),
+    "τ: likelihood, one for each sample": ("likelihood, one for each sample", "auroc_tau"),
+    "τ: robust, TempNet": ("robust, TempNet", "auroc_tau"),
+    "τ: robust, optimal": ("robust, optimal", "auroc_tau"),
 }
 
 
@@ -51,7 +57,7 @@ def draw(found: Mapping[str, Mapping[float, Mapping[str, Any]]], out: Path) -> N
 
 def _learned(axes: Any, data: str, runs: Mapping[float, Any]) -> None:
     """Accuracy minus label smoothing's, paired by seed, with its standard error."""
-    for arm, colour in zip(LEARN, COLOURS, strict=True):
+    for arm, colour in COLOURS.items():
         gains = {}
         for noise, of in runs.items():
             if arm in of and BASELINE in of:
@@ -66,13 +72,13 @@ def _learned(axes: Any, data: str, runs: Mapping[float, Any]) -> None:
 
 
 def _told(axes: Any, runs: Mapping[float, Any]) -> None:
-    for (label, (arm, signal)), colour in zip(TELL.items(), COLOURS, strict=False):
+    for label, (arm, signal) in TELL.items():
         values = {
             noise: [m[signal] for m in of[arm]]
             for noise, of in runs.items()
             if arm in of and signal in of[arm][0]
         }
-        _line(axes, values, label, colour)
+        _line(axes, values, label, COLOURS[arm])
     axes.axhline(0.5, color="0.3", lw=1.0)
     axes.set_ylim(0.0, 1.02)
     axes.set_ylabel("AUROC as a detector of wrong labels", fontsize=8)
