@@ -32,7 +32,8 @@ def _generalised(logits: Tensor, labels: Tensor, q: float) -> Tensor:
 def _focal(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
     """(1 - p_y)^gamma (-log p_y), arXiv 1708.02002."""
     entropy = sample_entropy(logits, labels)
-    return (-(-entropy).expm1()).pow(gamma) * entropy
+    # The slope of a root at 0 is infinite, and infinity times an entropy of 0 is NaN.
+    return (-(-entropy).expm1()).clamp(min=1e-12).pow(gamma) * entropy
 
 
 def _net(_: float, samples: int) -> dt.TemperaturePredictor:
