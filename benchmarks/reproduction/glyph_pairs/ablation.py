@@ -124,7 +124,6 @@ ABLATION = {
             tau_lr=4e-3,
             regression=lambda: Regression(RHO, 300),
         ),
-        _arm("the same, 2 x tau_lr", "hidden", **_OURS, tau_lr=8e-3),
         _arm("paper, held, queue", "prototypes", queue=True, hold=HOLD, tau_lr=4e-3),
         _arm("one temperature, 10 x tau_lr", "global", tau_lr=2e-2),
         _arm("one temperature, 10 x tau_lr, held", "global", tau_lr=2e-2, hold=HOLD),
