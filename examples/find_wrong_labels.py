@@ -42,12 +42,10 @@ def trained(o: Options, risk: dt.SampleRisk, images: torch.Tensor, labels: torch
         if isinstance(risk, dt.OptimisticRisk):  # nothing is left out before every class is learned
             risk.risk.rho = o.rho * epoch / max(1, o.epochs - 1)
         for batch in torch.randperm(len(labels)).split(64):
-            # --8<-- [start:loss]
             losses = nn.functional.cross_entropy(
                 model(images[batch]), labels[batch], reduction="none", label_smoothing=o.smoothing
             )
             risk(losses).backward()
-            # --8<-- [end:loss]
             optimizer.step()
             optimizer.zero_grad()
         schedule.step()

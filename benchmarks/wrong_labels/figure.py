@@ -1,5 +1,6 @@
 """Two rows of panels, one column for each set of images: who learns, and what tells wrong labels."""
 
+import statistics
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,8 +90,6 @@ def _told(axes: Any, runs: Mapping[float, Any]) -> None:
 def _line(
     axes: Any, values: Mapping[float, list[float]], label: str, colour: str, *, dashed: bool = False
 ) -> None:
-    import statistics
-
     shares = [100 * noise for noise in values]
     means = [statistics.mean(each) for each in values.values()]
     errors = [statistics.stdev(v) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in values.values()]

@@ -8,21 +8,21 @@ from reproduction.paired import Paired, against
 
 from wrong_labels.arms import BASELINE
 
-#: Title of each column after the accuracies, the metric, and its decimals.
-COLUMNS = {
-    "NLL: τ = 1": ("nll_one", 2),
-    "best constant": ("nll_constant", 2),
-    "own τ": ("nll_own", 2),
-    "ECE (%): τ = 1": ("ece_one", 0),
-    "best constant ": ("ece_constant", 0),
-    "own τ ": ("ece_own", 0),
-    "AUROC: τ": ("auroc_tau", 2),
-    "weight": ("auroc_weight", 2),
-    "loss": ("auroc_loss", 2),
-    "mean τ: wrong": ("tau_wrong", 2),
-    "right": ("tau_right", 2),
-    "weight of the wrong (%)": ("weight_of_wrong", 1),
-}
+#: What follows the accuracies: title, metric, decimals.
+COLUMNS = (
+    ("NLL: τ = 1", "nll_one", 2),
+    ("best constant", "nll_constant", 2),
+    ("own τ", "nll_own", 2),
+    ("ECE (%): τ = 1", "ece_one", 0),
+    ("best constant", "ece_constant", 0),
+    ("own τ", "ece_own", 0),
+    ("AUROC: τ", "auroc_tau", 2),
+    ("weight", "auroc_weight", 2),
+    ("loss", "auroc_loss", 2),
+    ("mean τ: wrong", "tau_wrong", 2),
+    ("right", "tau_right", 2),
+    ("weight of the wrong (%)", "weight_of_wrong", 1),
+)
 Tests = Sequence[Mapping[str, Any]]
 
 
@@ -47,19 +47,15 @@ def gains(runs: Mapping[str, Sequence[Mapping[str, float]]], metric: str = "accu
 def table(tests: Tests, chosen: Mapping[str, Mapping[str, float]]) -> str:
     """One row for each arm; columns that nobody has are left out."""
     runs = by_arm(tests)
-    columns = {
-        title: column
-        for title, column in COLUMNS.items()
-        if any(column[0] in each[0] for each in runs.values())
-    }
-    header = ["arm", "chosen", "accuracy (%)", "balanced", f"minus {BASELINE}", *columns]
+    columns = [column for column in COLUMNS if any(column[1] in each[0] for each in runs.values())]
+    header = ["arm", "chosen", "accuracy (%)", "balanced", f"minus {BASELINE}", *(c[0] for c in columns)]
     lines = [f"| {' | '.join(header)} |", "|---|---|" + "---:|" * (len(header) - 2)]
     more = gains(runs)
     for arm, each in runs.items():
         options = ", ".join(f"{key} {value:g}" for key, value in chosen[arm].items())
         cells = [cell([m[name] for m in each]) for name in ("accuracy", "balanced")]
         cells.append(_paired(more[arm]) if arm in more else "")
-        for name, digits in columns.values():
+        for _, name, digits in columns:
             cells.append(cell([m[name] for m in each], digits=digits) if name in each[0] else "")
         lines.append(f"| {arm} | {options} | {' | '.join(cells)} |")
     return "\n".join(lines)

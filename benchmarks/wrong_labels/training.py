@@ -26,8 +26,8 @@ def run(
     torch.manual_seed(seed)
     objective, risk = _built(problem, arm, options[arm.tuned[0]], len(splits.right))
     _train(objective, risk, arm, options, splits.train, problem.epochs)
-    found = evaluate_classifier(objective.host, [splits.validation], validation=[splits.validation])
-    result: dict[str, Any] = {"chosen_by": -found.accuracy}
+    objective.eval()
+    result: dict[str, Any] = {"chosen_by": -_accuracy(objective, splits.validation)}
     if not tuning:
         result["metrics"] = _tested(objective, arm, splits) | _told(objective, risk, arm, options, splits)
     return result
@@ -68,7 +68,8 @@ def _train(
             risk.risk.rho = option * epoch / max(1, epochs - 1)
         for index in torch.randperm(len(given))[: batches * BATCH].split(BATCH):
             if arm.predictor is None:
-                losses = _losses(objective, arm, option, images[index], given[index])
+                logits = objective.host(images[index], given[index])["class"].dense_scores
+                losses = arm.sample_loss(logits, given[index], option)
                 loss = risk(losses, group=_groups(risk, given[index]))
             else:
                 loss = objective(images[index], given[index], index=index).loss
@@ -83,8 +84,11 @@ def _groups(risk: dt.SampleRisk, given: Tensor) -> Tensor | None:
     return given if risk.needs_groups else None
 
 
-def _losses(objective: dt.Objective, arm: Arm, option: float, images: Tensor, given: Tensor) -> Tensor:
-    return arm.sample_loss(objective.host(images, given)["class"].dense_scores, given, option)
+@torch.no_grad()
+def _accuracy(objective: dt.Objective, split: Split) -> float:
+    """In percent; a trial needs no more."""
+    rows = objective.host(*split)["class"]
+    return 100 * float((rows.dense_scores.argmax(1) == rows.target).double().mean())
 
 
 def _tested(objective: dt.Objective, arm: Arm, splits: Splits) -> dict[str, float]:
@@ -117,12 +121,11 @@ def _told(
     wrong = given != splits.right
     if not wrong.any():
         return {}
-    objective.eval()
     rows = objective.host(images, given, torch.arange(len(given)))["class"]
     signals = {"loss": sample_entropy(rows.dense_scores, given)}
     more: dict[str, float] = {}
     if arm.risk:
-        losses = _losses(objective, arm, options[arm.tuned[0]], images, given)
+        losses = arm.sample_loss(rows.dense_scores, given, options[arm.tuned[0]])
         weight = risk.weights(losses, group=_groups(risk, given))
         signals["weight"] = -weight  # what weighs little is wrong
         more["weight_of_wrong"] = 100 * float(weight[wrong].sum())

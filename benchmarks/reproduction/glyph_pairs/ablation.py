@@ -99,31 +99,19 @@ def _arm(
 
 
 _RESIDUAL = dt.ResidualReadout
-_OURS = {"readout": _RESIDUAL, "queue": True, "hold": HOLD}
+_OURS = {"readout": _RESIDUAL, "queue": True, "hold": HOLD, "tau_lr": 4e-3}
 ABLATION = {
     arm.name: arm
     for arm in (
         _arm("paper", "prototypes"),
         _arm("paper, no dropout", "prototypes", dropout=0.0),
-        _arm("hidden, residual, held, queue", "hidden", _RESIDUAL, hold=HOLD, queue=True, tau_lr=4e-3),
-        _arm("the same, dropout 0.5", "hidden", _RESIDUAL, hold=HOLD, queue=True, tau_lr=4e-3, dropout=0.5),
+        _arm("hidden, residual, held, queue", "hidden", **_OURS),
+        _arm("the same, dropout 0.5", "hidden", **_OURS, dropout=0.5),
         _arm("the same, not held", "hidden", _RESIDUAL, queue=True, tau_lr=4e-3),
         _arm("the same, no queue", "hidden", _RESIDUAL, hold=HOLD, tau_lr=4e-3),
         _arm("the same, neither held nor queue", "hidden", _RESIDUAL, tau_lr=4e-3),
-        _arm(
-            "the same, regression on the optimum",
-            "hidden",
-            **_OURS,
-            tau_lr=4e-3,
-            regression=lambda: Regression(RHO),
-        ),
-        _arm(
-            "the same, started by regression",
-            "hidden",
-            **_OURS,
-            tau_lr=4e-3,
-            regression=lambda: Regression(RHO, 300),
-        ),
+        _arm("the same, regression on the optimum", "hidden", **_OURS, regression=lambda: Regression(RHO)),
+        _arm("the same, started by regression", "hidden", **_OURS, regression=lambda: Regression(RHO, 300)),
         _arm("paper, held, queue", "prototypes", queue=True, hold=HOLD, tau_lr=4e-3),
         _arm("one temperature, 10 x tau_lr", "global", tau_lr=2e-2),
         _arm("one temperature, 10 x tau_lr, held", "global", tau_lr=2e-2, hold=HOLD),
