@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dro_temp._typing import Mask, PerRow, RowIndex, Scores
+from dro_temp.functional._newton import log_tau_at
 
 IMPOSSIBLE = (
     -1e30
@@ -250,15 +251,7 @@ def optimal_tau(
     high = margins.new_full((margins.shape[0],), math.log(tau_max))
     at_floor = kl_divergence(margins, low.exp(), mask) <= rho
     at_ceiling = kl_divergence(margins, high.exp(), mask) >= rho
-    x = 0.5 * (low + high)
-    for _ in range(iterations):
-        kl, variance = _tilt(margins, x.exp(), mask)
-        excess = kl - rho  # positive: tau is too small
-        low = torch.where(excess > 0, x, low)
-        high = torch.where(excess > 0, high, x)
-        newton = x + excess / variance.clamp(min=torch.finfo(x.dtype).tiny)
-        inside = (newton > low) & (newton < high)
-        x = torch.where(inside, newton, 0.5 * (low + high))
+    x = log_tau_at(rho, lambda tau: _tilt(margins, tau, mask), low, high, iterations)
     tau: Tensor = x.exp().clamp(tau_min, tau_max)
     tau = tau.masked_fill(at_ceiling, tau_max)
     return tau.masked_fill(at_floor & ~at_ceiling, tau_min)

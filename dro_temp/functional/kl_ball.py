@@ -5,6 +5,7 @@ import math
 import torch
 
 from dro_temp._typing import PerRow, Scalar
+from dro_temp.functional._newton import log_tau_at
 from dro_temp.functional.risks import _unit, shares
 
 #: Temperatures in units of the losses' spread. Below, only the greatest loss counts; above, all do alike.
@@ -43,21 +44,13 @@ def kl_ball_weights(
     x = _unit(losses, share > 0)
     log_share = share.log()
     low, high = x.new_tensor(math.log(LOWEST)), x.new_tensor(math.log(HIGHEST))
-    log_tau = 0.5 * (low + high)
-    for _ in range(iterations):
-        kl, variance = _tilt(x, log_share, log_tau)
-        excess = kl - rho  # positive: tau is too small
-        low = torch.where(excess > 0, log_tau, low)
-        high = torch.where(excess > 0, high, log_tau)
-        newton = log_tau + excess / variance.clamp(min=torch.finfo(x.dtype).tiny)
-        inside = (newton > low) & (newton < high)
-        log_tau = torch.where(inside, newton, 0.5 * (low + high))
+    log_tau = log_tau_at(rho, lambda tau: _tilt(x, log_share, tau), low, high, iterations)
     return (x / log_tau.exp() + log_share).softmax(0)
 
 
-def _tilt(x: PerRow, log_share: PerRow, log_tau: Scalar) -> tuple[Scalar, Scalar]:
+def _tilt(x: PerRow, log_share: PerRow, tau: Scalar) -> tuple[Scalar, Scalar]:
     """KL(p||s) and Var_p(x / tau) = -dKL/dlog(tau) of p ~ s e^(x / tau)."""
-    z = x / log_tau.exp()
+    z = x / tau
     p = (z + log_share).softmax(0)
     mean = (p * z).sum()
     kl = mean - (z + log_share).logsumexp(0)
