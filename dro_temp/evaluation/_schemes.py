@@ -4,12 +4,25 @@ import dataclasses
 from typing import Any, Generic, Protocol, TypeVar
 
 
-class _Named(Protocol):
+class _Scheme(Protocol):
     @property
     def name(self) -> str: ...
+    @property
+    def tau_mean(self) -> float: ...
+    @property
+    def tau_quantiles(self) -> dict[float, float]: ...
 
 
-S = TypeVar("S", bound=_Named)
+S = TypeVar("S", bound=_Scheme)
+
+#: Titles of `tau_cells`.
+TAU_TITLES = ("τ mean", "τ 5 % / 50 % / 95 %")
+
+
+def tau_cells(scheme: _Scheme) -> list[str]:
+    """The temperatures of a scheme, for a table."""
+    quantiles = (scheme.tau_quantiles[share] for share in (0.05, 0.5, 0.95))
+    return [f"{scheme.tau_mean:.3f}", " / ".join(f"{tau:.3f}" for tau in quantiles)]
 
 
 class Compared(Generic[S]):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dro_temp.evaluation._schemes import Compared
+from dro_temp.evaluation._schemes import TAU_TITLES, Compared, tau_cells
 from dro_temp.evaluation._table import markdown_table
 from dro_temp.functional.reliability import Reliability
 
@@ -60,7 +60,7 @@ class ClassifierReport(Compared[CalibrationScheme]):
 
     def table(self) -> str:
         """A Markdown table of the schemes, aligned to be read as plain text too."""
-        header = ["temperature", "NLL (nats)", "ECE (%)", "Brier", "τ mean", "τ 5 % / 50 % / 95 %"]
+        header = ["temperature", "NLL (nats)", "ECE (%)", "Brier", *TAU_TITLES]
         return markdown_table([header, *(_cells(scheme) for scheme in self.schemes)])
 
     def __str__(self) -> str:
@@ -72,12 +72,10 @@ class ClassifierReport(Compared[CalibrationScheme]):
 
 
 def _cells(scheme: CalibrationScheme) -> list[str]:
-    tau = scheme.tau_quantiles
     return [
         scheme.name,
         f"{scheme.nll:.4f}",
         f"{100 * scheme.ece:.2f}",
         f"{scheme.brier:.4f}",
-        f"{scheme.tau_mean:.3f}",
-        " / ".join(f"{tau[share]:.3f}" for share in (0.05, 0.5, 0.95)),
+        *tau_cells(scheme),
     ]

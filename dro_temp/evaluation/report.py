@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dro_temp.evaluation._schemes import Compared
+from dro_temp.evaluation._schemes import TAU_TITLES, Compared, tau_cells
 from dro_temp.evaluation._table import markdown_table
 
 #: Quantiles of the temperatures that are reported.
@@ -55,13 +55,11 @@ class LanguageReport(Compared[TemperatureScheme]):
 
     def table(self) -> str:
         """A Markdown table, aligned to be read as plain text too."""
-        header = ["temperature", "perplexity", "ECE (%)", "robust loss", "gap", "recovered (%)"]
-        header += ["τ mean", "τ 5 % / 50 % / 95 %"]
+        header = ["temperature", "perplexity", "ECE (%)", "robust loss", "gap", "recovered (%)", *TAU_TITLES]
         return markdown_table([header, *(_cells(scheme) for scheme in self.schemes)])
 
 
 def _cells(scheme: TemperatureScheme) -> list[str]:
-    tau = scheme.tau_quantiles
     return [
         scheme.name,
         f"{scheme.perplexity:.2f}",
@@ -69,6 +67,5 @@ def _cells(scheme: TemperatureScheme) -> list[str]:
         f"{scheme.robust_loss:.4f}",
         f"{scheme.gap:.4f}",
         f"{100 * scheme.recovered:.1f}",
-        f"{scheme.tau_mean:.3f}",
-        " / ".join(f"{tau[share]:.3f}" for share in (0.05, 0.5, 0.95)),
+        *tau_cells(scheme),
     ]
