@@ -1,8 +1,9 @@
 """What predicting temperatures adds to a training step, beside one learned temperature for all.
 
-Three hosts of ordinary size with random weights: CLIP ViT-S/16 (open_clip) with a queue of 16,384 keys, ResNet-50
-(timm), and GPT-2 small, trained and frozen. What a predictor adds is timed with the host's outputs held fixed, where
-the host's own spread cannot hide it, and divided by the time of a whole step with one learned temperature.
+Three hosts of ordinary size with random weights: CLIP ViT-S/16 (open_clip) with a queue of 16,384 keys from which four
+rows are replayed for each of the batch, ResNet-50 (timm), and GPT-2 small, trained and frozen. What a predictor adds is
+timed with the host's outputs held fixed, where the host's own spread cannot hide it, and divided by the time of a whole
+step with one learned temperature.
 
 Run: python benchmarks/predictor_cost.py [--hosts clip resnet gpt2 gpt2-frozen] [--batch 16] [--rounds 5]
 """
@@ -25,6 +26,8 @@ from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 
 ONE, PAPER, OURS = "one learned temperature", "TempNet (paper)", "TempNet (ours)"
 SAMPLES, QUEUE = 1_000_000, 16_384
+REPLAYED = 4  # rows, for each of the batch
+NARROW = 64  # hidden width where rows show all of their outcomes, as `TempNet.for_lm` has it
 
 
 class Held(HostAdapter):
@@ -56,7 +59,9 @@ def exact(width: int, outcomes: int, bounds: dict[str, float], rho: float) -> Ca
             ONE: lambda: dt.LearnableTemperature(1.0, **bounds),
             PAPER: lambda: dt.TempNet.for_logits(outcomes, **bounds),
             OURS: lambda: dt.TempNet(
-                dt.SeveralEncoder([dt.HiddenEncoder(width), dt.StatisticsEncoder()]),
+                dt.SeveralEncoder(
+                    [dt.HiddenEncoder(width, width=NARROW), dt.StatisticsEncoder(width=NARROW)]
+                ),
                 readout=dt.ResidualReadout,
                 **bounds,
             ),
@@ -81,7 +86,7 @@ def clip(batch: int) -> Case:
                 {v: dt.KLRobustLoss(7.0, estimator=dt.LogMovingAverage(SAMPLES)) for v in host.views},
             ),
             PAPER: lambda: dt.recipes.tempnet(host, SAMPLES, 384),
-            OURS: lambda: dt.recipes.tempnet_queued(host, SAMPLES, 384, queue=QUEUE),
+            OURS: lambda: dt.recipes.tempnet_queued(host, SAMPLES, 384, queue=QUEUE, replay=REPLAYED * batch),
         }
         return recipes[predictor]()
 
@@ -157,8 +162,10 @@ def step(objective: dt.Objective, batch: dict[str, Tensor]) -> Callable[[], None
 def _fill(loss: dt.QueuedLoss) -> None:
     """As after thousands of steps."""
     queue = loss.queue
-    keys = nn.functional.normalize(torch.randn(queue.size, queue.features), dim=1)
-    queue.write(keys, torch.arange(queue.size) + SAMPLES)  # of other samples than the batch's
+    vectors = [
+        nn.functional.normalize(torch.randn(queue.size, queue.features), dim=1) for _ in queue.kept[:-1]
+    ]
+    queue.write(*vectors, torch.arange(queue.size) + SAMPLES)  # of other samples than the batch's
 
 
 def measured(case: Case, rounds: int) -> Iterator[tuple[str, float, float]]:

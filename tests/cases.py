@@ -78,6 +78,9 @@ LOSSES = (
         "kl-moving-average", lambda: dt.KLRobustLoss(rho=1.0, estimator=dt.LogMovingAverage(50, gamma=0.3))
     ),
     testing.LossCase("queued", lambda: dt.QueuedLoss(dt.KLRobustLoss(rho=1.0), size=20, features=4)),
+    testing.LossCase(
+        "queued-replay", lambda: dt.QueuedLoss(dt.KLRobustLoss(rho=1.0), size=20, features=4, replay=10)
+    ),
     testing.LossCase("sigmoid", dt.SigmoidLoss, degree=0, margins_only=False),
     testing.LossCase("entropic-risk-exact", dt.EntropicRiskLoss, degree=0),
     testing.LossCase(

@@ -13,7 +13,7 @@ from torch import nn
 import dro_temp as dt
 from dro_temp import functional as F
 
-RHO, WIDTH = 1.0, 4
+RHO, WIDTH, VIEWS = 1.0, 4, ("image", "text")
 
 
 def _host() -> dt.hosts.TwoTower:
@@ -34,16 +34,14 @@ def _queued(size: int) -> dt.QueuedLoss:
     return dt.QueuedLoss(dt.KLRobustLoss(RHO), size=size, features=WIDTH)
 
 
-def _by_hand(rows, tau, earlier) -> list[float]:
-    """Loops over the batch's other columns and the earlier keys of other samples."""
-    values = []
-    queries, keys = rows.scores.queries.detach(), rows.scores.keys.detach()
-    for i in range(len(rows)):
+def _by_hand(queries, keys, index, tau, earlier) -> list[float]:
+    """Loops over the batch's other columns and the earlier keys of samples that are not in it."""
+    values, here = [], set(index.tolist())
+    for i in range(len(queries)):
         own = queries[i] @ keys[i]
         margins = [queries[i] @ keys[j] - own for j in range(len(keys)) if j != i]
-        margins += [queries[i] @ key - own for key, number in earlier if number != int(rows.index[i])]
-        count = len(rows) - 1 + len(earlier)  # the own sample's stale key is an outcome of probability zero
-        log_g = math.log(sum(math.exp(float(h / tau[i])) for h in margins) / count)
+        margins += [queries[i] @ key - own for key, number in earlier if number not in here]
+        log_g = math.log(sum(math.exp(float(h / tau[i])) for h in margins) / len(margins))
         values.append(float(tau[i]) * (log_g + RHO))
     return values
 
@@ -64,7 +62,8 @@ def test_the_value_is_that_of_loops_over_queue_and_batch(seed, size, n, steps):
     if len(earlier) < size:
         assert found.tolist() == [0.0] * n  # waits
     else:
-        expected = _by_hand(rows, tau, earlier[-size:])
+        scores = rows.scores.detached()
+        expected = _by_hand(scores.queries, scores.keys, rows.index, tau, earlier[-size:])
         torch.testing.assert_close(found.tolist(), expected, rtol=1e-9, atol=1e-12)
 
 
@@ -123,6 +122,25 @@ def test_classes_and_matrices_are_evaluated_alone():
     head = dt.Rows(dt.LinearScores(torch.randn(4, WIDTH), torch.randn(10, WIDTH)), torch.arange(4))
     torch.testing.assert_close(loss(head, 0.5), dt.KLRobustLoss(RHO)(head, 0.5))
     assert not loss.queue.pending
+
+
+def test_streaming_and_matrices_agree():
+    """Stale keys are left out of the product, not masked in a matrix: every path can take the rows."""
+    found = []
+    for impl in ("eager", "chunked", "native"):
+        host, loss = (
+            _host().float(),
+            dt.QueuedLoss(dt.KLRobustLoss(RHO, impl=impl), size=9, features=WIDTH),
+        )
+        for step in range(4):
+            batch = {k: x.float() if x.is_floating_point() else x for k, x in _batch(6, step).items()}
+            rows = host(**batch)["image"].detached()
+            tau = torch.full((6,), 0.4, requires_grad=True)
+            values = loss(rows, tau)
+            loss.queue.commit()
+        found.append([values.detach(), *torch.autograd.grad(values.sum(), tau)])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-6)
 
 
 def test_bad_input_says_what_to_type(no_shape_checks):
@@ -205,8 +223,9 @@ def test_one_queue_for_two_views_is_refused():
         _objective(tau_loss=_queued(10))
 
 
-def _train_share(rank: int, world: int) -> dict[str, torch.Tensor]:
-    objective = _objective(tau_loss={v: _queued(11).double() for v in ("image", "text")})
+def _train_share(rank: int, world: int, replay: int = 0) -> dict[str, torch.Tensor]:
+    queued = {v: dt.QueuedLoss(dt.KLRobustLoss(RHO), size=11, features=WIDTH, replay=replay) for v in VIEWS}
+    objective = _objective(tau_loss={view: loss.double() for view, loss in queued.items()})
     optimizer = dt.CompositionalOptimizer(
         torch.optim.SGD(objective.param_groups(lr=0.1, tau_lr=0.5)), objective
     )
@@ -222,8 +241,13 @@ def _train_share(rank: int, world: int) -> dict[str, torch.Tensor]:
     return {name: x.clone() for name, x in objective.state_dict().items()}
 
 
-def test_two_processes_equal_one():
-    alone = _train_share(0, 1)
-    for state in in_processes(2, _train_share):
+def _train_share_with_replay(rank: int, world: int) -> dict[str, torch.Tensor]:
+    return _train_share(rank, world, replay=6)
+
+
+@pytest.mark.parametrize("train", [_train_share, _train_share_with_replay])
+def test_two_processes_equal_one(train):
+    alone = train(0, 1)
+    for state in in_processes(2, train):
         for name, value in alone.items():
             torch.testing.assert_close(state[name], value, rtol=1e-9, atol=1e-12, msg=name)

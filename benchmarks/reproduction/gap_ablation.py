@@ -6,6 +6,7 @@ set, for 500 of its pairs. A run takes about a minute on one thread; finished on
 
   python benchmarks/reproduction/gap_ablation.py
   python benchmarks/reproduction/gap_ablation.py --seeds 0 --workers 1
+  python benchmarks/reproduction/gap_ablation.py --size 31000 --epochs 5 --out runs/reproduction/gap-31000
 """
 
 import argparse
@@ -25,9 +26,9 @@ from harness.study import cell
 from reproduction.study import all_done, job
 
 
-def run(arm: str, seed: int, options: dict[str, float], *, tuning: bool) -> dict[str, Any]:
+def run(arm: str, seed: int, options: dict[str, float], *, tuning: bool, setting: Setting) -> dict[str, Any]:
     """One run, in whatever process."""
-    return trained(ABLATION[arm], Setting(), seed, options, tuning=tuning)
+    return trained(ABLATION[arm], setting, seed, options, tuning=tuning)
 
 
 def table(tests: list[dict[str, Any]]) -> str:
@@ -60,6 +61,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--arms", nargs="+", choices=list(ABLATION), default=list(ABLATION), help="which")
+    parser.add_argument("--size", type=int, default=8_000, help="training pairs")
+    parser.add_argument("--batch", type=int, default=128, help="pairs per step")
+    parser.add_argument("--epochs", type=int, default=10, help="passes over them")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="of model and division")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument(
@@ -67,8 +71,10 @@ def main() -> None:
     )
     options = parser.parse_args()
     fixed = {"lr": LR, "rho": RHO}
+    setting = Setting(options.size, options.batch, options.epochs)
+    folder = options.out / "runs" / ("" if setting == Setting() else setting.name)
     jobs = [
-        job(run, options.out / "runs", arm, seed, fixed) for seed in options.seeds for arm in options.arms
+        job(run, folder, arm, seed, fixed, setting=setting) for seed in options.seeds for arm in options.arms
     ]
     tests = all_done(jobs, options.workers, "training")
     (options.out / "gap_ablation.json").write_text(json.dumps(tests, indent=1))

@@ -66,6 +66,13 @@ class RobustLoss(nn.Module, ABC):
         """The path that these rows would take."""
         return Choice("eager", f"{type(self).__name__} is written for the score matrix")
 
+    def replayed(self, predictor: TemperaturePredictor) -> Evaluated | None:
+        """Values of rows of earlier batches that a predictor is to learn from as well; None: there are none.
+
+        `Objective` asks a `tau_loss` for them at every step, and takes the mean over the batch's rows and these.
+        """
+        return None
+
     @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(self, rows: Rows, tau: Tensor | float | TemperaturePredictor) -> PerRow:
         """Value of each row; zero, with zero gradient, where a row does not count.

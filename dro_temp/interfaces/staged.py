@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class Staged(nn.Module, ABC):
     """
 
     #: Names of the buffers or parameters that remember; they are never rounded below float32.
-    memory: ClassVar[tuple[str, ...]] = ()
+    memory: tuple[str, ...] = ()
     #: True if the tables stay in host memory wherever the module goes; a leaf sets it before `remember`.
     on_host: bool = False
 

@@ -1,4 +1,4 @@
-"""The keys of the last samples."""
+"""The keys of the last samples, and the queries that went with them."""
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ class KeyQueue(Staged):
     Args:
         size: number of keys.
         features: their width.
+        queries: whether each key's query is kept beside it; zeros where there was none.
 
     Raises:
         ValueError: a size or a width below one.
@@ -31,15 +32,19 @@ class KeyQueue(Staged):
     Source: arXiv 1911.05722 (MoCo).
     """
 
-    memory = ("keys", "number", "seen")
     keys: Features
+    queries: Features
     number: RowIndex
     seen: Tensor
 
-    def __init__(self, size: int, features: int) -> None:
+    def __init__(self, size: int, features: int, *, queries: bool = False) -> None:
         super().__init__()
         self.size, self.features = check_count("size", size), check_count("features", features)
-        self.register_buffer("keys", torch.zeros(size, features))
+        #: What is kept of each sample, in the order in which it is staged.
+        self.kept = ("keys", "queries", "number") if queries else ("keys", "number")
+        self.memory = (*self.kept, "seen")
+        for name in self.kept[:-1]:
+            self.register_buffer(name, torch.zeros(size, features))
         self.register_buffer("number", torch.full((size,), NAMELESS))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
@@ -60,12 +65,26 @@ class KeyQueue(Staged):
         if not parts:
             return
         total = len(parts[0])
-        keys, number = (x[-self.size :] for x in parts)
-        first = self.seen + total - len(keys)
-        place = (first + torch.arange(len(keys), device=first.device)) % self.size
-        self.keys[place] = keys.to(self.keys)
-        self.number[place] = number.to(self.number)
+        newest = [x[-self.size :] for x in parts]
+        first = self.seen + total - len(newest[0])
+        place = (first + torch.arange(len(newest[0]), device=first.device)) % self.size
+        for name, x in zip(self.kept, newest, strict=True):
+            held: Tensor = getattr(self, name)
+            held[place] = x.to(held)
         self.seen += total
+
+    def drawn(self, count: int) -> RowIndex:
+        """Places of at most `count` samples, each once, that have a query.
+
+        The same on every process and after a resume, and nothing that the training draws is disturbed: the generator
+        is seeded by what was seen.
+        """
+        generator = torch.Generator().manual_seed(int(self.seen))
+        drawn = torch.randint(self.size, (count,), generator=generator)
+        place: RowIndex = torch.unique(drawn).to(self.number.device)  # type: ignore[no-untyped-call]
+        number = self.number[place]
+        again = (number[:, None] == number).tril(-1).any(1) & (number != NAMELESS)
+        return place[~again & self.queries[place].any(1)]
 
     def extra_repr(self) -> str:
         """Size and width."""

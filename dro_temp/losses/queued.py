@@ -4,13 +4,20 @@ from collections.abc import Collection
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dro_temp import distributed
-from dro_temp._checks import check_kind
-from dro_temp._typing import PerRow, RowIndex
-from dro_temp.functional.kl import IMPOSSIBLE
-from dro_temp.interfaces import Choice, Evaluated, LinearScores, RobustLoss, Rows, TemperaturePredictor
+from dro_temp._checks import check_count, check_kind
+from dro_temp._typing import Features, PerRow, RowIndex
+from dro_temp.interfaces import (
+    Choice,
+    Evaluated,
+    LinearScores,
+    RobustLoss,
+    Rows,
+    TemperaturePredictor,
+    staged_modules,
+)
 from dro_temp.kernels import Statistic
 from dro_temp.losses.key_queue import NAMELESS, KeyQueue
 
@@ -24,18 +31,25 @@ class QueuedLoss(RobustLoss):
     one lacks; they carry no gradient. Meant as the `tau_loss` of an `Objective`, where only temperatures learn
     from it: nothing that an encoder learns from is then out of date.
 
-    Until the queue is full every value is zero: temperatures wait. After that the row's own sample, where it is still
-    in the queue, is left out of the row's support by its number. Holds
-    4 size (d + 2) bytes per view and, while a batch is evaluated, scores of B x (size + B).
+    Until the queue is full every value is zero: temperatures wait. After that the samples of this batch, where they are
+    still in the queue, are left out of it by their numbers: their new keys are here. Scores are made piece by piece.
+
+    With `replay` a network learns from earlier rows as well. What is left between a network that learns from the queue
+    and the optimum is the noise of a batch's few rows, and a row costs no encoder: its query lies in memory.
 
     Args:
         loss: what is evaluated, for example `KLRobustLoss(rho)` with the radius of the main loss.
         size: number of keys that are kept, those of all processes together. A half of the data set is plenty.
         features: width d of the keys.
+        replay: at most so many of the rows in the queue, drawn anew at each step, teach the predictor beside the
+            batch's own; for predictors that read features or nothing, of rows whose features are their queries.
+
+    Holds 4 size (d + 2) bytes per view, twice as many with `replay`.
 
     Raises:
         TypeError: `loss` is none.
-        ValueError: a size or a width below one; at a call, keys of another width.
+        ValueError: a size or a width below one, more rows than the queue has, `replay` with a loss that remembers; at a
+            call, keys of another width, or features that are not the queries.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -50,11 +64,22 @@ class QueuedLoss(RobustLoss):
     Source: this library; queues of keys are those of arXiv 1911.05722 (MoCo) and 1912.06798 (XBM).
     """
 
-    def __init__(self, loss: RobustLoss, *, size: int, features: int) -> None:
+    def __init__(self, loss: RobustLoss, *, size: int, features: int, replay: int = 0) -> None:
         super().__init__()
         check_kind("loss", loss, RobustLoss, "Pass KLRobustLoss(rho), with the radius of the main loss.")
         self.loss = loss
-        self.queue = KeyQueue(size, features)
+        self.replay = check_count("replay", replay, minimum=0)
+        self.queue = KeyQueue(size, features, queries=replay > 0)
+        if replay > size:
+            raise ValueError(
+                f"expected replay of at most {size}, the size of the queue, received {replay}. Pass a smaller one, or "
+                "a larger queue."
+            )
+        if replay and staged_modules(loss.modules()):
+            raise ValueError(
+                f"expected a loss without memory for replay={replay}, received {loss!r}, which would remember a row "
+                "twice. Pass KLRobustLoss(rho), without an estimator."
+            )
 
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
         """Rows whose scores were given as a matrix have no keys that could be kept: the loss of those alone."""
@@ -65,6 +90,25 @@ class QueuedLoss(RobustLoss):
         if isinstance(rows.scores, LinearScores) and not rows.target_in_support:
             return Choice("chunked", "the keys of earlier batches join those of this one")
         return Choice("eager", "there are no keys of samples")
+
+    def replayed(self, predictor: TemperaturePredictor) -> Evaluated | None:
+        """Values of rows drawn from a full queue, beside the keys of all others."""
+        learns = predictor.reads <= {"features"} and any(p.requires_grad for p in predictor.parameters())
+        if not (self.replay and learns and self._learning and self._full):
+            return None
+        place = self.queue.drawn(self.replay)
+        queries, keys, number = (getattr(self.queue, name)[place] for name in ("queries", "keys", "number"))
+        own = torch.arange(len(place), device=place.device)
+        rows = Rows(LinearScores(queries, keys), own, queries, target_in_support=False)
+        return self.loss.evaluate(self._with_queue(rows, number), predictor)
+
+    @property
+    def _learning(self) -> bool:
+        return self.training and torch.is_grad_enabled()
+
+    @property
+    def _full(self) -> bool:
+        return len(self.queue) == self.queue.size
 
     def _streamed(
         self,
@@ -80,12 +124,14 @@ class QueuedLoss(RobustLoss):
                 f"expected keys of width {self.queue.features}, received {scores.keys.shape[1]}. Build "
                 f"QueuedLoss(..., features={scores.keys.shape[1]}), the width of what the host embeds into."
             )
-        if len(self.queue) < self.queue.size:
-            found = self._waiting(rows, tau)
+        number = _numbers(rows, len(scores.keys))
+        if self._full:
+            found = self.loss.evaluate(self._with_queue(rows, number), tau, statistics=statistics)
         else:
-            found = self.loss.evaluate(self._with_queue(rows, scores), tau, statistics=statistics)
-        if self.training and torch.is_grad_enabled():
-            self.queue.stage(scores.keys, _numbers(rows, len(scores.keys)))
+            found = self._waiting(rows, tau)
+        if self._learning:
+            queries = [_queries(rows, scores)] if self.replay else []
+            self.queue.stage(scores.keys, *queries, number)
         return found
 
     def _waiting(self, rows: Rows, tau: Tensor | TemperaturePredictor) -> Evaluated:
@@ -94,16 +140,19 @@ class QueuedLoss(RobustLoss):
         values = (0.0 * tau).masked_fill(~rows.valid, 0.0)
         return Evaluated(values, tau, Choice("eager", "the queue is not full yet"))
 
-    def _with_queue(self, rows: Rows, scores: LinearScores) -> Rows:
-        held = self.queue.size
-        keys = torch.cat([self.queue.keys.to(scores.keys), scores.keys])
+    def _with_queue(self, rows: Rows, number: RowIndex) -> Rows:
+        """The rows' own columns, whose samples' numbers these are, after the keys of all other samples."""
+        scores = rows.scores
+        assert isinstance(scores, LinearScores)
+        others = ~torch.isin(self.queue.number, number[number != NAMELESS])
+        keys = torch.cat([self.queue.keys[others].to(scores.keys), scores.keys])
+        held = len(keys) - len(scores.keys)
         bias = None if scores.bias is None else torch.cat([scores.bias.new_zeros(held), scores.bias])
-        dense = replace(scores, keys=keys, bias=bias, local_keys=None).dense()
-        if rows.index is not None:
-            own = nn.functional.pad(self.queue.number == rows.index[:, None], (0, len(scores.keys)))
-            # Still an outcome, of probability zero: one of `size`, which moves log m by 1 / size.
-            dense = dense.masked_fill(own, IMPOSSIBLE)
-        return replace(rows, scores=dense, target=rows.target + held)
+        return replace(
+            rows,
+            scores=replace(scores, keys=keys, bias=bias, local_keys=None),
+            target=rows.target + held,
+        )
 
 
 def _numbers(rows: Rows, columns: int) -> RowIndex:
@@ -114,3 +163,21 @@ def _numbers(rows: Rows, columns: int) -> RowIndex:
     targets, _ = distributed.gather_rows(rows.target.long())
     index, _ = distributed.gather_rows(rows.index.long())
     return nameless.scatter(0, targets, index)
+
+
+def _queries(rows: Rows, scores: LinearScores) -> Features:
+    """The query that each column is the target of, of all processes; zeros where there is none."""
+    features = rows.features
+    if (
+        features is None
+        or features.shape != scores.queries.shape
+        or not torch.equal(features, scores.queries)
+    ):
+        raise ValueError(
+            "expected rows whose features are the queries of their scores, as those of pairs are, received others. "
+            "Pass QueuedLoss(..., replay=0): what a predictor would read of earlier rows is not kept."
+        )
+    counts = rows.valid
+    queries, _ = distributed.gather_rows(scores.queries.detach()[counts])
+    targets, _ = distributed.gather_rows(rows.target.long()[counts])
+    return queries.new_zeros(len(scores.keys), queries.shape[1]).index_copy(0, targets, queries)

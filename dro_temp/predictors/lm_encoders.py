@@ -16,11 +16,24 @@ from dro_temp.predictors.language_head import LanguageHead
 LmInput: TypeAlias = Literal["hidden", "logits", "statistics"]
 
 
+#: Hidden width of the paper's network, and of those that read something better: 256 gain them 0.1 % of the optimum.
+PAPERS_WIDTH, WIDTH = 256, 64
+
+
+def is_the_papers(inputs: LmInput | Sequence[LmInput]) -> bool:
+    """Whether a network of these inputs is the paper's own: one that reads logits alone."""
+    return _names(inputs) == ("logits",)
+
+
+def _names(inputs: LmInput | Sequence[LmInput]) -> tuple[str, ...]:
+    return (inputs,) if isinstance(inputs, str) else tuple(inputs)
+
+
 def encoder_for_lm(
     head: LanguageHead,
     inputs: LmInput | Sequence[LmInput],
     *,
-    width: int,
+    width: int | None,
     dropout: float | None,
     centred: bool,
 ) -> TempNetEncoder:
@@ -29,8 +42,8 @@ def encoder_for_lm(
     Args:
         head: whose sizes count.
         inputs: one, or several different ones.
-        width: hidden width of each.
-        dropout: of each; None: 0.5 for the paper's own network (logits alone), else none, which fits better.
+        width: hidden width of each; None: `PAPERS_WIDTH` for the paper's own network, else `WIDTH`.
+        dropout: of each; None: 0.5 for the paper's own network, else none, which fits better.
         centred: see `LogitEncoder`.
 
     Raises:
@@ -39,9 +52,9 @@ def encoder_for_lm(
     assert head.outcomes is not None
     assert head.width is not None
     outcomes, features = head.outcomes, head.width
-    wanted: tuple[str, ...] = (inputs,) if isinstance(inputs, str) else tuple(inputs)
-    if dropout is None:
-        dropout = 0.5 if wanted == ("logits",) else 0.0
+    wanted, papers = _names(inputs), is_the_papers(inputs)
+    dropout = (0.5 if papers else 0.0) if dropout is None else dropout
+    width = (PAPERS_WIDTH if papers else WIDTH) if width is None else width
     build: dict[str, Callable[[], TempNetEncoder]] = {
         "hidden": lambda: HiddenEncoder(features, width=width, dropout=dropout),
         "logits": lambda: LogitEncoder(outcomes, width=width, dropout=dropout, centred=centred),

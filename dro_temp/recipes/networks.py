@@ -57,15 +57,16 @@ def tempnet_queued(
     tau_init: float | None = None,
     gamma: float | GammaSchedule = 0.8,
     queue: int = 16_384,
+    replay: int = 512,
     hidden: int = 256,
 ) -> Objective:
     r"""TempNet that comes close to the optimal temperatures: RGCL with a network that learns from a queue of keys.
 
     Against `tempnet`, the paper's own: the network reads the embedding through a small perceptron, its readout
     starts at one temperature for all (`ResidualReadout`), and it learns from the robust loss over the last `queue`
-    keys (`QueuedLoss`) in place of the batch's few. Train it with `hold_temperatures`. `hosts.TwoViews`
-    makes scores that are no plain products, so that there are no keys to keep: the network then learns from the
-    batch's 2B - 2 outcomes.
+    keys (`QueuedLoss`) in place of the batch's few, and from earlier rows beside the batch's own. Train it with
+    `hold_temperatures`. `hosts.TwoViews` makes scores that are no plain products, so that there are no keys to keep:
+    the network then learns from the batch's 2B - 2 outcomes.
 
     Args:
         host: makes rows of pairs with features.
@@ -77,6 +78,8 @@ def tempnet_queued(
         tau_init: where every temperature starts; the middle of the bounds if None.
         gamma: weight of the new minibatch in the moving average, in (0, 1], or a schedule.
         queue: number of keys, at most; never more than the data set has.
+        replay: number of rows in the queue from which the network learns beside the batch's own, at most; one to four
+            times the batch.
         hidden: width of the perceptron.
 
     Example:
@@ -101,6 +104,9 @@ def tempnet_queued(
         for view in host.views
     }
     size = max(1, min(queue, num_samples - 1))
-    tau_loss = per_view(host, lambda: QueuedLoss(KLRobustLoss(rho), size=size, features=width))
+    tau_loss = per_view(
+        host,
+        lambda: QueuedLoss(KLRobustLoss(rho), size=size, features=width, replay=min(replay, size)),
+    )
     loss = robust(host, rho, lambda: LogMovingAverage(num_samples, gamma=gamma))
     return Objective(host, predictor, loss, tau_loss=tau_loss)

@@ -86,6 +86,10 @@ class Config:
     """Share of the training in which temperatures of `tempnet` stay where they start. At first all scores are nearly
     alike, and the temperatures that are best for those would take the encoders along to the lower bound."""
 
+    replay: int = 256
+    """Rows of earlier batches from which temperatures of `tempnet` learn at each step, beside the batch's own; 0 for
+    none. They need no encoder, and a network that sees more rows comes closer to the best temperatures."""
+
     threads: int | None = None
     """CPU threads; as many as torch chooses if not given. Results depend on it in the last digits."""
 
@@ -111,6 +115,8 @@ class Config:
                     f"Type for example --{name} {' '.join(map(str, dict.fromkeys(values))) or example}."
                 )
 
+        if self.replay < 0:
+            raise ValueError(f"expected --replay of at least 0, received {self.replay}. Type --replay 256.")
         if not 0 <= self.hold < 1:
             raise ValueError(f"expected --hold from 0 to below 1, received {self.hold}. Type --hold 0.3.")
 

@@ -61,9 +61,12 @@ def build_objective(method: Method, config: Config, vocabulary: int) -> dt.Objec
     predictor = {view: predictors[method]() for view in VIEWS}
     if method != "tempnet":
         return dt.Objective(host, predictor, loss)
-    # A batch shows a row too few of the others to tell its best temperature: ours learns from a queue of keys.
+    # A batch shows a row too few of the others to tell its best temperature, and the network too few rows: ours learns
+    # from a queue of keys, and from earlier rows.
+    replay = min(config.replay, config.queue)
     queue = {
-        view: dt.QueuedLoss(dt.KLRobustLoss(config.rho), size=config.queue, features=WIDTH) for view in VIEWS
+        view: dt.QueuedLoss(dt.KLRobustLoss(config.rho), size=config.queue, features=WIDTH, replay=replay)
+        for view in VIEWS
     }
     return dt.Objective(host, predictor, loss, tau_loss=queue)
 

@@ -67,6 +67,7 @@ def _arm(
     readout: type[dt.TempNetReadout] = dt.PooledReadout,
     *,
     queue: bool = False,
+    replay: int = 0,
     hold: float = 0.0,
     tau_lr: float = 2e-3,
     dropout: float | None = None,
@@ -90,7 +91,9 @@ def _arm(
             for view in host.views
         }
         seen = regression or (lambda: dt.KLRobustLoss(RHO))
-        tau_loss = {view: dt.QueuedLoss(seen(), size=QUEUE, features=WIDTH) for view in host.views}
+        tau_loss = {
+            view: dt.QueuedLoss(seen(), size=QUEUE, features=WIDTH, replay=replay) for view in host.views
+        }
         return dt.Objective(
             host, {view: net() for view in host.views}, loss, tau_loss=tau_loss if queue else None
         )
@@ -106,6 +109,8 @@ ABLATION = {
         _arm("paper", "prototypes"),
         _arm("paper, no dropout", "prototypes", dropout=0.0),
         _arm("hidden, residual, held, queue", "hidden", **_OURS),
+        _arm("the same, 128 rows replayed", "hidden", **_OURS, replay=128),
+        _arm("the same, 512 rows replayed", "hidden", **_OURS, replay=512),
         _arm("the same, dropout 0.5", "hidden", **_OURS, dropout=0.5),
         _arm("the same, not held", "hidden", _RESIDUAL, queue=True, tau_lr=4e-3),
         _arm("the same, no queue", "hidden", _RESIDUAL, hold=HOLD, tau_lr=4e-3),
@@ -113,6 +118,9 @@ ABLATION = {
         _arm("the same, regression on the optimum", "hidden", **_OURS, regression=lambda: Regression(RHO)),
         _arm("the same, started by regression", "hidden", **_OURS, regression=lambda: Regression(RHO, 300)),
         _arm("paper, held, queue", "prototypes", queue=True, hold=HOLD, tau_lr=4e-3),
+        _arm(
+            "paper, held, queue, 512 replayed", "prototypes", queue=True, replay=512, hold=HOLD, tau_lr=4e-3
+        ),
         _arm("one temperature, 10 x tau_lr", "global", tau_lr=2e-2),
         _arm("one temperature, 10 x tau_lr, held", "global", tau_lr=2e-2, hold=HOLD),
         _arm("constant", "jitter"),

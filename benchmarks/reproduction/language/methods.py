@@ -18,6 +18,7 @@ class Method:
         grid: what is tuned.
         fixed: what is not.
         readout: of the TempNet.
+        width: of the TempNet.
         hold: share of the training in which temperatures are held where they start.
     """
 
@@ -28,6 +29,7 @@ class Method:
     grid: dict[str, tuple[float, ...]]
     fixed: dict[str, float] = field(default_factory=dict)
     readout: type[dt.TempNetReadout] = dt.PooledReadout
+    width: int = 256
     hold: float = 0.0
 
     def trials(self) -> list[dict[str, float]]:
@@ -53,13 +55,14 @@ METHODS = {
         Method("hidden", "frozen", ("hidden",), True, _NETWORK),
         Method("hidden+statistics", "frozen", _BOTH, True, _NETWORK),
         Method("residual", "frozen", _BOTH, True, _NETWORK, readout=dt.ResidualReadout),
+        Method("residual-64", "frozen", _BOTH, True, _NETWORK, readout=dt.ResidualReadout, width=64),
         Method("likelihood-logits", "frozen", ("logits",), False, _NETWORK),
         Method("likelihood-hidden+statistics", "frozen", _BOTH, False, _NETWORK),
         Method("cross-entropy", "joint", (), False, _HOST),
         Method("constant", "joint", (), True, _HOST, _CONTROL),
         Method("tempnet-logits", "joint", ("logits",), True, _HOST, _RHO),
         Method("tempnet-ours", "joint", _BOTH, True, _HOST, _RHO, dt.ResidualReadout),
-        Method("tempnet-ours-held", "joint", _BOTH, True, _HOST, _RHO, dt.ResidualReadout, 0.3),
+        Method("tempnet-ours-held", "joint", _BOTH, True, _HOST, _RHO, dt.ResidualReadout, hold=0.3),
         Method("label-aware", "joint", _BOTH, False, _HOST, readout=dt.ResidualReadout),
         Method("likelihood-constant", "joint", (), False, _HOST, {"tau": 0.28}),
         Method("fine-tuned-cross-entropy", "fine-tuned", (), False, _FINE),

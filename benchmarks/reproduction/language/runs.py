@@ -106,7 +106,12 @@ def trained(
     predictor: dt.TemperaturePredictor = dt.ConstantTemperature(options.get("tau", 1.0))
     if method.inputs:
         predictor = dt.TempNet.for_lm(
-            model, inputs=method.inputs, tau_init=TAU_INIT, readout=method.readout, **BOUNDS
+            model,
+            inputs=method.inputs,
+            width=method.width,
+            tau_init=TAU_INIT,
+            readout=method.readout,
+            **BOUNDS,
         )
     objective = dt.Objective(host, predictor, dt.KLRobustLoss(rho) if method.robust else dt.LikelihoodLoss())
     # The network's own learning rate is what the frozen study tunes; the joint one tunes the host's.
