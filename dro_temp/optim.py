@@ -123,8 +123,8 @@ class CompositionalOptimizer(Optimizer):
         That is how a step skipped by a gradient scaler becomes known. Proposals of a forward that is still to be
         backpropagated stay, so that zero_grad may stand anywhere in the loop.
         """
+        self.objective.discard_backpropagated()  # first: it looks at the gradients
         self.base.zero_grad(set_to_none)
-        self.objective.discard_backpropagated()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take the base's step and commit.

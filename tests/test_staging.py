@@ -257,17 +257,23 @@ def test_individual_clip_acts_on_the_mean_of_duplicates():
     assert table.tau.tolist() == pytest.approx([45.0, 48.0, 50.0, 50.0])
 
 
-def test_compiling_the_whole_objective_changes_nothing(no_shape_checks):
+@pytest.mark.parametrize("order", ["zero_grad last", "zero_grad before backward", "a step is skipped"])
+def test_compiling_the_whole_objective_changes_nothing(no_shape_checks, order):
     plan = small.batches(4)
     results = []
     for compiled in (False, True):
         objective = small.objective("tempnet")
         opt = small.optimizer(objective)
         call = torch.compile(objective, fullgraph=True, backend="aot_eager") if compiled else objective
-        for index in plan:
-            call(IMAGES[index], TEXTS[index], index=index).loss.backward()
-            opt.step()
-            opt.zero_grad()
+        for number, index in enumerate(plan):
+            output = call(IMAGES[index], TEXTS[index], index=index)
+            if order == "zero_grad before backward":
+                opt.zero_grad()
+            output.loss.backward()
+            if order != "a step is skipped" or number != 2:  # as a gradient scaler does
+                opt.step()
+            if order != "zero_grad before backward":
+                opt.zero_grad()
         results.append(objective)
     small.assert_same_state(*results, atol=1e-12)
     torch.compiler.reset()

@@ -45,7 +45,7 @@ class Committable(nn.Module):
 
         `CompositionalOptimizer` calls it after each step.
         """
-        self._ledger.commit()
+        self._ledger.commit(self.parameters())
 
     def discard(self) -> None:
         """Forget everything that was proposed."""
@@ -57,7 +57,7 @@ class Committable(nn.Module):
         A gradient scaler that finds an overflow skips the step and says so to nobody; the clearing of the
         gradients tells. Forwards that are still to be backpropagated keep their proposals.
         """
-        self._ledger.discard_backpropagated()
+        self._ledger.discard_backpropagated(self.parameters())
 
     def proposing_once(self, closure: Callable[[], float]) -> Callable[[], float]:
         """A closure that may be evaluated several times in one step, of which the last evaluation counts."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,10 @@ Mark: TypeAlias = tuple[int, dict[Staged, int]]
 class _Forward:
     """What one forward proposed, and whether its loss was backpropagated."""
 
-    def __init__(self, proposals: dict[Staged, int], reached: bool) -> None:
+    def __init__(self, proposals: dict[Staged, int], *, compiled: bool) -> None:
         self.proposals = proposals
-        self.reached = reached
+        self.compiled = compiled  # then nobody listens, and whoever steps has surely backpropagated
+        self.reached = compiled
 
     def reach(self, gradient: Tensor) -> None:
         """Hook on the rows' values."""
@@ -38,6 +40,7 @@ class Ledger:
         self._parts = parts
         self._forwards: list[_Forward] = []
         self._versions: list[tuple[Tensor, int]] = []
+        self._committed: dict[int, tuple[ref[Tensor], int]] = {}
 
     def memory(self) -> list[Staged]:
         """All staged memory of the parts."""
@@ -67,7 +70,7 @@ class Ledger:
         if not any(proposals.values()):
             return
         compiling = torch.compiler.is_compiling()
-        forward = _Forward(proposals, reached=compiling)
+        forward = _Forward(proposals, compiled=compiling)
         self._forwards.append(forward)
         if compiling:  # hooks would break the graph
             return
@@ -76,8 +79,12 @@ class Ledger:
                 x.register_hook(forward.reach)  # type: ignore[no-untyped-call]
         self._versions = [(p, p._version) for p in parameters if p.requires_grad]
 
-    def commit(self) -> None:
+    def commit(self, parameters: Iterable[Tensor]) -> None:
         """Write the proposals of backpropagated forwards, forget the others."""
+        if any(forward.compiled for forward in self._forwards):
+            self._committed = {
+                id(p): (ref(p.grad), p.grad._version) for p in parameters if p.grad is not None
+            }
         self._keep(lambda forward: forward.reached)
         for staged in self.memory():
             staged.commit()
@@ -100,13 +107,26 @@ class Ledger:
             staged.discard()
         self._forwards.clear()
 
-    def discard_backpropagated(self) -> None:
-        """Forget the proposals of backpropagated forwards, and those that were made in backward."""
+    def discard_backpropagated(self, parameters: Iterable[Tensor]) -> None:
+        """Forget the proposals of backpropagated forwards, and those that were made in backward.
+
+        Of compiled forwards the gradients tell, which are still to be cleared: `zero_grad` may stand before backward.
+        """
         recorded = {staged for forward in self._forwards for staged, n in forward.proposals.items() if n}
-        self._keep(lambda forward: not forward.reached)
+        waits = any(forward.compiled for forward in self._forwards) and self._nothing_came(parameters)
+        self._keep(lambda forward: not forward.reached or (forward.compiled and waits))
         for staged in self.memory():
             if staged not in recorded:
                 staged.discard()
+
+    def _nothing_came(self, parameters: Iterable[Tensor]) -> bool:
+        """Whether all gradients are as they were at the last commit."""
+        trained = [p for p in parameters if p.requires_grad]
+        for p in trained:
+            held, version = self._committed.get(id(p), (None, 0))
+            if p.grad is not None and (held is None or held() is not p.grad or version != p.grad._version):
+                return False
+        return bool(trained)
 
     def refuse_uncommitted(self) -> None:
         """Raise where parameters moved, or gradients were cleared, past proposals that nobody committed."""
@@ -137,7 +157,7 @@ class Ledger:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles start empty."""
-        return {**self.__dict__, "_forwards": [], "_versions": []}
+        return {**self.__dict__, "_forwards": [], "_versions": [], "_committed": {}}
 
 
 def some_leaves(x: Tensor, most: int = 8) -> list[Tensor]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dro_temp import distributed
 from dro_temp._checks import check_count, check_kind
+from dro_temp._compiler import outside_graphs
 from dro_temp._typing import Features, PerRow, RowIndex
 from dro_temp.interfaces import (
     Choice,
@@ -91,6 +92,7 @@ class QueuedLoss(RobustLoss):
             return Choice("chunked", "the keys of earlier batches join those of this one")
         return Choice("eager", "there are no keys of samples")
 
+    @outside_graphs
     def replayed(self, predictor: TemperaturePredictor) -> Evaluated | None:
         """Values of rows drawn from a full queue, beside the keys of all others."""
         learns = predictor.reads <= {"features"} and any(p.requires_grad for p in predictor.parameters())
@@ -110,6 +112,7 @@ class QueuedLoss(RobustLoss):
     def _full(self) -> bool:
         return len(self.queue) == self.queue.size
 
+    @outside_graphs
     def _streamed(
         self,
         rows: Rows,

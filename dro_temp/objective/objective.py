@@ -240,8 +240,8 @@ class Objective(Committable):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and the proposals that go with them."""
+        self.discard_backpropagated()  # first: it looks at the gradients
         super().zero_grad(set_to_none)
-        self.discard_backpropagated()
 
     def param_groups(
         self,
