@@ -1,6 +1,8 @@
 """From the paper's network to one that finds the optimal temperatures, a part at a time; nothing is tuned here."""
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from glyph_pairs.arms import BOUNDS, GAMMA, TAU_INIT, WIDTH, Arm, Schedule
@@ -29,6 +31,28 @@ class JitteredTemperature(dt.TemperaturePredictor):
         noise = torch.randn(len(reading.features)) * (self.sigma if self.training else 0.0)
         tau = (self.tau * noise.exp()).clamp(self.tau_min * 1.001, self.tau_max * 0.999)
         return torch.logit((tau - self.tau_min) / (self.tau_max - self.tau_min))
+
+
+class LogTempNet(dt.TempNet):
+    r"""Predicts $\log \tau$ between the logarithms of the bounds."""
+
+    def __init__(
+        self,
+        encoder: dt.TempNetEncoder,
+        *,
+        tau_init: float,
+        tau_min: float,
+        tau_max: float,
+        readout: type[dt.TempNetReadout],
+    ) -> None:
+        super().__init__(encoder, tau_min=tau_min, tau_max=tau_max, readout=readout)
+        share = math.log(tau_init / tau_min) / math.log(tau_max / tau_min)
+        self.readout.start_at(math.log(share / (1 - share)))
+
+    def bound(self, raw: torch.Tensor) -> torch.Tensor:
+        """Half way is the geometric mean of the bounds."""
+        share = raw.sigmoid()
+        return torch.exp((1 - share) * math.log(self.tau_min) + share * math.log(self.tau_max))
 
 
 class Regression(dt.RobustLoss):
@@ -71,7 +95,11 @@ def _arm(
     hold: float = 0.0,
     tau_lr: float = 2e-3,
     dropout: float | None = None,
+    tau_beta: float = 0.999,
     sigma: float = 0.0,
+    log: bool = False,
+    width: int = 256,
+    tau_init: float = TAU_INIT,
     regression: Callable[[], dt.RobustLoss] | None = None,
 ) -> Arm:
     def net() -> dt.TemperaturePredictor:
@@ -80,10 +108,12 @@ def _arm(
         if predictor == "jitter":
             return JitteredTemperature(TAU_INIT, sigma)
         if predictor == "hidden":
-            encoder: dt.TempNetEncoder = dt.HiddenEncoder(WIDTH, dropout=dropout or 0.0)
+            encoder: dt.TempNetEncoder = dt.HiddenEncoder(WIDTH, width=width, dropout=dropout or 0.0)
         else:
             encoder = dt.PrototypeEncoder(WIDTH, dropout=0.5 if dropout is None else dropout)
-        return dt.TempNet(encoder, tau_init=TAU_INIT, readout=readout, **BOUNDS)
+        if log:
+            return LogTempNet(encoder, tau_init=tau_init, readout=readout, **BOUNDS)
+        return dt.TempNet(encoder, tau_init=tau_init, readout=readout, **BOUNDS)
 
     def build(host: HostAdapter, schedule: Schedule, options: dict[str, float]) -> dt.Objective:
         loss = {
@@ -98,11 +128,11 @@ def _arm(
             host, {view: net() for view in host.views}, loss, tau_loss=tau_loss if queue else None
         )
 
-    return Arm(name, build, ("rho", (RHO, RHO)), hold, tau_lr)
+    return Arm(name, build, ("rho", (RHO, RHO)), hold, tau_lr, tau_beta)
 
 
 _RESIDUAL = dt.ResidualReadout
-_OURS = {"readout": _RESIDUAL, "queue": True, "hold": HOLD, "tau_lr": 4e-3}
+_OURS: dict[str, Any] = {"readout": _RESIDUAL, "queue": True, "hold": HOLD, "tau_lr": 4e-3}
 ABLATION = {
     arm.name: arm
     for arm in (
@@ -111,7 +141,16 @@ ABLATION = {
         _arm("hidden, residual, held, queue", "hidden", **_OURS),
         _arm("the same, 128 rows replayed", "hidden", **_OURS, replay=128),
         _arm("the same, 512 rows replayed", "hidden", **_OURS, replay=512),
+        _arm("the same, 1024 rows replayed", "hidden", **_OURS, replay=1024),
         _arm("the same, dropout 0.5", "hidden", **_OURS, dropout=0.5),
+        _arm("the same, width 64", "hidden", **_OURS, width=64),
+        _arm("the same, width 512", "hidden", **_OURS, width=512),
+        _arm("the same, log τ", "hidden", **_OURS, log=True),
+        _arm("the same, τ starts at 0.05", "hidden", **_OURS, tau_init=0.05),
+        _arm("the same, τ starts at 0.2", "hidden", **_OURS, tau_init=0.2),
+        _arm("the same, tau_lr 2e-3", "hidden", **{**_OURS, "tau_lr": 2e-3}),
+        _arm("the same, tau_lr 8e-3", "hidden", **{**_OURS, "tau_lr": 8e-3}),
+        _arm("the same, β2 0.99", "hidden", **_OURS, tau_beta=0.99),
         _arm("the same, not held", "hidden", _RESIDUAL, queue=True, tau_lr=4e-3),
         _arm("the same, no queue", "hidden", _RESIDUAL, hold=HOLD, tau_lr=4e-3),
         _arm("the same, neither held nor queue", "hidden", _RESIDUAL, tau_lr=4e-3),

@@ -32,6 +32,7 @@ class Arm:
         hold: share of the training in which temperatures are held where they start. Their learning rate then stays up
             until the last three tenths; without a hold it follows the encoders' cosine.
         tau_lr: learning rate of the temperatures.
+        tau_beta: how long AdamW remembers squared gradients of the temperatures.
         rates: learning rates of the encoders that are tried.
     """
 
@@ -40,6 +41,7 @@ class Arm:
     tuned: tuple[str, tuple[float, float]]
     hold: float = 0.0
     tau_lr: float = 2e-3
+    tau_beta: float = 0.999
     rates: tuple[float, ...] = (4e-3, 8e-3)
 
     def trials(self, rates: Sequence[float] | None = None) -> list[dict[str, float]]:

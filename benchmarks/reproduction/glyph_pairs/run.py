@@ -59,6 +59,9 @@ class Training:
         """Train; mean temperature of each step."""
         total = self.setting.epochs * self.per_epoch
         groups = self.objective.param_groups(lr=self.options["lr"], tau_lr=self.arm.tau_lr, weight_decay=0.02)
+        for group in groups:
+            if group["name"] == "temperature":
+                group["betas"] = (0.9, self.arm.tau_beta)
         optimizer = dt.CompositionalOptimizer(torch.optim.AdamW(groups), self.objective)
 
         def cosine(step: int) -> float:
