@@ -2,7 +2,6 @@
 #ifndef DRO_TEMP_NUMBERS_H
 #define DRO_TEMP_NUMBERS_H
 
-#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -19,10 +18,12 @@ typedef int64_t size;
 
 static inline size least(size a, size b) { return a < b ? a : b; }
 
-/* 2^y for y <= 0, to about two units in the last place: y = k + r, and a polynomial in r (Cephes' exp2f).
- * Below -125 it is 0: an outcome that cannot happen must weigh nothing, however low its score. */
-static inline float power_of_two(float y) {
-    const float x = y < -125.0f ? -125.0f : y;
+enum { LEAST_POWER = -125 };
+
+static inline float least_power(float y) { return y < LEAST_POWER ? LEAST_POWER : y; }
+
+/* 2^x for -125 <= x <= 0, to about two units in the last place: x = k + r, and a polynomial in r (Cephes' exp2f). */
+static inline float power_above(float x) {
     /* 1.5 * 2^23 rounds to whole numbers; 127 more, and the sum's last bits are the exponent of 2^k. */
     const float shifted = x + 12583039.0f;
     const float r = x - (shifted - 12583039.0f);
@@ -38,11 +39,11 @@ static inline float power_of_two(float y) {
     bits <<= 23;
     float power;
     memcpy(&power, &bits, sizeof power);
-    return y < -125.0f ? 0.0f : p * power;
+    return p * power;
 }
 
-/* -inf becomes finite: an outcome that cannot happen weighs 0, and 0 times -inf is NaN. */
-static inline float finite(float x) { return x < -FLT_MAX ? -FLT_MAX : x; }
+/* 2^y for y <= 0. Below -125 it is 0: an outcome that cannot happen must weigh nothing, however low its score. */
+static inline float power_of_two(float y) { return y < LEAST_POWER ? 0.0f : power_above(least_power(y)); }
 
 static inline float highest_of(const float *s, size m) {
     float top = -INFINITY;

@@ -15,18 +15,20 @@ static inline uint16_t rounded(float x) {
 }
 
 /* Adds some scores' weights e^((s - max s) / tau), and those times s - max s. The weights are stored where there is room
- * for them; each caller knows whether, and so must the compiler, or it does without vectors. */
+ * for them; each caller knows whether, and so must the compiler, or it does without vectors. Where they are not, one that
+ * should be 0 may be 2^-125: in a sum that is at least 1 nobody can tell. */
 __attribute__((always_inline)) static inline void sum_part(const float *s, float *stored, size n, float highest,
                                                            float rate, double *sum, double *moment) {
     float a = 0, b = 0;
 #pragma omp simd reduction(+ : a, b)
     for (size j = 0; j < n; j++) {
-        const float below = finite(s[j] - highest), weight = power_of_two(below * rate);
+        const float y = (s[j] - highest) * rate, x = least_power(y);
+        const float weight = stored ? power_of_two(y) : power_above(x);
         if (stored) stored[j] = weight;
         a += weight;
-        b += weight * below;
+        b += weight * x;
     }
-    *sum += a, *moment += b;
+    *sum += a, *moment += b / rate;
 }
 
 /* Sums of one row, and the mean of s - max s under its weights. These are stored nowhere; in float32; or rounded to
@@ -96,12 +98,12 @@ PUBLIC void profile(const float *scores, size stride, size first, size last, siz
             float a = 0, b = 0, c = 0;
 #pragma omp simd reduction(+ : a, b, c)
             for (size j = start; j < end; j++) {
-                const float below = finite(s[j] - highest), weight = power_of_two(below * LOG2_E);
+                const float x = least_power((s[j] - highest) * LOG2_E), weight = power_above(x);
                 a += weight;
-                b += weight * below;
+                b += weight * x;
                 c += (s[j] - centre) * (s[j] - centre);
             }
-            sum += a, moment += b, square += c;
+            sum += a, moment += b / LOG2_E, square += c;
         }
         top[i] = highest, total[i] = (float)sum, excess[i] = (float)(moment / sum);
         mean[i] = centre, deviation[i] = (float)sqrt(square / (double)m);
