@@ -123,7 +123,9 @@ class _LogMeanExp(torch.autograd.Function):
         swept = sweep.run(now, speculation.upstream, keep=ctx.kept)
         ctx.speculation = speculation.filled(swept) if now == needs else None
         ctx.plan, ctx.needs = plan, needs
-        ctx.save_for_backward(queries, keys, bias, tau, swept.slope, *parameters)
+        # Where only temperatures that were given learn, their slope is all that backward reads.
+        factors = (queries, keys, bias) if any(wanted[:3]) or tau is None else (None, None, None)
+        ctx.save_for_backward(*factors, tau, swept.slope, *parameters)
         noted = tuple(swept.statistics[name] for name in plan.names)
         ctx.mark_non_differentiable(*noted, *(() if tau is None else (swept.tau,)))
         return swept.log_g, swept.tau, *noted
@@ -134,6 +136,8 @@ class _LogMeanExp(torch.autograd.Function):
         refuse_second_derivative()
         queries, keys, bias, tau, slope, *parameters = ctx.saved_tensors
         u, v = grads[0], grads[1]
+        if queries is None:
+            return None, None, None, None, None, (u * slope).to(tau.dtype)
         # Handed over once: a second backward through a retained graph sweeps again.
         speculation, ctx.speculation = ctx.speculation, None
         found = None if speculation is None else speculation.rescaled(u, v, tau_predicted=tau is None)

@@ -73,6 +73,13 @@ class KeyQueue(Staged):
             held[place] = x.to(held)
         self.seen += total
 
+    def others(self, number: RowIndex, but: RowIndex | None = None) -> Tensor | None:
+        """True for the keys of other samples than these, and for those at some places; None where all are."""
+        theirs = torch.isin(self.number, number[number != NAMELESS])
+        if but is not None:
+            theirs[but] = False
+        return ~theirs if bool(theirs.any()) else None
+
     def drawn(self, count: int) -> RowIndex:
         """Places of at most `count` samples, each once, that have a query.
 

@@ -99,10 +99,12 @@ class QueuedLoss(RobustLoss):
         if not (self.replay and learns and self._learning and self._full):
             return None
         place = self.queue.drawn(self.replay)
-        queries, keys, number = (getattr(self.queue, name)[place] for name in ("queries", "keys", "number"))
-        own = torch.arange(len(place), device=place.device)
+        queries, number = self.queue.queries[place], self.queue.number[place]
+        keys, own, others = self.queue.keys, place, self.queue.others(number, but=place)
+        if others is not None:  # a drawn row's sample has earlier keys
+            keys, own = keys[others], others.cumsum(0)[place] - 1
         rows = Rows(LinearScores(queries, keys), own, queries, target_in_support=False)
-        return self.loss.evaluate(self._with_queue(rows, number), predictor)
+        return self.loss.evaluate(rows, predictor)
 
     @property
     def _learning(self) -> bool:
@@ -147,8 +149,9 @@ class QueuedLoss(RobustLoss):
         """The rows' own columns, whose samples' numbers these are, after the keys of all other samples."""
         scores = rows.scores
         assert isinstance(scores, LinearScores)
-        others = ~torch.isin(self.queue.number, number[number != NAMELESS])
-        keys = torch.cat([self.queue.keys[others].to(scores.keys), scores.keys])
+        others = self.queue.others(number)
+        queue = self.queue.keys if others is None else self.queue.keys[others]
+        keys = torch.cat([queue.to(scores.keys), scores.keys])
         held = len(keys) - len(scores.keys)
         bias = None if scores.bias is None else torch.cat([scores.bias.new_zeros(held), scores.bias])
         return replace(
