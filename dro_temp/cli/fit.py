@@ -42,7 +42,7 @@ def fit(
     batch: int = 16,
     block: int = 128,
     accumulate: int = 1,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
     host_lr: float = 5e-5,
     save_every: int = 100,
     bf16: bool = False,
