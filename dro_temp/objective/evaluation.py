@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from dro_temp import distributed
 from dro_temp._compiler import outside_graphs
-from dro_temp._typing import PerRow
 from dro_temp.interfaces import (
     Choice,
     Evaluated,
@@ -40,17 +39,6 @@ def evaluate_both(
     taus = {view: predictor.of(rows[view]) for view, predictor in named.items()}
     found = evaluate_views(host, rows, {view: tau.detach() for view, tau in taus.items()}, losses)
     return found, _evaluate(rows, {view: r.detached() for view, r in rows.items()}, taus, tau_losses)
-
-
-def evaluate_replayed(predictors: nn.ModuleDict, tau_losses: nn.ModuleDict) -> dict[str, PerRow]:
-    """Of each view whose `tau_loss` remembers rows: the values of some of them."""
-    values = {}
-    for view, loss in tau_losses.items():
-        assert isinstance(loss, RobustLoss)
-        found = loss.replayed(predictors[view])  # type: ignore[arg-type]
-        if found is not None:
-            values[view] = found.values
-    return values
 
 
 def evaluate_views(

@@ -22,18 +22,14 @@ from dro_temp.interfaces import (
     staged_modules,
 )
 from dro_temp.interfaces.ledger import Ledger
-from dro_temp.objective.evaluation import evaluate_both, evaluate_replayed
+from dro_temp.objective.evaluation import evaluate_both
 from dro_temp.objective.groups import host_groups, parameter_groups, trained
 from dro_temp.objective.observing import let_observe
 from dro_temp.objective.output import Output
 from dro_temp.objective.parts import PerView, named_penalties, per_view, refuse_shared_memory
-from dro_temp.objective.reduction import (
-    refuse_non_finite,
-    temperature_metrics,
-    weighted_mean,
-    with_replayed,
-)
+from dro_temp.objective.reduction import refuse_non_finite, temperature_metrics, weighted_mean
 from dro_temp.objective.risk import check_for_risks, reduced, risks_of
+from dro_temp.objective.teaching import taught
 from dro_temp.objective.watch import Watch
 
 
@@ -161,15 +157,11 @@ class Objective(Committable):
         means = reduced(self.risks, values, rows, count=count, group=group, trains=self.training)
         extra = self._penalties(rows, count)
         loss = torch.stack(list(means.values())).mean() + sum(extra.values())
-        replayed = evaluate_replayed(self.predictors, self.tau_losses)
-        taught = {
-            view: weighted_mean(with_replayed(x.values, replayed.get(view)), rows[view], count, self.training)
-            for view, x in learned.items()
-        }
-        if taught:
-            loss = loss + torch.stack(list(taught.values())).mean()
+        lessons = taught(rows, learned, self.predictors, self.tau_losses, count, self.training)
+        if lessons:
+            loss = loss + torch.stack(list(lessons.values())).mean()
         metrics: dict[str, Tensor] = {"loss": loss.detach()}
-        metrics |= {f"{view}/tau_loss": term.detach() for view, term in taught.items()}
+        metrics |= {f"{view}/tau_loss": term.detach() for view, term in lessons.items()}
         metrics |= {f"penalty/{name}": term.detach() for name, term in extra.items()}
         for view in self.host.views:
             metrics |= temperature_metrics(view, means[view], taus[view], rows[view].valid)

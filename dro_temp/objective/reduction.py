@@ -54,15 +54,6 @@ def weighted_mean(values: Tensor, rows: Rows, count: float | Tensor | None, trai
     return total / everywhere.clamp(min=torch.finfo(values.dtype).tiny)
 
 
-def with_replayed(values: Tensor, replayed: Tensor | None) -> Tensor:
-    """Values whose mean is that of these rows and of replayed ones, however the mean is then taken."""
-    if replayed is None or not len(replayed):
-        return values
-    # Every process replays the same rows, and has its part of the batch.
-    share = len(replayed) / (len(replayed) + len(values) * distributed.world_size())
-    return (1 - share) * values + share * replayed.mean()
-
-
 @torch.no_grad()
 def temperature_metrics(view: str, loss: Tensor, tau: Tensor, valid: Tensor) -> dict[str, Tensor]:
     """What one would log of a view: its loss, and where its temperatures lie."""
