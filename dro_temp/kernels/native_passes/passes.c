@@ -1,11 +1,12 @@
 /* The passes over a block of float32 scores: each reads the block once or twice, and writes it at most once.
+ * Memory is as slow as the arithmetic, so that sums alone read each number once.
  *
  * Rows of a block are `stride` numbers apart; the columns of a row lie side by side. Every function works on the
  * rows (or columns) from `first` to `last`, so that several threads may share a block. NaN stays NaN.
  */
 #include "numbers.h"
 
-enum { SUM = 512 /* numbers summed in float32 before double takes over */, TILE = 512 /* columns in the L1 cache */ };
+enum { SUM = 1024 /* numbers summed in float32 before double takes over */, TILE = 512 /* columns in the L1 cache */ };
 
 /* To the nearest bfloat16, ties to even. */
 static inline uint16_t rounded(float x) {
@@ -14,27 +15,24 @@ static inline uint16_t rounded(float x) {
     return x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-/* Adds some scores' weights e^((s - max s) / tau), and those times s - max s. The weights are stored where there is room
- * for them; each caller knows whether, and so must the compiler, or it does without vectors. Where they are not, one that
- * should be 0 may be 2^-125: in a sum that is at least 1 nobody can tell. */
-__attribute__((always_inline)) static inline void sum_part(const float *s, float *stored, size n, float highest,
-                                                           float rate, double *sum, double *moment) {
+/* Adds some scores' weights e^((s - max s) / tau), which it stores, and those times s - max s. */
+static inline void sum_part(const float *s, float *stored, size n, float highest, float rate, double *sum,
+                            double *moment) {
     float a = 0, b = 0;
 #pragma omp simd reduction(+ : a, b)
     for (size j = 0; j < n; j++) {
-        const float y = (s[j] - highest) * rate, x = least_power(y);
-        const float weight = stored ? power_of_two(y) : power_above(x);
-        if (stored) stored[j] = weight;
+        const float x = (s[j] - highest) * rate, weight = power_of_two(x);
+        stored[j] = weight;
         a += weight;
-        b += weight * x;
+        b += weight * least_power(x);
     }
     *sum += a, *moment += b / rate;
 }
 
-/* Sums of one row, and the mean of s - max s under its weights. These are stored nowhere; in float32; or rounded to
+/* Weights of one row, their sum, and the mean of s - max s under them. They are stored in float32; or rounded to
  * bfloat16, which may be in place of the scores: what was not read yet is not written to. */
-__attribute__((always_inline)) static inline void sum_row(const float *s, float *stored, uint16_t *narrow, size m,
-                                                          float tau, float *top, float *total, float *excess) {
+__attribute__((always_inline)) static inline void tilt_row(const float *s, float *stored, uint16_t *narrow, size m,
+                                                           float tau, float *top, float *total, float *excess) {
     const float highest = highest_of(s, m), rate = LOG2_E / tau;
     double sum = 0, moment = 0;
     for (size start = 0; start < m; start += SUM) {
@@ -43,10 +41,8 @@ __attribute__((always_inline)) static inline void sum_row(const float *s, float 
             float weights[SUM];
             sum_part(s + start, weights, n, highest, rate, &sum, &moment);
             for (size j = 0; j < n; j++) narrow[start + j] = rounded(weights[j]);
-        } else if (stored) {
-            sum_part(s + start, stored + start, n, highest, rate, &sum, &moment);
         } else {
-            sum_part(s + start, 0, n, highest, rate, &sum, &moment);
+            sum_part(s + start, stored + start, n, highest, rate, &sum, &moment);
         }
     }
     *top = highest, *total = (float)sum, *excess = (float)(moment / sum);
@@ -56,7 +52,7 @@ __attribute__((always_inline)) static inline void sum_row(const float *s, float 
 PUBLIC void tilt(float *scores, size stride, size first, size last, size m, const float *tau, float *top,
                  float *total, float *excess) {
     for (size i = first; i < last; i++)
-        sum_row(scores + i * stride, scores + i * stride, 0, m, tau[i], top + i, total + i, excess + i);
+        tilt_row(scores + i * stride, scores + i * stride, 0, m, tau[i], top + i, total + i, excess + i);
 }
 
 /* The same, the weights rounded to bfloat16: the first half of each row's memory. */
@@ -64,49 +60,83 @@ PUBLIC void tilt_bfloat16(float *scores, size stride, size first, size last, siz
                           float *total, float *excess) {
     for (size i = first; i < last; i++) {
         float *s = scores + i * stride;
-        sum_row(s, 0, (uint16_t *)(void *)s, m, tau[i], top + i, total + i, excess + i);
+        tilt_row(s, 0, (uint16_t *)(void *)s, m, tau[i], top + i, total + i, excess + i);
     }
+}
+
+/* Of the numbers of a row that were read so far: the largest; their weights 2^x with x = rate (s - max s), added up; and
+ * x times those. A weight that should be 0 may be 2^-125: in a sum that is at least 1 nobody can tell. */
+typedef struct {
+    float highest;
+    double sum, moment;
+} running;
+
+/* Reads on, while the numbers are in the cache; adds their squared distances from `middle` where they are wanted. */
+__attribute__((always_inline)) static inline void read_on(running *seen, const float *s, size n, float rate,
+                                                          float highest, float middle, double *square) {
+    if (highest > seen->highest) {
+        if (seen->highest > -INFINITY) {
+            const double drop = (double)(highest - seen->highest) * rate, decay = exp2(-drop);
+            seen->moment = decay * (seen->moment - drop * seen->sum), seen->sum *= decay;
+        }
+        seen->highest = highest;
+    }
+    /* Before anything could happen every number is -inf, which weighs nothing, or NaN. */
+    const float top = seen->highest > -INFINITY ? seen->highest : 0;
+    float a = 0, b = 0, c = 0;
+#pragma omp simd reduction(+ : a, b, c)
+    for (size j = 0; j < n; j++) {
+        const float x = least_power((s[j] - top) * rate), weight = power_above(x);
+        a += weight;
+        b += weight * x;
+        if (square) c += (s[j] - middle) * (s[j] - middle);
+    }
+    seen->sum += a, seen->moment += b;
+    if (square) *square += c;
+}
+
+static inline void write_sums(const running *seen, float rate, float *top, float *total, float *excess) {
+    const double nothing = seen->highest > -INFINITY ? 0 : NAN; /* where no outcome can happen */
+    *top = seen->highest, *total = (float)(seen->sum + nothing), *excess = (float)(seen->moment / seen->sum / rate + nothing);
 }
 
 /* The same sums; the scores stay. */
 PUBLIC void sum_rows(const float *scores, size stride, size first, size last, size m, const float *tau, float *top,
                      float *total, float *excess) {
-    for (size i = first; i < last; i++)
-        sum_row(scores + i * stride, 0, 0, m, tau[i], top + i, total + i, excess + i);
+    for (size i = first; i < last; i++) {
+        const float rate = LOG2_E / tau[i];
+        running seen = {-INFINITY, 0, 0};
+        for (size start = 0; start < m; start += SUM) {
+            const float *s = scores + i * stride + start;
+            const size n = least(SUM, m - start);
+            read_on(&seen, s, n, rate, highest_of(s, n), 0, 0);
+        }
+        write_sums(&seen, rate, top + i, total + i, excess + i);
+    }
 }
 
 /* What a network may read of each row: the sums at temperature 1, and mean and standard deviation of the scores. */
 PUBLIC void profile(const float *scores, size stride, size first, size last, size m, float *top, float *total,
                     float *excess, float *mean, float *deviation) {
     for (size i = first; i < last; i++) {
-        const float *s = scores + i * stride;
-        float highest = -INFINITY;
-        double all = 0, sum = 0, moment = 0, square = 0;
+        running seen = {-INFINITY, 0, 0};
+        double centre = 0, square = 0;
         for (size start = 0; start < m; start += SUM) {
-            const size end = least(start + SUM, m);
-            float a = 0;
-#pragma omp simd reduction(max : highest) reduction(+ : a)
-            for (size j = start; j < end; j++) {
+            const float *s = scores + i * stride + start;
+            const size n = least(SUM, m - start);
+            float highest = -INFINITY, all = 0;
+#pragma omp simd reduction(max : highest) reduction(+ : all)
+            for (size j = 0; j < n; j++) {
                 highest = s[j] > highest ? s[j] : highest;
-                a += s[j];
+                all += s[j];
             }
-            all += a;
+            const float middle = all / (float)n;
+            read_on(&seen, s, n, LOG2_E, highest, middle, &square);
+            const double step = middle - centre, share = (double)n / (double)(start + n);
+            square += step * step * (double)start * share, centre += step * share;
         }
-        const float centre = (float)(all / (double)m);
-        for (size start = 0; start < m; start += SUM) {
-            const size end = least(start + SUM, m);
-            float a = 0, b = 0, c = 0;
-#pragma omp simd reduction(+ : a, b, c)
-            for (size j = start; j < end; j++) {
-                const float x = least_power((s[j] - highest) * LOG2_E), weight = power_above(x);
-                a += weight;
-                b += weight * x;
-                c += (s[j] - centre) * (s[j] - centre);
-            }
-            sum += a, moment += b / LOG2_E, square += c;
-        }
-        top[i] = highest, total[i] = (float)sum, excess[i] = (float)(moment / sum);
-        mean[i] = centre, deviation[i] = (float)sqrt(square / (double)m);
+        write_sums(&seen, LOG2_E, top + i, total + i, excess + i);
+        mean[i] = (float)centre, deviation[i] = (float)sqrt(square / (double)m);
     }
 }
 
