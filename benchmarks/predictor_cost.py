@@ -1,11 +1,11 @@
 """What predicting temperatures adds to a training step, beside one learned temperature for all.
 
-Three hosts of ordinary size with random weights: CLIP ViT-S/16 (open_clip) with a queue of 16,384 keys from which four
-rows are replayed for each of the batch, ResNet-50 (timm), and GPT-2 small, trained and frozen. What a predictor adds is
-timed with the host's outputs held fixed, where the host's own spread cannot hide it, and divided by the time of a whole
-step with one learned temperature.
+Hosts of ordinary size with random weights: CLIP ViT-S/16 (open_clip) with a queue of 16,384 keys from which four rows
+are replayed for each of the batch, ResNet-50 (timm), GPT-2 small, trained and frozen, and GPT-2 medium, frozen. What a
+predictor adds is timed with the host's outputs held fixed, where the host's own spread cannot hide it, and divided by
+the time of a whole step with one learned temperature.
 
-Run: python benchmarks/predictor_cost.py [--hosts clip resnet gpt2 gpt2-frozen] [--batch 16] [--rounds 5]
+Run: python benchmarks/predictor_cost.py [--hosts clip resnet gpt2 gpt2-frozen gpt2-medium-frozen] [--rounds 5]
 """
 
 import argparse
@@ -107,16 +107,24 @@ def resnet(batch: int) -> Case:
     return Case(host, data, exact(2048, 1000, {"tau_min": 0.1, "tau_max": 10.0}, 3.0))
 
 
-def gpt2(batch: int, *, frozen: bool = False) -> Case:
+def gpt2(batch: int, *, frozen: bool = False, medium: bool = False) -> Case:
     """A language model; a sequence of 512 tokens for every eight of the batch."""
     import transformers
 
-    host = dt.hosts.CausalLM(transformers.GPT2LMHeadModel(transformers.GPT2Config()), frozen=frozen)
+    size = {"n_embd": 1024, "n_layer": 24, "n_head": 16} if medium else {}
+    config = transformers.GPT2Config(**size)
+    host = dt.hosts.CausalLM(transformers.GPT2LMHeadModel(config), frozen=frozen)
     data = {"input_ids": torch.randint(50_257, (max(1, batch // 8), 512))}
-    return Case(host, data, exact(768, 50_257, {"tau_min": 0.1, "tau_max": 4.0}, 8.0))
+    return Case(host, data, exact(config.n_embd, 50_257, {"tau_min": 0.1, "tau_max": 4.0}, 8.0))
 
 
-HOSTS = {"clip": clip, "resnet": resnet, "gpt2": gpt2, "gpt2-frozen": lambda b: gpt2(b, frozen=True)}
+HOSTS = {
+    "clip": clip,
+    "resnet": resnet,
+    "gpt2": gpt2,
+    "gpt2-frozen": lambda b: gpt2(b, frozen=True),
+    "gpt2-medium-frozen": lambda b: gpt2(b, frozen=True, medium=True),
+}
 
 
 def held(case: Case) -> Held:

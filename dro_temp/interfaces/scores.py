@@ -72,6 +72,11 @@ class LinearScores:
         """Precision of the score matrix: float32 or better."""
         return work_dtype(self.queries, self.keys)
 
+    @property
+    def requires_grad(self) -> bool:
+        """Whether gradient flows to what the scores are products of."""
+        return any(x is not None and x.requires_grad for x in (self.queries, self.keys, self.bias))
+
     def is_transpose_of(self, other: "LinearScores") -> bool:
         """Whether the two are one matrix read by rows and by columns: each one's queries are the other's keys."""
         return self._mirrors(other, self.keys, other.keys)

@@ -20,7 +20,10 @@ from dro_temp.interfaces import (
     staged_modules,
 )
 from dro_temp.kernels import Statistic
+from dro_temp.kernels.workspace import borrow, give_back
 from dro_temp.losses.key_queue import NAMELESS, KeyQueue
+
+_JOINED = "queued keys"
 
 
 class QueuedLoss(RobustLoss):
@@ -131,7 +134,13 @@ class QueuedLoss(RobustLoss):
             )
         number = _numbers(rows, len(scores.keys))
         if self._full:
-            found = self.loss.evaluate(self._with_queue(rows, number), tau, statistics=statistics)
+            joined = self._joined(scores, number)
+            target = rows.target + len(joined.keys) - len(scores.keys)
+            found = self.loss.evaluate(
+                replace(rows, scores=joined, target=target), tau, statistics=statistics
+            )
+            if isinstance(tau, Tensor) and not scores.requires_grad:
+                give_back(_JOINED, joined.keys)  # backward reads the slopes of given temperatures alone
         else:
             found = self._waiting(rows, tau)
         if self._learning:
@@ -145,20 +154,18 @@ class QueuedLoss(RobustLoss):
         values = (0.0 * tau).masked_fill(~rows.valid, 0.0)
         return Evaluated(values, tau, Choice("eager", "the queue is not full yet"))
 
-    def _with_queue(self, rows: Rows, number: RowIndex) -> Rows:
-        """The rows' own columns, whose samples' numbers these are, after the keys of all other samples."""
-        scores = rows.scores
-        assert isinstance(scores, LinearScores)
+    def _joined(self, scores: LinearScores, number: RowIndex) -> LinearScores:
+        """Scores with the keys of all other samples, before the batch's own, whose samples' numbers these are."""
         others = self.queue.others(number)
-        queue = self.queue.keys if others is None else self.queue.keys[others]
-        keys = torch.cat([queue.to(scores.keys), scores.keys])
-        held = len(keys) - len(scores.keys)
-        bias = None if scores.bias is None else torch.cat([scores.bias.new_zeros(held), scores.bias])
-        return replace(
-            rows,
-            scores=replace(scores, keys=keys, bias=bias, local_keys=None),
-            target=rows.target + held,
+        queue = (self.queue.keys if others is None else self.queue.keys[others]).to(scores.keys)
+        held, keys = len(queue), scores.keys
+        out = (
+            None
+            if scores.requires_grad
+            else borrow(_JOINED, held + len(keys), keys.shape[1], keys, keys.dtype)
         )
+        bias = None if scores.bias is None else torch.cat([scores.bias.new_zeros(held), scores.bias])
+        return replace(scores, keys=torch.cat([queue, keys], out=out), bias=bias, local_keys=None)
 
 
 def _numbers(rows: Rows, columns: int) -> RowIndex:
