@@ -7,6 +7,7 @@ import torch
 from test_queued_loss import RHO, VIEWS, WIDTH, _batch, _by_hand, _host, _objective
 
 import dro_temp as dt
+from dro_temp import functional as F
 
 
 def _replaying(size: int = 12, replay: int = 5) -> dt.QueuedLoss:
@@ -173,6 +174,9 @@ def test_bad_input_says_what_to_type(no_shape_checks):
     with pytest.raises(ValueError, match=r"without an estimator"):
         dt.QueuedLoss(remembering, size=4, features=2, replay=2)
     queries = torch.randn(3, WIDTH, dtype=torch.float64)
-    rows = dt.Rows(dt.LinearScores(queries, queries), torch.arange(3), queries + 1, target_in_support=False)
-    with pytest.raises(ValueError, match=r"replay=0"):
-        _replaying()(rows, 0.5)
+    plain = dt.LinearScores(queries, queries)
+    scaled = dt.LinearScores(queries, queries, transform=F.Scale(2.0))
+    for scores, features in ((plain, queries + 1), (plain, None), (plain, queries[:, :2]), (scaled, queries)):
+        rows = dt.Rows(scores, torch.arange(3), features, target_in_support=False)
+        with pytest.raises(ValueError, match=r"replay=0"):
+            _replaying()(rows, 0.5)

@@ -46,14 +46,15 @@ class QueuedLoss(RobustLoss):
         size: number of keys that are kept, those of all processes together. A half of the data set is plenty.
         features: width d of the keys.
         replay: at most so many of the rows in the queue, drawn anew at each step, teach the predictor beside the
-            batch's own; for predictors that read features or nothing, of rows whose features are their queries.
+            batch's own; for predictors that read features or nothing, of rows that are plain products (no bias, no
+            transform) and whose features are their queries.
 
     Holds 4 size (d + 2) bytes per view, twice as many with `replay`.
 
     Raises:
         TypeError: `loss` is none.
         ValueError: a size or a width below one, more rows than the queue has, `replay` with a loss that remembers; at a
-            call, keys of another width, or features that are not the queries.
+            call, keys of another width, or rows that cannot be replayed.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -180,15 +181,12 @@ def _numbers(rows: Rows, columns: int) -> RowIndex:
 
 def _queries(rows: Rows, scores: LinearScores) -> Features:
     """The query that each column is the target of, of all processes; zeros where there is none."""
-    features = rows.features
-    if (
-        features is None
-        or features.shape != scores.queries.shape
-        or not torch.equal(features, scores.queries)
-    ):
+    features, plain = rows.features, scores.bias is None and scores.transform is None
+    same = features is not None and features.dtype == scores.queries.dtype
+    if not (plain and same and torch.equal(features, scores.queries)):  # type: ignore[arg-type]
         raise ValueError(
-            "expected rows whose features are the queries of their scores, as those of pairs are, received others. "
-            "Pass QueuedLoss(..., replay=0): what a predictor would read of earlier rows is not kept."
+            "expected rows that are plain products, and whose features are their queries, as those of pairs are; "
+            "received others. Pass QueuedLoss(..., replay=0): what else a row needs is not kept."
         )
     counts = rows.valid
     queries, _ = distributed.gather_rows(scores.queries.detach()[counts])
