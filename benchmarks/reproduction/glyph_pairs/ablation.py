@@ -46,13 +46,11 @@ class LogTempNet(dt.TempNet):
         readout: type[dt.TempNetReadout],
     ) -> None:
         super().__init__(encoder, tau_min=tau_min, tau_max=tau_max, readout=readout)
-        share = math.log(tau_init / tau_min) / math.log(tau_max / tau_min)
-        self.readout.start_at(math.log(share / (1 - share)))
+        self.readout.start_at(dt.functional.logit_between(*map(math.log, (tau_init, tau_min, tau_max))))
 
     def bound(self, raw: torch.Tensor) -> torch.Tensor:
         """Half way is the geometric mean of the bounds."""
-        share = raw.sigmoid()
-        return torch.exp((1 - share) * math.log(self.tau_min) + share * math.log(self.tau_max))
+        return dt.functional.sigmoid_between(raw, math.log(self.tau_min), math.log(self.tau_max)).exp()
 
 
 class Regression(dt.RobustLoss):
