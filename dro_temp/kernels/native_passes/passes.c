@@ -29,8 +29,8 @@ static inline void sum_part(const float *s, float *stored, size n, float highest
     *sum += a, *moment += b / rate;
 }
 
-/* Weights of one row, their sum, and the mean of s - max s under them. They are stored in float32; or rounded to
- * bfloat16, which may be in place of the scores: what was not read yet is not written to. */
+/* Weights of one row, their sum, and the mean of s - max s under them. They are stored in float32, or rounded to
+ * bfloat16. */
 __attribute__((always_inline)) static inline void tilt_row(const float *s, float *stored, uint16_t *narrow, size m,
                                                            float tau, float *top, float *total, float *excess) {
     const float highest = highest_of(s, m), rate = LOG2_E / tau;
@@ -55,13 +55,13 @@ PUBLIC void tilt(float *scores, size stride, size first, size last, size m, cons
         tilt_row(scores + i * stride, scores + i * stride, 0, m, tau[i], top + i, total + i, excess + i);
 }
 
-/* The same, the weights rounded to bfloat16: the first half of each row's memory. */
-PUBLIC void tilt_bfloat16(float *scores, size stride, size first, size last, size m, const float *tau, float *top,
-                          float *total, float *excess) {
-    for (size i = first; i < last; i++) {
-        float *s = scores + i * stride;
-        tilt_row(s, 0, (uint16_t *)(void *)s, m, tau[i], top + i, total + i, excess + i);
-    }
+/* The same, the weights rounded to bfloat16, into [n m] of their own without gaps between rows. In place, in the first
+ * half of each row's memory, they would be a strided matrix, and oneDNN's products on processors with AMX read such rows
+ * up to the next multiple of 32 columns: what lies there may be NaN, and NaN times a padded zero is NaN. */
+PUBLIC void tilt_bfloat16(const float *scores, size stride, size first, size last, size m, const float *tau,
+                          uint16_t *weights, float *top, float *total, float *excess) {
+    for (size i = first; i < last; i++)
+        tilt_row(scores + i * stride, 0, weights + i * m, m, tau[i], top + i, total + i, excess + i);
 }
 
 /* Of the numbers of a row that were read so far: the largest; their weights 2^x with x = rate (s - max s), added up; and
