@@ -40,6 +40,11 @@ class Committable(nn.Module):
         """True while a forward's proposals were neither committed nor discarded."""
         return any(staged.pending for staged in self.memory_modules())
 
+    @property
+    def backpropagated(self) -> bool:
+        """True while there are proposals that belong to a gradient."""
+        return self._ledger.backpropagated
+
     def commit(self) -> None:
         """Write what was proposed by forwards whose loss was backpropagated; forget the rest.
 

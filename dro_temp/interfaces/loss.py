@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
+from dro_temp._pytree import pytree
 from dro_temp._checks import check_positive
 from dro_temp._typing import PerRow
 from dro_temp.interfaces.predictor import TemperaturePredictor
@@ -33,6 +34,7 @@ class Choice:
     why: str
 
 
+@pytree(static=("choice",))
 @dataclass(frozen=True)
 class Evaluated:
     """What a loss found.

@@ -1,12 +1,12 @@
 """The contract of a temperature predictor."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from dro_temp import functional as F
 from dro_temp._checks import check_bounds
@@ -15,7 +15,9 @@ from dro_temp.interfaces import blockwise
 from dro_temp.interfaces.frozen_head import Decoder, FrozenHead
 from dro_temp.interfaces.rows import Rows, Support
 from dro_temp.interfaces.scores import at_least_float32
+from dro_temp.interfaces.substitution import Substituted
 from dro_temp.interfaces.summary import Summary
+from dro_temp.kernels.products import whole_rows
 
 Readable: TypeAlias = Literal["features", "index", "support", "summary"]
 
@@ -77,6 +79,7 @@ class TemperaturePredictor(nn.Module, ABC):
         support: Support | None = None,
         summary: Summary | None = None,
         shape: torch.Size | None = None,
+        within: Callable[[], Any] | None = None,
     ) -> Tensor:
         """Temperatures, in float32 or better.
 
@@ -86,6 +89,9 @@ class TemperaturePredictor(nn.Module, ABC):
             support: scores of the rows over their support.
             summary: statistics of those scores; made from `support` if None.
             shape: [...] shape of the result; taken from the others if None.
+            within: called, and its result returned, in place of all this: for a kernel that asks for temperatures
+                block by block (`predict`), and is to do so where hooks on the predictor have prepared its
+                parameters (FSDP gathers them) and see what was computed with them.
 
         Returns:
             [...] temperatures in [tau_min, tau_max].
@@ -93,6 +99,21 @@ class TemperaturePredictor(nn.Module, ABC):
         Raises:
             ValueError: something that this predictor reads was not given.
         """
+        if within is not None:
+            return within()  # type: ignore[no-any-return]
+        return self.predict(features, index=index, support=support, summary=summary, shape=shape)
+
+    @final
+    def predict(
+        self,
+        features: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        support: Support | None = None,
+        summary: Summary | None = None,
+        shape: torch.Size | None = None,
+    ) -> Tensor:
+        """As calling the predictor, without its hooks: one of several blocks of a call."""
         if summary is None and support is not None and "summary" in self.reads:
             summary = Summary(support.scores, support.mask)
         given = {"features": features, "index": index, "support": support, "summary": summary}
@@ -110,7 +131,7 @@ class TemperaturePredictor(nn.Module, ABC):
             shape.numel(),
             features=None
             if features is None
-            else features.detach().reshape(shape.numel(), features.shape[-1]),
+            else whole_rows(features.detach().reshape(shape.numel(), features.shape[-1])),
             index=None if index is None else index.reshape(-1),
             support=support,
             summary=summary,
@@ -169,22 +190,40 @@ class TemperaturePredictor(nn.Module, ABC):
         and what a block needs for its gradient is computed again in backward: no buffer grows with the batch.
         """
         rows = rows.inert_where_invalid() if self.reads_scores else rows.inert_but_for_scores()
-        named = dict(self.named_parameters())
         one_block = "features" not in self.reads or len(rows) <= blockwise.BLOCK_OF_ROWS
-        if self.reads_scores or one_block or not named or torch._C._are_functorch_transforms_active():
-            return self._of(rows)
+        trains = next(self.parameters(), None) is not None
+        if self.reads_scores or one_block or not trains or torch._C._are_functorch_transforms_active():
+            (features,), given = self._arguments(rows)
+            tau: Tensor = self(features, **given)
+            return tau
+        in_blocks: Tensor = self(within=lambda: self._in_blocks(rows))
+        return in_blocks
+
+    def _in_blocks(self, rows: Rows) -> PerRow:
+        ours = self.whole_parameters()
 
         def predict(block: slice, parameters: tuple[Tensor, ...]) -> PerRow:
-            ours = dict(zip(named, parameters, strict=True))
-            tau: Tensor = functional_call(self, ours, *self._arguments(rows.select(block)))
-            return tau
+            (features,), given = self._arguments(rows.select(block))
+            with Substituted(ours, parameters):
+                return self.predict(features, **given)
 
-        return blockwise.predicted_in_blocks(predict, len(rows), tuple(named.values()), random=self.training)
+        return blockwise.predicted_in_blocks(predict, len(rows), ours, random=self.training)
 
-    def _of(self, rows: Rows) -> PerRow:
-        (features,), given = self._arguments(rows)
-        tau: Tensor = self(features, **given)
-        return tau
+    @final
+    def whole_parameters(self) -> tuple[Tensor, ...]:
+        """All parameters, for a kernel that takes gradients of them by itself.
+
+        Raises:
+            ValueError: one of them is sharded, and is not gathered where this is called.
+        """
+        for name, parameter in self.named_parameters():
+            if hasattr(parameter, "full_tensor"):
+                raise ValueError(
+                    f"expected the parameters of {type(self).__name__} gathered in its forward, received {name} sharded "
+                    "there. Shard the predictor as one, fully_shard(predictor), or with the objective, "
+                    "fully_shard(objective), and not its parts."
+                )
+        return tuple(self.parameters())
 
     def _arguments(self, rows: Rows) -> tuple[tuple[Features | None], dict[str, Any]]:
         """What `forward` is called with."""

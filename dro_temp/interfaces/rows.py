@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from dro_temp import functional as F
+from dro_temp._pytree import map_tensors, pytree
 from dro_temp._typing import Features, Mask, PerRow, RowIndex, RowMask, Scores
 from dro_temp.interfaces.scores import LinearScores, at_least_float32
 
 
+@pytree(static=("outcomes",))
 @dataclass(frozen=True)
 class Support:
     """The outcomes that the adversary may weigh, and their scores.
@@ -30,6 +32,7 @@ class Support:
         return self.scores.shape[1] if self.outcomes is None else self.outcomes
 
 
+@pytree(static=("target_in_support",))
 @dataclass(frozen=True)
 class Rows:
     """Rows of scores with one target each: the one shape that every host makes and every loss takes.
@@ -167,6 +170,14 @@ class Rows:
             weight=pick(self.weight),
             target_distribution=pick(self.target_distribution),
         )
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Rows":
+        """The same rows on a device; what `move_to_device` of a training loop calls."""
+        return map_tensors(lambda x: x.to(device, non_blocking=non_blocking), self)
+
+    def pin_memory(self) -> "Rows":
+        """The same rows in pinned memory; what a `DataLoader` with `pin_memory=True` calls."""
+        return map_tensors(torch.Tensor.pin_memory, self)
 
     def detached(self) -> "Rows":
         """The same rows, through which no gradient flows to the host."""

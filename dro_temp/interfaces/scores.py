@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dro_temp._pytree import pytree
 from dro_temp._typing import Features, PerRow, RowIndex, Scores
 from dro_temp.kernels.eager import dense_scores
 from dro_temp.kernels.products import work_dtype
@@ -16,6 +17,7 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+@pytree(static=("transform",))
 @dataclass(frozen=True)
 class LinearScores:
     """Scores that are products of queries and keys, `queries @ keys.T + bias`, not yet computed.
@@ -45,6 +47,13 @@ class LinearScores:
 
     def __post_init__(self) -> None:
         """Check shapes."""
+        for name in ("queries", "keys", "bias"):
+            if hasattr(getattr(self, name), "full_tensor"):
+                raise ValueError(
+                    f"expected whole {name}, received a DTensor, sharded over processes. A head's scores are made after "
+                    "the model has run: keep what holds the head gathered until then, fully_shard(model, "
+                    f"reshard_after_forward=False), and do not shard the head by itself; or pass {name}.full_tensor()."
+                )
         q, k = tuple(self.queries.shape), tuple(self.keys.shape)
         if len(q) != 2 or len(k) != 2 or q[1] != k[1]:
             raise ValueError(

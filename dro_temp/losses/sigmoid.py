@@ -47,7 +47,7 @@ class SigmoidLoss(RobustLoss):
             raise ValueError(
                 f"expected a finite bias_init, received {bias_init}. Pass -10.0, as SigLIP does."
             )
-        self.bias: Tensor = nn.Parameter(torch.tensor(float(bias_init)))
+        self.bias: Tensor = nn.Parameter(torch.tensor([float(bias_init)]))  # [1]: FSDP shards no scalars
 
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
         """Minus the log-likelihood of all pairs of a row."""

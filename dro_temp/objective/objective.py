@@ -29,6 +29,7 @@ from dro_temp.objective.output import Output
 from dro_temp.objective.parts import PerView, named_penalties, per_view, refuse_shared_memory
 from dro_temp.objective.reduction import refuse_non_finite, temperature_metrics, weighted_mean
 from dro_temp.objective.risk import check_for_risks, reduced, risks_of
+from dro_temp.objective.sharding import UnreducedGradients
 from dro_temp.objective.teaching import taught
 from dro_temp.objective.watch import Watch
 
@@ -104,6 +105,7 @@ class Objective(Committable):
         self.check_finite = check_finite
         self._watch = Watch(host.views) if watch else None
         self._ledger = Ledger(self.predictors, self.losses, self.tau_losses, self.risks)
+        self._unreduced = UnreducedGradients(self)
         # Every process commits the same memory; sending it around at each forward would cost more than the step.
         self._ddp_params_and_buffers_to_ignore = [
             f"{name}.{buffer}"
@@ -132,7 +134,9 @@ class Objective(Committable):
         with self._ledger.recording() as before:
             output = self._forward(args, count, group, batch)
         values = (*output.values.values(), *output.tau_values.values())
-        self._ledger.enter(before, values, self.parameters())
+        self._ledger.enter(before, values, self.parameters)
+        if self.training and not torch.compiler.is_compiling():
+            self._unreduced.look_after(output.loss)
         return output
 
     def _forward(

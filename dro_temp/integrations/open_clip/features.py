@@ -23,7 +23,7 @@ class FeaturesHost(HostAdapter):
         super().__init__()
         # An objective sees by its parameters whether a step was taken, and those of the model are not here.
         # This one belongs to the loop's optimizer, has a gradient of zero, and stays zero.
-        self.watched = nn.Parameter(torch.zeros(()))
+        self.watched = nn.Parameter(torch.zeros(1))
 
     def rows(self, image: Tensor, text: Tensor, index: Tensor | None = None) -> dict[str, Rows]:
         """Rows of both sides.
