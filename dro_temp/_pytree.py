@@ -52,6 +52,6 @@ def pytree(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
 
 
 def map_tensors(function: Callable[[Any], Any], x: T) -> T:
-    """x with the function applied to each of its tensors."""
+    """The same tree, each of its tensors mapped."""
     mapped: T = _pytree.tree_map_only(Tensor, function, x)
     return mapped

@@ -156,8 +156,10 @@ class CompositionalOptimizer(Optimizer):
         return loss
 
     def _only_makes_state(self) -> bool:
-        """Whether this is the step of learning rate 0 by which torch.distributed.checkpoint has a fresh optimizer make
-        its state: nothing moves, nothing is committed, and a forward that waits for its backward keeps its proposals.
+        """Whether this is the step by which torch.distributed.checkpoint has a fresh optimizer make its state.
+
+        Its learning rate is 0 and nothing moves: nothing is committed, and a forward that waits for its backward keeps
+        its proposals.
         """
         fresh = not self.base.state and not self.objective.backpropagated
         return fresh and all(float(group.get("lr", 1.0)) == 0.0 for group in self.base.param_groups)
@@ -172,7 +174,8 @@ class CompositionalOptimizer(Optimizer):
             raise RuntimeError(
                 f"expected a forward and backward of the objective in training mode before each step, received "
                 f"nothing to commit for {silent[0]}. Call objective.train() after validation and backward() on "
-                "output.loss; of several optimizers over one objective, wrap only the one that steps last."
+                "output.loss (autograd.grad over some parameters does not reach a table of individual temperatures); "
+                "of several optimizers over one objective, wrap only the one that steps last."
             )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -50,7 +50,9 @@ class ReadsStatistics(dt.TemperaturePredictor):
 
     def raw(self, reading: Reading) -> torch.Tensor:
         self.calls += 1
-        return self.number(torch.stack([reading.summary.std, reading.summary.entropy, reading.summary.max], 1))
+        return self.number(
+            torch.stack([reading.summary.std, reading.summary.entropy, reading.summary.max], 1)
+        )
 
     def number(self, read: torch.Tensor) -> torch.Tensor:
         weight = self.a + self.b + torch.stack([*self.parts]).sum(0) + Squared.apply(self.squared)
@@ -149,6 +151,30 @@ def test_threads_share_a_network(predictor):
         worker.join()
     stop.set()
     watcher.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 3, 8])
+def test_threads_share_a_decoder(rows_at_once):
+    """What is prepared for generation holds no scratch memory of its own."""
+    torch.manual_seed(0)
+    head, network = torch.randn(500, 16), dt.TempNet.for_logits(500, tau_min=0.1, tau_max=2.0).eval()
+    decoder = network.decoder(dt.FrozenHead(head))
+    hidden = 3 * torch.randn(4, rows_at_once, 16)
+    right = [decoder(h, h @ head.T) for h in hidden]
+    wrong = []
+
+    def decode(k: int) -> None:
+        logits = hidden[k] @ head.T
+        for _ in range(400):
+            if not torch.equal(decoder(hidden[k], logits), right[k]):
+                wrong.append(k)
+
+    threads = [threading.Thread(target=decode, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert not wrong
 
 

@@ -64,7 +64,9 @@ BUILD = {
 def _batches(kind: str) -> list[dict]:
     g = torch.Generator().manual_seed(1)
     if kind in ("pairs", "scalars"):
-        sides = [(torch.randn(NAMES, 6, generator=g), torch.randn(NAMES, 5, generator=g)) for _ in range(STEPS)]
+        sides = [
+            (torch.randn(NAMES, 6, generator=g), torch.randn(NAMES, 5, generator=g)) for _ in range(STEPS)
+        ]
         return [{"images": x, "texts": y, "index": torch.randperm(NAMES, generator=g)} for x, y in sides]
     if "lm" in kind:
         return [{"input_ids": torch.randint(VOCABULARY, (8, 40), generator=g)} for _ in range(STEPS)]
@@ -85,9 +87,7 @@ def _build(kind: str) -> dt.Objective:
 def _trained(
     objective: dt.Objective, model: nn.Module, kind: str, rank: int, world: int
 ) -> dict[str, torch.Tensor]:
-    optimizer = dt.CompositionalOptimizer(
-        torch.optim.SGD(objective.param_groups(lr=0.5), lr=0.5), objective
-    )
+    optimizer = dt.CompositionalOptimizer(torch.optim.SGD(objective.param_groups(lr=0.5), lr=0.5), objective)
     for batch in _batches(kind):
         share = {name: x.chunk(world)[rank] for name, x in batch.items()}
         model(**share).loss.backward()
@@ -208,6 +208,10 @@ def test_training_moves_every_part(of_one_process):
     """Else equality would say nothing."""
     for kind in BUILD:
         start = dict(_build(kind).named_parameters())
-        moved = {name.partition(".")[0] for name, x in of_one_process[kind].items() if not torch.equal(x, start[name])}
+        moved = {
+            name.partition(".")[0]
+            for name, x in of_one_process[kind].items()
+            if not torch.equal(x, start[name])
+        }
         assert "predictors" in moved
         assert ("host" in moved) == (kind != "frozen lm")

@@ -22,6 +22,7 @@ class _Forward:
         self.proposals = proposals
         self.compiled = compiled  # then there are no hooks, and a step means that it was backpropagated
         self.reached = compiled
+        self.accumulated = compiled  #: False where `autograd.grad` returned the gradients instead
         self.hook: ref[_Reached] | None = None
 
     @property
@@ -58,7 +59,8 @@ class Ledger:
         self._versions: list[tuple[Tensor, int]] = []
         #: Those that had a gradient after the last backward, and their versions then.
         self._with_gradient: list[tuple[Tensor, int]] = []
-        self._notes_backward = False
+        #: During a backward, the gradients as they were when it began.
+        self._gradients: dict[int, tuple[Tensor | None, int]] | None = None
         self._committed: dict[int, tuple[ref[Tensor], int]] = {}
 
     def memory(self) -> list[Staged]:
@@ -117,20 +119,25 @@ class Ledger:
             if x.requires_grad:
                 x.register_hook(hook)  # type: ignore[no-untyped-call]
         self._parameters = parameters
+        self._gradients = None  # of a backward that an error ended
         self._versions = [(p, p._version) for p in parameters() if p.requires_grad]
 
     def note_backward(self) -> None:
-        """From a hook in backward: see at its end which parameters have gradients.
+        """From a hook in backward: see at its end which parameters have gradients, and whether it has changed them.
 
-        Only then: `autograd.grad` leaves none, and a sharded model has its own parameters back.
+        `autograd.grad` changes none. A sharded model has the parameters that it steps only outside of its backward.
         """
-        if not self._notes_backward:
-            self._notes_backward = True
-            Variable._execution_engine.queue_callback(self._note_gradients)  # type: ignore[attr-defined]
+        if self._gradients is None:
+            self._gradients = {id(p): _grad_of(p) for p in self._parameters()}
+            Variable._execution_engine.queue_callback(self._end_backward)  # type: ignore[attr-defined]
 
-    def _note_gradients(self) -> None:
-        self._notes_backward = False
-        self._with_gradient = [(p, p._version) for p in self._parameters() if p.grad is not None]
+    def _end_backward(self) -> None:
+        before, self._gradients = self._gradients or {}, None
+        with_gradient = [p for p in self._parameters() if p.grad is not None]
+        if any(_differ(_grad_of(p), before.get(id(p), (None, 0))) for p in with_gradient):
+            for forward in self._forwards:
+                forward.accumulated |= forward.reached
+        self._with_gradient = [(p, p._version) for p in with_gradient]
 
     def commit(self, parameters: Iterable[Tensor]) -> None:
         """Write the proposals of backpropagated forwards, forget the others."""
@@ -165,17 +172,14 @@ class Ledger:
         self._clear()
 
     def discard_backpropagated(self, parameters: Iterable[Tensor]) -> None:
-        """Forget the proposals of backpropagated forwards, and those that were made in backward.
+        """Forget the proposals of forwards whose gradients were accumulated, and those that were made in backward.
 
         Of compiled forwards the gradients tell, which are still to be cleared: `zero_grad` may stand before backward.
-        Where there are no gradients none are cleared: they may be held elsewhere, by a loop that calls `autograd.grad`.
+        What `autograd.grad` returned is not cleared: a loop of one's own may be about to set it.
         """
-        known = [p for p, _ in self._versions]
-        if known and not any(p.grad is not None for p in (*parameters, *known)):
-            return
         recorded = {staged for forward in self._forwards for staged, n in forward.proposals.items() if n}
         waits = any(forward.compiled for forward in self._forwards) and self._nothing_came(parameters)
-        self._keep(lambda forward: not forward.reached or (forward.compiled and waits))
+        self._keep(lambda forward: not forward.accumulated or (forward.compiled and waits))
         for staged in self.memory():
             if staged not in recorded:
                 staged.discard()
@@ -222,6 +226,14 @@ class Ledger:
         """Copies and pickles start empty."""
         fresh = Ledger()
         return {**fresh.__dict__, "_parts": self._parts}
+
+
+def _grad_of(p: Tensor) -> tuple[Tensor | None, int]:
+    return p.grad, 0 if p.grad is None else p.grad._version
+
+
+def _differ(first: tuple[Tensor | None, int], second: tuple[Tensor | None, int]) -> bool:
+    return first[0] is not second[0] or first[1] != second[1]
 
 
 def some_leaves(x: Tensor, most: int = 8) -> list[Tensor]:

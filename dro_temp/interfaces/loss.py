@@ -8,8 +8,8 @@ from typing import Literal, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
-from dro_temp._pytree import pytree
 from dro_temp._checks import check_positive
+from dro_temp._pytree import pytree
 from dro_temp._typing import PerRow
 from dro_temp.interfaces.predictor import TemperaturePredictor
 from dro_temp.interfaces.rows import Rows

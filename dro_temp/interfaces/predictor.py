@@ -219,8 +219,8 @@ class TemperaturePredictor(nn.Module, ABC):
         for name, parameter in self.named_parameters():
             if hasattr(parameter, "full_tensor"):
                 raise ValueError(
-                    f"expected the parameters of {type(self).__name__} gathered in its forward, received {name} sharded "
-                    "there. Shard the predictor as one, fully_shard(predictor), or with the objective, "
+                    f"expected the parameters of {type(self).__name__} gathered in its forward, received {name} "
+                    "sharded there. Shard the predictor as one, fully_shard(predictor), or with the objective, "
                     "fully_shard(objective), and not its parts."
                 )
         return tuple(self.parameters())

@@ -50,8 +50,8 @@ class LinearScores:
         for name in ("queries", "keys", "bias"):
             if hasattr(getattr(self, name), "full_tensor"):
                 raise ValueError(
-                    f"expected whole {name}, received a DTensor, sharded over processes. A head's scores are made after "
-                    "the model has run: keep what holds the head gathered until then, fully_shard(model, "
+                    f"expected whole {name}, received a DTensor, sharded over processes. A head's scores are made "
+                    "after the model has run: keep what holds the head gathered until then, fully_shard(model, "
                     f"reshard_after_forward=False), and do not shard the head by itself; or pass {name}.full_tensor()."
                 )
         q, k = tuple(self.queries.shape), tuple(self.keys.shape)

@@ -12,8 +12,8 @@ class Substituted(TorchFunctionMode):
 
     `torch.func.functional_call` writes the substitutes into the module for as long as the call lasts, so that another
     thread that runs the module, or looks at its parameters, meets them there. This writes into nothing: it replaces the
-    arguments of each operation. What it cannot see, such as a parameter handed to an `autograd.Function` as it is, keeps
-    the parameter: ask for the gradient of both.
+    arguments of each operation. What it cannot see, such as a parameter handed to an `autograd.Function` as it is,
+    keeps the parameter: ask for the gradient of both.
 
     Args:
         originals: tensors to be replaced.

@@ -97,8 +97,8 @@ def whole_rows(a: Tensor) -> Tensor:
     """The left factor of a low-precision product, without gaps between its rows on a processor.
 
     oneDNN's products for AMX read the rows of a strided left factor up to the next multiple of 32 columns, and multiply
-    what lies there by a zero of padding: NaN where it is NaN or infinite (measured with torch 2.14 on a Sapphire Rapids,
-    bfloat16 and float16; right factors and transposed ones are safe).
+    what lies there by a zero of padding: NaN where it is NaN or infinite (measured with torch 2.14 on a Sapphire
+    Rapids, bfloat16 and float16; right factors and transposed ones are safe).
     """
     return a.contiguous() if a.device.type == "cpu" and a.dtype in LOW else a
 

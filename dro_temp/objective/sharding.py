@@ -12,7 +12,7 @@ from dro_temp import distributed
 class UnreducedGradients:
     """Looks once, at the end of a backward, for gradients that each process keeps to itself.
 
-    FSDP reduces the gradients of the modules that it shards. A module beside them, a TempNet beside a sharded host, say,
+    FSDP reduces the gradients of the modules that it shards. A module beside them, such as a TempNet beside a sharded host,
     would train on each process's own rows and drift apart.
 
     Args:
@@ -24,7 +24,7 @@ class UnreducedGradients:
         self._done = False
 
     def look_after(self, loss: Tensor) -> None:
-        """Look at the end of this loss's backward, if some of the module is sharded by FSDP and nothing was seen yet."""
+        """Look at the end of this loss's backward, if FSDP shards some of the module and no look has been taken yet."""
         if not self._done and distributed.world_size() > 1 and loss.requires_grad and any(self._sharded()):
             loss.register_hook(self._at_end)  # type: ignore[no-untyped-call]
 

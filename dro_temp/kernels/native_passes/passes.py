@@ -26,7 +26,7 @@ def tilt_(scores: Scores, tau: PerRow, *, excess: bool, factor: torch.dtype | No
     if not _fits(scores):
         return passes.tilt_(scores, tau, excess=excess, factor=factor)
     if factor == torch.bfloat16:
-        weights = borrow("weights", *scores.shape, scores, torch.bfloat16)
+        weights = borrow("weights", len(scores), scores.shape[1], scores, torch.bfloat16)
         top, total, mean = _of_rows("tilt_bfloat16", scores, 3, tau, into=(weights,))
     else:
         top, total, mean = _of_rows("tilt", scores, 3, tau)
