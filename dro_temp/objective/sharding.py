@@ -12,7 +12,7 @@ from dro_temp import distributed
 class UnreducedGradients:
     """Looks once, at the end of a backward, for gradients that each process keeps to itself.
 
-    FSDP reduces the gradients of the modules that it shards. A module beside them, such as a TempNet beside a sharded host,
+    FSDP reduces the gradients of the modules that it shards. A TempNet beside a sharded host, say,
     would train on each process's own rows and drift apart.
 
     Args:
