@@ -330,7 +330,7 @@ def test_a_confidence_on_an_edge_is_in_the_bin_above_it_in_any_precision(dtype, 
     edges = (torch.arange(bins, dtype=torch.float64) / bins).to(dtype)
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
     below = (edges[1:].view(bits) - 1).view(dtype)  # the next smaller number
-    for confidence in (edges, below):
+    for confidence in (edges, below) if bins > 1 else (edges,):
         right = torch.ones(len(confidence), dtype=torch.bool)
         count = reliability(confidence, right, bins=bins).count
         assert count == (1.0,) * len(confidence) + (0.0,) * (bins - len(confidence))
