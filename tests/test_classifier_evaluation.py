@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import seeds
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -307,6 +308,44 @@ def test_calibration_error_is_torchmetrics_below_one(rows, bins):
     assert expected_calibration_error(confidence, correct, bins=bins) == pytest.approx(
         float(theirs), abs=1e-9
     )
+
+
+@given(seeds, st.integers(1, 100), st.sampled_from([torch.float32, torch.float64]))
+def test_calibration_error_is_torchmetrics_for_any_number_of_bins(seed, bins, dtype):
+    g = torch.Generator().manual_seed(seed)
+    confidence, correct = torch.rand(500, generator=g, dtype=dtype), torch.rand(500, generator=g) < 0.5
+    # Theirs are edges of linspace, which is an ulp off k / bins for some k: not at those values, then.
+    place = confidence.double() * bins
+    clear = (place - place.round()).abs() > 4 * bins * torch.finfo(dtype).eps
+    confidence, correct = confidence[clear], correct[clear]
+    theirs = torchmetrics.BinaryCalibrationError(n_bins=bins, norm="l1")(confidence, correct.int())
+    assert expected_calibration_error(confidence, correct, bins=bins) == pytest.approx(
+        float(theirs), abs=1e-6 if dtype == torch.float32 else 1e-12
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("bins", [1, 3, 10, 15, 20, 100])
+def test_a_confidence_on_an_edge_is_in_the_bin_above_it_in_any_precision(dtype, bins):
+    edges = (torch.arange(bins, dtype=torch.float64) / bins).to(dtype)
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    below = (edges[1:].view(bits) - 1).view(dtype)  # the next smaller number
+    for confidence in (edges, below) if bins > 1 else (edges,):
+        right = torch.ones(len(confidence), dtype=torch.bool)
+        count = reliability(confidence, right, bins=bins).count
+        assert count == (1.0,) * len(confidence) + (0.0,) * (bins - len(confidence))
+
+
+def test_the_calibration_error_of_seven_in_ten():
+    """Seven sure by 0.7 and by 0.75, with half of them right: an edge that float32 puts below 0.7."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        confidence = torch.tensor([0.7, 0.75], dtype=dtype)
+        correct = torch.tensor([True, False])
+        theirs = torchmetrics.BinaryCalibrationError(n_bins=10, norm="l1")(confidence.float(), correct.int())
+        ours = expected_calibration_error(confidence, correct, bins=10)
+        assert ours == pytest.approx(0.225, abs=2 * torch.finfo(dtype).eps)
+        if dtype != torch.bfloat16:
+            assert ours == pytest.approx(float(theirs), abs=1e-6)
 
 
 def test_a_confidence_of_one_has_a_bin_of_its_own_only_in_torchmetrics():

@@ -36,6 +36,7 @@ FUNCTIONS = {
     "smoothed_distribution": lambda: F.smoothed_distribution(INDEX, 6, 0.1),
     "shares": lambda: F.shares(TAU, TAU),
     "weighted_log_mean_exp": lambda: F.weighted_log_mean_exp(TAU, TAU),
+    "mean_under": lambda: F.mean_under(TAU, TAU),
     "tilted_mean": lambda: F.tilted_mean(TAU, TAU, tilt=-0.5),
     "cvar_weights": lambda: F.cvar_weights(TAU, TAU, alpha=0.4),
     "chi_square_weights": lambda: F.chi_square_weights(TAU, TAU, rho=0.4),

@@ -61,7 +61,7 @@ def evaluate_classifier(
         ValueError: predictors under names that are taken, bounds that are no interval, data without a label, rows that
             are weighted, or a host of several views or of pairs.
         TypeError: another kind of host, a tensor or a generator in place of batches, a batch without labels.
-        FloatingPointError: scores that are not finite.
+        FloatingPointError: scores that are NaN or infinite; -inf, a class that is masked, is right where no label is.
         ImportError: torchmetrics is not installed; `progress` without rich.
 
     Example:
@@ -142,10 +142,14 @@ def _blocks(host: HostAdapter, batches: Iterable[HostBatch], title: str | None) 
                 f"expected rows of classes, each of weight 1, received rows of {type(host).__name__} that are pairs "
                 "or weighted. Pass dt.hosts.Classifier(model), and label what is not to count with -100."
             )
-        if not bool(rows.dense_scores.isfinite().all()):
+        scores = rows.dense_scores
+        label = scores.gather(1, rows.target.long()[:, None])
+        # -inf is an outcome that cannot happen: a class that a model has masked.
+        if not bool((scores < torch.inf).all() & (label > -torch.inf).all()):
             raise FloatingPointError(
-                "expected finite scores, received NaN or infinity. Look at the inputs, or load a checkpoint from "
-                "before the model diverged."
+                "expected finite scores, or -inf for a class that is masked and no label, received NaN or infinity. "
+                "Look at the inputs, or load a checkpoint from before the model diverged; label rows of a masked class "
+                "-100."
             )
         found = True
         yield rows

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dro_temp.evaluation._schemes import TAU_TITLES, Compared, tau_cells
-from dro_temp.evaluation._table import markdown_table
+from dro_temp.evaluation._table import html_table, markdown_table
 
 #: Quantiles of the temperatures that are reported.
 SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -55,8 +55,16 @@ class LanguageReport(Compared[TemperatureScheme]):
 
     def table(self) -> str:
         """A Markdown table, aligned to be read as plain text too."""
+        return markdown_table(self._lines())
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        about = f"{self.tokens:,} tokens, m = {self.vocabulary:,}, rho = {self.rho:g}"
+        return html_table(self._lines(), about)
+
+    def _lines(self) -> list[list[str]]:
         header = ["temperature", "perplexity", "ECE (%)", "robust loss", "gap", "recovered (%)", *TAU_TITLES]
-        return markdown_table([header, *(_cells(scheme) for scheme in self.schemes)])
+        return [header, *(_cells(scheme) for scheme in self.schemes)]
 
 
 def _cells(scheme: TemperatureScheme) -> list[str]:

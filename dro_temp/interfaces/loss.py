@@ -107,7 +107,7 @@ class RobustLoss(nn.Module, ABC):
                 tau = self._given(rows, tau)
             if choice.impl != "eager":
                 return self._streamed(rows, tau, statistics, choice)
-            rows = rows.dense().inert_where_invalid()
+            rows = rows.inert_where_invalid().dense()
             if isinstance(tau, TemperaturePredictor):
                 tau = tau.of(rows)
             safe = tau.to(rows.dense_scores.dtype).masked_fill(~rows.valid, 1.0)

@@ -116,10 +116,18 @@ class Rows:
 
     @property
     def dense_scores(self) -> Scores:
-        """The score matrix in float32 or better; a product of `LinearScores` is computed at every call."""
-        if isinstance(self.scores, LinearScores):
-            return self.scores.dense()
-        return at_least_float32(self.scores)
+        """The score matrix in float32 or better; a product of `LinearScores` is computed at every call.
+
+        NaN and infinity in the queries of rows of weight zero are taken for 0: in the gradient of the keys they would
+        meet the zeros that such rows get, and 0 times NaN is NaN.
+        """
+        scores = self.scores
+        if not isinstance(scores, LinearScores):
+            return at_least_float32(scores)
+        if self.weight is not None:
+            junk = ~self.weighs[:, None] & ~scores.queries.isfinite()
+            scores = replace(scores, queries=scores.queries.masked_fill(junk, 0.0))
+        return scores.dense()
 
     @property
     def mask(self) -> Mask | None:
@@ -144,8 +152,11 @@ class Rows:
     @property
     def valid(self) -> RowMask:
         """True for the rows that count: positive weight and a support that is not empty."""
-        if self.support_size == 0:
-            return torch.zeros_like(self.target, dtype=torch.bool)
+        return self.weighs & (self.support_size > 0)
+
+    @property
+    def weighs(self) -> RowMask:
+        """True for the rows of positive weight. A pair that is alone in its batch weighs, and has no support there."""
         if self.weight is None:
             return torch.ones_like(self.target, dtype=torch.bool)
         return self.weight > 0
@@ -193,14 +204,22 @@ class Rows:
         """
         if self.weight is None and self.support_size > 0:
             return self
-        scores = self.dense_scores.masked_fill(~self.valid[:, None], 0.0)
+        scores = self.scores
+        if isinstance(scores, LinearScores):
+            # Before the product, and not after it alone: see `dense_scores`; here no transform overflows either.
+            scores = replace(scores, queries=scores.queries.masked_fill(~self.valid[:, None], 0.0)).dense()
+        scores = at_least_float32(scores).masked_fill(~self.valid[:, None], 0.0)
         return replace(self.inert_but_for_scores(), scores=scores)
 
     def inert_but_for_scores(self) -> "Rows":
-        """As `inert_where_invalid`, for those who do not read scores: nothing of size [n m] is touched."""
-        if self.weight is None and self.support_size > 0:
+        """As `inert_where_invalid` where a row's weight is zero, for those who do not read scores.
+
+        Nothing of size [n m] is touched. What a row is does not depend on the others of its batch: a pair that is alone
+        in it keeps its features and its number.
+        """
+        if self.weight is None:
             return self
-        out = ~self.valid
+        out = ~self.weighs
         spread = self.target_distribution
         return replace(
             self,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dro_temp._typing import PerRow, Scores
 from dro_temp.kernels.fold import Fold
-from dro_temp.kernels.passes import Profile, profile
+from dro_temp.kernels.passes import Profile, profile, projected
 from dro_temp.kernels.rows import Block, Products, TauOf, support_mask
 
 
@@ -46,8 +46,7 @@ class PredictedTau:
             if self._p.transform is None and id(weight) in ours:
                 return self._fold(self._p.queries[block], weight, shift)
             # A copy: the scores are overwritten before autograd may want them back.
-            held = scores.clone() if shift is None else scores - shift[:, None]
-            return held @ weight.to(held.dtype).T
+            return projected(scores.clone(), weight, shift)
 
         mask = support_mask(scores, self._p.target[block].long(), self._p.target_in_support)
 

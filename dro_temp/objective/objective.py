@@ -27,7 +27,7 @@ from dro_temp.objective.groups import host_groups, parameter_groups, trained
 from dro_temp.objective.observing import let_observe
 from dro_temp.objective.output import Output
 from dro_temp.objective.parts import PerView, named_penalties, per_view, refuse_shared_memory
-from dro_temp.objective.reduction import refuse_non_finite, temperature_metrics, weighted_mean
+from dro_temp.objective.reduction import refuse_non_finite, row_weight, temperature_metrics, weighted_mean
 from dro_temp.objective.risk import check_for_risks, reduced, risks_of
 from dro_temp.objective.sharding import UnreducedGradients
 from dro_temp.objective.teaching import taught
@@ -100,7 +100,9 @@ class Objective(Committable):
         tau_losses = {} if tau_loss is None else per_view("tau_loss", tau_loss, host.views, RobustLoss)
         self.tau_losses = nn.ModuleDict(tau_losses)
         self.risks = risks_of(risk, host)
-        refuse_shared_memory(self.predictors, self.losses, self.tau_losses, self.risks)
+        refuse_shared_memory(
+            predictor=self.predictors, loss=self.losses, tau_loss=self.tau_losses, risk=self.risks
+        )
         self.penalties = nn.ModuleDict(named_penalties(penalties, host))
         self.check_finite = check_finite
         self._watch = Watch(host.views) if watch else None
@@ -195,9 +197,10 @@ class Objective(Committable):
 
     def _penalties(self, rows: dict[str, Rows], count: float | Tensor | None) -> dict[str, Tensor]:
         first = rows[self.host.views[0]]
+        terms = {name: penalty(rows).expand(len(first)) for name, penalty in self.penalties.items()}
         return {
-            name: weighted_mean(penalty(rows).expand(len(first)), first, count, self.training)
-            for name, penalty in self.penalties.items()
+            name: weighted_mean(term, row_weight(first, term.dtype), count, self.training)
+            for name, term in terms.items()
         }
 
     def _learn_and_look(self, rows: dict[str, Rows], teachers: dict[str, Evaluated]) -> None:

@@ -38,7 +38,7 @@ def profile(scores: Scores) -> Profile:
     """See `passes.profile`."""
     if not _fits(scores):
         return passes.profile(scores)
-    return Profile(*_of_rows("profile", scores, 5))
+    return Profile(*_of_rows("profile", scores, 6))
 
 
 def sum_rows(scores: Scores, tau: PerRow) -> RowSums:
