@@ -98,6 +98,25 @@ def _user() -> int | None:
     return os.geteuid() if hasattr(os, "geteuid") else None
 
 
+def check_writable(folder: Path) -> None:
+    """Raise where a folder can be neither made nor written into; nothing is made yet.
+
+    Raises:
+        OSError: it cannot.
+    """
+    place = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not place.is_dir():
+        raise NotADirectoryError(
+            f"expected a folder, or a path where one can be made, received {str(folder)!r}, where {str(place)!r} is no "
+            "folder. Pass another path."
+        )
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"expected a folder that can be written to, received {str(folder)!r}, where {str(place)!r} is closed to "
+            "this user. Pass another path, or change its permissions."
+        )
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Write beside the file, then put it in place in one step: readers see all of it or nothing.

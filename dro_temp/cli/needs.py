@@ -7,7 +7,4 @@ from dro_temp._optional import optional_module
 
 def needed(module: str) -> Any:
     """The module, or an error that says what installs it."""
-    try:
-        return optional_module(module, "which the command line needs")
-    except ImportError as error:
-        raise SystemExit(str(error)) from None
+    return optional_module(module, "which the command line needs")
