@@ -322,7 +322,9 @@ def test_damage_is_told(damage, kind, words, tmp_path):
 def _nested(depth):
     inner = {"class": "StatisticsEncoder", "width": 4, "dropout": 0.0}
     for _ in range(depth):
-        inner = {"class": "SeveralEncoder", "encoders": [inner, inner]} if depth < 9 else {"encoders": [inner]}
+        inner = (
+            {"class": "SeveralEncoder", "encoders": [inner, inner]} if depth < 9 else {"encoders": [inner]}
+        )
     return inner
 
 

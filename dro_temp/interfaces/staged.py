@@ -221,14 +221,16 @@ def refuse_other_sizes(parts: Iterable[tuple[str, nn.Module]], state: Mapping[st
         ValueError: memory of another size.
         RuntimeError: another tensor of another shape, as torch raises it.
     """
-    wrong = []
+    wrong: list[str] = []
     for prefix, part in parts:
         for path, module in part.named_modules(remove_duplicate=False):
             start = f"{prefix}{path}." if path else prefix
             if isinstance(module, Staged):
                 module.refuse_other_memory(state, start)
             loader = type(module)._load_from_state_dict.__module__.partition(".")[0]
-            if loader in ("torch", "dro_temp") and not module._load_state_dict_pre_hooks:  # others may convert
+            if (
+                loader in ("torch", "dro_temp") and not module._load_state_dict_pre_hooks
+            ):  # others may convert
                 wrong += _other_shapes(module, state, start)
     if wrong:
         raise RuntimeError(

@@ -86,7 +86,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"expected a folder with {CONFIG} and weights, received one without {CONFIG}: {folder}. {_ADVICE}"
         )
     if path.stat().st_size > _LARGEST:
-        raise _damaged(path, f"whose {path.stat().st_size} bytes are more than the {_LARGEST} of any configuration")
+        raise _damaged(
+            path, f"whose {path.stat().st_size} bytes are more than the {_LARGEST} of any configuration"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -180,7 +180,9 @@ class IndividualTemperature(TemperaturePredictor, Staged):
 def _check_trains(optimizer: torch.optim.Optimizer | None, tau: Tensor) -> None:
     if optimizer is None:
         return
-    check_kind("optimizer", optimizer, torch.optim.Optimizer, "Leave it out, or pass the one that trains the table.")
+    check_kind(
+        "optimizer", optimizer, torch.optim.Optimizer, "Leave it out, or pass the one that trains the table."
+    )
     if not any(p is tau for group in optimizer.param_groups for p in group["params"]):
         raise ValueError(
             "expected the optimizer that trains this table, received one that does not: with an update of its own no "
