@@ -156,6 +156,7 @@ def test_likelihood(files, tmp_path, capsys):
         (("--tau_min", "2", "--tau_max", "1"), "expected temperature bounds"),
         (("--rho", "9"), "expected rho between 0 and log"),
         (("--block", "100000"), "at least one block"),
+        (("--block", "33"), "Pass --block 32 or less"),
     ],
 )
 def test_bad_options(files, tmp_path, capsys, options, message):

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dro_temp.cli.checkpoints import checkpoint_keeper, newest_whole
 from dro_temp.cli.models import OFFLINE, load_model
-from dro_temp.cli.needs import needed
-from dro_temp.cli.options import check_fit, check_radius
+from dro_temp.cli.needs import needed, say
+from dro_temp.cli.options import check_fit, check_positions, check_radius
 from dro_temp.cli.run import Run
 from dro_temp.cli.text import OFFLINE as PYTHON
 from dro_temp.cli.text import blocks, check_vocabulary, documents
@@ -82,7 +82,7 @@ def fit(
     run.refuse_other(options)
     done = run.steps_done()
     if done is not None and done >= steps:
-        _say(
+        say(
             f"{run.folder} is finished: {done} steps. Nothing to do; next: dro-temp lm eval {output}. To go on, pass "
             f"more than --steps {done}."
         )
@@ -99,6 +99,7 @@ def fit(
     host = CausalLM(lm, frozen=frozen)
     check_vocabulary(words, host.vocabulary)
     rows = blocks(documents(data, column=column), words, block)
+    check_positions(lm.config, block)
     radius = _radius(host, rows, rho) if objective == "robust" else None
     tempnet = TempNet.for_lm(
         lm,
@@ -113,7 +114,7 @@ def fit(
     run.record(options)
     trainer = _trainer(run, Objective(host, tempnet, loss), rows, options)
     if start.folder is not None or start.passed_over:
-        _say(f"{run.folder} {start}")
+        say(f"{run.folder} {start}")
     if start.folder is not None and start.step >= steps:  # killed between its last step and its end
         state = needed("safetensors.torch").load_file(start.folder / "model.safetensors")
         trainer.model.load_state_dict(state)
@@ -127,11 +128,6 @@ def fit(
 
         run.finish(max(steps, start.step), tempnet, None if frozen else save_model)
         print(f"wrote {run.tempnet}; next: dro-temp lm eval {output}")
-
-
-def _say(what: str) -> None:
-    if needed("accelerate").PartialState().is_main_process:
-        print(what)
 
 
 def _trainer(run: Run, objective: Objective, rows: Tensor, options: dict[str, Any]) -> Any:

@@ -78,3 +78,21 @@ def check_radius(rho: float, outcomes: int) -> None:
             f"expected rho between 0 and log(vocabulary) = {largest:.3f}, received --rho {rho}. Beyond, every "
             "temperature would go to --tau_min; leave --rho out to take the one that fits the model."
         )
+
+
+def check_positions(config: Any, block: int) -> None:
+    """Raise where blocks are longer than what the model reads.
+
+    Args:
+        config: the model's own.
+        block: tokens in a block.
+
+    Raises:
+        ValueError: they are.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and 0 < positions < block:
+        raise ValueError(
+            f"expected blocks of at most {positions} tokens, as many as the model has positions, received --block "
+            f"{block}. Pass --block {positions} or less."
+        )

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dro_temp.cli.needs import needed
+from dro_temp.cli.needs import needed, say
 from dro_temp.datasets import PythonText, token_blocks
 
 #: The source that needs no network.
@@ -145,7 +145,7 @@ def _column(records: list[Any], column: str, source: str) -> list[str]:
             f"{len(records)} without any. Pass --column, or remove those records."
         )
     if without:
-        print(f"note: {without} of {len(records)} records of {source} have no {column!r} and are left out")
+        say(f"note: {without} of {len(records)} records of {source} have no {column!r} and are left out")
     return texts
 
 
