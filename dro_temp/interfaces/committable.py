@@ -1,12 +1,12 @@
 """What an optimizer step commits."""
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
 from dro_temp.interfaces.ledger import Ledger
-from dro_temp.interfaces.staged import Staged
+from dro_temp.interfaces.staged import Staged, refuse_other_sizes
 
 
 class Committable(nn.Module):
@@ -30,6 +30,14 @@ class Committable(nn.Module):
     trains_others: ClassVar[bool] = False
 
     _ledger: Ledger
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        refuse_other_sizes(self._checked_parts(prefix), state_dict)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+
+    def _checked_parts(self, prefix: str) -> list[tuple[str, nn.Module]]:
+        """Modules whose sizes are compared with a state's before any of it is loaded."""
+        return [(prefix, self)]
 
     def memory_modules(self) -> list[Staged]:
         """The parts that remember samples; hosts, which may be large, have none."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from dro_temp._typing import PerRow
 from dro_temp.interfaces.predictor import TemperaturePredictor
 from dro_temp.interfaces.rows import Rows
 from dro_temp.interfaces.scores import at_least_float32
+from dro_temp.interfaces.staged import refuse_other_sizes
 from dro_temp.kernels import Statistic
 from dro_temp.kernels.eager import statistics_of
 
@@ -59,6 +60,10 @@ class RobustLoss(nn.Module, ABC):
     A leaf writes `values`. A loss that needs no more of a row's scores than their log-mean-exp derives from
     `LogMeanExpLoss` instead, and never has to hold them.
     """
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        refuse_other_sizes([(prefix, self)], state_dict)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def values(self, rows: Rows, tau: PerRow) -> PerRow:

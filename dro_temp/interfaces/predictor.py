@@ -15,6 +15,7 @@ from dro_temp.interfaces import blockwise
 from dro_temp.interfaces.frozen_head import Decoder, FrozenHead
 from dro_temp.interfaces.rows import Rows, Support
 from dro_temp.interfaces.scores import at_least_float32
+from dro_temp.interfaces.staged import refuse_other_sizes
 from dro_temp.interfaces.substitution import Substituted
 from dro_temp.interfaces.summary import Summary
 from dro_temp.kernels.products import whole_rows
@@ -54,6 +55,10 @@ class TemperaturePredictor(nn.Module, ABC):
         super().__init__()
         check_bounds(tau_min, tau_max)
         self.tau_min, self.tau_max = float(tau_min), float(tau_max)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        refuse_other_sizes([(prefix, self)], state_dict)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def raw(self, reading: Reading) -> PerRow:

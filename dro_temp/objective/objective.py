@@ -237,6 +237,11 @@ class Objective(Committable):
             others = [r.features for other, r in rows.items() if other != view and r.features is not None]
             self.predictors[view].start_prototypes(torch.cat(others))  # type: ignore[operator]
 
+    def _checked_parts(self, prefix: str) -> list[tuple[str, nn.Module]]:
+        # Without the host: models of others may convert what they load.
+        names = ("predictors", "losses", "tau_losses", "risks", "penalties")
+        return [(f"{prefix}{name}.", getattr(self, name)) for name in names]
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and the proposals that go with them."""
         self.discard_backpropagated()  # first: it looks at the gradients
