@@ -1,5 +1,6 @@
 """The contract of a temperature predictor."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, final
@@ -106,11 +107,10 @@ class TemperaturePredictor(nn.Module, ABC):
             )
         if shape is None:
             shape = _leading_shape(features, index, summary, support)
+        n = math.prod(shape)  # Size.numel() would take it for a constant in a graph
         reading = Reading(
-            shape.numel(),
-            features=None
-            if features is None
-            else features.detach().reshape(shape.numel(), features.shape[-1]),
+            n,
+            features=None if features is None else features.detach().reshape(n, features.shape[-1]),
             index=None if index is None else index.reshape(-1),
             support=support,
             summary=summary,
@@ -170,7 +170,9 @@ class TemperaturePredictor(nn.Module, ABC):
         """
         rows = rows.inert_where_invalid() if self.reads_scores else rows.inert_but_for_scores()
         named = dict(self.named_parameters())
-        one_block = "features" not in self.reads or len(rows) <= blockwise.BLOCK_OF_ROWS
+        # In a graph, all rows are one block: where to cut would depend on their number.
+        few = torch.compiler.is_compiling() or len(rows) <= blockwise.BLOCK_OF_ROWS
+        one_block = few or "features" not in self.reads
         if self.reads_scores or one_block or not named or torch._C._are_functorch_transforms_active():
             return self._of(rows)
 

@@ -1,12 +1,12 @@
 """A network over a few statistics of the scores."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dro_temp._checks import check_count, check_within
+from dro_temp._compiler import log_of_size
 from dro_temp._typing import Features
 from dro_temp.interfaces import Reading, Summary
 from dro_temp.predictors.encoders.base import TempNetEncoder
@@ -64,7 +64,7 @@ class StatisticsEncoder(TempNetEncoder):
 
 def comparable_statistics(summary: Summary) -> Features:
     """The four statistics of `StatisticsEncoder`, [n 4]."""
-    mean, log_m = summary.mean, math.log(max(summary.outcomes, 2))
+    mean, log_m = summary.mean, log_of_size(max(summary.outcomes, 2), summary.mean)
     # Each is >= 0 but for rounding.
     above = (summary.max - mean, summary.std, summary.log_sum_exp - mean - log_m)
     return torch.stack([summary.entropy / log_m, *(x.clamp(min=0.0).log1p() for x in above)], dim=1)
