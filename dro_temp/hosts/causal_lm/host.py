@@ -105,7 +105,9 @@ class CausalLM(HostAdapter):
         if output_embeddings(self.model) is not self.head.module:
             self.head = probe_head(self.model)  # adapters were added, or the vocabulary was resized
             self.decodes = probe_decoder(self.model)
-        if self.head.linear and self.decodes and torch.compiler.is_compiling():  # a hook would break the graph
+        if (
+            self.head.linear and self.decodes and torch.compiler.is_compiling()
+        ):  # a hook would break the graph
             return decoder_states(self.model, {**self.options, **inputs}), None
         with catching(self.head.module, skip=self.head.linear and self.head.skippable) as caught:
             try:
