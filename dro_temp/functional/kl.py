@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from dro_temp._compiler import log_of_size
 from dro_temp._typing import Mask, PerRow, RowIndex, Scores
 from dro_temp.functional._newton import log_tau_at
 
@@ -85,7 +86,7 @@ def log_mean_exp(x: Scores, mask: Mask | None = None) -> PerRow:
     if mask is None:
         if x.shape[1] == 0:
             return x.new_full((x.shape[0],), -math.inf)
-        return x.logsumexp(1) - math.log(x.shape[1])
+        return x.logsumexp(1) - log_of_size(x.shape[1], x)
     count = mask.sum(1)
     empty = count == 0
     # An all -inf row would make logsumexp's gradient NaN: let it see finite numbers, then drop the result.

@@ -1,5 +1,6 @@
 """The contract of a temperature predictor."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -132,11 +133,12 @@ class TemperaturePredictor(nn.Module, ABC):
             )
         if shape is None:
             shape = _leading_shape(features, index, summary, support)
+        n = math.prod(shape)  # Size.numel() would take it for a constant in a graph
         reading = Reading(
-            shape.numel(),
+            n,
             features=None
             if features is None
-            else whole_rows(features.detach().reshape(shape.numel(), features.shape[-1])),
+            else whole_rows(features.detach().reshape(n, features.shape[-1])),
             index=None if index is None else index.reshape(-1),
             support=support,
             summary=summary,
@@ -195,9 +197,10 @@ class TemperaturePredictor(nn.Module, ABC):
         and what a block needs for its gradient is computed again in backward: no buffer grows with the batch.
         """
         rows = rows.inert_where_invalid() if self.reads_scores else rows.inert_but_for_scores()
-        one_block = "features" not in self.reads or len(rows) <= blockwise.BLOCK_OF_ROWS
-        trains = next(self.parameters(), None) is not None
-        if self.reads_scores or one_block or not trains or torch._C._are_functorch_transforms_active():
+        # In a graph, all rows are one block: where to cut would depend on their number.
+        few = torch.compiler.is_compiling() or len(rows) <= blockwise.BLOCK_OF_ROWS
+        one_block = few or "features" not in self.reads or next(self.parameters(), None) is None
+        if self.reads_scores or one_block or torch._C._are_functorch_transforms_active():
             (features,), given = self._arguments(rows)
             tau: Tensor = self(features, **given)
             return tau

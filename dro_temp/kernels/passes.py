@@ -160,8 +160,11 @@ def tilt_(scores: Scores, tau: PerRow, *, excess: bool, factor: torch.dtype | No
 def row_groups(scores: Scores) -> list[slice]:
     """Rows of a block, so few at a time that they stay in the processor's cache from pass to pass.
 
-    Many at once on a device, where launching costs more.
+    Many at once on a device, where launching costs more. All at once in a graph, which would repeat a loop's body for
+    each group and serve that number of groups only.
     """
+    if torch.compiler.is_compiling():
+        return [slice(None)]
     n, m = scores.shape
     step = max((2**18 if scores.device.type == "cpu" else 2**26) // max(m, 1), 1)
     return [slice(start, min(start + step, n)) for start in range(0, n, step)]

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dro_temp.hosts._labels import IGNORE, labelled
+from dro_temp.hosts.causal_lm.decoder import decoder_states, probe_decoder
 from dro_temp.hosts.causal_lm.examples import logits_of, probe_options
 from dro_temp.hosts.causal_lm.head import catching, output_embeddings
 from dro_temp.hosts.causal_lm.probe import probe_head, probe_shift
@@ -48,6 +50,7 @@ class CausalLM(HostAdapter):
         self.model = model
         self.head = probe_head(model)
         self.options = probe_options(model)
+        self.decodes = probe_decoder(model)
         self.shifted = probe_shift(model) if shifted is None else shifted
 
     def rows(
@@ -101,6 +104,11 @@ class CausalLM(HostAdapter):
         """What the head was given, and the logits; None for those that the head's weight stands for."""
         if output_embeddings(self.model) is not self.head.module:
             self.head = probe_head(self.model)  # adapters were added, or the vocabulary was resized
+            self.decodes = probe_decoder(self.model)
+        if (
+            self.head.linear and self.decodes and torch.compiler.is_compiling()
+        ):  # a hook would break the graph
+            return decoder_states(self.model, {**self.options, **inputs}), None
         with catching(self.head.module, skip=self.head.linear and self.head.skippable) as caught:
             try:
                 output = self.model(**{**self.options, **inputs})
