@@ -1,13 +1,16 @@
 """Where a language model turns hidden states into logits, and what it does to them afterwards."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dro_temp.functional import ScoreTransform
+from dro_temp.hosts._hooks import registered
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,19 @@ class Caught:
 
 @contextmanager
 def catching(head: nn.Module, *, skip: bool = False) -> Iterator[Caught]:
-    """Note what the head is given while the block runs.
+    """Note what the head is given by this thread while the block runs.
 
     Args:
         head: the module.
         skip: True to hand it the first position only: its output is then of no use.
     """
     caught = Caught()
+    compiling = torch.compiler.is_compiling()
+    thread = None if compiling else threading.get_ident()
 
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        if kwargs is None or (thread is not None and threading.get_ident() != thread):
+            return None
         name = next(iter(kwargs)) if not args else None
         hidden = kwargs[name] if name is not None else args[0]
         caught.hidden.append(hidden)
@@ -72,7 +79,10 @@ def catching(head: nn.Module, *, skip: bool = False) -> Iterator[Caught]:
         first = hidden[..., :1, :]
         return ((first, *args[1:]), kwargs) if name is None else (args, kwargs | {name: first})
 
-    handle = head.register_forward_pre_hook(before, with_kwargs=True)
+    if compiling:  # one thread traces, and cannot take a lock
+        handle = head.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        handle = registered(head.register_forward_pre_hook, before)
     try:
         yield caught
     finally:

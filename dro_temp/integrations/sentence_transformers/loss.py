@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp.hosts import InChunks, SentenceTransformers
+from dro_temp.hosts._twin import twin
 from dro_temp.integrations._replicas import Replicas
 from dro_temp.integrations.sentence_transformers.keeper import loss_keeper
 from dro_temp.interfaces import HostAdapter, RobustLoss, TemperaturePredictor
@@ -116,8 +117,8 @@ class RobustRankingLoss(nn.Module):
             self._prepare()
             output = self.objective(anchor, positive, **batch)
         else:
-            with self._held_out():
-                output = self.objective(anchor, positive, **batch)
+            with self._held_out() as objective:
+                output = objective(anchor, positive, **batch)
         self.metrics = output.metrics
         loss: Tensor = output.loss
         return loss
@@ -199,15 +200,15 @@ class RobustRankingLoss(nn.Module):
             ) from error
 
     @contextmanager
-    def _held_out(self) -> Iterator[None]:
-        # The trainer puts its model in evaluation mode, not its loss.
-        host = self.objective.host
-        before, host.objective_trains = host.objective_trains, False
-        try:
-            with evaluating(self.objective):
-                yield
-        finally:
-            host.objective_trains = before
+    def _held_out(self) -> Iterator[Objective]:
+        """The objective in evaluation mode; a copy, since another thread may train meanwhile."""
+        # The trainer puts its model in evaluation mode, not its loss: the model itself is left to it.
+        objective = twin(self.objective, keeping=self.model)
+        for part in objective.modules():
+            if isinstance(part, HostAdapter):
+                part.objective_trains = False
+        with evaluating(objective):
+            yield objective
 
 
 def _leave_model_out(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:

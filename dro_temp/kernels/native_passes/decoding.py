@@ -1,5 +1,6 @@
 """TempNet's temperature for one token at a time, in C."""
 
+import threading
 from collections.abc import Callable
 from ctypes import c_float, c_int, c_int64, c_void_p
 from typing import Any
@@ -36,20 +37,21 @@ def decoding(
         x.detach().float().contiguous()
         for x in (projection, offset, ones, first_bias, second, second_bias, readout)
     ]
-    space = torch.empty(2 * width)
-    pointers = [c_void_p(x.data_ptr()) for x in (*parts, space)]
+    space = _Space(2 * width)
+    pointers = [c_void_p(x.data_ptr()) for x in parts]
     numbers = (c_int64(width), c_int(centred), c_float(sharpness), c_float(bias), *map(c_float, bounds))
 
     def temperatures(queries: Features, scores: Scores, _keep: object = (parts, space)) -> PerRow:
         queries, scores = queries.float().contiguous(), scores.float().contiguous()
         m = scores.shape[1]
         q, s = queries.data_ptr(), scores.data_ptr()
-        size = queries.element_size()
+        size, own = queries.element_size(), space.tensor.data_ptr()
         found = [
             function(
                 c_void_p(q + i * d * size),
                 c_void_p(s + i * m * size),
                 *pointers,
+                c_void_p(own),
                 c_int64(d),
                 c_int64(m),
                 *numbers,
@@ -59,3 +61,10 @@ def decoding(
         return torch.tensor(found)
 
     return temperatures
+
+
+class _Space(threading.local):
+    """What C writes into: of each thread its own, since the call lets others run."""
+
+    def __init__(self, size: int) -> None:
+        self.tensor = torch.empty(size)
