@@ -280,10 +280,8 @@ def test_numbers_of_two_threads_texts():
 
     def job(start: int, numbered: bool) -> Callable[[], Any]:
         texts = torch.randint(99, (3, 1, 4), generator=torch.Generator().manual_seed(start))
-        if numbered:
-            texts = torch.cat([texts, torch.arange(start, start + 3).view(3, 1, 1)], 2)
-        else:
-            texts = texts[:, 0]
+        own = torch.arange(start, start + 3).view(3, 1, 1)
+        texts = torch.cat([texts, own], 2) if numbered else texts[:, 0]
 
         def run() -> Any:
             output = model(torch.ones(3, 3, 16, 16), texts)

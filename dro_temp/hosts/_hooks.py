@@ -42,9 +42,10 @@ def hooks_of_others(module: nn.Module, *kinds: str) -> tuple[int, ...]:
     )
 
 
-def is_bare(module: nn.Module, *types: type[nn.Module]) -> bool:
+def is_bare(module: object, *types: type[nn.Module]) -> bool:
     """Whether a module is of one of these types, exactly, and nothing was put around its forward.
 
     A subclass, a parametrised layer, a wrapped forward or a hook may compute something else, or something more.
     """
-    return type(module) in types and "forward" not in vars(module) and not hooks_of_others(module)
+    exact = isinstance(module, nn.Module) and type(module) in types
+    return exact and "forward" not in vars(module) and not hooks_of_others(module)

@@ -51,13 +51,13 @@ class Classifier(HostAdapter):
         self.head = head
         self.label_smoothing = float(label_smoothing)
 
-    def rows(self, inputs: Any, labels: Tensor, index: Tensor | None = None) -> dict[str, Rows]:
+    def rows(self, inputs: Any, labels: Tensor, index: Any = None) -> dict[str, Rows]:
         """One row per input.
 
         Args:
             inputs: whatever the model takes.
             labels: class numbers [n], of which -100 is ignored; or probabilities [n classes].
-            index: the samples' numbers in the data set.
+            index: the samples' numbers in the data set, also as a list or an array.
         """
         output = self.model(inputs)
         if not isinstance(output, Tensor) or output.dim() != 2:

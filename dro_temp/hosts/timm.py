@@ -19,8 +19,8 @@ class Timm(HostAdapter):
 
     What predictors read is the input of the classifier, `forward_head(..., pre_logits=True)`, of width `width`. Where
     the classifier is a linear layer on it (found out at the first batch), scores are `LinearScores`; any other head
-    (two heads of distilled models, convolutions, normalised products, layers with hooks) gives a matrix. A model with two outputs in
-    training gives their mean, as it does in evaluation.
+    (two heads of distilled models, convolutions, normalised products, layers with hooks) gives a matrix. A model with
+    two outputs in training gives their mean, as it does in evaluation.
 
     Compile the objective rather than the model: rows come from `forward_features` and `forward_head`, which a compiled
     model does not compile.
@@ -63,13 +63,13 @@ class Timm(HostAdapter):
         """Number of features that predictors read."""
         return int(self.model.head_hidden_size)
 
-    def rows(self, inputs: Tensor, labels: Tensor, index: Tensor | None = None) -> dict[str, Rows]:
+    def rows(self, inputs: Tensor, labels: Tensor, index: Any = None) -> dict[str, Rows]:
         """One row per image.
 
         Args:
             inputs: images, as the model takes them.
             labels: class numbers [n], of which -100 is ignored; or probabilities of the classes [n classes].
-            index: the samples' numbers in the data set.
+            index: the samples' numbers in the data set, also as a list or an array.
         """
         smoothing = self.label_smoothing if self.objective_trains else 0.0
         scores, hidden = self._scores(inputs) if len(inputs) else self._nothing(inputs)

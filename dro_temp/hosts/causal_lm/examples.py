@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp.hosts._twin import twin
-from dro_temp.hosts.causal_lm.head import catching, output_embeddings
+from dro_temp.hosts.causal_lm.head import catching, output_embeddings, words_of
 
 _POSITIONS = 16
 
@@ -126,7 +126,7 @@ def numbers_of(model: nn.Module) -> dict[str, Any]:
 
 def _example_tokens(model: nn.Module) -> Tensor:
     known = numbers_of(model)
-    vocabulary = int(known.get("vocab_size") or len(output_embeddings(model).weight))  # type: ignore[arg-type]
+    vocabulary = int(known.get("vocab_size") or words_of(output_embeddings(model)))
     named = [v for k, v in known.items() if k.endswith(("token_id", "token_index"))]
     special = {number for v in named for number in (v if isinstance(v, list) else [v])}
     plain = torch.tensor([k for k in range(min(vocabulary, 4096)) if k not in special] or [0])

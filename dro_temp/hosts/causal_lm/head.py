@@ -32,7 +32,7 @@ class LmHead:
 
     @property
     def weight(self) -> Tensor:
-        """[vocabulary d]."""
+        """[vocabulary d]; of a linear head."""
         weight = self.module.weight
         assert isinstance(weight, Tensor)
         return weight
@@ -105,10 +105,26 @@ def output_embeddings(model: nn.Module) -> nn.Module:
     find = getattr(model, "get_output_embeddings", None)
     head = find() if callable(find) else None
     weight = getattr(head, "weight", None)
-    if not isinstance(head, nn.Module) or not isinstance(weight, Tensor) or weight.dim() != 2:
+    matrix = isinstance(weight, Tensor) and weight.dim() == 2
+    if not isinstance(head, nn.Module) or not (matrix or _is_packed(head)):
         raise TypeError(
             f"expected a causal language model with one head, get_output_embeddings() with a weight "
             f"[vocabulary, d], received {name}, whose head is {type(head).__name__}. Load the model with "
             "AutoModelForCausalLM, or wrap logits of your own in a HostAdapter."
         )
     return head
+
+
+def words_of(head: nn.Module) -> int:
+    """How many outcomes a head has, also one that packs its weight."""
+    weight = getattr(head, "weight", None)
+    matrix = isinstance(weight, Tensor) and weight.dim() == 2
+    if matrix and weight.shape[1] == getattr(head, "in_features", weight.shape[1]):
+        return len(weight)
+    return int(head.out_features)  # type: ignore[arg-type]  # a linear layer that packs its weight
+
+
+def _is_packed(head: nn.Module) -> bool:
+    """Whether a layer is a linear one whose weight is kept in another form, as torch's quantised layers do."""
+    sizes = (getattr(head, "in_features", None), getattr(head, "out_features", None))
+    return all(isinstance(size, int) for size in sizes)

@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dro_temp.hosts._index import as_index
 from dro_temp.hosts._labels import IGNORE, labelled
 from dro_temp.hosts.causal_lm.circumstances import Circumstances
 from dro_temp.hosts.causal_lm.examples import logits_of, probe_options
-from dro_temp.hosts.causal_lm.head import LmHead, catching, output_embeddings
+from dro_temp.hosts.causal_lm.head import LmHead, catching, output_embeddings, words_of
 from dro_temp.hosts.causal_lm.probe import probe_head, probe_shift
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 
@@ -58,7 +59,7 @@ class CausalLM(HostAdapter):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        index: Tensor | None = None,
+        index: Any = None,
         **inputs: Any,
     ) -> dict[str, Rows]:
         """One row per position that predicts a token.
@@ -68,7 +69,8 @@ class CausalLM(HostAdapter):
             attention_mask: [batch length], 0 at padding, which is not predicted and predicts nothing.
             labels: [batch length], where the model's own loss wants them, -100 where nothing is to be predicted;
                 if None, every position predicts the next token.
-            index: numbers in the data set, of the texts, [batch], or of what the labels say, [batch length].
+            index: numbers in the data set, of the texts, [batch], or of what the labels say, [batch length]; also as
+                lists or an array.
             **inputs: whatever else the model takes.
 
         Raises:
@@ -89,6 +91,7 @@ class CausalLM(HostAdapter):
         if attention_mask is not None and attention_mask.shape == labels.shape:
             padding = attention_mask == 0
             target = target.masked_fill(padding[:, here] | padding[:, there], IGNORE)
+        index = as_index(index, target.device)
         if index is not None:
             index = (index[:, None].expand_as(labels) if index.dim() == 1 else index)[:, there].flatten()
         features = None if hidden is None else hidden[:, here].flatten(0, 1)
@@ -139,7 +142,7 @@ class CausalLM(HostAdapter):
     @property
     def vocabulary(self) -> int:
         """Number of words."""
-        return len(self.head.weight)
+        return words_of(self.head.module)
 
 
 def _at_least_two(labels: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dro_temp.hosts import InChunks, SentenceTransformers
 from dro_temp.hosts._twin import twin
 from dro_temp.integrations._replicas import Replicas
+from dro_temp.integrations._temperatures import TemperatureSums
 from dro_temp.integrations.sentence_transformers.keeper import loss_keeper
 from dro_temp.interfaces import HostAdapter, RobustLoss, TemperaturePredictor
 from dro_temp.interfaces.modes import evaluating
@@ -89,6 +90,7 @@ class RobustRankingLoss(nn.Module):
             host = InChunks(host, size=mini_batch_size)
         self.objective = Objective(host, predictor, loss, **options)
         self.metrics: dict[str, Tensor] = {}
+        self.temperatures: TemperatureSums | None = None  # for `log_temperatures`
         self._replicas = Replicas(1)
         # Functions, not methods: torch marks what it is given, and copies and pickles keep it.
         self.register_state_dict_post_hook(_leave_model_out)  # type: ignore[no-untyped-call]
@@ -102,7 +104,7 @@ class RobustRankingLoss(nn.Module):
         assert isinstance(inner, SentenceTransformers)
         return inner.model
 
-    def forward(self, sentence_features: Iterable[Mapping[str, Any]], labels: Tensor | None = None) -> Tensor:
+    def forward(self, sentence_features: Iterable[Mapping[str, Any]], labels: Any = None) -> Tensor:
         """The loss of a batch; without gradient, that of held-out data, from which nothing is remembered.
 
         Args:
@@ -120,6 +122,9 @@ class RobustRankingLoss(nn.Module):
             with self._held_out() as objective:
                 output = objective(anchor, positive, **batch)
         self.metrics = output.metrics
+        if self.temperatures is not None:
+            for view, tau in output.tau.items():
+                self.temperatures.add(view, tau, training=torch.is_grad_enabled())
         loss: Tensor = output.loss
         return loss
 
@@ -157,7 +162,7 @@ class RobustRankingLoss(nn.Module):
         """What the model card cites."""
         return _CITATION
 
-    def _numbers(self, labels: Tensor | None) -> Tensor | None:
+    def _numbers(self, labels: Any) -> Any:
         """The labels, where they are numbers of samples that somebody asks for."""
         predictors = [p for p in self.objective.predictors.values() if isinstance(p, TemperaturePredictor)]
         wanted = any("index" in p.reads for p in predictors)

@@ -91,6 +91,12 @@ class Tap:
         return _of_this_thread(self) if torch.compiler.is_compiling() else self._threads.heard
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
+        if kwargs is not None and "logits_processor_args" in kwargs:
+            raise ValueError(
+                "expected model.generate, received a forward of continuous batching (generate_batch), which calls no "
+                "TemperatureLogitsProcessor. Call model.generate(..., logits_processor=[processor]); for texts "
+                "without its temperatures, call processor.close() first."
+            )
         heard = self._heard()
         heard.hidden, heard.head_calls = None, 0
         if not torch.compiler.is_compiling():
