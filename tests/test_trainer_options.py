@@ -1,4 +1,4 @@
-"""What else a Trainer is asked for: noisy embeddings, TRL around an objective, adapters that resume, temperatures in the log."""
+"""What else a Trainer is asked for: noisy embeddings, TRL, adapters that resume, temperatures in the log."""
 
 import pytest
 import torch
@@ -119,6 +119,19 @@ def test_the_predictor_under_an_adapter_is_the_copy_that_is_trained():
         robust_loss_func(model.tempnet, dt.KLRobustLoss(rho=2.0))
 
 
+@BY_PEFT
+def test_a_predictor_that_peft_would_not_save_is_noticed(tmp_path):
+    peft = pytest.importorskip("peft")
+    lora = peft.get_peft_model(language_model("llama"), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    lora.tempnet = tempnet()
+    func = robust_loss_func(lora.tempnet, dt.KLRobustLoss(rho=2.0))
+    run = trainer(lora, tmp_path, compute_loss_func=func, save_strategy="steps", save_steps=2)
+    with pytest.warns(
+        UserWarning, match=r"received one at 'tempnet', which its checkpoints leave out.*modules_to_save"
+    ):
+        run.train()
+
+
 # --- Temperatures in the log ---------------------------------------------------------------------------------
 
 
@@ -158,8 +171,8 @@ def test_temperatures_are_in_the_log(accumulation, tmp_path):
     assert reads(history, "tau_std") == pytest.approx([std] * 3, rel=1e-3)
     assert len(reads(history, "loss")) == 3
     mean, std = of_all_rows(model, [collate(sentences(6))])
-    assert reads(history, "eval_tau_mean") == pytest.approx([mean], rel=1e-5)
-    assert reads(history, "eval_tau_std") == pytest.approx([std], rel=1e-3)
+    assert reads(history, "eval_tau_mean") == pytest.approx([mean] * 2, rel=1e-5)  # after steps 2 and 3
+    assert reads(history, "eval_tau_std") == pytest.approx([std] * 2, rel=1e-3)
     assert run.evaluate()["eval_tau_mean"] == pytest.approx(mean, rel=1e-5)
     assert run.evaluate(metric_key_prefix="held_out")["held_out_tau_mean"] == pytest.approx(mean, rel=1e-5)
 

@@ -1,5 +1,6 @@
 """A robust loss for trainers that keep the model to themselves."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -67,6 +68,8 @@ class _RobustLossFunc:
         self._window: Tensor | int | None = None
         self.views = ("token",)
         self.temperatures: TemperatureSums | None = None  # for `log_temperatures`
+        if self._trained:
+            predictor.register_state_dict_post_hook(_warn_beside_adapters)  # type: ignore[no-untyped-call]
 
     def __call__(
         self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None
@@ -102,6 +105,17 @@ class _RobustLossFunc:
                 "model.tempnet = tempnet before the trainer is made; with PEFT, before adapters are added after which "
                 "all else is frozen, with LoraConfig(modules_to_save=['tempnet']), and pass model.tempnet."
             )
+
+
+def _warn_beside_adapters(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Where PEFT saves a model, it filters what has been collected: say so if the predictor will not pass."""
+    if "modules_to_save" not in prefix and any(name.startswith("base_model.model.") for name in state):
+        warnings.warn(
+            f"expected a predictor that PEFT saves with its adapters, received one at {prefix.rstrip('.')!r}, which "
+            "its checkpoints leave out: a run that resumes would start it afresh. Write model.tempnet = tempnet before "
+            "adapters are added, LoraConfig(modules_to_save=['tempnet']), and pass model.tempnet.",
+            stacklevel=2,
+        )
 
 
 def _unwrapped(predictor: Any) -> Any:
