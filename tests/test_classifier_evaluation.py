@@ -204,6 +204,7 @@ def test_scores_of_any_size_give_finite_numbers():
 # --- Use -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:expected the best constant")  # an untrained model knows nothing
 def test_hosts_objectives_and_loaders():
     torch.manual_seed(0)
     body, head = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5)), nn.Linear(8, 5)
@@ -363,3 +364,18 @@ def test_reliability_sums_up_to_all_rows():
     assert sum(found.confidence) == pytest.approx(float(confidence.double().sum()))
     for b, (count, total) in enumerate(zip(found.count, found.confidence, strict=True)):
         assert b / 7 * count - 1e-6 <= total <= (b + 1) / 7 * count + 1e-6
+
+
+@pytest.mark.parametrize(("factor", "name"), [(1e4, "tau_max"), (1e-4, "tau_min")])
+def test_a_best_constant_beyond_the_bounds_is_not_silent(factor, name):
+    logits, label = TEST
+    scaled = [(factor * logits, label)]
+    host = dt.hosts.Classifier(torch.nn.Identity())
+    with pytest.warns(dt.TemperatureWarning, match=rf"received the bound {name} itself.*Pass {name}="):
+        short = evaluate_classifier(host, scaled, validation=scaled)
+    wide = evaluate_classifier(host, scaled, validation=scaled, tau_min=1e-6, tau_max=1e6)
+    expected = evaluate_classifier(host, [TEST], validation=[TEST])
+    assert wide["best constant"].tau_mean == pytest.approx(
+        factor * expected["best constant"].tau_mean, rel=1e-2
+    )
+    assert short["best constant"].nll > wide["best constant"].nll

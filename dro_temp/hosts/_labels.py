@@ -1,11 +1,13 @@
 """Rows with one label each, some of which are to be ignored, or with a distribution of labels."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dro_temp import functional as F
+from dro_temp.hosts._index import as_index
 from dro_temp.interfaces import LinearScores, Rows
 
 IGNORE = -100  # torch's own label for "does not count"
@@ -16,7 +18,7 @@ def labelled(
     scores: Tensor | LinearScores,
     labels: Tensor,
     features: Tensor | None,
-    index: Tensor | None = None,
+    index: Any = None,
     *,
     smoothing: float = 0.0,
     advice: str = "Give the model as many outputs as there are classes, or renumber the labels.",
@@ -27,10 +29,11 @@ def labelled(
         scores: one row per label.
         labels: outcome numbers [n], or -100; or probabilities of the outcomes [n m].
         features: for predictors, or None.
-        index: sample numbers, or None.
+        index: sample numbers, also as a list or an array, or None.
         smoothing: share of the target that all outcomes get alike; probabilities stay as they are.
         advice: what to type where a label is out of range.
     """
+    index = as_index(index, labels.device)
     if labels.is_floating_point() and labels.dim() == 2:
         return _distributed(scores, labels, features, index)
     classes = scores.shape[1]

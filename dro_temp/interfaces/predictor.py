@@ -155,7 +155,8 @@ class TemperaturePredictor(nn.Module, ABC):
             head: the head.
 
         Raises:
-            ValueError: the predictor is in training mode, or knows samples by their numbers.
+            ValueError: the predictor is in training mode and works otherwise in it (dropout), or knows samples by
+                their numbers.
         """
         self._refuse_training()
         reads = self.reads
@@ -178,10 +179,11 @@ class TemperaturePredictor(nn.Module, ABC):
         return temperatures
 
     def _refuse_training(self) -> None:
-        if self.training:
+        changed = [part for part in self.modules() if part.training and _works_otherwise_in_training(part)]
+        if changed:
             raise ValueError(
-                f"expected {type(self).__name__} in evaluation mode, received one in training mode, whose dropout "
-                "would change the temperatures. Call predictor.eval() first."
+                f"expected {type(self).__name__} in evaluation mode, received one in training mode, whose "
+                f"{type(changed[0]).__name__} would change the temperatures. Call predictor.eval() first."
             )
 
     @property
@@ -237,6 +239,16 @@ class TemperaturePredictor(nn.Module, ABC):
         """What `forward` is called with."""
         support = rows.support if self.reads_scores else None
         return (rows.features,), {"index": rows.index, "support": support, "shape": rows.target.shape}
+
+
+def _works_otherwise_in_training(part: nn.Module) -> bool:
+    """Whether a module computes something else in training mode, or may do so for all that is known of it."""
+    if isinstance(part, nn.modules.dropout._DropoutNd):
+        return part.p > 0
+    if isinstance(part, nn.RNNBase | nn.MultiheadAttention):
+        return part.dropout > 0
+    own = (nn.modules.batchnorm._NormBase, nn.RReLU)
+    return isinstance(part, own) or not type(part).__module__.startswith(("torch.nn.", "dro_temp."))
 
 
 def _leading_shape(
