@@ -49,16 +49,22 @@ def named_penalties(penalties: Iterable[Penalty], host: HostAdapter) -> dict[str
 
 
 def refuse_shared_memory(*parts: nn.ModuleDict) -> None:
-    """Raise where two views would write into one memory."""
-    for part in parts:
-        owner: dict[int, str] = {}
+    """Raise where two views, or two parts of one view, would write into one memory."""
+    owner: dict[int, tuple[int, str]] = {}
+    for number, part in enumerate(parts):
         for view, module in part.items():
             for staged in staged_modules(module.modules()):
-                first = owner.setdefault(id(staged), view)
-                if first != view:
+                first, theirs = owner.setdefault(id(staged), (number, view))
+                if theirs != view:
                     raise ValueError(
                         f"expected a memory of its own for each view, received one {type(staged).__name__} shared "
-                        f"by views {first!r} and {view!r}: sample 7 would mean two different rows. Build one per "
+                        f"by views {theirs!r} and {view!r}: sample 7 would mean two different rows. Build one per "
                         "view: {view: KLRobustLoss(rho, estimator=LogMovingAverage(n)) for view in host.views}, or a "
                         "risk likewise."
+                    )
+                if first != number:
+                    raise ValueError(
+                        f"expected a memory of its own for each part, received one {type(staged).__name__} in two "
+                        f"parts of view {view!r} (predictor, loss, tau_loss, risk), each of which would write into it. "
+                        "Build one for each: KLRobustLoss(rho, estimator=LogMovingAverage(n))."
                     )
