@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
@@ -9,8 +10,18 @@ import torch
 from torch import Tensor
 
 
+def check_real(name: str, value: Any, instead: str) -> None:
+    """Raise unless `value` is a real number: Python's or NumPy's, no bool and no tensor."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(
+            f"expected {name} as a number, received {type(value).__name__} ({_short(value)}). {instead}"
+        )
+
+
 def check_bounds(tau_min: float, tau_max: float) -> None:
     """Raise unless `0 < tau_min < tau_max < inf`."""
+    check_real("tau_min", tau_min, "Pass tau_min=0.01, say.")
+    check_real("tau_max", tau_max, "Pass tau_max=1.0, say.")
     if not (0.0 < tau_min < tau_max < math.inf):
         raise ValueError(
             f"expected temperature bounds with 0 < tau_min < tau_max < inf, received tau_min={tau_min}, "
@@ -21,23 +32,87 @@ def check_bounds(tau_min: float, tau_max: float) -> None:
 
 def check_within(name: str, value: float, lower: float, upper: float) -> None:
     """Raise unless `lower <= value <= upper`."""
+    check_real(name, value, f"Pass a number between {lower} and {upper}.")
     if not (lower <= value <= upper):
         raise ValueError(
             f"expected {name} between {lower} and {upper}, received {name}={value}. Pass a value in that range."
         )
 
 
+def check_inside(name: str, value: float, lower: float, upper: float) -> None:
+    """Raise unless `lower < value < upper`."""
+    check_real(name, value, f"Pass a number between {lower} and {upper}.")
+    if not (lower < value < upper):
+        raise ValueError(
+            f"expected {name} between {lower} and {upper}, both excluded, received {name}={value}. Pass a value in "
+            "that range."
+        )
+
+
 def check_positive(name: str, value: float) -> None:
     """Raise unless `0 < value < inf`."""
+    check_real(name, value, "Pass a positive number.")
     if not (0.0 < value < math.inf):
         raise ValueError(f"expected a finite {name} > 0, received {name}={value}. Pass a positive number.")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Raise unless `0 <= value < inf`."""
+    check_real(name, value, "Pass a number >= 0.")
+    if not (0.0 <= value < math.inf):
+        raise ValueError(f"expected a finite {name} >= 0, received {name}={value}. Pass a number >= 0.")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise unless `0 < value <= 1`."""
+    check_real(name, value, f"Pass {name}=0.2, say.")
+    if not (0.0 < value <= 1.0):
+        raise ValueError(
+            f"expected {name} in (0, 1], received {name}={value}. Pass 0.2 for a fifth of the samples, say."
+        )
+
+
+def check_tilt(tilt: float) -> None:
+    """Raise unless `tilt` is finite and not 0."""
+    check_number("tilt", tilt, 1.0)
+    if tilt == 0:
+        raise ValueError(
+            "expected a tilt other than 0, received tilt=0, whose risk is the mean. Write MeanRisk()."
+        )
+
+
+def check_dropout(dropout: float) -> None:
+    """Raise unless `0 <= dropout < 1`: at 1 nothing of the input is left."""
+    check_real("dropout", dropout, "Pass dropout=0.5, say, or 0.0 for none.")
+    if not (0.0 <= dropout < 1.0):
+        raise ValueError(
+            f"expected dropout in [0, 1), received dropout={dropout}. Pass 0.5, say, or 0.0 for none."
+        )
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(
+            f"expected {name} to be True or False, received {type(value).__name__} ({_short(value)}). "
+            f"Pass {name}=True or {name}=False."
+        )
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise unless `value` is one of some names."""
+    names = list(choices)
+    if not (isinstance(value, str) and value in names):
+        raise ValueError(
+            f"expected {name} to be one of {names}, received {_short(value)}. Pass {name}={names[0]!r}, say."
+        )
 
 
 def check_count(name: str, value: Any, minimum: int = 1) -> int:
     """Return `value` as an int (NumPy's included), or raise unless it is a whole number >= `minimum`."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(
-            f"expected {name} as an int, received {type(value).__name__} ({value!r}). Pass len(dataset) or the like."
+            f"expected {name} as an int, received {type(value).__name__} ({_short(value)}). Pass a whole number."
         )
     count = operator.index(value)
     if count < minimum:
@@ -53,12 +128,17 @@ def check_kind(name: str, value: Any, kind: type, instead: str) -> None:
         )
 
 
+def check_class(name: str, value: Any, kind: type, instead: str) -> None:
+    """Raise unless `value` is a class derived from `kind`."""
+    if not (isinstance(value, type) and issubclass(value, kind)):
+        raise TypeError(
+            f"expected {name} to be a subclass of {kind.__name__}, received {_short(value)}. {instead}"
+        )
+
+
 def check_radius(rho: float) -> None:
     """Raise unless `0 <= rho < inf`."""
-    if isinstance(rho, bool) or not isinstance(rho, Real):
-        raise TypeError(
-            f"expected rho as a number, received {type(rho).__name__} ({rho!r}). Pass rho=1.0, say."
-        )
+    check_real("rho", rho, "Pass rho=1.0, say.")
     if not (0.0 <= rho < math.inf):
         raise ValueError(
             f"expected a finite radius rho >= 0, received rho={rho}. Useful values lie between 0 and "
@@ -90,13 +170,11 @@ def _holds_everything(rho: float, support_size: int) -> bool:
 
 def check_index(index: Tensor, num_samples: int) -> Tensor:
     """Return `index` as int64, or raise where it is no sample number in [0, num_samples)."""
-    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
-        raise TypeError(
-            f"expected sample numbers of an integer dtype, received {index.dtype}. Pass index.long()."
-        )
+    check_integers("index", index)
     index = index.long()
     # Reading values waits for the device, and stops a graph that is being captured or compiled.
-    if torch.compiler.is_compiling() or index.numel() == 0:
+    unreadable = index.is_meta or (index.is_cpu and not values_can_be_read(index))
+    if torch.compiler.is_compiling() or index.numel() == 0 or unreadable:
         return index
     low, high = torch.stack(index.aminmax()).tolist()  # one wait, not two
     if low < 0 or high >= num_samples:
@@ -110,15 +188,72 @@ def check_index(index: Tensor, num_samples: int) -> Tensor:
 
 def check_number(name: str, value: Any, example: float) -> None:
     """Raise unless `value` is a finite real number."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(
-            f"expected {name} as a number, received {type(value).__name__} ({value!r}). Pass {name}={example}, say."
-        )
+    check_real(name, value, f"Pass {name}={example}, say.")
     if not math.isfinite(value):
         raise ValueError(f"expected a finite {name}, received {name}={value}. Pass {name}={example}, say.")
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Raise unless `value` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"expected {name} as a tensor, received {type(value).__name__} ({_short(value)}). "
+            f"Pass torch.as_tensor({name})."
+        )
+
+
+def check_integers(name: str, value: Any) -> None:
+    """Raise unless `value` is a tensor of integers."""
+    if isinstance(value, Tensor) and value.dtype in _INTEGERS:
+        return
+    check_tensor(name, value)
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"expected {name} of an integer dtype, received {value.dtype}. Pass {name}.long().")
+
+
+def check_floats(name: str, value: Any) -> None:
+    """Raise unless `value` is a tensor of floating-point numbers."""
+    if not isinstance(value, Tensor):
+        check_tensor(name, value)
+    if not value.is_floating_point():
+        raise TypeError(
+            f"expected {name} of a floating-point dtype, received {value.dtype}. Pass {name}.float()."
+        )
 
 
 def check_shape(name: str, x: Tensor, shape: torch.Size, instead: str) -> None:
     """Raise unless `x` has this shape."""
     if x.shape != shape:
         raise ValueError(f"expected {name} of shape {list(shape)}, received shape {list(x.shape)}. {instead}")
+
+
+def values_can_be_read(*tensors: Tensor | None) -> bool:
+    """Whether a check may look at the values of these tensors: it costs no wait, and stops no graph.
+
+    Values on a device are not looked at, since the program would wait for it; nor are they inside `torch.compile`,
+    a trace, or a transform of `torch.func`, where there are none yet; nor those of subclasses such as fake tensors.
+    """
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
+        return False
+    return all(x is None or (type(x) in _PLAIN and x.is_cpu) for x in tensors)
+
+
+def extremes(x: Tensor) -> tuple[float, float]:
+    """Least and greatest value, both NaN if one is NaN; (1, 1) of nothing. Two reads, and no third tensor."""
+    if x.numel() == 0:
+        return 1.0, 1.0
+    low, high = x.detach().aminmax()
+    return low.item(), high.item()
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_INTEGERS = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
+
+
+def _short(value: Any) -> str:
+    """The value as one would type it; a long one without its middle."""
+    text = f"of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else f"{text[:40]} ... {text[-10:]}"

@@ -1,6 +1,6 @@
 """The compositional optimizer: any torch optimizer, and the memory that its steps write."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -118,9 +118,19 @@ class CompositionalOptimizer(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the base's state and drop proposals made before."""
-        state_dict = dict(state_dict)
-        for before in self._optimizer_load_state_dict_pre_hooks.values():  # type: ignore[attr-defined]
-            state_dict = before(self, state_dict) or state_dict
+        if isinstance(state_dict, Mapping):
+            state_dict = dict(state_dict)
+            for before in self._optimizer_load_state_dict_pre_hooks.values():  # type: ignore[attr-defined]
+                state_dict = before(self, state_dict) or state_dict
+        groups = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
+        ours = [len(group["params"]) for group in self.base.param_groups]
+        theirs = None if groups is None else [len(group["params"]) for group in groups]
+        if theirs != ours:
+            raise ValueError(
+                f"expected the state of an optimizer over {ours} parameters by group, received "
+                f"{'something else' if theirs is None else theirs}. Load what state_dict() returned for the same "
+                "objective.param_groups(...)."
+            )
         self.base.load_state_dict(state_dict)
         self.objective.discard()
         for after in self._optimizer_load_state_dict_post_hooks.values():  # type: ignore[attr-defined]

@@ -1,7 +1,9 @@
 """Every mistake gets an error that says what was expected, what arrived and what to type; or the exact result."""
 
 import math
+import re
 
+import bad_inputs
 import pytest
 import small
 import torch
@@ -386,3 +388,51 @@ def test_shape_checks_are_on_in_this_suite():
     """The hook in conftest.py is really there."""
     with pytest.raises(Exception, match="margins"):
         dt.functional.kl_dual(torch.zeros(3), torch.zeros(3), rho=0.5)
+
+
+# The list ------------------------------------------------------------------------------------------------
+
+# What an error says to do: a sentence that starts with one of these.
+ADVICE = re.compile(
+    r"\b(Pass|Use|Write|Call|Build|Lower|Flatten|Widen|Give|Put|Leave|Raise|Wrap|Load|Make|Pool|Look|Divide|Save|Useful|"
+    r"Take|Number|The order)\b"
+)
+
+
+def assert_unchanged(before, after):
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(after[name], value, rtol=0, atol=0, equal_nan=True, msg=name)
+        else:
+            assert after[name] == value, name
+
+
+def test_the_list_is_whole():
+    assert len(bad_inputs.CASES) == 262
+    assert bad_inputs.LEGITIMATE.keys() <= bad_inputs.CASES.keys()
+
+
+@pytest.mark.parametrize("name", [name for name in bad_inputs.CASES if name not in bad_inputs.LEGITIMATE])
+def test_a_bad_input_meets_an_error_of_three_parts_and_changes_nothing(name, no_shape_checks):
+    world = bad_inputs.World()
+    before = world.state()
+    with pytest.raises(
+        (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError, OSError)
+    ) as caught:
+        bad_inputs.CASES[name](world)
+    expected, _, rest = str(caught.value).partition("received")
+    assert "expected" in expected, caught.value
+    assert ADVICE.search(rest), caught.value
+    assert_unchanged(before, world.state())
+
+
+@pytest.mark.parametrize("name", bad_inputs.LEGITIMATE)
+def test_an_input_that_is_right_after_all_has_the_exact_result(name, no_shape_checks):
+    case = bad_inputs.LEGITIMATE[name]
+    world = bad_inputs.World()
+    torch.manual_seed(0)
+    value = case.value(bad_inputs.CASES[name](world))
+    world.objective.discard()
+    torch.manual_seed(0)
+    torch.testing.assert_close(value, case.equal(world), rtol=0, atol=0, equal_nan=True)

@@ -135,7 +135,7 @@ class WithMethod(PackedLinear):
 def test_a_quantised_head(kind):
     model = tiny_lms.model("llama")
     if kind == "int8":
-        if "qnnpack" not in torch.backends.quantized.supported_engines + ["onednn"]:
+        if "qnnpack" not in [*torch.backends.quantized.supported_engines, "onednn"]:
             pytest.skip("no engine")
         model.lm_head = torch.ao.quantization.quantize_dynamic(nn.Sequential(model.lm_head), {nn.Linear})[0]
     else:

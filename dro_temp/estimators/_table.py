@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dro_temp import distributed
 from dro_temp import functional as F
-from dro_temp._checks import check_count, check_index
+from dro_temp._checks import check_count, check_flag, check_index
 from dro_temp._typing import PerRow, RowIndex, RowMask
 from dro_temp.estimators._base import Estimator
 from dro_temp.interfaces import Staged
@@ -29,6 +29,7 @@ class LogTable(Estimator, Staged):
 
     def __init__(self, num_samples: int, *, on_host: bool = False) -> None:
         super().__init__()
+        check_flag("on_host", on_host)
         self.on_host = on_host
         self.num_samples = check_count("num_samples", num_samples)
         # -inf, not 0, says "never seen": 0 is the legal estimate of a row whose margins are all zero.

@@ -2,20 +2,15 @@
 
 import math
 from abc import ABC, abstractmethod
-from numbers import Real
 
 import torch
 from torch import Tensor
 
-from dro_temp._checks import check_count
+from dro_temp._checks import check_count, check_real
 
 
 def _check_gamma(gamma: float) -> None:
-    if isinstance(gamma, bool) or not isinstance(gamma, Real):
-        raise TypeError(
-            f"expected gamma as a number or a GammaSchedule, received {type(gamma).__name__} ({gamma!r}). "
-            "Pass 0.8, or CosineGamma(0.2, epochs=10)."
-        )
+    check_real("gamma", gamma, "Pass 0.8, or a GammaSchedule such as CosineGamma(0.2, epochs=10).")
     if not (0.0 < gamma <= 1.0):
         raise ValueError(
             f"expected gamma in (0, 1], received gamma={gamma}. Use 1.0 to forget the past (the plain minibatch), "

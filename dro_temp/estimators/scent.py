@@ -1,22 +1,19 @@
 """The estimator of SCENT: a step size of its own for every row, from mirror descent on the dual variable."""
 
 import math
-from numbers import Real
 
 from dro_temp import functional as F
+from dro_temp._checks import check_real
 from dro_temp._typing import PerRow
 from dro_temp.estimators._table import LogTable
 
 
 def _check_alpha(alpha: float) -> None:
-    if isinstance(alpha, bool) or not isinstance(alpha, Real):
-        raise TypeError(
-            f"expected alpha as a number, received {type(alpha).__name__} ({alpha!r}). Pass alpha=10.0, say."
-        )
+    check_real("alpha", alpha, "Pass alpha=10.0, say.")
     if not math.isfinite(alpha):
         raise ValueError(
-            f"expected a finite alpha, received alpha={alpha}. It is the log of a step size, of either sign: pass "
-            "10.0, as the paper's contrastive runs do, or LogMovingAverage(n, gamma=1.0) to forget the past."
+            f"expected a finite alpha, received alpha={alpha}. Pass 10.0, as the paper's contrastive runs do: it "
+            "is the log of a step size, of either sign. LogMovingAverage(n, gamma=1.0) forgets the past."
         )
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dro_temp._checks import check_inside
+
 
 def sigmoid_between(raw: Tensor, lower: float, upper: float) -> Tensor:
     r"""A smooth map into an interval, never outside it even after rounding.
@@ -26,6 +28,7 @@ def logit_between(tau: float, lower: float, upper: float) -> float:
         >>> logit_between(2.0, 1.0, 3.0)
         0.0
     """
+    check_inside("tau", tau, lower, upper)
     share = (tau - lower) / (upper - lower)
     return math.log(share) - math.log1p(-share)
 

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from dro_temp._checks import check_bounds, check_radius, extremes, values_can_be_read
 from dro_temp._compiler import log_of_size
 from dro_temp._typing import Mask, PerRow, RowIndex, Scores
 from dro_temp.functional._newton import log_tau_at
@@ -177,6 +178,8 @@ def kl_dual(
 
     Source: arXiv 2404.04575, equation 6.
     """
+    _check_tau(tau)
+    check_radius(rho)
     return dual_value(log_mean_exp(margins / tau[:, None], mask), tau, rho=rho, log_u=log_u)
 
 
@@ -189,6 +192,11 @@ def kl_weights(margins: Scores, tau: PerRow, mask: Mask | None = None) -> Scores
         >>> kl_weights(torch.zeros(1, 2), torch.ones(1))
         tensor([[0.5000, 0.5000]])
     """
+    _check_tau(tau)
+    return _weights(margins, tau, mask)
+
+
+def _weights(margins: Scores, tau: PerRow, mask: Mask | None) -> Scores:
     z = margins / tau[:, None]
     if mask is None:
         return z.softmax(1)
@@ -203,12 +211,23 @@ def kl_divergence(margins: Scores, tau: PerRow, mask: Mask | None = None) -> Per
         >>> kl_divergence(torch.tensor([[0.0, -1e4]]), torch.ones(1))
         tensor([0.6931])
     """
+    _check_tau(tau)
     return _tilt(margins, tau, mask)[0]
+
+
+def _check_tau(tau: PerRow) -> None:
+    if values_can_be_read(tau):
+        low, high = extremes(tau)
+        if not (low > 0.0 and high < math.inf):
+            raise ValueError(
+                f"expected temperatures that are finite and > 0, received some from {low} to {high}. Pass "
+                "tau.clamp(min=0.01), or what a predictor returns."
+            )
 
 
 def _tilt(margins: Scores, tau: PerRow, mask: Mask | None) -> tuple[PerRow, PerRow]:
     """KL(p||U) and Var_p(h / tau) = -dKL/dlog(tau) of p = softmax(h / tau)."""
-    p = kl_weights(margins, tau, mask)
+    p = _weights(margins, tau, mask)
     inside = margins if mask is None else margins.masked_fill(~mask, -math.inf)
     # Centred at the maximum the difference below keeps its digits when h / tau is large.
     top = inside.amax(1, keepdim=True)
@@ -258,10 +277,12 @@ def optimal_tau(
         >>> kl_divergence(h, tau)
         tensor([0.5000], dtype=torch.float64)
     """
+    check_bounds(tau_min, tau_max)
+    check_radius(rho)
     low = margins.new_full((margins.shape[0],), math.log(tau_min))
     high = margins.new_full((margins.shape[0],), math.log(tau_max))
-    at_floor = kl_divergence(margins, low.exp(), mask) <= rho
-    at_ceiling = kl_divergence(margins, high.exp(), mask) >= rho
+    at_floor = _tilt(margins, low.exp(), mask)[0] <= rho
+    at_ceiling = _tilt(margins, high.exp(), mask)[0] >= rho
     x = log_tau_at(rho, lambda tau: _tilt(margins, tau, mask), low, high, iterations)
     tau: Tensor = x.exp().clamp(tau_min, tau_max)
     tau = tau.masked_fill(at_ceiling, tau_max)

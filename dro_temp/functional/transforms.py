@@ -1,10 +1,11 @@
 """What some models do to a product of query and key before it is a score."""
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from dro_temp._checks import check_positive
 
 
 class ScoreTransform(ABC):
@@ -21,13 +22,6 @@ class ScoreTransform(ABC):
     @abstractmethod
     def slope_(self, transformed: Tensor) -> Tensor:
         """Derivative, from the *transformed* scores, in place and without gradient."""
-
-
-def _check_factor(name: str, value: float) -> None:
-    if not (0.0 < value < math.inf):
-        raise ValueError(
-            f"expected a finite {name} > 0, received {name}={value}. Pass the model's own number, or transform=None."
-        )
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ class SoftCap(ScoreTransform):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        _check_factor("cap", self.cap)
+        check_positive("cap", self.cap)
 
     def __call__(self, scores: Tensor) -> Tensor:
         """Capped scores."""
@@ -85,7 +79,7 @@ class Scale(ScoreTransform):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        _check_factor("factor", self.factor)
+        check_positive("factor", self.factor)
 
     def __call__(self, scores: Tensor) -> Tensor:
         """Scaled scores."""

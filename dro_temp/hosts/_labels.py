@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from dro_temp import functional as F
+from dro_temp._checks import check_integers, check_tensor, values_can_be_read
 from dro_temp.hosts._index import as_index
 from dro_temp.interfaces import LinearScores, Rows
+from dro_temp.interfaces.rows import check_distribution
 
 IGNORE = -100  # torch's own label for "does not count"
-ROUNDING = 1e-2  # of a sum over a row, in half precision; a forgotten softmax or two labels are further off
 
 
 def labelled(
@@ -33,9 +34,16 @@ def labelled(
         smoothing: share of the target that all outcomes get alike; probabilities stay as they are.
         advice: what to type where a label is out of range.
     """
+    check_tensor("labels", labels)
     index = as_index(index, labels.device)
+    if len(labels.shape) not in (1, 2) or labels.shape[0] != scores.shape[0]:
+        raise ValueError(
+            f"expected labels of shape [{scores.shape[0]}], or probabilities of shape {list(scores.shape)}, "
+            f"received {list(labels.shape)}. Pass one label for each row of scores."
+        )
     if labels.is_floating_point() and labels.dim() == 2:
         return _distributed(scores, labels, features, index)
+    check_integers("labels", labels)
     classes = scores.shape[1]
     counted = labels != IGNORE
     if torch.compiler.is_compiling() or not _all_counted(labels, counted, classes, advice):
@@ -60,24 +68,9 @@ def _distributed(
             f"Make both with num_classes={scores.shape[1]}."
         )
     spread = labels.float() if labels.dtype.itemsize < 4 else labels
-    if not torch.compiler.is_compiling():
-        _check_distributions(spread)
+    if values_can_be_read(spread):
+        check_distribution("soft labels", spread)
     return Rows(scores, spread.argmax(1), features, index, target_distribution=spread)
-
-
-def _check_distributions(spread: Tensor) -> None:
-    if len(spread) == 0:
-        return
-    total = spread.sum(1)
-    wrong = ~((total - 1).abs() <= ROUNDING) | ~(spread >= 0).all(1)
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        raise ValueError(
-            "expected soft labels that are probabilities, which sum to 1 in every row, received a row "
-            f"(number {row}) of sum {float(total[row]):.4g} and least entry {float(spread[row].min()):.4g}. Divide by "
-            "the sum; labels of several classes at once (multi-hot) are not served: train those with "
-            "binary_cross_entropy_with_logits."
-        )
 
 
 def _all_counted(labels: Tensor, counted: Tensor, classes: int, advice: str) -> bool:

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dro_temp._checks import check_within
+from dro_temp._checks import check_kind, check_within
 from dro_temp.hosts._hooks import is_bare
 from dro_temp.hosts._labels import labelled
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
@@ -36,6 +36,7 @@ class Classifier(HostAdapter):
     """
 
     views = ("class",)
+    checks_values = True
 
     def __init__(
         self,
@@ -46,6 +47,11 @@ class Classifier(HostAdapter):
         frozen: bool = False,
     ) -> None:
         super().__init__(frozen=frozen)
+        check_kind(
+            "model", model, nn.Module, "Pass a torch.nn.Module; nn.Identity() where inputs are logits."
+        )
+        if head is not None:
+            check_kind("head", head, nn.Module, "Pass the last layer, nn.Linear(d, classes), or None.")
         check_within("label_smoothing", label_smoothing, 0.0, 1.0)
         self.model = model
         self.head = head

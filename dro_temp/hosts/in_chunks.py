@@ -44,7 +44,7 @@ class InChunks(HostAdapter):
     Source: arXiv 2101.06983 (GradCache).
     """
 
-    def __init__(self, host: HostAdapter, *, size: int) -> None:
+    def __init__(self, host: HostAdapter, size: int) -> None:
         check_kind("host", host, HostAdapter, "Wrap the model: dro_temp.hosts.TwoTower(...).")
         super().__init__(frozen=host.frozen)
         if host.mirrored is None:

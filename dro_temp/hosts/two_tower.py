@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dro_temp._checks import check_kind
 from dro_temp.hosts._pairs import pair_rows, unit
 from dro_temp.interfaces import HostAdapter, Rows
 
@@ -32,10 +33,13 @@ class TwoTower(HostAdapter):
     """
 
     views = ("image", "text")
+    checks_values = True
     mirrored = ("image", "text")
 
     def __init__(self, image_encoder: nn.Module, text_encoder: nn.Module, *, frozen: bool = False) -> None:
         super().__init__(frozen=frozen)
+        for name, encoder in (("image_encoder", image_encoder), ("text_encoder", text_encoder)):
+            check_kind(name, encoder, nn.Module, "Pass a torch.nn.Module that maps a batch to [n, d].")
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
 

@@ -1,6 +1,6 @@
 """What an optimizer step commits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from torch import nn
@@ -42,6 +42,23 @@ class Committable(nn.Module):
     def memory_modules(self) -> list[Staged]:
         """The parts that remember samples; hosts, which may be large, have none."""
         return self._ledger.memory()
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As `torch.nn.Module.load_state_dict`.
+
+        Raises:
+            TypeError: the state is no mapping.
+            RuntimeError: it is that of something else.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"expected the state of this {type(self).__name__}, received one that does not fit. Load what "
+                f"state_dict() returned for the same parts; strict=False lets keys be missing. In detail:\n{error}"
+            ) from error
 
     @property
     def pending(self) -> bool:

@@ -1,11 +1,13 @@
 """The contract of a host adapter."""
 
+import inspect
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, final
 
 import torch
 from torch import nn
 
+from dro_temp._checks import check_flag
 from dro_temp.interfaces.rows import Rows
 
 
@@ -22,9 +24,19 @@ class HostAdapter(nn.Module, ABC):
     #: Two views whose rows, in one process, are one square matrix read by rows and by columns, with the targets on
     #: its diagonal; None if there are none. The scores of such views are made once for both.
     mirrored: ClassVar[tuple[str, str] | None] = None
+    #: True if `rows` itself sees to the values of its targets, weights and distributions, see `Rows.check_values`: an
+    #: `Objective` then does not look at them again. Not inherited by a class that writes `rows` anew.
+    checks_values: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """What is said of one `rows` is not true of another."""
+        super().__init_subclass__(**options)
+        if "rows" in vars(cls) and "checks_values" not in vars(cls):
+            cls.checks_values = False
 
     def __init__(self, *, frozen: bool = False) -> None:
         super().__init__()
+        check_flag("frozen", frozen)
         self.frozen = frozen
         self.objective_trains = True
 
@@ -36,11 +48,32 @@ class HostAdapter(nn.Module, ABC):
     def forward(self, *args: Any, **batch: Any) -> dict[str, Rows]:
         """Run the model on a batch."""
         if not self.frozen:
-            return self.rows(*args, **batch)
+            return self._rows(args, batch)
         with torch.no_grad():
-            rows = self.rows(*args, **batch)
+            rows = self._rows(args, batch)
         # Scores that are still a product to come would meet trainable keys (a head's weight) later.
         return {view: r.detached() for view, r in rows.items()}
+
+    def _rows(self, args: tuple[Any, ...], batch: dict[str, Any]) -> dict[str, Rows]:
+        if torch.compiler.is_compiling():
+            return self.rows(*args, **batch)
+        try:
+            return self.rows(*args, **batch)
+        except TypeError as error:
+            self._explain(args, batch, error)
+            raise
+
+    def _explain(self, args: tuple[Any, ...], batch: dict[str, Any], error: TypeError) -> None:
+        """Say what the host takes, if that is what went wrong."""
+        signature = inspect.signature(self.rows)
+        try:
+            signature.bind(*args, **batch)
+        except TypeError as unfit:
+            takes = ", ".join(str(parameter).split(":")[0] for parameter in signature.parameters.values())
+            raise TypeError(
+                f"expected a batch for {type(self).__name__}, which takes ({takes}), received one with {unfit}. Pass "
+                "these, by place or by name; count= and group= go to the objective."
+            ) from error
 
     def train(self, mode: bool = True) -> "HostAdapter":
         """A frozen host stays in eval mode; `objective_trains` says what was asked for."""

@@ -1,21 +1,30 @@
 """The contract of a loss on rows."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
 
-from dro_temp._checks import check_positive
+from dro_temp._checks import (
+    check_choice,
+    check_kind,
+    check_positive,
+    check_tensor,
+    extremes,
+    values_can_be_read,
+)
 from dro_temp._pytree import pytree
 from dro_temp._typing import PerRow
 from dro_temp.interfaces.predictor import TemperaturePredictor
 from dro_temp.interfaces.rows import Rows
 from dro_temp.interfaces.scores import at_least_float32
 from dro_temp.interfaces.staged import refuse_other_sizes
-from dro_temp.kernels import Statistic
+from dro_temp.kernels import STATISTICS, Statistic
 from dro_temp.kernels.eager import statistics_of
 
 #: How rows are computed: "eager" holds the score matrix, the others stream over it.
@@ -106,10 +115,38 @@ class RobustLoss(nn.Module, ABC):
             statistics: any of "log_sum_exp" (of s / tau), "kl", "entropy" (of softmax(s / tau)), "max", "mean",
                 "std", "norm" (of the scores), all over the row's support.
         """
+        check_kind("rows", rows, Rows, "Write loss(Rows(scores, target), tau).")
+        rows.check_values()
+        _check_statistics(statistics)
+        if not isinstance(tau, TemperaturePredictor):
+            tau = self._given(rows, tau)
+            _check_positive(rows, tau)
+        return self._evaluate(rows, tau, statistics)
+
+    @final
+    def evaluate_trusted(
+        self,
+        rows: Rows,
+        tau: Tensor | float | TemperaturePredictor,
+        *,
+        statistics: Collection[Statistic] = (),
+    ) -> Evaluated:
+        """As `evaluate`, for values that were checked, or that somebody else looks at.
+
+        An `Objective` looks at its host's rows once for all that is made of them. Temperatures of a predictor that has
+        diverged pass, so that a gradient scaler can skip the step.
+        """
+        return self._evaluate(
+            rows, tau if isinstance(tau, TemperaturePredictor) else self._given(rows, tau), statistics
+        )
+
+    def _evaluate(
+        self, rows: Rows, tau: Tensor | TemperaturePredictor, statistics: Collection[Statistic]
+    ) -> Evaluated:
         choice = self.choose(rows)
         with torch.autocast(rows.target.device.type, enabled=False):
-            if not (isinstance(tau, TemperaturePredictor) and tau.reads_scores):
-                tau = self._given(rows, tau)
+            if isinstance(tau, TemperaturePredictor) and not tau.reads_scores:
+                tau = tau.of(rows)
             if choice.impl != "eager":
                 return self._streamed(rows, tau, statistics, choice)
             rows = rows.inert_where_invalid().dense()
@@ -134,16 +171,64 @@ class RobustLoss(nn.Module, ABC):
     ) -> Evaluated:
         raise AssertionError(f"{type(self).__name__} chose {choice.impl} and cannot stream")
 
-    def _given(self, rows: Rows, tau: Tensor | float | TemperaturePredictor) -> Tensor:
+    def _given(self, rows: Rows, tau: Tensor | float | TemperaturePredictor) -> PerRow:
+        """One temperature for each row, in float32 or better."""
         if isinstance(tau, TemperaturePredictor):
             return tau.of(rows)
-        if isinstance(tau, float | int):
-            check_positive("tau", tau)
-            tau = torch.tensor(tau, dtype=at_least_float32(torch.empty(0, dtype=rows.scores.dtype)).dtype)
-        tau = torch.as_tensor(tau, device=rows.target.device)
+        if not isinstance(tau, Tensor):
+            tau = _as_tensor(tau, rows.scores.dtype)
+        if tau.device != rows.target.device:
+            tau = tau.to(rows.target.device)
+        if tau.dtype not in _REAL:
+            tau = _as_real(tau, rows.scores.dtype)
         if tau.dim() > 1 or (tau.dim() == 1 and len(tau) != len(rows)):
             raise ValueError(
                 f"expected tau of shape [{len(rows)}] or a number, received shape {list(tau.shape)}. "
                 "Pass the predictor, or predictor.of(rows)."
             )
-        return at_least_float32(tau).expand(len(rows))
+        return tau.expand(len(rows))
+
+
+_REAL = (torch.float32, torch.float64)
+
+
+def _as_tensor(tau: object, dtype: torch.dtype) -> Tensor:
+    if not isinstance(tau, Real):
+        check_tensor("tau", tau)
+    check_positive("tau", tau)  # type: ignore[arg-type]  # whatever it is
+    return torch.tensor(float(tau), dtype=torch.promote_types(dtype, torch.float32))  # type: ignore[arg-type]
+
+
+def _as_real(tau: Tensor, dtype: torch.dtype) -> Tensor:
+    if tau.is_complex() or tau.dtype == torch.bool:
+        raise TypeError(f"expected tau as real numbers, received {tau.dtype}. Pass tau.float().")
+    return (
+        at_least_float32(tau)
+        if tau.is_floating_point()
+        else tau.to(torch.promote_types(dtype, torch.float32))
+    )
+
+
+def _check_positive(rows: Rows, tau: PerRow) -> None:
+    """Raise on a temperature of a row that counts which is none."""
+    if not values_can_be_read(tau, rows.weight):
+        return
+    low, high = extremes(tau)
+    if low > 0 and high < math.inf:
+        return
+    wrong = ~((tau > 0) & (tau < math.inf)) & rows.valid
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"expected temperatures that are finite and > 0, received {tau[row].item()} in row {row}. Pass "
+            "predictor.of(rows), whose bounds keep it so, or tau.clamp(min=0.01)."
+        )
+
+
+def _check_statistics(statistics: Collection[str]) -> None:
+    if isinstance(statistics, str) or not isinstance(statistics, Collection):
+        raise TypeError(
+            f"expected statistics as a collection of names, received {statistics!r}. Pass statistics=('entropy',), say."
+        )
+    for name in statistics:
+        check_choice("each of statistics", name, STATISTICS)

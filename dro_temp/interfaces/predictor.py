@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp import functional as F
-from dro_temp._checks import check_bounds
+from dro_temp._checks import check_bounds, check_kind, check_tensor
 from dro_temp._typing import Features, PerRow, RowIndex, Scores
 from dro_temp.interfaces import blockwise
 from dro_temp.interfaces.frozen_head import Decoder, FrozenHead
@@ -120,6 +120,15 @@ class TemperaturePredictor(nn.Module, ABC):
         shape: torch.Size | None = None,
     ) -> Tensor:
         """As calling the predictor, without its hooks: one of several blocks of a call."""
+        for name, x in (("features", features), ("index", index)):
+            if x is not None:
+                check_tensor(name, x)
+        if features is not None and features.dim() == 0:
+            raise ValueError(
+                "expected features of shape [..., d], received one number. Pass one vector for each row."
+            )
+        if support is not None:
+            check_kind("support", support, Support, "Pass Support(scores).")
         if summary is None and support is not None and "summary" in self.reads:
             summary = Summary(support.scores, support.mask)
         given = {"features": features, "index": index, "support": support, "summary": summary}

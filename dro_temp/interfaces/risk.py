@@ -1,12 +1,20 @@
 """The contract of a risk: from one loss per sample to one number."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import final
 
 import torch
 from torch import Tensor
 
-from dro_temp._checks import check_shape
+from dro_temp._checks import (
+    check_floats,
+    check_integers,
+    check_shape,
+    check_tensor,
+    extremes,
+    values_can_be_read,
+)
 from dro_temp._typing import PerRow, RowIndex, Scalar
 from dro_temp.interfaces.committable import Committable
 from dro_temp.interfaces.ledger import Ledger, some_leaves
@@ -52,7 +60,9 @@ class SampleRisk(Committable, ABC):
             TypeError: losses that are no floating-point numbers.
             ValueError: another shape, a negative weight, or no groups for a risk that needs them.
         """
+        _check_losses(losses)
         _check_weight(weight)
+        self._check_group(group)
         if not self.memory_modules():
             return self.reduced(losses, weight=weight, group=group)
         if self.training and torch.is_grad_enabled() and self._ledger.watches:
@@ -87,6 +97,9 @@ class SampleRisk(Committable, ABC):
         Returns:
             [n] weights >= 0, detached.
         """
+        _check_losses(losses)
+        _check_weight(weight)
+        self._check_group(group)
         before = [(staged, len(staged.staged)) for staged in self.memory_modules()]
         try:
             with torch.inference_mode(False), torch.enable_grad():
@@ -117,6 +130,13 @@ class SampleRisk(Committable, ABC):
         out = weight == 0
         return losses.masked_fill(out, 0.0), weight, None if group is None else group.masked_fill(out, 0)
 
+    def _check_group(self, group: Tensor | None) -> None:
+        if group is not None and not self.needs_groups:
+            raise ValueError(
+                f"expected no groups for {type(self).__name__}, which reads none, received group=... Use "
+                "GroupRisk(num_groups), or leave group out."
+            )
+
     def _checked_group(self, group: Tensor | None, losses: Tensor) -> Tensor | None:
         if not self.needs_groups:
             return None
@@ -126,31 +146,31 @@ class SampleRisk(Committable, ABC):
                 f"expected the group of each sample for {name}, received none. Call risk(losses, group=group), or "
                 "objective(..., group=group), with group[i] the number of sample i's group."
             )
-        if group.is_floating_point() or group.is_complex() or group.dtype == torch.bool:
-            raise TypeError(
-                f"expected group numbers of an integer dtype, received {group.dtype}. Pass group.long()."
-            )
+        check_integers("group", group)
         check_shape("group", group, losses.shape, "Pass one group number per sample.")
         return group.long()
 
 
 def _check_losses(losses: Tensor) -> None:
+    check_tensor("losses", losses)
     if losses.dim() != 1:
         raise ValueError(
             f"expected losses of shape [n], one per sample, received shape {list(losses.shape)}. Pass "
             'reduction="none" to the loss, and take the mean over what belongs to one sample, or flatten().'
         )
-    if not losses.is_floating_point():
-        raise TypeError(
-            f"expected losses of a floating-point dtype, received {losses.dtype}. Pass losses.float()."
-        )
+    check_floats("losses", losses)
 
 
 def _check_weight(weight: Tensor | None) -> None:
-    # Reading values waits for the device, and stops a graph that is being compiled.
-    if weight is None or torch.compiler.is_compiling() or bool((weight >= 0).all()):
+    if weight is None:
+        return
+    check_tensor("weight", weight)
+    if not values_can_be_read(weight):
+        return
+    low, high = extremes(weight)
+    if low >= 0 and high < math.inf:
         return
     raise ValueError(
-        f"expected weights >= 0, received one of {float(weight.min())}. Pass 0 to leave a sample out; for the "
-        "best case in place of the worst wrap the risk: OptimisticRisk(risk)."
+        f"expected finite weights >= 0, received one of {high if low >= 0 else low}. Pass 0 to leave a sample "
+        "out; for the best case in place of the worst wrap the risk: OptimisticRisk(risk)."
     )

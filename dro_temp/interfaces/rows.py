@@ -1,14 +1,27 @@
 """Rows of scores with one target each."""
 
+import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dro_temp import functional as F
+from dro_temp._checks import (
+    check_flag,
+    check_floats,
+    check_integers,
+    check_tensor,
+    extremes,
+    values_can_be_read,
+)
 from dro_temp._pytree import map_tensors, pytree
 from dro_temp._typing import Features, Mask, PerRow, RowIndex, RowMask, Scores
 from dro_temp.interfaces.scores import LinearScores, at_least_float32
+
+#: How far the sum of a row's probabilities may be from one: that of half precision. Two labels are further off.
+ROUNDING = 1e-2
 
 
 @pytree(static=("outcomes",))
@@ -25,6 +38,22 @@ class Support:
     scores: Scores
     mask: Mask | None = None
     outcomes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check types and shapes."""
+        check_floats("scores", self.scores)
+        if self.scores.dim() != 2:
+            raise ValueError(
+                f"expected scores of shape [n, m], received {list(self.scores.shape)}. Flatten leading dimensions "
+                "first, for example scores.flatten(0, -2)."
+            )
+        if self.mask is not None:
+            check_tensor("mask", self.mask)
+            if self.mask.dtype != torch.bool or self.mask.shape != self.scores.shape:
+                raise ValueError(
+                    f"expected a boolean mask of shape {list(self.scores.shape)}, that of the scores, received "
+                    f"{self.mask.dtype} of shape {list(self.mask.shape)}. Pass mask.bool().expand_as(scores)."
+                )
 
     @property
     def size(self) -> int:
@@ -49,8 +78,9 @@ class Rows:
             label smoothing); `target` is then its most probable outcome. None: `target` alone.
 
     Raises:
-        ValueError: shapes that do not belong together, or a target distribution where targets are no outcomes.
-        TypeError: targets or sample numbers that are not integers.
+        ValueError: shapes or devices that do not belong together, or a target distribution where targets are no
+            outcomes.
+        TypeError: something that is no tensor, targets or sample numbers that are not integers, scores that are.
 
     Example:
         >>> rows = Rows(torch.randn(4, 10), torch.tensor([0, 3, 9, 1]))
@@ -67,33 +97,81 @@ class Rows:
     target_distribution: Scores | None = None
 
     def __post_init__(self) -> None:
-        """Check shapes and integer types; values are checked where they are made or used."""
+        """Check types, shapes and devices; see `check_values` for what is in them."""
+        if not isinstance(self.scores, LinearScores):
+            check_floats("scores", self.scores)
+        check_flag("target_in_support", self.target_in_support)
         if len(self.scores.shape) != 2:
             raise ValueError(
                 f"expected scores of shape [n, m], received {list(self.scores.shape)}. "
                 "Flatten leading dimensions first, for example logits.flatten(0, -2)."
             )
-        n = self.scores.shape[0]
+        n, device = self.scores.shape[0], self.scores.device
         for name in ("target", "features", "index", "weight"):
             value = getattr(self, name)
             if value is None:
                 continue
+            if name in ("target", "index"):
+                check_integers(name, value)
+            elif not isinstance(value, Tensor):
+                check_tensor(name, value)
+            if (
+                value.device != device and name != "index"
+            ):  # a table may be in host memory, the numbers with it
+                self._refuse_device(name, value)
             if value.dim() != (2 if name == "features" else 1) or value.shape[0] != n:
                 wanted = f"[{n}, d]" if name == "features" else f"[{n}]"
                 raise ValueError(
                     f"expected {name} of shape {wanted}, one per row of scores, received {list(value.shape)}. "
                     f"Flatten {name} together with the scores."
                 )
-            integer = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
-            if name in ("target", "index") and not integer:
-                raise TypeError(
-                    f"expected {name} of an integer dtype, received {value.dtype}. Pass {name}.long()."
-                )
         self._check_distribution()
+
+    def _refuse_device(self, name: str, value: Tensor) -> None:
+        raise ValueError(
+            f"expected {name} on {self.scores.device}, as the scores, received it on {value.device}. Pass "
+            f"{name}.to(scores.device)."
+        )
+
+    def check_values(self) -> None:
+        """Raise where values are wrong: a target that is no column, a negative weight, probabilities of another sum.
+
+        Rows that do not count may hold anything. Only tensors in host memory are looked at: see
+        `values_can_be_read`. Losses that are called with rows do it, and an `Objective` does it once for all views.
+
+        Raises:
+            ValueError: such a value, with the number of its row.
+        """
+        if not values_can_be_read(self.target, self.weight, self.target_distribution):
+            return
+        if self.weight is not None:
+            low, high = extremes(self.weight)
+            if not (low >= 0 and high < math.inf):
+                wrong = ~((self.weight >= 0) & (self.weight < math.inf))
+                row, value = _first(wrong, self.weight)
+                raise ValueError(
+                    f"expected weights that are finite and >= 0, received {value} in row {row}. Pass 0 to leave a "
+                    "row out."
+                )
+        low, high = extremes(self.target)
+        columns = self.scores.shape[1]
+        if not (low >= 0 and high < columns):
+            wrong = ((self.target < 0) | (self.target >= columns)) & self.valid
+            if bool(wrong.any()):
+                row, value = _first(wrong, self.target)
+                raise ValueError(
+                    f"expected targets from 0 to {columns - 1}, one of the columns of the scores, received {value} in "
+                    f"row {row}. Pass weight=0 for a row that is not to count, or renumber the targets."
+                )
+        if self.target_distribution is not None:
+            check_distribution("target_distribution", self.target_distribution, self.valid)
 
     def _check_distribution(self) -> None:
         if self.target_distribution is None:
             return
+        check_floats("target_distribution", self.target_distribution)
+        if self.target_distribution.device != self.scores.device:
+            self._refuse_device("target_distribution", self.target_distribution)
         if not self.target_in_support:
             raise ValueError(
                 "expected one target per row where targets are not among the outcomes (pairs), received a "
@@ -224,7 +302,37 @@ class Rows:
         return replace(
             self,
             target_distribution=None if spread is None else spread.masked_fill(out[:, None], 0.0),
-            target=self.target.masked_fill(out & (self.target < 0), 0),
+            target=self.target.masked_fill(out, 0),
             features=None if self.features is None else self.features.masked_fill(out[:, None], 0.0),
             index=None if self.index is None else self.index.masked_fill(out, 0),
         )
+
+
+def check_distribution(name: str, distribution: Scores, counts: RowMask | None = None) -> None:
+    """Raise unless the rows that count hold probabilities; their values must be readable.
+
+    Args:
+        name: of the argument, for the error.
+        distribution: one per row.
+        counts: True for the rows that count; None: all.
+    """
+    total = distribution.detach().sum(1)
+    # A negative probability is in no sum that could be relied upon: it is looked for by itself.
+    (least, _), (low, high) = extremes(distribution), extremes(total)
+    if least >= 0 and low >= 1 - ROUNDING and high <= 1 + ROUNDING:
+        return
+    wrong = ~((total - 1).abs() <= ROUNDING) | ~(distribution >= 0).all(1)
+    wrong = wrong if counts is None else wrong & counts
+    if bool(wrong.any()):
+        row, value = _first(wrong, total)
+        raise ValueError(
+            f"expected {name} that are probabilities, which sum to 1 in every row, received a row (number {row}) of "
+            f"sum {value:.4g} and least entry {float(distribution[row].min()):.4g}. Divide by the sum; labels of "
+            "several classes at once (multi-hot) are not served: train those with binary_cross_entropy_with_logits."
+        )
+
+
+def _first(wrong: RowMask, values: PerRow) -> tuple[int, Any]:
+    """Number of the first row that is wrong, and its value."""
+    row = int(wrong.nonzero()[0])
+    return row, values[row].item()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dro_temp._checks import check_floats
 from dro_temp._pytree import pytree
 from dro_temp._typing import Features, PerRow, RowIndex, Scores
 from dro_temp.kernels.eager import dense_scores
@@ -46,7 +47,11 @@ class LinearScores:
     local_keys: Features | None = None
 
     def __post_init__(self) -> None:
-        """Check shapes."""
+        """Check types, shapes and devices."""
+        check_floats("queries", self.queries)
+        check_floats("keys", self.keys)
+        if self.bias is not None:
+            check_floats("bias", self.bias)
         for name in ("queries", "keys", "bias"):
             if hasattr(getattr(self, name), "full_tensor"):
                 raise ValueError(
@@ -54,6 +59,16 @@ class LinearScores:
                     "after the model has run: keep what holds the head gathered until then, fully_shard(model, "
                     f"reshard_after_forward=False), and do not shard the head by itself; or pass {name}.full_tensor()."
                 )
+        if self.transform is not None and not callable(self.transform):
+            raise TypeError(
+                f"expected a transform that can be called, received {type(self.transform).__name__} "
+                f"({self.transform!r}). Pass SoftCap(cap), Scale(factor), or None."
+            )
+        if self.keys.device != self.queries.device:
+            raise ValueError(
+                f"expected queries and keys on one device, received {self.queries.device} and {self.keys.device}. Pass "
+                "keys.to(queries.device), or the reverse."
+            )
         q, k = tuple(self.queries.shape), tuple(self.keys.shape)
         if len(q) != 2 or len(k) != 2 or q[1] != k[1]:
             raise ValueError(
@@ -75,6 +90,11 @@ class LinearScores:
         """The score matrix, in float32 or better: at tau = 0.005 a bfloat16 product is off by 0.4 in the exponent."""
         with torch.autocast(self.queries.device.type, enabled=False):
             return dense_scores(self.queries, self.keys, self.bias, self.transform)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the scores will be."""
+        return self.queries.device
 
     @property
     def dtype(self) -> torch.dtype:

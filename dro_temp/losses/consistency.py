@@ -1,25 +1,12 @@
 """Consistency between the two sides of pairs."""
 
-import math
 from collections.abc import Mapping
-from numbers import Real
 
 from torch import Tensor
 
+from dro_temp._checks import check_not_negative
 from dro_temp._typing import Scalar
 from dro_temp.interfaces import HostAdapter, LinearScores, Penalty, Rows
-
-
-def _check_weight(name: str, weight: float) -> None:
-    if isinstance(weight, bool) or not isinstance(weight, Real):
-        raise TypeError(
-            f"expected {name} as a number, received {type(weight).__name__} ({weight!r}). Pass 0.25, say."
-        )
-    if not (0.0 <= weight < math.inf):
-        raise ValueError(
-            f"expected a finite {name} >= 0, received {name}={weight}. Pass 0.25 as the paper does, or 0 to leave "
-            "the term out."
-        )
 
 
 class CyclicPenalty(Penalty):
@@ -62,8 +49,17 @@ class CyclicPenalty(Penalty):
         views: tuple[str, str] = ("image", "text"),
     ) -> None:
         super().__init__()
-        _check_weight("in_modal", in_modal)
-        _check_weight("cross_modal", cross_modal)
+        check_not_negative("in_modal", in_modal)
+        check_not_negative("cross_modal", cross_modal)
+        if (
+            not isinstance(views, tuple | list)
+            or len(set(views)) != 2
+            or not all(isinstance(v, str) for v in views)
+        ):
+            raise ValueError(
+                f"expected views as the names of two views, received views={views!r}. Pass views=('image', 'text'), "
+                "the names that the host gives them."
+            )
         self.in_modal, self.cross_modal, self.views = float(in_modal), float(cross_modal), tuple(views)
 
     def check_host(self, host: HostAdapter) -> None:

@@ -72,6 +72,11 @@ class QueuedLoss(RobustLoss):
     def __init__(self, loss: RobustLoss, *, size: int, features: int, replay: int = 0) -> None:
         super().__init__()
         check_kind("loss", loss, RobustLoss, "Pass KLRobustLoss(rho), with the radius of the main loss.")
+        if any(isinstance(part, QueuedLoss) for part in loss.modules()):
+            raise TypeError(
+                "expected a loss without a queue of its own, received a QueuedLoss, whose keys would count twice. Pass "
+                "the loss inside it, KLRobustLoss(rho), and one size."
+            )
         self.loss = loss
         self.replay = check_count("replay", replay, minimum=0)
         self.queue = KeyQueue(size, features, queries=replay > 0)
@@ -108,7 +113,7 @@ class QueuedLoss(RobustLoss):
         if others is not None:  # a drawn row's sample has earlier keys
             keys, own = keys[others], others.cumsum(0)[place] - 1
         rows = Rows(LinearScores(queries, keys), own, queries, target_in_support=False)
-        return self.loss.evaluate(rows, predictor)
+        return self.loss.evaluate_trusted(rows, predictor)
 
     @property
     def _learning(self) -> bool:
@@ -137,7 +142,7 @@ class QueuedLoss(RobustLoss):
         if self._full:
             joined = self._joined(scores, number)
             target = rows.target + len(joined.keys) - len(scores.keys)
-            found = self.loss.evaluate(
+            found = self.loss.evaluate_trusted(
                 replace(rows, scores=joined, target=target), tau, statistics=statistics
             )
             if isinstance(tau, Tensor) and not scores.requires_grad:

@@ -1,11 +1,9 @@
 """The sigmoid loss of pairs."""
 
-import math
-from numbers import Real
-
 import torch
 from torch import Tensor, nn
 
+from dro_temp._checks import check_number
 from dro_temp._typing import PerRow
 from dro_temp.functional import kl as F
 from dro_temp.interfaces import RobustLoss, Rows
@@ -39,15 +37,7 @@ class SigmoidLoss(RobustLoss):
 
     def __init__(self, bias_init: float = -10.0) -> None:
         super().__init__()
-        if isinstance(bias_init, bool) or not isinstance(bias_init, Real):
-            raise TypeError(
-                f"expected bias_init as a number, received {type(bias_init).__name__} ({bias_init!r}). "
-                "Pass -10.0, as SigLIP does."
-            )
-        if not math.isfinite(bias_init):
-            raise ValueError(
-                f"expected a finite bias_init, received {bias_init}. Pass -10.0, as SigLIP does."
-            )
+        check_number("bias_init", bias_init, -10.0)
         self.bias: Tensor = nn.Parameter(torch.tensor([float(bias_init)]))  # [1]: FSDP shards no scalars
 
     def values(self, rows: Rows, tau: PerRow) -> PerRow:

@@ -59,7 +59,7 @@ def _evaluate(
         if view in views:  # type: ignore[operator]
             loss = losses[view]
             assert isinstance(loss, RobustLoss)
-            found[view] = loss.evaluate(rows[view], taus[view])
+            found[view] = loss.evaluate_trusted(rows[view], taus[view])
     return found
 
 

@@ -1,9 +1,11 @@
 """Parameter groups of an objective's parts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from dro_temp._checks import check_not_negative
 
 
 def trained(*modules: nn.Module, without: Sequence[nn.Parameter] = ()) -> list[nn.Parameter]:
@@ -11,6 +13,12 @@ def trained(*modules: nn.Module, without: Sequence[nn.Parameter] = ()) -> list[n
     taken = {id(p) for p in without}
     unique = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
     return [p for key, p in unique.items() if key not in taken]
+
+
+def check_rate(name: str, rate: Any) -> None:
+    """Raise unless it is a learning rate: a number >= 0, or a tensor of one, which optimizers take as well."""
+    if not isinstance(rate, Tensor):
+        check_not_negative(name, rate)
 
 
 def host_groups(
@@ -24,8 +32,17 @@ def host_groups(
     Raises:
         ValueError: the given ones are not the host's parameters, each once.
     """
+    check_rate("lr", options["lr"])
     if given is None:
         return [{"name": "host", "params": params, **options}]
+    given = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else given
+    if not (
+        isinstance(given, list) and all(isinstance(group, Mapping) and "params" in group for group in given)
+    ):
+        raise TypeError(
+            f'expected host as parameter groups, dicts with a list of "params", received {type(given).__name__}. Pass '
+            'host=[{"params": list(objective.host.parameters()), "lr": 1e-4}], or leave it out.'
+        )
     groups = [{**options, **group, "name": "host", "params": list(group["params"])} for group in given]
     members = [id(p) for group in groups for p in group["params"]]
     names = {id(p): name for name, p in host.named_parameters()}

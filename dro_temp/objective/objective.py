@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp import distributed
-from dro_temp._checks import check_kind
+from dro_temp._checks import check_flag, check_kind
 from dro_temp.interfaces import (
     Committable,
     Evaluated,
@@ -23,11 +23,17 @@ from dro_temp.interfaces import (
 )
 from dro_temp.interfaces.ledger import Ledger
 from dro_temp.objective.evaluation import evaluate_both
-from dro_temp.objective.groups import host_groups, parameter_groups, trained
+from dro_temp.objective.groups import check_rate, host_groups, parameter_groups, trained
 from dro_temp.objective.observing import let_observe
 from dro_temp.objective.output import Output
 from dro_temp.objective.parts import PerView, named_penalties, per_view, refuse_shared_memory
-from dro_temp.objective.reduction import refuse_non_finite, row_weight, temperature_metrics, weighted_mean
+from dro_temp.objective.reduction import (
+    checked_count,
+    refuse_non_finite,
+    row_weight,
+    temperature_metrics,
+    weighted_mean,
+)
 from dro_temp.objective.risk import check_for_risks, reduced, risks_of
 from dro_temp.objective.sharding import UnreducedGradients
 from dro_temp.objective.teaching import taught
@@ -104,6 +110,8 @@ class Objective(Committable):
             predictor=self.predictors, loss=self.losses, tau_loss=self.tau_losses, risk=self.risks
         )
         self.penalties = nn.ModuleDict(named_penalties(penalties, host))
+        check_flag("check_finite", check_finite)
+        check_flag("watch", watch)
         self.check_finite = check_finite
         self._watch = Watch(host.views) if watch else None
         self._ledger = Ledger(self.predictors, self.losses, self.tau_losses, self.risks)
@@ -150,8 +158,12 @@ class Objective(Committable):
     ) -> Output:
         rows = self.host(*args, **batch)
         with self._checking(rows):
+            if not self.host.checks_values:
+                for r in rows.values():
+                    r.check_values()
             self._check_index(rows)
             check_for_risks(self.risks, rows, count, group)
+            count = checked_count(count)
         found, learned = evaluate_both(self.host, rows, self.predictors, self.losses, self.tau_losses)
         taus = {view: found[view].tau for view in self.host.views}
         values = {view: found[view].values for view in self.host.views}
@@ -274,6 +286,8 @@ class Objective(Committable):
         Raises:
             ValueError: there is nothing to train; groups of the host that leave out a parameter or hold another's.
         """
+        if tau_lr is not None:
+            check_rate("tau_lr", tau_lr)
         temperature = trained(self.predictors, self.risks)
         loss = trained(self.losses, self.tau_losses, self.penalties, without=temperature)
         rest = trained(self, without=temperature + loss)

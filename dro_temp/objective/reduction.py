@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dro_temp import distributed
-from dro_temp._checks import check_positive
+from dro_temp._checks import check_positive, values_can_be_read
 from dro_temp.interfaces import Rows
 
 
@@ -39,14 +39,33 @@ def row_weight(rows: Rows, dtype: torch.dtype) -> Tensor:
     return rows.valid.to(dtype) if rows.weight is None else rows.weight.to(dtype) * rows.valid
 
 
+def checked_count(count: float | Tensor | None) -> float | Tensor | None:
+    """The count that sums are divided by, as one number > 0.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not positive, or several numbers.
+    """
+    if not isinstance(count, Tensor):
+        if count is not None:
+            check_positive("count", count)
+        return count
+    if count.numel() != 1 or count.is_complex() or count.dtype == torch.bool:
+        raise ValueError(
+            f"expected count as one number, received {count.dtype} of shape {list(count.shape)}. Pass count.sum(), the "
+            "number of rows in the whole window."
+        )
+    if values_can_be_read(count):
+        check_positive("count", count.item())
+    return count.reshape(())
+
+
 def weighted_mean(values: Tensor, weight: Tensor, count: float | Tensor | None, trains: bool) -> Tensor:
     """Weighted mean over rows, of all processes in training; or the weighted sum by a given count."""
     total = (values * weight).sum()
     # Data parallel training averages gradients over processes; undo it, for processes of unequal weight.
     total = total * distributed.world_size() if trains else total
     if count is not None:
-        if not isinstance(count, Tensor):
-            check_positive("count", count)
         return total / count
     return total / whole_weight(weight, trains).clamp(min=torch.finfo(values.dtype).tiny)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from dro_temp import distributed
+from dro_temp._checks import check_integers
 from dro_temp.interfaces import HostAdapter, Rows, SampleRisk
 from dro_temp.objective.parts import PerView, per_view
 from dro_temp.objective.reduction import row_weight, weighted_mean
@@ -38,6 +39,7 @@ def check_for_risks(
                 f"expected the group of each row for the {type(risk).__name__} of view {view!r}, received none. Call "
                 "objective(..., group=group), with group[i] the number of row i's group."
             )
+        check_integers("group", group)
         if group.shape != rows[view].target.shape:
             raise ValueError(
                 f"expected one group number for each of the {len(rows[view])} rows of view {view!r}, received shape "

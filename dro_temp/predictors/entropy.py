@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dro_temp._checks import check_bounds, check_kind, check_positive, check_within
+from dro_temp._checks import check_bounds, check_inside, check_kind, check_positive, check_within
 from dro_temp._typing import PerRow
 from dro_temp.interfaces import Reading, TemperaturePredictor
 
@@ -57,12 +57,10 @@ class EdtRule(EntropyRule):
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        check_positive("tau0", self.tau0)
         check_bounds(self.tau_min, self.tau0)
         check_within("theta", self.theta, 0.0, 1e6)
-        if not 0.0 < self.base < 1.0:
-            raise ValueError(
-                f"expected base between 0 and 1, both excluded, received base={self.base}. Pass base=0.8, as the paper."
-            )
+        check_inside("base", self.base, 0.0, 1.0)
 
     @property
     def bounds(self) -> tuple[float, float]:

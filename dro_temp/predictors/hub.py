@@ -1,5 +1,6 @@
 """The Hugging Face Hub: where folders may come from and go to."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,11 @@ def folder_of(source: str | Path, **options: Any) -> Path:
         FileNotFoundError: neither.
         OSError: the Hub has no such repository, or cannot be reached.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(
+            f"expected a folder or a name on the Hub, received {type(source).__name__} ({source!r}). Pass a path, or "
+            '"owner/name".'
+        )
     folder = Path(source)
     if folder.is_dir():
         return folder

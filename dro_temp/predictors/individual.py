@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dro_temp import distributed
 from dro_temp import functional as F
-from dro_temp._checks import check_count, check_index, check_kind, check_positive, check_within
+from dro_temp._checks import check_count, check_flag, check_index, check_kind, check_positive, check_within
 from dro_temp._typing import PerRow, RowIndex
 from dro_temp.interfaces import Reading, Staged, TemperaturePredictor
 from dro_temp.interfaces.staged import grown
@@ -93,6 +93,11 @@ class IndividualTemperature(TemperaturePredictor, Staged):
         super().__init__(tau_min=tau_min, tau_max=tau_max)
         start = (tau_min * tau_max) ** 0.5 if tau_init is None else tau_init
         check_within("tau_init", start, tau_min, tau_max)
+        check_flag("on_host", on_host)
+        if update is not None:
+            check_kind(
+                "update", update, GradientUpdate, "Pass GradientUpdate(lr=0.01), or None for the optimizer."
+            )
         if on_host and update is None:
             raise ValueError(
                 "expected an update of the table's own with on_host=True, received update=None: a base optimizer "

@@ -3,7 +3,7 @@
 import math
 
 from dro_temp import functional as F
-from dro_temp._checks import check_count, check_feasible, check_radius
+from dro_temp._checks import check_count, check_feasible, check_radius, check_real
 from dro_temp._typing import PerRow
 from dro_temp.interfaces import Reading, TemperaturePredictor
 
@@ -78,6 +78,7 @@ class OptimalTemperature(TemperaturePredictor):
             tensor([1.0000, 1.0000])
         """
         largest = math.log(check_count("outcomes", outcomes, minimum=2))
+        check_real("entropy", entropy, "Pass entropy=1.0, say.")
         if not 0.0 < entropy <= largest:
             raise ValueError(
                 f"expected 0 < entropy <= log {outcomes} = {largest:.4g} nats, received entropy={entropy}. "

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from dro_temp import functional as F
-from dro_temp._checks import check_feasible, check_radius, check_within
+from dro_temp._checks import check_class, check_feasible, check_kind, check_radius, check_within
 from dro_temp._typing import Features, PerRow
 from dro_temp.interfaces import Decoder, FrozenHead, Reading, TemperaturePredictor
 from dro_temp.predictors.decoding import logit_decoder
@@ -83,8 +84,18 @@ class TempNet(Pretrained, TemperaturePredictor):
         readout: type[TempNetReadout] = PooledReadout,
     ) -> None:
         super().__init__(tau_min=tau_min, tau_max=tau_max)
-        if isinstance(encoder, int):
+        if not isinstance(encoder, TempNetEncoder) and isinstance(encoder, Integral):
             encoder = PrototypeEncoder(encoder, prototypes=prototypes, dropout=dropout)
+        check_kind(
+            "encoder",
+            encoder,
+            TempNetEncoder,
+            "Pass the width of the embedding, TempNet(512, ...), or an encoder.",
+        )
+        check_class(
+            "readout", readout, TempNetReadout, "Pass PooledReadout or ResidualReadout, the class itself."
+        )
+        assert isinstance(encoder, TempNetEncoder)
         self.encoder = encoder
         self.reads = encoder.reads
         self.readout = readout(encoder)

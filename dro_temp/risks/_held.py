@@ -12,6 +12,12 @@ def as_estimator(estimator: Estimator | None) -> Estimator:
     """The estimator, or the batch's own mean."""
     estimator = Exact() if estimator is None else estimator
     check_kind("estimator", estimator, Estimator, "Pass LogMovingAverage(1), or leave it out.")
+    numbers = getattr(estimator, "num_samples", 1)
+    if numbers != 1:
+        raise ValueError(
+            f"expected an estimator of one number, since a risk is one number for all samples, received "
+            f"{type(estimator).__name__} of {numbers}. Pass LogMovingAverage(1), or leave it out."
+        )
     return estimator
 
 

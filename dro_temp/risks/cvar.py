@@ -1,7 +1,7 @@
 """The mean of the worst share of samples."""
 
 from dro_temp import functional as F
-from dro_temp._checks import check_number
+from dro_temp._checks import check_share
 from dro_temp._typing import PerRow, RowIndex, Scalar
 from dro_temp.interfaces import SampleRisk
 
@@ -29,11 +29,7 @@ class CVaRRisk(SampleRisk):
 
     def __init__(self, alpha: float) -> None:
         super().__init__()
-        check_number("alpha", alpha, 0.2)
-        if not (0.0 < alpha <= 1.0):
-            raise ValueError(
-                f"expected alpha in (0, 1], received alpha={alpha}. Pass 0.2 for the worst fifth of the samples."
-            )
+        check_share("alpha", alpha)
         self.alpha = float(alpha)
 
     def value(self, losses: PerRow, weight: PerRow, group: RowIndex | None) -> Scalar:

@@ -1,7 +1,7 @@
 """The tilted mean."""
 
 from dro_temp import functional as F
-from dro_temp._checks import check_number
+from dro_temp._checks import check_tilt
 from dro_temp._typing import PerRow, RowIndex, Scalar
 from dro_temp.estimators import Estimator
 from dro_temp.interfaces import SampleRisk
@@ -39,11 +39,7 @@ class TiltedRisk(SampleRisk):
 
     def __init__(self, tilt: float, *, estimator: Estimator | None = None) -> None:
         super().__init__()
-        check_number("tilt", tilt, 1.0)
-        if tilt == 0:
-            raise ValueError(
-                "expected a tilt other than 0, received tilt=0, whose risk is the mean. Write MeanRisk()."
-            )
+        check_tilt(tilt)
         self.tilt = float(tilt)
         self.estimator = as_estimator(estimator)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dro_temp._checks import check_count, check_within
+from dro_temp._checks import check_count, check_dropout
 from dro_temp._typing import Features
 from dro_temp.interfaces import Reading
 from dro_temp.predictors.encoders.base import TempNetEncoder
@@ -23,7 +23,7 @@ class HiddenEncoder(TempNetEncoder):
         dropout: share of the hidden units that is dropped in training, in [0, 1).
 
     Raises:
-        ValueError: a width or a count below one, dropout outside [0, 1]; at a call, features of another width.
+        ValueError: a width or a count below one, dropout outside [0, 1); at a call, features of another width.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -39,7 +39,7 @@ class HiddenEncoder(TempNetEncoder):
     def __init__(self, features: int, *, width: int = 256, dropout: float = 0.0) -> None:
         super().__init__()
         self.features = check_count("features", features)
-        check_within("dropout", dropout, 0.0, 1.0)
+        check_dropout(dropout)
         self.width, self.dropout = check_count("width", width), dropout
         self.norm = nn.LayerNorm(features)
         self.first = nn.Linear(features, width)

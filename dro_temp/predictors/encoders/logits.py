@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dro_temp._checks import check_count, check_within
+from dro_temp._checks import check_count, check_dropout, check_flag
 from dro_temp._typing import Features
 from dro_temp.interfaces import Reading
 from dro_temp.predictors.encoders.base import TempNetEncoder
@@ -38,7 +38,8 @@ class LogitEncoder(TempNetEncoder):
     ) -> None:
         super().__init__()
         self.outcomes = check_count("outcomes", outcomes)
-        check_within("dropout", dropout, 0.0, 1.0)
+        check_dropout(dropout)
+        check_flag("centred", centred)
         self.width, self.dropout, self.centred = check_count("width", width), dropout, centred
         self.first = nn.Linear(outcomes, width)
         self.rest = nn.Sequential(nn.Sigmoid(), nn.Dropout(dropout), nn.Linear(width, width))

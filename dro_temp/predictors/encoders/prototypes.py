@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dro_temp._checks import check_count, check_within
+from dro_temp._checks import check_count, check_dropout, check_tensor
 from dro_temp._typing import Features
 from dro_temp.interfaces import Reading
 from dro_temp.predictors.encoders.base import TempNetEncoder
@@ -39,7 +39,7 @@ class PrototypeEncoder(TempNetEncoder):
         super().__init__()
         self.features = check_count("features", features)
         self.width = check_count("prototypes", prototypes)
-        check_within("dropout", dropout, 0.0, 1.0)
+        check_dropout(dropout)
         self.dropout = dropout
         self.transform = nn.Sequential(nn.Linear(features, features), nn.Sigmoid(), nn.Dropout(dropout))
         self.prototypes = nn.Parameter(torch.randn(prototypes, features))
@@ -76,6 +76,7 @@ class PrototypeEncoder(TempNetEncoder):
         Raises:
             ValueError: the width is another one, or there is no embedding.
         """
+        check_tensor("embeddings", embeddings)
         if embeddings.dim() != 2 or embeddings.shape[1] != self.prototypes.shape[1] or len(embeddings) == 0:
             raise ValueError(
                 f"expected embeddings of shape [k >= 1, {self.prototypes.shape[1]}], received "

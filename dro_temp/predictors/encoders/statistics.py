@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dro_temp._checks import check_count, check_within
+from dro_temp._checks import check_count, check_dropout
 from dro_temp._typing import Features
 from dro_temp.interfaces import Reading, Summary
 from dro_temp.predictors.encoders.base import TempNetEncoder
@@ -28,7 +28,7 @@ class StatisticsEncoder(TempNetEncoder):
         dropout: share of the hidden units that is dropped in training, in [0, 1).
 
     Raises:
-        ValueError: a width below one, dropout outside [0, 1].
+        ValueError: a width below one, dropout outside [0, 1).
 
     Example:
         >>> import torch, dro_temp as dt
@@ -43,7 +43,7 @@ class StatisticsEncoder(TempNetEncoder):
 
     def __init__(self, *, width: int = 256, dropout: float = 0.0) -> None:
         super().__init__()
-        check_within("dropout", dropout, 0.0, 1.0)
+        check_dropout(dropout)
         self.width, self.dropout = check_count("width", width), dropout
         self.first = nn.Linear(4, width)
         self.rest = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(width, width))
