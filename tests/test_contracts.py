@@ -9,7 +9,6 @@ from torch import nn
 import dro_temp as dt
 from dro_temp import testing
 
-
 # A solver takes seconds to compile: it is compiled bare, and what stands around it around something else.
 COMPILED_OTHERWISE = ("optimistic-kl", "optimal-of-entropy")
 
