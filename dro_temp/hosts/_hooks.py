@@ -47,5 +47,6 @@ def is_bare(module: object, *types: type[nn.Module]) -> bool:
 
     A subclass, a parametrised layer, a wrapped forward or a hook may compute something else, or something more.
     """
-    exact = isinstance(module, nn.Module) and type(module) in types
-    return exact and "forward" not in vars(module) and not hooks_of_others(module)
+    if not isinstance(module, nn.Module) or type(module) not in types:
+        return False
+    return "forward" not in vars(module) and not hooks_of_others(module)
