@@ -148,4 +148,4 @@ class IndividualTemperature(TemperaturePredictor, Staged):
 
     def extra_repr(self) -> str:
         """Size and update."""
-        return f"{self.num_samples}, tau_min={self.tau_min}, tau_max={self.tau_max}, update={self.update}"
+        return f"{self.num_samples}, {super().extra_repr()}, update={self.update}"
