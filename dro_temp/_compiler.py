@@ -1,11 +1,13 @@
-"""Code that `torch.compile` is to leave alone."""
+"""Code that `torch.compile` is to leave alone, and sizes that it is not to take for constants."""
 
 import functools
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,3 +30,13 @@ def outside_graphs(function: F) -> F:
     # What the compiler looks for: it breaks the graph before the call, and does not look inside.
     wrapper._torchdynamo_disable = True  # type: ignore[attr-defined]
     return wrapper  # type: ignore[return-value]
+
+
+def log_of_size(size: int, like: Tensor) -> float | Tensor:
+    """Log of a size, or of 1 if that is larger.
+
+    In a graph it is a scalar with the dtype of `like`: `math.log` would make the graph one for this very size.
+    """
+    if torch.compiler.is_compiling():
+        return like.new_full((), size).clamp(min=1).log()
+    return math.log(max(size, 1))

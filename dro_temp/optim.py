@@ -109,11 +109,19 @@ class CompositionalOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state; the memory is part of `objective.state_dict()`."""
+        for before in self._optimizer_state_dict_pre_hooks.values():  # type: ignore[attr-defined]
+            before(self)
         state: dict[str, Any] = self.base.state_dict()
+        for after in self._optimizer_state_dict_post_hooks.values():  # type: ignore[attr-defined]
+            state = after(self, state) or state
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the base's state and drop proposals made before."""
+        if isinstance(state_dict, Mapping):
+            state_dict = dict(state_dict)
+            for before in self._optimizer_load_state_dict_pre_hooks.values():  # type: ignore[attr-defined]
+                state_dict = before(self, state_dict) or state_dict
         groups = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
         ours = [len(group["params"]) for group in self.base.param_groups]
         theirs = None if groups is None else [len(group["params"]) for group in groups]
@@ -125,6 +133,8 @@ class CompositionalOptimizer(Optimizer):
             )
         self.base.load_state_dict(state_dict)
         self.objective.discard()
+        for after in self._optimizer_load_state_dict_post_hooks.values():  # type: ignore[attr-defined]
+            after(self)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and forget the proposals that went with them if no step was taken.
@@ -144,6 +154,9 @@ class CompositionalOptimizer(Optimizer):
         Raises:
             RuntimeError: the objective has memory, and nothing was proposed since the last step.
         """
+        if closure is None and self._only_makes_state():
+            self.base.step()
+            return None
         if closure is None:
             self._refuse_without_proposals()
             loss: float | None = self.base.step()
@@ -151,6 +164,15 @@ class CompositionalOptimizer(Optimizer):
             loss = self.base.step(self.objective.proposing_once(closure))
         self.objective.commit()
         return loss
+
+    def _only_makes_state(self) -> bool:
+        """Whether this is the step by which torch.distributed.checkpoint has a fresh optimizer make its state.
+
+        Its learning rate is 0 and nothing moves: nothing is committed, and a forward that waits for its backward keeps
+        its proposals.
+        """
+        fresh = not self.base.state and not self.objective.backpropagated
+        return fresh and all(float(group.get("lr", 1.0)) == 0.0 for group in self.base.param_groups)
 
     def _refuse_without_proposals(self) -> None:
         silent = [
@@ -162,7 +184,8 @@ class CompositionalOptimizer(Optimizer):
             raise RuntimeError(
                 f"expected a forward and backward of the objective in training mode before each step, received "
                 f"nothing to commit for {silent[0]}. Call objective.train() after validation and backward() on "
-                "output.loss; of several optimizers over one objective, wrap only the one that steps last."
+                "output.loss (autograd.grad over some parameters does not reach a table of individual temperatures); "
+                "of several optimizers over one objective, wrap only the one that steps last."
             )
 
     def __getstate__(self) -> dict[str, Any]:

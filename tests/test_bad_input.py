@@ -359,7 +359,7 @@ def test_duplicates_in_a_batch_do_not_depend_on_their_order():
         objective(IMAGES[rows], TEXTS[rows], index=index[rows]).loss.backward()
         opt.step()
         results.append(objective)
-    small.assert_same_state(*results, atol=1e-14)
+    small.assert_same_state(*results, digits=1e-14)
 
 
 # An optimizer that was never told of the objective ---------------------------------------------------------

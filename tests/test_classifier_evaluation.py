@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import seeds
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -203,6 +204,7 @@ def test_scores_of_any_size_give_finite_numbers():
 # --- Use -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:expected the best constant")  # an untrained model knows nothing
 def test_hosts_objectives_and_loaders():
     torch.manual_seed(0)
     body, head = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5)), nn.Linear(8, 5)
@@ -309,6 +311,44 @@ def test_calibration_error_is_torchmetrics_below_one(rows, bins):
     )
 
 
+@given(seeds, st.integers(1, 100), st.sampled_from([torch.float32, torch.float64]))
+def test_calibration_error_is_torchmetrics_for_any_number_of_bins(seed, bins, dtype):
+    g = torch.Generator().manual_seed(seed)
+    confidence, correct = torch.rand(500, generator=g, dtype=dtype), torch.rand(500, generator=g) < 0.5
+    # Theirs are edges of linspace, which is an ulp off k / bins for some k: not at those values, then.
+    place = confidence.double() * bins
+    clear = (place - place.round()).abs() > 4 * bins * torch.finfo(dtype).eps
+    confidence, correct = confidence[clear], correct[clear]
+    theirs = torchmetrics.BinaryCalibrationError(n_bins=bins, norm="l1")(confidence, correct.int())
+    assert expected_calibration_error(confidence, correct, bins=bins) == pytest.approx(
+        float(theirs), abs=1e-6 if dtype == torch.float32 else 1e-12
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("bins", [1, 3, 10, 15, 20, 100])
+def test_a_confidence_on_an_edge_is_in_the_bin_above_it_in_any_precision(dtype, bins):
+    edges = (torch.arange(bins, dtype=torch.float64) / bins).to(dtype)
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    below = (edges[1:].view(bits) - 1).view(dtype)  # the next smaller number
+    for confidence in (edges, below) if bins > 1 else (edges,):
+        right = torch.ones(len(confidence), dtype=torch.bool)
+        count = reliability(confidence, right, bins=bins).count
+        assert count == (1.0,) * len(confidence) + (0.0,) * (bins - len(confidence))
+
+
+def test_the_calibration_error_of_seven_in_ten():
+    """Seven sure by 0.7 and by 0.75, with half of them right: an edge that float32 puts below 0.7."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        confidence = torch.tensor([0.7, 0.75], dtype=dtype)
+        correct = torch.tensor([True, False])
+        theirs = torchmetrics.BinaryCalibrationError(n_bins=10, norm="l1")(confidence.float(), correct.int())
+        ours = expected_calibration_error(confidence, correct, bins=10)
+        assert ours == pytest.approx(0.225, abs=2 * torch.finfo(dtype).eps)
+        if dtype != torch.bfloat16:
+            assert ours == pytest.approx(float(theirs), abs=1e-6)
+
+
 def test_a_confidence_of_one_has_a_bin_of_its_own_only_in_torchmetrics():
     confidence, correct = torch.tensor([1.0, 0.95]), torch.tensor([False, True])
     theirs = torchmetrics.BinaryCalibrationError(n_bins=10, norm="l1")(confidence, correct.int())
@@ -324,3 +364,18 @@ def test_reliability_sums_up_to_all_rows():
     assert sum(found.confidence) == pytest.approx(float(confidence.double().sum()))
     for b, (count, total) in enumerate(zip(found.count, found.confidence, strict=True)):
         assert b / 7 * count - 1e-6 <= total <= (b + 1) / 7 * count + 1e-6
+
+
+@pytest.mark.parametrize(("factor", "name"), [(1e4, "tau_max"), (1e-4, "tau_min")])
+def test_a_best_constant_beyond_the_bounds_is_not_silent(factor, name):
+    logits, label = TEST
+    scaled = [(factor * logits, label)]
+    host = dt.hosts.Classifier(torch.nn.Identity())
+    with pytest.warns(dt.TemperatureWarning, match=rf"received the bound {name} itself.*Pass {name}="):
+        short = evaluate_classifier(host, scaled, validation=scaled)
+    wide = evaluate_classifier(host, scaled, validation=scaled, tau_min=1e-6, tau_max=1e6)
+    expected = evaluate_classifier(host, [TEST], validation=[TEST])
+    assert wide["best constant"].tau_mean == pytest.approx(
+        factor * expected["best constant"].tau_mean, rel=1e-2
+    )
+    assert short["best constant"].nll > wide["best constant"].nll

@@ -1,6 +1,9 @@
 """The command line, run as people run it: a tiny model, a text file, and every command after another."""
 
+import errno
 import json
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,8 +15,11 @@ import torch
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("jsonargparse")
 
+import dro_temp  # noqa: E402
 from dro_temp.cli import text  # noqa: E402
-from dro_temp.cli.main import main  # noqa: E402
+from dro_temp.cli.checkpoints import COMPLETE, newest_whole  # noqa: E402
+from dro_temp.cli.errors import sentence  # noqa: E402
+from dro_temp.cli.main import EXAMPLES, main  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -130,8 +136,18 @@ def test_joint_training_writes_the_model(files, tmp_path):
     assert main(["lm", "generate", str(run), "the sky", "--tokens", "2", "--greedy", "true"]) == 0
 
 
-def test_likelihood(files, tmp_path):
-    assert _fit(files, tmp_path / "run", "--steps", "2", "--objective", "likelihood") == 0
+def test_likelihood(files, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert _fit(files, run, "--steps", "2", "--objective", "likelihood") == 0
+    command = capsys.readouterr().out.strip().rpartition("next: dro-temp ")[2].split()
+    assert main([*command, "--limit", "16"]) == 0
+    said = capsys.readouterr().out
+    assert "perplexity" in said
+    assert "robust" not in said
+    found = json.loads((run / "eval.json").read_text())
+    assert [scheme["name"] for scheme in found["schemes"]][-1] == "TempNet"
+    assert main([*command, "--limit", "16", "--rho", "1.0"]) == 0
+    assert "robust loss" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -140,6 +156,7 @@ def test_likelihood(files, tmp_path):
         (("--tau_min", "2", "--tau_max", "1"), "expected temperature bounds"),
         (("--rho", "9"), "expected rho between 0 and log"),
         (("--block", "100000"), "at least one block"),
+        (("--block", "33"), "Pass --block 32 or less"),
     ],
 )
 def test_bad_options(files, tmp_path, capsys, options, message):
@@ -205,3 +222,389 @@ def test_documents(tmp_path):
     (tmp_path / "d.txt").write_text("  \n")
     with pytest.raises(ValueError, match="received none but white space"):
         text.documents(str(tmp_path / "d.txt"))
+
+
+# A run that goes on: which checkpoint it takes.
+
+
+@pytest.fixture(scope="module")
+def checkpoints(files, tmp_path_factory):
+    """The checkpoints of a run of four steps."""
+    run = tmp_path_factory.mktemp("run") / "run"
+    assert _fit(files, run, "--steps", "4") == 0
+    return run / "checkpoints"
+
+
+DAMAGES = {
+    "missing": lambda file: file.unlink(),
+    "empty": lambda file: file.write_bytes(b""),
+    "half": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "two bytes less": lambda file: file.write_bytes(file.read_bytes()[:-2]),  # one is a line end
+}
+FILES = [
+    "model.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "trainer_state.json",
+    "training_args.bin",
+]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("listed", [True, False])
+def test_the_newest_whole_checkpoint_is_taken(checkpoints, tmp_path, name, damage, listed):
+    shutil.copytree(checkpoints, tmp_path / "checkpoints")
+    newest = tmp_path / "checkpoints" / "checkpoint-4"
+    assert newest_whole(newest.parent).step == 4
+    if not listed:  # as an earlier release left it, or a kill just before the list was written
+        (newest / COMPLETE).unlink()
+        assert newest_whole(newest.parent).step == 4
+    if not listed and damage == "missing" and name in ("scheduler.pt", "rng_state.pth", "training_args.bin"):
+        pytest.skip("the Trainer's own state is written after it, so that no kill leaves it behind like that")
+    DAMAGES[damage](newest / name)
+    taken = newest_whole(newest.parent)
+    assert (taken.step, list(taken.passed_over)) == (2, ["checkpoint-4"])
+    assert "goes on from checkpoint-2, passing over what is not whole (checkpoint-4: " in str(taken)
+
+
+def test_no_whole_checkpoint_is_said(checkpoints, tmp_path):
+    shutil.copytree(checkpoints, tmp_path / "checkpoints")
+    for place in (tmp_path / "checkpoints").iterdir():
+        (place / "optimizer.pt").unlink()
+    taken = newest_whole(tmp_path / "checkpoints")
+    assert (taken.folder, taken.step) == (None, 0)
+    assert str(taken).startswith("starts from the beginning, passing over")
+    assert str(newest_whole(tmp_path / "nothing")) == "starts from the beginning"
+
+
+# How a save ends in the middle: killed in the middle of a file, between two files, or the disk is full.
+BROKEN_SAVE = """
+import os, resource, signal, sys, torch, transformers
+from dro_temp.cli.main import main
+how, name, at = sys.argv[1], sys.argv[2], int(sys.argv[3])
+save = torch.save
+class Step(transformers.TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        torch.save = broken if state.global_step == at else save
+        if how == "full" and state.global_step == at:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+def broken(what, file, *args, **kwargs):
+    save(what, file, *args, **kwargs)
+    if how == "killed" and os.path.basename(str(file)) == name:
+        os.truncate(file, os.path.getsize(file) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+init = transformers.Trainer.__init__
+transformers.Trainer.__init__ = lambda self, *a, **k: init(self, *a, callbacks=[Step()], **k)
+sys.exit(main(sys.argv[4:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "name"), [("killed", "optimizer.pt"), ("killed", "training_args.bin"), ("full", "")]
+)
+def test_a_save_that_ends_in_the_middle_wedges_nothing(files, tmp_path, capsys, how, name):
+    pytest.importorskip("resource")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert _fit(files, whole, "--steps", "6") == 0
+    command = [sys.executable, "-c", BROKEN_SAVE, how, name, "4", *_command(files, parts, "--steps", "6")]
+    stopped = subprocess.run(command, capture_output=True, text=True, check=False)
+    if how == "killed":
+        assert stopped.returncode == -signal.SIGKILL
+    else:
+        assert stopped.returncode == 2
+        assert "Traceback" not in stopped.stderr
+        assert stopped.stderr.splitlines()[-1].startswith("dro-temp lm fit: expected room on the disk for")
+    assert (parts / "checkpoints" / "checkpoint-4").is_dir()
+    capsys.readouterr()
+    assert _fit(files, parts, "--steps", "6") == 0
+    said = capsys.readouterr().out
+    assert "goes on from checkpoint-2, passing over what is not whole (checkpoint-4: " in said
+    for key, x in _weights(whole).items():
+        assert torch.equal(x, _weights(parts)[key]), key
+    assert sorted(place.name for place in (parts / "checkpoints").iterdir()) == [
+        "checkpoint-4",
+        "checkpoint-6",
+    ]
+
+
+def test_a_finished_run_does_nothing_and_more_steps_go_on(files, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert _fit(files, run, "--steps", "4") == 0
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
+    capsys.readouterr()
+    for command in (_command(files, run, "--steps", "4"), ["lm", "fit", str(run)]):
+        assert main(command) == 0
+        said = capsys.readouterr().out
+        assert "is finished: 4 steps" in said
+        assert "dro-temp lm eval" in said
+        assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before
+    weights = _weights(run)
+    assert main(["lm", "fit", str(run), "--steps", "6"]) == 0  # the other options are the run's own
+    assert "goes on from checkpoint-4" in capsys.readouterr().out
+    assert any(not torch.equal(x, _weights(run)[name]) for name, x in weights.items())
+    assert main(["lm", "fit", str(run)]) == 0
+    assert "is finished: 6 steps" in capsys.readouterr().out
+    shutil.rmtree(run / "checkpoints")
+    assert main(["lm", "fit", str(run), "--steps", "8"]) == 2
+    assert "expected a whole checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("frozen", ["true", "false"])
+def test_killed_after_the_last_step_a_run_is_finished_without_training(files, tmp_path, capsys, frozen):
+    run = tmp_path / "run"
+    assert _fit(files, run, "--steps", "4", "--frozen", frozen) == 0
+    weights = _weights(run)
+    (run / "finished.json").unlink()
+    shutil.rmtree(run / "tempnet")
+    shutil.rmtree(run / "model", ignore_errors=True)
+    assert main(["lm", "eval", str(run)]) == 2
+    assert "expected a finished run" in capsys.readouterr().err
+    assert _fit(files, run, "--steps", "4", "--frozen", frozen) == 0
+    assert "'loss'" not in capsys.readouterr().out
+    for name, x in _weights(run).items():
+        assert torch.equal(x, weights[name]), name
+    assert (run / "model" / "config.json").exists() == (frozen == "false")
+
+
+# What is refused, and how.
+
+
+def _one_sentence(capsys, *parts):
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("dro-temp")
+    for part in ("expected ", "received", *parts):
+        assert part in said, said
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--steps", "-3"),
+        ("--steps", "0"),
+        ("--batch", "0"),
+        ("--block", "1"),
+        ("--accumulate", "0"),
+        ("--lr", "-1"),
+        ("--lr", ".nan"),
+        ("--host-lr", "0"),
+        ("--save-every", "0"),
+        ("--seed", "-1"),
+        ("--rho", ".nan"),
+        ("--rho", "-1"),
+        ("--inputs", "[]"),
+        ("--inputs", "[hidden, hidden]"),
+        ("--centred", "true"),
+        ("--tau-min", ".nan"),
+        ("--tau-max", ".inf"),
+        ("--tau_min", "0"),
+    ],
+)
+def test_fit_refuses_values_out_of_range(files, tmp_path, capsys, options):
+    assert _fit(files, tmp_path / "run", *options) == 2
+    _one_sentence(capsys, options[0].replace("-", "_").replace("__", "--"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("eval", "--limit", "1"),
+        ("eval", "--batch", "0"),
+        ("eval", "--rho", "0"),
+        ("eval", "--rho", "99"),
+        ("eval", "--task-folder", "nowhere"),
+        ("generate", "x", "--tokens", "0"),
+        ("generate", "x", "--temperature", "0"),
+        ("generate", "x", "--temperature", ".nan"),
+        ("generate", "x", "--top-p", "0"),
+        ("generate", "x", "--top_p", "1.5"),
+        ("generate", "x", "--seed", "-1"),
+        ("view", "--characters", "0"),
+        ("view", "--k", "0"),
+    ],
+)
+def test_the_others_refuse_values_out_of_range(checkpoints, capsys, command):
+    name, *options = command
+    assert main(["lm", name, str(checkpoints.parent), *options]) == 2
+    _one_sentence(capsys, "--" + options[-2].removeprefix("--").replace("-", "_"))
+
+
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        (["lm", "fit", "x", "--steps", "abc"], ["int for --steps, received abc"]),
+        (["lm", "fit", "x", "--stepss", "3"], ["Type --steps?"]),
+        (["lm", "fit", "x", "--rho", "a"], ["float or null for --rho"]),
+        (["lm", "fit", "x", "--objective", "foo"], ["--objective, received foo"]),
+        (["lm", "fit"], ["a value for output"]),
+        (["lm", "fit", "--config", "/no/such.yaml"], ["--config"]),
+        (["lm", "bla"], ["'fit', 'eval'", "'bla'"]),
+        (["lm"], ["fit, eval, generate, view"]),
+        ([], ["lm"]),
+    ],
+)
+def test_options_that_cannot_be_read_are_one_sentence(capsys, command, parts):
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    for part in ("expected ", "received", *parts):
+        assert part in said
+
+
+@pytest.mark.parametrize("text", ["steps: [", "steps: abc\n", "stepss: 3\n", "- 1\n"])
+def test_a_config_that_cannot_be_read(tmp_path, capsys, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        main(["lm", "fit", str(tmp_path / "run"), "--config", str(tmp_path / "config.yaml")])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"dro-temp {dro_temp.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["fit", "eval", "generate", "view"])
+def test_help_keeps_the_lines_of_its_examples(command, capsys):
+    with pytest.raises(SystemExit):
+        main(["lm", command, "--help"])
+    said = capsys.readouterr().out
+    assert EXAMPLES[command].strip() in said
+    for option in re.findall(r"--[a-z][\w-]*", EXAMPLES[command]):
+        assert f"{option} " in said.partition("examples")[0], option
+
+
+def test_an_option_is_spelled_either_way(files, tmp_path):
+    assert _fit(files, tmp_path / "a", "--steps", "2", "--host-lr", "1e-4", "--save-every=1") == 0
+    config = (tmp_path / "a" / "config.yaml").read_text()
+    assert "host_lr: 0.0001" in config
+    assert "save_every: 1\n" in config
+
+
+@pytest.mark.parametrize("command", ["eval", "generate", "view"])
+@pytest.mark.parametrize("damage", ["config.yaml", "options", "tempnet", "weights", "finished.json"])
+def test_a_damaged_run_is_one_sentence(checkpoints, tmp_path, capsys, command, damage):
+    run = tmp_path / "run"
+    shutil.copytree(checkpoints.parent, run)
+    (weights,) = (run / "tempnet").glob("*.safetensors")
+    places = {"tempnet": run / "tempnet" / "config.json", "weights": weights}
+    place = places.get(damage, run / ("config.yaml" if damage == "options" else damage))
+    place.write_text("steps: 4\n" if damage == "options" else "{")
+    assert main(["lm", command, str(run), *(["the sky"] if command == "generate" else [])]) == 2
+    _one_sentence(capsys)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="paths as POSIX knows them")
+def test_a_place_that_cannot_be_written_to(files, checkpoints, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    assert _fit(files, tmp_path / "file" / "run", "--steps", "2") == 2
+    _one_sentence(capsys, "is no folder")
+    assert _fit(files, tmp_path / "file", "--steps", "2") == 2
+    _one_sentence(capsys, "is no folder")
+    assert main(["lm", "view", str(checkpoints.parent), "--out", str(tmp_path / "file" / "page.html")]) == 2
+    _one_sentence(capsys, "is no folder")
+    assert main(["lm", "view", str(checkpoints.parent), "--out", str(tmp_path)]) == 2
+    _one_sentence(capsys, "--out")
+    monkeypatch.setattr(os, "access", lambda *args: False)  # root may write anywhere
+    assert _fit(files, tmp_path / "run", "--steps", "2") == 2
+    _one_sentence(capsys, "closed to this user")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "parts"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/a"),
+            ["room on the disk for 'runs/a'", "Free some"],
+        ),
+        (OSError(errno.EROFS, "Read-only file system", "runs/a"), ["open to this user", "Pass another path"]),
+        (OSError(errno.EIO, "Input/output error", "runs/a"), ["read or write 'runs/a'"]),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 256 vs 150"),
+            ["room on the disk"],
+        ),
+        (KeyError("weights"), ["KeyError: weights", "DRO_TEMP_TRACEBACK=1"]),
+        (RuntimeError("one\n  two"), ["RuntimeError: one two"]),
+        (torch.OutOfMemoryError("CUDA out of memory."), ["--batch"]),
+        (ValueError("expected a, received b. Type c."), ["expected a, received b. Type c."]),
+    ],
+)
+def test_every_error_is_one_sentence(error, parts):
+    said = sentence(error)
+    assert "\n" not in said
+    for part in ("expected ", "received", *parts):
+        assert part in said
+    error.__context__ = OSError(
+        errno.ENOSPC, "No space left on device"
+    )  # as where torch raises another thing
+    assert "room on the disk" in sentence(error)
+
+
+def test_where_an_error_was_raised_can_be_seen(tmp_path, monkeypatch):
+    monkeypatch.setenv("DRO_TEMP_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="expected the folder of a run"):
+        main(["lm", "eval", str(tmp_path)])
+
+
+# Text.
+
+
+def test_records_without_text_are_counted(tmp_path, capsys):
+    records = ['{"text": "one"}', '{"other": "two"}', "", '{"text": null}', '{"text": "three"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(records))
+    assert text.documents(str(tmp_path / "a.jsonl")) == ["one", "three"]
+    assert "2 of 4 records" in capsys.readouterr().out
+    (tmp_path / "a.jsonl").write_text("\n".join([*records, '{"other": "four"}']))
+    with pytest.raises(ValueError, match=r"expected text.*received 3 of 5 without any.*--column"):
+        text.documents(str(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"text": "one"}\n{"text": \n', r"received another thing in line 2 \(.*Mend or remove that line"),
+        ('"one"\n', "received str as record 1"),
+        ('{"text": 3}\n', "received int in record 1"),
+        ('{"text": ["a"]}\n', "received list in record 1"),
+    ],
+)
+def test_broken_records_are_refused(tmp_path, content, said):
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=said):
+        text.documents(str(tmp_path / "a.jsonl"))
+
+
+def test_json_and_parquet(tmp_path, capsys):
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "a.json").write_text('[{"text": "one"}, {"text": "two"}]')
+    assert text.documents(str(tmp_path / "a.json")) == ["one", "two"]
+    (tmp_path / "a.json").write_text('{"text": "one"}\n{"text": "two"}')
+    assert text.documents(str(tmp_path / "a.json")) == ["one", "two"]
+    parquet = str(tmp_path / "a.parquet")
+    datasets.Dataset.from_dict({"text": ["one", None, "two"]}).to_parquet(parquet)
+    assert text.documents(parquet) == ["one", "two"]
+    assert "1 of 3 records" in capsys.readouterr().out
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and nothing")
+    with pytest.raises(ValueError, match="expected a parquet file"):
+        text.documents(parquet)
+
+
+def test_a_typo_in_data(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def none(*args, **kwargs):
+        raise FileNotFoundError("Dataset 'texst' doesn't exist\non the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", none)
+    with pytest.raises(ValueError, match=r"expected a file.*received --data texst.*Check the name"):
+        text.documents("texst")

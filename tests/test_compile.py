@@ -1,83 +1,217 @@
 """One graph each: functional, losses, and a whole objective's forward and backward."""
 
+from functools import partial
+
 import pytest
 import torch
 from cases import LOSSES
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import dro_temp as dt
 from dro_temp import functional as F
 
 pytestmark = pytest.mark.usefixtures("no_shape_checks")
 
-H = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-TAU = torch.tensor([0.5, 1.0, 2.0, 0.1])
-MASK = torch.ones(4, 6, dtype=torch.bool).scatter(1, torch.arange(4)[:, None], False)
-INDEX = torch.tensor([3, 1, 3, 0])
 SOFT_CAP, SCALE = F.SoftCap(2.0), F.Scale(2.0)
 
+# Of scores [n m], temperatures [n], a mask [n m] and sample numbers [n]. A few steps of a solver tell as much as forty.
 FUNCTIONS = {
-    "margins": lambda: F.margins(H, torch.arange(4)),
-    "log_mean_exp": lambda: F.log_mean_exp(H, MASK),
-    "kl_dual": lambda: F.kl_dual(H, TAU, rho=0.5, mask=MASK),
-    "kl_dual_held": lambda: F.kl_dual(H, TAU, rho=0.5, mask=MASK, log_u=TAU.log()),
-    "kl_weights": lambda: F.kl_weights(H, TAU, MASK),
-    "kl_divergence": lambda: F.kl_divergence(H, TAU, MASK),
-    "optimal_tau": lambda: F.optimal_tau(H, rho=0.5, tau_min=0.01, tau_max=10.0, mask=MASK),
-    "log_average": lambda: F.log_average(TAU.log(), TAU, 0.3),
-    "log_mirror_average": lambda: F.log_mirror_average(TAU.log(), TAU, 0.5),
-    "compositional_log_mean": lambda: F.compositional_log_mean(TAU),
-    "compositional_log_mean_held": lambda: F.compositional_log_mean(TAU, TAU.log()),
-    "combine_duplicates": lambda: F.combine_duplicates(INDEX, TAU),
-    "mean_duplicates": lambda: F.mean_duplicates(INDEX, TAU),
-    "sigmoid_between": lambda: F.sigmoid_between(H, 0.1, 1.0),
-    "clip_between": lambda: F.clip_between(H, 0.1, 1.0),
-    "dual_value": lambda: F.dual_value(TAU, TAU, rho=0.1),
-    "expected_margins": lambda: F.expected_margins(H, H.softmax(1)),
-    "smoothed_distribution": lambda: F.smoothed_distribution(INDEX, 6, 0.1),
-    "shares": lambda: F.shares(TAU, TAU),
-    "weighted_log_mean_exp": lambda: F.weighted_log_mean_exp(TAU, TAU),
-    "tilted_mean": lambda: F.tilted_mean(TAU, TAU, tilt=-0.5),
-    "cvar_weights": lambda: F.cvar_weights(TAU, TAU, alpha=0.4),
-    "chi_square_weights": lambda: F.chi_square_weights(TAU, TAU, rho=0.4),
-    "kl_ball_weights": lambda: F.kl_ball_weights(TAU, TAU, rho=0.4),
-    "SoftCap": lambda: SOFT_CAP(H),
-    "Scale": lambda: SCALE(H),
+    "margins": lambda h, tau, mask, index: F.margins(h, index),
+    "log_mean_exp": lambda h, tau, mask, index: F.log_mean_exp(h, mask),
+    "log_mean_exp_of_all": lambda h, tau, mask, index: F.log_mean_exp(h),
+    "kl_dual": lambda h, tau, mask, index: F.kl_dual(h, tau, rho=0.5, mask=mask),
+    "kl_dual_held": lambda h, tau, mask, index: F.kl_dual(h, tau, rho=0.5, mask=mask, log_u=tau.log()),
+    "kl_weights": lambda h, tau, mask, index: F.kl_weights(h, tau, mask),
+    "kl_divergence": lambda h, tau, mask, index: F.kl_divergence(h, tau, mask),
+    "optimal_tau": lambda h, tau, mask, index: F.optimal_tau(
+        h, rho=0.5, tau_min=0.01, tau_max=10.0, mask=mask, iterations=6
+    ),
+    "log_average": lambda h, tau, mask, index: F.log_average(tau.log(), tau, 0.3),
+    "log_mirror_average": lambda h, tau, mask, index: F.log_mirror_average(tau.log(), tau, 0.5),
+    "compositional_log_mean": lambda h, tau, mask, index: F.compositional_log_mean(tau),
+    "compositional_log_mean_held": lambda h, tau, mask, index: F.compositional_log_mean(tau, tau.log()),
+    "combine_duplicates": lambda h, tau, mask, index: F.combine_duplicates(index, tau),
+    "mean_duplicates": lambda h, tau, mask, index: F.mean_duplicates(index, tau),
+    "sigmoid_between": lambda h, tau, mask, index: F.sigmoid_between(h, 0.1, 1.0),
+    "clip_between": lambda h, tau, mask, index: F.clip_between(h, 0.1, 1.0),
+    "dual_value": lambda h, tau, mask, index: F.dual_value(tau, tau, rho=0.1),
+    "expected_margins": lambda h, tau, mask, index: F.expected_margins(h, h.softmax(1)),
+    "smoothed_distribution": lambda h, tau, mask, index: F.smoothed_distribution(index, h.shape[1], 0.1),
+    "shares": lambda h, tau, mask, index: F.shares(tau, tau),
+    "shares_all_alike": lambda h, tau, mask, index: F.shares(tau),
+    "weighted_log_mean_exp": lambda h, tau, mask, index: F.weighted_log_mean_exp(tau, tau),
+    "mean_under": lambda h, tau, mask, index: F.mean_under(tau, tau),
+    "tilted_mean": lambda h, tau, mask, index: F.tilted_mean(tau, tau, tilt=-0.5),
+    "cvar_weights": lambda h, tau, mask, index: F.cvar_weights(tau, tau, alpha=0.4),
+    "chi_square_weights": lambda h, tau, mask, index: F.chi_square_weights(tau, tau, rho=0.4),
+    "kl_ball_weights": lambda h, tau, mask, index: F.kl_ball_weights(tau, tau, rho=0.4, iterations=6),
+    "SoftCap": lambda h, tau, mask, index: SOFT_CAP(h),
+    "Scale": lambda h, tau, mask, index: SCALE(h),
 }
+VARIANTS = ("_held", "_of_all", "_all_alike")
+# What a data loader without drop_last and a bucket of texts hand over: the first number of rows, then others.
+SIZES = (4, 7, 5, 9)
 
 
-def _whole(function):
+def _numbers(n):
+    generator = torch.Generator().manual_seed(n)
+    h = torch.randn(n, n + 2, generator=generator)
+    mask = torch.ones_like(h, dtype=torch.bool).scatter(1, torch.arange(n)[:, None], False)
+    tau = torch.tensor([0.5, 1.0, 2.0, 0.1]).repeat(n)[:n]
+    return h, tau, mask, torch.tensor([3, 1, 3, 0]).repeat(n)[:n]
+
+
+def _whole(function, counter=None):
     # "aot_eager" traces forward and backward but generates no code: no C++ compiler is needed.
-    return torch.compile(function, fullgraph=True, backend="aot_eager")
+    return torch.compile(function, fullgraph=True, backend=counter or "aot_eager")
+
+
+@pytest.fixture
+def counter():
+    """Counts graphs; the compiler makes the first for one size and, if nothing hinders it, the second for all."""
+    torch.compiler.reset()
+    yield CompileCounterWithBackend("aot_eager")
+    torch.compiler.reset()
 
 
 def test_every_function_is_here():
-    assert {name.removesuffix("_held") for name in FUNCTIONS} | {"logit_between", "ScoreTransform"} == set(
-        F.__all__
-    )
+    named = {next((name.removesuffix(v) for v in VARIANTS if name.endswith(v)), name) for name in FUNCTIONS}
+    assert named | {"logit_between", "ScoreTransform"} == set(F.__all__)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_functions_compile_whole(name):
-    torch.testing.assert_close(_whole(FUNCTIONS[name])(), FUNCTIONS[name]())
-    torch.compiler.reset()
+def test_functions_compile_whole(name, counter):
+    compiled = _whole(FUNCTIONS[name], counter)
+    for n in SIZES:
+        torch.testing.assert_close(compiled(*_numbers(n)), FUNCTIONS[name](*_numbers(n)))
+    assert counter.frame_count <= 2
 
 
 @pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("case", LOSSES, ids=lambda case: case.name)
-def test_losses_compile_whole_with_gradients(case, pairs):
-    grads = []
-    for wrap in (lambda f: f, _whole):
-        loss = case.build()
-        rows, tau = case.rows(4, pairs=pairs), case.tau(4).requires_grad_()
-        scores = rows.dense_scores.clone().requires_grad_()
+def test_losses_compile_whole_with_gradients(case, pairs, counter):
+    eager, compiled = case.build(), case.build()
 
-        def value(scores, tau, loss=loss, rows=rows):
-            return loss(
-                dt.Rows(scores, rows.target, index=rows.index, target_in_support=rows.target_in_support), tau
-            ).sum()
+    def value(loss, scores, rows, tau):
+        return loss(
+            dt.Rows(scores, rows.target, index=rows.index, target_in_support=rows.target_in_support), tau
+        ).sum()
 
-        result = wrap(value)(scores, tau)
-        result.backward()
-        grads.append((result.detach(), scores.grad, tau.grad))
-    torch.testing.assert_close(grads[0], grads[1])
-    torch.compiler.reset()
+    whole = _whole(partial(value, compiled), counter)
+    for n in SIZES:
+        grads = []
+        for call in (partial(value, eager), whole):
+            rows, tau = case.rows(n, pairs=pairs), case.tau(n).requires_grad_()
+            scores = rows.dense_scores.clone().requires_grad_()
+            result = call(scores, rows, tau)
+            result.backward()
+            grads.append((result.detach(), scores.grad, tau.grad))
+        torch.testing.assert_close(grads[0], grads[1])
+        for staged in dt.interfaces.staged_modules([*eager.modules(), *compiled.modules()]):
+            staged.commit()
+    assert counter.frame_count <= 2
+
+
+# --- Whole objectives: twelve numbers of rows, and one graph or two ---------------------------------------------
+
+
+def _classes(predictor, **options):
+    host = dt.hosts.Classifier(torch.nn.Linear(6, 16), torch.nn.Linear(16, 10))
+    return dt.Objective(host, predictor, dt.KLRobustLoss(1.0), **options)
+
+
+def _class_batch(n):
+    generator = torch.Generator().manual_seed(n)
+    labels = torch.randint(10, (n,), generator=generator)
+    labels[0] = -100
+    return {"inputs": torch.randn(n, 6, generator=generator), "labels": labels}
+
+
+def _pairs(loss, predictor=None):
+    host = dt.hosts.TwoTower(torch.nn.Linear(6, 8), torch.nn.Linear(7, 8))
+    return dt.Objective(host, predictor or dt.LearnableTemperature(0.1), {"image": loss(), "text": loss()})
+
+
+def _pair_batch(n):
+    generator = torch.Generator().manual_seed(n)
+    images, texts = torch.randn(n, 6, generator=generator), torch.randn(n, 7, generator=generator)
+    return {"images": images, "texts": texts, "index": torch.randint(40, (n,), generator=generator)}
+
+
+def _tokens():
+    import transformers
+
+    config = transformers.GPT2Config(
+        vocab_size=50, n_embd=16, n_layer=1, n_head=2, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0
+    )
+    model = transformers.GPT2LMHeadModel(config)
+    predictor = dt.TempNet.for_lm(model, inputs=("hidden", "statistics"), width=8, tau_min=0.1, tau_max=2.0)
+    return dt.Objective(dt.hosts.CausalLM(model), predictor, dt.KLRobustLoss(1.0))
+
+
+def _text_batch(n):
+    """Texts of several lengths, and another number of them in every batch."""
+    generator = torch.Generator().manual_seed(n)
+    tokens = torch.randint(50, (2 + n % 3, n), generator=generator)
+    mask = torch.ones_like(tokens)
+    mask[0, n // 2 :] = 0
+    return {"input_ids": tokens, "attention_mask": mask}
+
+
+def _averaging():
+    return dt.KLRobustLoss(1.0, estimator=dt.LogMovingAverage(40))
+
+
+OBJECTIVES = {
+    "classes": (lambda: _classes(dt.ConstantTemperature(1.0)), _class_batch),
+    "classes-logits": (
+        lambda: _classes(dt.predictors.TempNet.for_logits(10, dropout=0.0, tau_min=0.1, tau_max=2.0)),
+        _class_batch,
+    ),
+    "classes-embeddings": (
+        lambda: _classes(dt.TempNet(16, prototypes=8, dropout=0.0, tau_min=0.1, tau_max=2.0)),
+        _class_batch,
+    ),
+    "classes-risk": (
+        lambda: _classes(dt.ConstantTemperature(1.0), risk=dt.KLRisk(0.1, tau=dt.ConstantTemperature(0.8))),
+        _class_batch,
+    ),
+    "pairs": (lambda: _pairs(lambda: dt.KLRobustLoss(1.0)), _pair_batch),
+    "pairs-infonce": (lambda: _pairs(dt.InfoNCELoss), _pair_batch),
+    "pairs-moving-average": (lambda: _pairs(_averaging), _pair_batch),
+    "pairs-statistics": (
+        lambda: _pairs(
+            lambda: dt.KLRobustLoss(1.0), dt.TempNet(dt.StatisticsEncoder(width=8), tau_min=0.05, tau_max=1.0)
+        ),
+        _pair_batch,
+    ),
+    "tokens": (_tokens, _text_batch),
+}
+
+
+def _step(objective, call, batch):
+    """One training step: its loss, its temperatures and the gradients."""
+    objective.zero_grad()
+    output = call(**batch)
+    output.loss.backward()
+    objective.commit()
+    return output.loss.detach(), output.tau, [p.grad for p in objective.parameters()]
+
+
+# "Automatic" is torch's own default: sizes that change are found out.
+@pytest.mark.parametrize(
+    ("name", "dynamic"),
+    [(name, None) for name in OBJECTIVES] + [(name, True) for name in ("classes", "pairs")],
+)
+def test_twelve_numbers_of_rows_are_two_graphs_at_most(name, dynamic, counter):
+    build, batch = OBJECTIVES[name]
+    torch.manual_seed(0)
+    eager = build()
+    torch.manual_seed(0)
+    compiled = build()
+    whole = torch.compile(compiled, backend=counter, fullgraph=True, dynamic=dynamic)
+    for n in range(5, 17):
+        torch.testing.assert_close(
+            _step(compiled, whole, batch(n)), _step(eager, eager, batch(n)), rtol=1e-4, atol=1e-6
+        )
+    assert counter.frame_count <= 2

@@ -168,7 +168,7 @@ def test_any_number_of_forwards_before_a_step_is_one(predictor):
             opt.step()
             opt.zero_grad()
         results.append(objective)
-    small.assert_same_state(*results, atol=1e-15)
+    small.assert_same_state(*results, digits=1e-15)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -190,7 +190,7 @@ def test_activation_checkpointing_changes_nothing(predictor, reentrant):
             opt.step()
             opt.zero_grad()
         results.append(objective)
-    small.assert_same_state(*results, atol=1e-15)
+    small.assert_same_state(*results, digits=1e-15)
 
 
 @pytest.mark.parametrize("predictor", small.PREDICTORS)

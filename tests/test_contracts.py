@@ -9,8 +9,18 @@ from torch import nn
 import dro_temp as dt
 from dro_temp import testing
 
+# A solver takes seconds to compile: it is compiled bare, and what stands around it around something else.
+COMPILED_OTHERWISE = ("optimistic-kl", "optimal-of-entropy")
 
-@pytest.mark.parametrize(("case", "contract"), testing.pair(CASES))
+
+def _is_compiled_otherwise(param):
+    case, contract = param.values
+    return "compiles" in contract.__name__ and case.name in COMPILED_OTHERWISE
+
+
+@pytest.mark.parametrize(
+    ("case", "contract"), [p for p in testing.pair(CASES) if not _is_compiled_otherwise(p)]
+)
 def test_contract(case, contract, request):
     if "compiles" in contract.__name__:
         request.getfixturevalue("no_shape_checks")

@@ -75,7 +75,7 @@ def _cyclip(objective, x, y, tau):
 
 
 def _siglip(objective, x, y, tau):
-    return slow.siglip(slow.table(x, y), tau, objective.losses["image"].bias)
+    return slow.siglip(slow.table(x, y), tau, objective.losses["image"].bias.squeeze())
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_losses_of_the_batch(recipe, formula):
     objective = recipe(_host())
     for images, texts, _, output in _steps(objective):
         x, y = _vectors(objective.host, images, texts)
-        expected = formula(objective, x, y, objective.predictors["image"].log_tau.exp())
+        expected = formula(objective, x, y, objective.predictors["image"].log_tau.squeeze().exp())
         torch.testing.assert_close(output.loss, expected, rtol=1e-11, atol=1e-12)
         _assert_gradients(expected, objective)
 
@@ -176,7 +176,7 @@ def _taus(predictor, features, batch, own):
     if isinstance(predictor, dt.ConstantTemperature):
         return [torch.tensor(0.2, dtype=torch.float64)] * len(batch)
     if isinstance(predictor, dt.LearnableTemperature):
-        return [predictor.log_tau.exp()] * len(batch)
+        return [predictor.log_tau.squeeze().exp()] * len(batch)
     if own is not None:
         return [torch.tensor(own.tau[i], dtype=torch.float64) for i in batch]
     return list(predictor(torch.tensor([[v.item() for v in row] for row in features], dtype=torch.float64)))

@@ -75,9 +75,7 @@ def test_two_processes_train_as_one(run, found):
         expected = torch.tensor(value, dtype=torch.float64)
         for state in states:
             got = torch.tensor(state[name], dtype=torch.float64)
-            torch.testing.assert_close(
-                got, expected, rtol=0, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}"
-            )
+            small.assert_same_to_rounding(got, expected, small.TRAINED_APART, name)
         assert states[0][name] == states[1][name], name  # to the last bit
 
 
@@ -190,7 +188,7 @@ def test_accelerate_trains_as_one_process(found):
     for state in found["_accelerate"]:
         for name, value in alone.state_dict().items():
             got = torch.tensor(state[name], dtype=torch.float64)
-            torch.testing.assert_close(got, value.double(), rtol=0, atol=1e-12, msg=name)
+            small.assert_same_to_rounding(got, value.double(), small.TRAINED_APART, name)
 
 
 def _errors(rank: int, world: int) -> list[tuple[str, str]]:

@@ -322,3 +322,35 @@ def test_pairs_match_eager(fused, device, dtype, cached, monkeypatch):
             sums = (found.rows, found.columns)
             results.append((*sums, _gradients(sums, weights, leaves)))
     _same(*results)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("m", [5, 4097])
+@pytest.mark.parametrize("banned", [-math.inf, torch.finfo(torch.float32).min, -1e4], ids=str)
+@pytest.mark.parametrize("where", ["first", "last", "scattered"])
+def test_outcomes_that_cannot_happen_are_left_out(fused, device, dtype, m, banned, where):
+    g = torch.Generator().manual_seed(0)
+    scores = torch.randn(3, m, generator=g, dtype=dtype).to(device)
+    half = m // 2
+    out = {
+        "first": torch.arange(half),
+        "last": torch.arange(m - half, m),
+        "scattered": torch.arange(1, m, 2),
+    }[where].to(device)
+    kept = torch.ones(m, dtype=torch.bool, device=device)
+    kept[out] = False
+    rest = scores[:, kept]
+    scores[:, out] = banned
+    found, wanted = fused.profile(scores), passes.profile(rest.double())
+    assert found.count.tolist() == [rest.shape[1]] * 3
+    for name in ("top", "total", "excess", "mean", "std"):
+        torch.testing.assert_close(
+            getattr(found, name), getattr(wanted, name).to(dtype), rtol=2e-5, atol=1e-6, msg=name
+        )
+    whole = torch.zeros(3, dtype=torch.long, device=device) + int(kept.nonzero()[0])
+    for with_target in (True, False):
+        inside = rest if with_target else rest[:, 1:]
+        found = fused.moments(scores, whole, with_target, MOMENTS)
+        wanted = passes.moments(inside.double(), whole * 0, True, MOMENTS)
+        for name in MOMENTS:
+            torch.testing.assert_close(found[name], wanted[name].to(dtype), rtol=2e-5, atol=1e-6, msg=name)

@@ -160,6 +160,20 @@ def test_equals_slow_formulas(report, model, tempnet):
         )
 
 
+def test_without_a_radius_the_likelihood_is_all_there_is(host, tempnet, report):
+    plain = evaluate_language(host, tempnet, TEST.split(5), validation=VALIDATION.split(5), rho=None)
+    assert [s.name for s in plain.schemes] == ["tau = 1", "best constant (likelihood)", "predictor"]
+    for scheme in plain.schemes:
+        full = report[scheme.name]
+        assert (scheme.perplexity, scheme.ece) == pytest.approx((full.perplexity, full.ece))
+        assert scheme.tau_quantiles == pytest.approx(full.tau_quantiles)
+        assert scheme.robust_loss is scheme.gap is scheme.recovered is None
+    assert plain.rho is None
+    assert "robust" not in plain.table()
+    assert plain.table().splitlines()[2].count("|") == plain.table().splitlines()[0].count("|")
+    json.dumps(plain.asdict(), allow_nan=False)
+
+
 def test_order_of_the_schemes(report):
     by_name = {scheme.name: scheme for scheme in report.schemes}
     assert by_name["optimum"].gap == 0
@@ -257,7 +271,7 @@ def test_progress_bars(host, tempnet, capsys):
 
 
 @given(tau=st.floats(0.05, 20.0), other=st.floats(0.05, 20.0), bend=st.floats(0.1, 10.0))
-def test_best_constants_finds_both_minima(tau, other, bend):
+def test_lowest_points_finds_both_minima(tau, other, bend):
     sweeps = []
 
     def swept(taus):
@@ -266,9 +280,9 @@ def test_best_constants_finds_both_minima(tau, other, bend):
             (bend * (math.log(t / tau) ** 2 + math.log(t / tau) ** 4), t / other + other / t) for t in taus
         ]
 
-    found = _constants.best_constants(swept, 0.05, 20.0)
-    assert found.likelihood == pytest.approx(tau, rel=1e-3)
-    assert found.robust == pytest.approx(other, rel=1e-3)
+    likelihood, robust = _constants.lowest_points(swept, 2, 0.05, 20.0)
+    assert likelihood == pytest.approx(tau, rel=1e-3)
+    assert robust == pytest.approx(other, rel=1e-3)
     assert len(sweeps) == 3
 
 

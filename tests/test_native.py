@@ -29,10 +29,10 @@ except RuntimeError as error:
 """
 
 
-def _python(**variables: str) -> str:
+def _python(check: bool = True, **variables: str) -> str:
     environment = {**os.environ, **variables}
     run = [sys.executable, "-c", CHOICE]
-    return subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(run, env=environment, capture_output=True, text=True, check=check).stdout
 
 
 @needs_compiler
@@ -67,6 +67,102 @@ def test_without_the_library_auto_streams_in_pytorch(tmp_path, variables, reason
 def test_a_folder_that_cannot_be_written_to(tmp_path):
     tmp_path.chmod(0o500)
     assert _python(XDG_CACHE_HOME=str(tmp_path)).split() == ["native"]
+
+
+def _built_in(folder):
+    """The library that lies there."""
+    (built,) = (folder / "dro_temp").glob("*.so")
+    return built
+
+
+@needs_compiler
+@pytest.mark.skipif(os.name != "posix", reason="modes as POSIX knows them")
+def test_its_folder_and_file_are_the_users_own(tmp_path):
+    assert _python(XDG_CACHE_HOME=str(tmp_path)).split() == ["native"]
+    assert (tmp_path / "dro_temp").stat().st_mode & 0o777 == 0o700
+    assert _built_in(tmp_path).stat().st_mode & 0o022 == 0
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", ["half", "empty", "text", "one byte"])
+def test_a_damaged_library_is_built_again(tmp_path, damage):
+    assert _python(XDG_CACHE_HOME=str(tmp_path)).split() == ["native"]
+    built = _built_in(tmp_path)
+    whole = built.read_bytes()
+    wrong = bytes([whole[-1] ^ 1])
+    contents = {
+        "half": whole[: len(whole) // 2],
+        "empty": b"",
+        "text": b"hello",
+        "one byte": whole[:-1] + wrong,
+    }
+    built.write_bytes(contents[damage])
+    assert _python(XDG_CACHE_HOME=str(tmp_path)).split() == ["native"]
+    assert _built_in(tmp_path).read_bytes() == whole
+
+
+@needs_compiler
+@pytest.mark.skipif(os.name != "posix", reason="modes as POSIX knows them")
+@pytest.mark.parametrize("who", ["everyone", "another user"])
+def test_a_planted_library_is_not_loaded(tmp_path, who):
+    """It would print as it is loaded; the digest in its name is right."""
+    planted, cache = tmp_path / "planted.c", tmp_path / "dro_temp"
+    planted.write_text(
+        '#include <stdio.h>\n__attribute__((constructor)) void loaded(void) { puts("planted"); }\n'
+    )
+    assert _python(XDG_CACHE_HOME=str(tmp_path)).split() == ["native"]
+    built = _built_in(tmp_path)
+    made = tmp_path / "planted.so"
+    subprocess.run([*library._compiler(), "-shared", "-fPIC", "-o", str(made), str(planted)], check=True)
+    stem = built.name.rpartition("-")[0]
+    place = cache / f"{stem}-{library._digest(made)}.so"
+    place.write_bytes(made.read_bytes())
+    built.unlink()
+    assert "planted" in _python(False, XDG_CACHE_HOME=str(tmp_path)), "or this test shows nothing"
+    if who == "everyone":
+        place.chmod(0o777)
+        cache.chmod(0o777)
+    elif os.geteuid() == 0:
+        os.chown(place, 4711, 4711)
+    else:
+        pytest.skip("only root can give a file away")
+    assert _python(XDG_CACHE_HOME=str(tmp_path)).split() == ["native"]
+    assert _built_in(tmp_path).read_bytes() != made.read_bytes()
+    assert cache.stat().st_mode & 0o022 == 0
+
+
+@needs_compiler
+@pytest.mark.skipif(os.name != "posix", reason="a path that POSIX lets nobody make")
+def test_no_folder_is_left_behind_where_the_cache_cannot_be_used(tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    for _ in range(2):
+        said = _python(XDG_CACHE_HOME="/dev/null", HOME="/dev/null", TMPDIR=str(scratch))
+        assert said.split() == ["native"]
+        (folder,) = scratch.iterdir()
+        assert folder.name == f"dro_temp-{os.geteuid()}"
+        assert [file.suffix for file in folder.iterdir()] == [".so"]
+
+
+@needs_compiler
+@pytest.mark.skipif(os.name != "posix", reason="a path that POSIX lets nobody make")
+def test_the_reason_names_every_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    monkeypatch.setattr(library, "temporary_root", lambda: tmp_path / "shared")
+
+    def full(folder):
+        raise OSError(28, "No space left on device", str(folder))
+
+    monkeypatch.setattr(library, "own_folder", full)
+    made = library.native.__wrapped__()
+    assert made.library is None
+    assert "/dev/null/dro_temp" in made.lack
+    assert "shared" in made.lack
+    assert "No space left" in made.lack
+
+
+def test_a_compiler_that_cannot_be_read(tmp_path):
+    assert "no C compiler was found" in _python(XDG_CACHE_HOME=str(tmp_path), CC="'gcc")
 
 
 def test_what_it_cannot_take_is_refused():

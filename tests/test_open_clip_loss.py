@@ -30,13 +30,11 @@ VIEWS = dt.hosts.TwoTower.views
 PLAN = small.batches(6, size=8)
 
 
-def assert_same(first: nn.Module, second: nn.Module, atol: float = 1e-12) -> None:
+def assert_same(first: nn.Module, second: nn.Module, digits: float = small.TRAINED_APART) -> None:
     state = second.state_dict()
     for name, value in first.state_dict().items():
         if not name.endswith("watched"):
-            torch.testing.assert_close(
-                value, state[name], rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
-            )
+            small.assert_same_to_rounding(value, state[name], digits, name)
 
 
 def features(n: int = 6, seed: int = 0, **options):
@@ -132,7 +130,7 @@ def test_a_step_that_the_scaler_skips_leaves_no_trace():
 
 def test_gradients_are_clipped_by_the_loop():
     model, loss = loops.trained(PLAN[:1], grad_clip_norm=1e-9)
-    assert_same(loops.clip(), model, atol=1e-8)
+    assert_same(loops.clip(), model, digits=1e-8)
     assert int(loss.objective.losses["image"].estimator.steps) == 1
 
 
@@ -156,7 +154,7 @@ def test_saved_and_resumed_it_goes_on_as_if_nothing_had_happened(predictor):
     optimizer.load_state_dict(checkpoint["optimizer"])
     loops.run(read_numbers(model), loss, optimizer, PLAN[3:])
     for a, b in zip((model, loss), whole, strict=True):
-        assert_same(a, b, atol=0.0)
+        assert_same(a, b, digits=0.0)
 
 
 def test_temperatures_may_have_a_learning_rate_that_no_schedule_touches():
@@ -235,7 +233,7 @@ def test_two_processes_train_as_one():
         for module, found in zip(loops.trained(PLAN, predictor), first, strict=True):
             for name, value in module.state_dict().items():
                 got = torch.tensor(found[name], dtype=torch.float64)
-                torch.testing.assert_close(got, value.double(), rtol=0, atol=1e-12, msg=name)
+                small.assert_same_to_rounding(got, value.double(), small.TRAINED_APART, name)
 
 
 # Numbers -------------------------------------------------------------------------------------------------

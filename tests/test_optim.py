@@ -119,7 +119,7 @@ def test_a_gradient_scaler_changes_nothing_and_a_skipped_step_leaves_no_trace(pr
                     assert torch.equal(value, before[name]), name
         results.append(objective)
     assert int(results[0].losses["image"].estimator.steps) == 4
-    small.assert_same_state(*results, atol=1e-12)
+    small.assert_same_state(*results, digits=1e-12)
 
 
 def test_saving_and_resuming_is_bit_exact():
@@ -207,7 +207,7 @@ def test_accelerate_prepares_and_accumulates(predictor):
             scheduler.step()
             opt.zero_grad()
     assert int(objective.losses["image"].estimator.steps) == 3
-    small.assert_same_state(by_hand, objective, atol=1e-15)
+    small.assert_same_state(by_hand, objective, digits=1e-15)
 
 
 def test_deepcopy_and_pickle_keep_objective_and_base_together():

@@ -194,6 +194,4 @@ def test_two_processes_of_unequal_shares_train_as_one():
     for state in in_processes(2, _train, names):
         for key, value in alone.items():
             got, expected = (torch.tensor(v, dtype=torch.float64) for v in (state[key], value))
-            torch.testing.assert_close(
-                got, expected, rtol=0, atol=1e-11, msg=lambda m, key=key: f"{key}: {m}"
-            )
+            small.assert_same_to_rounding(got, expected, small.TRAINED_APART, key)

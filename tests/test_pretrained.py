@@ -1,6 +1,7 @@
 """Saving, loading, the Hub, and the paper's own checkpoints."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -134,6 +135,48 @@ def test_a_network_of_another_class(tmp_path):
         dt.TempNet.from_pretrained(tmp_path)
 
 
+# The model card ------------------------------------------------------------------------------------------
+
+
+def test_a_card_says_what_it_is(tmp_path):
+    network = dt.TempNet(dt.HiddenEncoder(8, width=4), **BOUNDS)
+    network.made_for, network.rho = LanguageHead(99, 8, "some/model"), 3.5
+    network.save_pretrained(tmp_path)
+    said = (tmp_path / "README.md").read_text()
+    yaml = pytest.importorskip("yaml")
+    header = yaml.safe_load(said.split("---")[1])
+    assert header["base_model"] == "some/model"
+    assert header["library_name"] == "dro-temp"
+    parameters = sum(p.numel() for p in network.parameters())
+    for part in (
+        *("0.1 to 2.0", "3.5", "HiddenEncoder", "99 outcomes and width 8", "2404.04575", dt.__version__),
+        *("dt.TempNet.from_pretrained(", f"{parameters:,}"),
+    ):
+        assert part in said
+    network.made_for = LanguageHead(99, 8, "/home/me/secret/model")
+    network.save_pretrained(tmp_path)
+    said = (tmp_path / "README.md").read_text()  # ours, and not edited: written again
+    assert "secret" not in said
+    assert "base_model" not in said
+
+
+def test_a_card_that_was_edited_stays(tmp_path):
+    network = _network()
+    network.save_pretrained(tmp_path)
+    card = tmp_path / "README.md"
+    network.rho = 1.5
+    network.save_pretrained(tmp_path)
+    assert "1.5" in card.read_text()
+    edited = card.read_text().replace("# TempNet", "# Mine")
+    card.write_text(edited)
+    network.rho = 2.5
+    network.save_pretrained(tmp_path)
+    assert card.read_text() == edited
+    card.write_bytes(b"\xff\xfe")  # no text at all
+    network.save_pretrained(tmp_path)
+    assert card.read_bytes() == b"\xff\xfe"
+
+
 # Saving harms nothing ------------------------------------------------------------------------------------
 
 
@@ -159,7 +202,7 @@ def test_the_config_of_something_else_is_not_overwritten(text, tmp_path):
     assert _weights(tmp_path) == []
 
 
-@pytest.mark.parametrize("step", range(12))
+@pytest.mark.parametrize("step", range(18))
 @pytest.mark.parametrize("earlier", [False, True])
 def test_a_save_that_stops_anywhere(step, earlier, tmp_path, monkeypatch):
     """After any of its steps: the earlier checkpoint, or the new one, or none where there was none."""
@@ -183,7 +226,7 @@ def test_a_save_that_stops_anywhere(step, earlier, tmp_path, monkeypatch):
     with contextlib.suppress(KeyboardInterrupt):
         second.save_pretrained(tmp_path)
     monkeypatch.undo()
-    expected = second if done.count("replace") == 2 else first if earlier else None
+    expected = second if done.count("replace") >= 2 else first if earlier else None
     if expected is None:
         with pytest.raises(FileNotFoundError):
             dt.TempNet.from_pretrained(tmp_path)
@@ -276,6 +319,92 @@ def test_damage_is_told(damage, kind, words, tmp_path):
         dt.TempNet.from_pretrained(tmp_path)
 
 
+def _nested(depth):
+    inner = {"class": "StatisticsEncoder", "width": 4, "dropout": 0.0}
+    for _ in range(depth):
+        inner = (
+            {"class": "SeveralEncoder", "encoders": [inner, inner]} if depth < 9 else {"encoders": [inner]}
+        )
+    return inner
+
+
+HUGE = 2**40
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"encoder": {"class": "LogitEncoder", "outcomes": HUGE, "width": HUGE}},
+        {"encoder": {"class": "LogitEncoder", "outcomes": 10**30, "width": 4}},
+        {"encoder": {"class": "PrototypeEncoder", "features": 2**20, "prototypes": 2**20}},
+        {"encoder": {"class": "LogitEncoder", "outcomes": -12, "width": 4}},
+        {"encoder": {"class": "LogitEncoder", "outcomes": 12.5, "width": 4}},
+        {"encoder": {"class": "LogitEncoder", "outcomes": "12", "width": 4}},
+        {"encoder": {"class": "LogitEncoder", "outcomes": True, "width": 4}},
+        {"encoder": {"class": "LogitEncoder", "outcomes": [12], "width": 4}},
+        {"encoder": {"class": "LogitEncoder", "outcomes": 12, "width": 4, "dropout": "x"}},
+        {"encoder": {"class": ["LogitEncoder"]}},
+        {"encoder": ["LogitEncoder"]},
+        {"encoder": "LogitEncoder"},
+        {"encoder": None},
+        {"encoder": _nested(8)},
+        {"encoder": _nested(300)},
+        {"encoder": {"class": "SeveralEncoder", "encoders": [_nested(0)] * 5000}},
+        {"encoder": {"class": "SeveralEncoder", "encoders": 3}},
+        {"readout": 3},
+        {"tau_min": "0.1"},
+        {"tau_max": 10**400},
+        {"rho": "8"},
+        {"rho": -1.0},
+        {"made_for": 3},
+        {"made_for": {"outcomes": "x", "width": 4}},
+        {"made_for": {"outcomes": -1, "width": 4}},
+        {"made_for": {"outcomes": 12, "width": 4, "name": 3}},
+        {"made_for": {"colour": 3}},
+    ],
+    ids=lambda changes: str(changes)[:60],
+)
+def test_an_untrusted_config_is_refused_before_anything_is_made(changes, tmp_path):
+    resource = pytest.importorskip("resource")
+    _network().save_pretrained(tmp_path)
+    _edit(**changes)(tmp_path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"(?s)expected(?=.*received)"):
+        dt.TempNet.from_pretrained(tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"library": "dro-temp", "x": ' + "[" * 50_000, " " * 2**20 + "{}"],
+    ids=["deep", "deep inside", "large"],
+)
+def test_a_config_that_would_exhaust_the_parser(text, tmp_path):
+    _network().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="expected a whole checkpoint"):
+        dt.TempNet.from_pretrained(tmp_path)
+
+
+def test_weights_of_whole_numbers_are_refused(tmp_path):
+    from safetensors.torch import save
+
+    network = _network()
+    network.save_pretrained(tmp_path)
+    data = save({name: x.long() for name, x in network.state_dict().items()})
+    digest = hashlib.sha256(data).hexdigest()
+    (tmp_path / f"tempnet-{digest[:12]}.safetensors").write_bytes(data)
+    _edit(weights={"file": f"tempnet-{digest[:12]}.safetensors", "sha256": digest})(tmp_path)
+    with pytest.raises(ValueError, match=r"(?s)expected weights that belong to config.json.*of torch.int64"):
+        dt.TempNet.from_pretrained(tmp_path)
+    data = b"no safetensors"
+    digest = hashlib.sha256(data).hexdigest()
+    (tmp_path / f"tempnet-{digest[:12]}.safetensors").write_bytes(data)
+    _edit(weights={"file": f"tempnet-{digest[:12]}.safetensors", "sha256": digest})(tmp_path)
+    with pytest.raises(ValueError, match="which is no safetensors file"):
+        dt.TempNet.from_pretrained(tmp_path)
+
+
 def test_safetensors_that_is_missing(tmp_path, monkeypatch):
     _network().save_pretrained(tmp_path)
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
@@ -304,8 +433,14 @@ class Api:
         (self.root / repository).mkdir(parents=True, exist_ok=True)
         return SimpleNamespace(repo_id=repository)
 
+    def file_exists(self, repo_id, filename):
+        return (self.root / repo_id / filename).exists()
+
+    def hf_hub_download(self, repo_id, filename):
+        return str(self.root / repo_id / filename)
+
     def upload_folder(self, *, repo_id, folder_path, commit_message, allow_patterns, delete_patterns):
-        assert allow_patterns == ["config.json", "tempnet-*.safetensors"]
+        assert allow_patterns == ["config.json", "tempnet-*.safetensors", "README.md"]
         new = {p.name: p.read_bytes() for p in Path(folder_path).iterdir()}
         for pattern in delete_patterns:
             for old in (self.root / repo_id).glob(pattern):
@@ -343,8 +478,22 @@ def test_to_the_hub_and_back(on_disk):
         "revision": "v1",
         "token": "secret",
         "cache_dir": None,
-        "allow_patterns": ["config.json", "tempnet-*.safetensors"],
+        "allow_patterns": ["config.json", "tempnet-*.safetensors", "README.md"],
     }
+
+
+def test_a_card_of_the_hub_that_was_edited_stays(on_disk):
+    network = _network()
+    network.push_to_hub("net")
+    card = on_disk.root / "me" / "net" / "README.md"
+    assert "# TempNet" in card.read_text()
+    network.rho = 1.5
+    network.push_to_hub("net")
+    assert "1.5" in card.read_text()
+    card.write_text("mine")
+    network.push_to_hub("net")
+    assert card.read_text() == "mine"
+    assert _same(network, dt.TempNet.from_pretrained("me/net"))
 
 
 def test_the_real_hub_takes_what_it_is_given():
@@ -359,6 +508,8 @@ def test_the_real_hub_takes_what_it_is_given():
             *("repo_id", "folder_path", "commit_message", "allow_patterns", "delete_patterns"),
         ),
         real.HfApi.__init__: ("token",),
+        real.HfApi.file_exists: ("repo_id", "filename"),
+        real.HfApi.hf_hub_download: ("repo_id", "filename"),
     }
     for call, names in wanted.items():
         assert set(names) <= set(inspect.signature(call).parameters)

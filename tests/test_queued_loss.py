@@ -223,14 +223,34 @@ def test_one_queue_for_two_views_is_refused():
         _objective(tau_loss=_queued(10))
 
 
-def _train_share(rank: int, world: int, replay: int = 0) -> dict[str, torch.Tensor]:
+def test_one_memory_for_a_loss_and_a_tau_loss_is_refused():
+    """Between views a sample's number means another row; in one view it would be written at two temperatures."""
+    first, second = ({v: dt.LogMovingAverage(40) for v in VIEWS} for _ in range(2))
+
+    def losses(estimators):
+        return {v: dt.KLRobustLoss(0.5, estimator=estimator) for v, estimator in estimators.items()}
+
+    turned = {"image": first["text"], "text": first["image"]}
+    with pytest.raises(
+        ValueError, match=r"loss of view 'text' and the tau_loss of view 'image': sample 7 would"
+    ):
+        dt.Objective(_host(), dt.ConstantTemperature(0.5), losses(first), tau_loss=losses(turned))
+    with pytest.raises(
+        ValueError, match=r"loss of view 'image' and the tau_loss of view 'image': it would be written"
+    ):
+        dt.Objective(_host(), dt.ConstantTemperature(0.5), losses(first), tau_loss=losses(first))
+    dt.Objective(_host(), dt.ConstantTemperature(0.5), losses(first), tau_loss=losses(second))
+
+
+def _train_share(rank: int, world: int, replay: int = 0, even: bool = True) -> dict[str, torch.Tensor]:
     queued = {v: dt.QueuedLoss(dt.KLRobustLoss(RHO), size=11, features=WIDTH, replay=replay) for v in VIEWS}
     objective = _objective(tau_loss={view: loss.double() for view, loss in queued.items()})
     optimizer = dt.CompositionalOptimizer(
         torch.optim.SGD(objective.param_groups(lr=0.1, tau_lr=0.5)), objective
     )
     for step in range(4):
-        batch = {name: x.chunk(world)[rank] for name, x in _batch(8, step).items()}
+        sizes = (8,) if world == 1 else (4, 4) if even else (3, 5)
+        batch = {name: x.split(sizes)[rank] for name, x in _batch(8, step).items()}
         objective(**batch).loss.backward()
         if world > 1:
             for p in objective.parameters():
@@ -245,7 +265,11 @@ def _train_share_with_replay(rank: int, world: int) -> dict[str, torch.Tensor]:
     return _train_share(rank, world, replay=6)
 
 
-@pytest.mark.parametrize("train", [_train_share, _train_share_with_replay])
+def _train_uneven_shares_with_replay(rank: int, world: int) -> dict[str, torch.Tensor]:
+    return _train_share(rank, world, replay=6, even=False)
+
+
+@pytest.mark.parametrize("train", [_train_share, _train_share_with_replay, _train_uneven_shares_with_replay])
 def test_two_processes_equal_one(train):
     alone = train(0, 1)
     for state in in_processes(2, train):

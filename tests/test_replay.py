@@ -1,6 +1,7 @@
 """Rows of earlier batches that temperatures learn from as well."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from test_queued_loss import RHO, VIEWS, WIDTH, _batch, _by_hand, _host, _object
 
 import dro_temp as dt
 from dro_temp import functional as F
+from dro_temp.objective.teaching import taught
 
 
 def _replaying(size: int = 12, replay: int = 5) -> dt.QueuedLoss:
@@ -91,6 +93,21 @@ def test_the_predictor_learns_from_the_mean_over_both():
     wanted = torch.autograd.grad(sum(means) / 2, list(objective.predictors.parameters()))
     for p, gradient in zip(objective.predictors.parameters(), wanted, strict=True):
         torch.testing.assert_close(p.grad, gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [None, 10.0])
+def test_the_mean_over_both_is_one_of_weights(count):
+    """Each replayed row weighs one, beside rows of any weight; by a count, as the batch's part of the whole does."""
+    loss, net = _filled(_replaying()), _tempnet()
+    rows = _host()(**_batch(6, 9, samples=15))["image"]
+    weight = torch.tensor([1.0, 0.0, 3.0, 0.5, 0.0, 2.0], dtype=torch.float64)
+    weighted = dataclasses.replace(rows, weight=weight).detached()
+    own = loss.evaluate(weighted, net)
+    found = taught({"v": weighted}, {"v": own}, {"v": net}, {"v": loss}, count, True)["v"]
+    replayed = loss.replayed(net).values
+    total, rows_in_all = (weight @ own.values) + replayed.sum(), 6.5 + len(replayed)
+    wanted = total / rows_in_all if count is None else total / rows_in_all * (6.5 / count)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0.0)
 
 
 def test_the_host_does_not_learn_from_it():

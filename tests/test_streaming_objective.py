@@ -50,7 +50,7 @@ def test_twenty_steps_equal_eager(predictor, impls, monkeypatch):
     assert len(calls) == (STEPS if impls == ("chunked", "chunked") else 0)
     torch.testing.assert_close(gradients, true_gradients, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(output.values, expected.values, rtol=1e-9, atol=1e-10)
-    small.assert_same_state(ours, theirs, atol=1e-10)
+    small.assert_same_state(ours, theirs, digits=1e-10)
 
 
 @pytest.mark.parametrize("impl", ["eager", "chunked"])
@@ -120,9 +120,7 @@ def test_two_processes_train_as_one():
                 found, expected = (
                     torch.tensor(x, dtype=torch.float64) for x in (found_states[predictor][name], value)
                 )
-                torch.testing.assert_close(
-                    found, expected, rtol=0, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}"
-                )
+                small.assert_same_to_rounding(found, expected, small.TRAINED_APART, name)
         for found, ours, theirs in zip(found_gradients, gradients, eager, strict=True):
             found, ours, theirs = (torch.tensor(x, dtype=torch.float64) for x in (found, ours, theirs))
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)

@@ -1,12 +1,15 @@
 """Measure a run's TempNet."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dro_temp._files import check_writable, whole_file
 from dro_temp.cli.needs import needed
+from dro_temp.cli.options import check_above_zero, check_least, check_radius
 from dro_temp.cli.run import Run
 from dro_temp.cli.text import OFFLINE, blocks, check_vocabulary, documents
 from dro_temp.evaluation import evaluate_language
@@ -33,10 +36,17 @@ def evaluate(
         column: where records hold their text.
         limit: blocks of text that are used.
         batch: blocks at a time.
-        rho: radius of the robust loss; by default the one trained with.
+        rho: radius of the robust loss; by default the one trained with, if there was one.
         tasks: lm-eval tasks; each is run at tau = 1 and with the TempNet.
         task_folder: where tasks of your own are.
     """
+    check_least("limit", limit, 2)
+    check_least("batch", batch)
+    if rho is not None:
+        check_above_zero("rho", rho)
+    if task_folder is not None and not task_folder.is_dir():
+        raise ValueError(f"expected a folder of tasks, received --task_folder {task_folder}. Check the path.")
+    check_writable(run)
     model, tokenizer, tempnet, options = Run(run).load()
     host = CausalLM(model, frozen=True)
     check_vocabulary(tokenizer, host.vocabulary)
@@ -48,12 +58,9 @@ def evaluate(
             f"expected at least two blocks of {options['block']} tokens, received {len(rows)}. Pass more text: --data."
         )
     half = len(rows) // 2
+    if rho is not None:
+        check_radius(rho, host.vocabulary)
     radius = tempnet.rho if rho is None else rho
-    if radius is None:
-        raise ValueError(
-            "expected a radius for the robust loss, received a TempNet that was trained without one. Pass --rho, below "
-            f"log({host.vocabulary})."
-        )
     report = evaluate_language(
         host,
         {"TempNet": tempnet},
@@ -62,15 +69,26 @@ def evaluate(
         rho=radius,
         progress=True,
     )
-    print(f"\n{report.tokens} tokens, rho = {radius:.4g}\n\n{report.table()}\n")
+    trained_with = "trained for the likelihood, without a radius" if radius is None else f"rho = {radius:.4g}"
+    print(f"\n{report.tokens} tokens, {trained_with}\n\n{report.table()}\n")
     if source == options["data"] and source != OFFLINE:
         print("note: this text was trained on; pass --data for text that was not\n")
     found = {"data": source, **report.asdict()}
     if tasks:
         found["tasks"] = _tasks(model, tokenizer, tempnet, tasks, task_folder)
     out = run / "eval.json"
-    out.write_text(json.dumps(found, indent=2))
+    with whole_file(out) as file:
+        file.write(json.dumps(_plain(found), indent=2, allow_nan=False).encode())
     print(f"wrote {out}")
+
+
+def _plain(x: Any) -> Any:
+    """JSON has no NaN: what is not there is null."""
+    if isinstance(x, dict):
+        return {key: _plain(value) for key, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [_plain(value) for value in x]
+    return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
 def _tasks(

@@ -7,8 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dro_temp.cli.checkpoints import checkpoint_keeper, newest_whole
 from dro_temp.cli.models import OFFLINE, load_model
-from dro_temp.cli.needs import needed
+from dro_temp.cli.needs import needed, say
+from dro_temp.cli.options import check_fit, check_positions, check_radius
 from dro_temp.cli.run import Run
 from dro_temp.cli.text import OFFLINE as PYTHON
 from dro_temp.cli.text import blocks, check_vocabulary, documents
@@ -51,12 +53,12 @@ def fit(
     """Train a TempNet on a causal language model, and the model with it if it is not frozen.
 
     Args:
-        output: the run's folder; a run that was interrupted goes on.
+        output: the run's folder; a run that was interrupted goes on, a finished one with more steps.
         model: a folder, a name on the hub, or "offline": a small GPT-2 that is trained here first.
         tokenizer: the tokenizer's folder or name, if it is not the model's.
-        data: a text, .jsonl or .parquet file, a folder of them, a data set on the hub (name or name:configuration), or
-            "python": Python's own source code.
-        column: where records hold their text.
+        data: a text, .json, .jsonl or .parquet file, a folder of them, a data set on the hub (name or
+            name:configuration), or "python": Python's own source code.
+        column: where records hold their text; those that hold none are counted and left out, more than half refused.
         frozen: leave the model alone.
         objective: "robust" for the paper's loss; "likelihood" for temperatures that make the text more likely.
         inputs: what the TempNet reads of each token; "[logits]" alone is the paper's network.
@@ -75,13 +77,29 @@ def fit(
         seed: of everything random.
     """
     options = {**locals(), "output": str(output), "inputs": list(inputs)}
+    check_fit(options)
     run = Run(output)
+    run.refuse_other(options)
+    done = run.steps_done()
+    if done is not None and done >= steps:
+        say(
+            f"{run.folder} is finished: {done} steps. Nothing to do; next: dro-temp lm eval {output}. To go on, pass "
+            f"more than --steps {done}."
+        )
+        return
+    start = newest_whole(run.checkpoints)
+    if done is not None and start.folder is None:
+        raise ValueError(
+            f"expected a whole checkpoint in {str(run.checkpoints)!r} to go on from after {done} steps, received a "
+            f"run that {start}. Fit into another folder, or remove this one to start again."
+        )
     transformers = needed("transformers")
     transformers.set_seed(seed)
     lm, words = load_model(model, tokenizer)
     host = CausalLM(lm, frozen=frozen)
     check_vocabulary(words, host.vocabulary)
     rows = blocks(documents(data, column=column), words, block)
+    check_positions(lm.config, block)
     radius = _radius(host, rows, rho) if objective == "robust" else None
     tempnet = TempNet.for_lm(
         lm,
@@ -94,14 +112,21 @@ def fit(
     )
     loss = LikelihoodLoss() if radius is None else KLRobustLoss(radius)
     run.record(options)
-    whole = Objective(host, tempnet, loss)
-    trainer = _trainer(run, whole, rows, options)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(run))
+    trainer = _trainer(run, Objective(host, tempnet, loss), rows, options)
+    if start.folder is not None or start.passed_over:
+        say(f"{run.folder} {start}")
+    if start.folder is not None and start.step >= steps:  # killed between its last step and its end
+        state = needed("safetensors.torch").load_file(start.folder / "model.safetensors")
+        trainer.model.load_state_dict(state)
+    else:
+        trainer.train(resume_from_checkpoint=None if start.folder is None else str(start.folder))
     if trainer.is_world_process_zero():
-        tempnet.save_pretrained(run.tempnet)
-        if not frozen:
-            lm.save_pretrained(run.model)
-            words.save_pretrained(run.model)
+
+        def save_model(folder: Path) -> None:
+            lm.save_pretrained(folder)
+            words.save_pretrained(folder)
+
+        run.finish(max(steps, start.step), tempnet, None if frozen else save_model)
         print(f"wrote {run.tempnet}; next: dro-temp lm eval {output}")
 
 
@@ -118,7 +143,7 @@ def _trainer(run: Run, objective: Objective, rows: Tensor, options: dict[str, An
         lr_scheduler_type="cosine",
         warmup_steps=max(options["steps"] // 50, 1),
         save_steps=options["save_every"],
-        save_total_limit=2,
+        save_total_limit=None,  # the keeper deletes, and only once the next one is whole
         logging_steps=max(options["steps"] // 40, 1),
         bf16=options["bf16"],
         seed=options["seed"],
@@ -131,21 +156,15 @@ def _trainer(run: Run, objective: Objective, rows: Tensor, options: dict[str, An
     groups = objective.param_groups(lr=options["host_lr"], tau_lr=options["lr"])
     optimizer = torch.optim.AdamW(groups)
     batches = [{"input_ids": row, "labels": row} for row in rows]
-    return transformers.Trainer(
+    trainer = transformers.Trainer(
         TrainableLM(objective),
         arguments,
         train_dataset=batches,
         data_collator=transformers.default_data_collator,
         optimizers=(optimizer, None),
     )
-
-
-def _last_checkpoint(run: Run) -> str | None:
-    """The newest whole one."""
-    if not run.checkpoints.is_dir():
-        return None
-    last: str | None = needed("transformers.trainer_utils").get_last_checkpoint(str(run.checkpoints))
-    return last
+    trainer.add_callback(checkpoint_keeper())
+    return trainer
 
 
 @torch.no_grad()
@@ -154,14 +173,9 @@ def _radius(host: CausalLM, rows: Tensor, rho: float | None) -> float:
 
     The best temperature of a token is the one at which its entropy is log(vocabulary) - rho.
     """
-    largest = math.log(host.vocabulary)
     if rho is not None:
-        if not 0 < rho < largest:
-            raise ValueError(
-                f"expected rho between 0 and log(vocabulary) = {largest:.3f}, received rho={rho}. Beyond, every "
-                "temperature would go to tau_min; leave rho out to keep the model's mean entropy."
-            )
+        check_radius(rho, host.vocabulary)
         return rho
     some = rows[torch.randperm(len(rows))[:16]].to(host.head.weight.device)
     scores = host.eval()(input_ids=some)["token"].dense_scores
-    return largest - float(Summary(scores).entropy.mean())
+    return math.log(host.vocabulary) - float(Summary(scores).entropy.mean())

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dro_temp.cli.needs import needed
+from dro_temp.cli.options import check_above_zero, check_least, check_seed
 from dro_temp.cli.run import Run
 
 
@@ -28,6 +29,13 @@ def generate(
     """
     from dro_temp.integrations.transformers import TemperatureLogitsProcessor
 
+    check_least("tokens", tokens)
+    check_above_zero("temperature", temperature)
+    if not 0.0 < top_p <= 1.0:
+        raise ValueError(
+            f"expected --top_p above 0 and at most 1, received --top_p {top_p}. Pass --top_p 0.9, say."
+        )
+    check_seed(seed)
     model, tokenizer, tempnet, _ = Run(run).load()
     needed("transformers").set_seed(seed)
     given = tokenizer(prompt, return_tensors="pt").to(model.device)

@@ -1,13 +1,16 @@
 """A model and its tokenizer: from a folder, from the hub, or a small one of our own that needs no network."""
 
+import shutil
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dro_temp._files import default_root
+from dro_temp._files import check_writable, default_root
+from dro_temp.cli.checkpoints import COMPLETE, complete, differs_from_list
 from dro_temp.cli.needs import needed
 from dro_temp.cli.text import blocks
 from dro_temp.datasets import PythonText
@@ -38,10 +41,13 @@ def load_model(name: str, tokenizer: str | None = None) -> tuple[Any, Any]:
         if model.config.model_type == "gpt2":
             model.loss_type = _LOSS
         return model.eval(), transformers.AutoTokenizer.from_pretrained(tokenizer or name)
-    except OSError as error:
+    except ImportError:
+        raise
+    except Exception as error:  # no such name, a damaged file, a kind of model that has no head: one answer
         raise ValueError(
-            f"expected a model and a tokenizer in {name!r}, a folder or a name on the hub, received neither: "
-            f"{str(error).splitlines()[0]} Pass --model ./folder, or --model offline."
+            f"expected a causal language model in {name!r} and a tokenizer in {tokenizer or name!r}, folders or names "
+            f"on the hub, received none that can be loaded: {' '.join(str(error).split())[:300].rstrip('.')}. Pass "
+            "--model ./folder, or --model offline."
         ) from error
 
 
@@ -54,8 +60,12 @@ def offline_model(root: Path | None = None) -> Path:
     transformers = needed("transformers")
     python = ".".join(map(str, sys.version_info[:2]))
     folder = (root or default_root()) / f"gpt2-python{python}-{_VOCABULARY}-{_STEPS}"
-    if (folder / "whole").exists():
+    if _is_whole(folder):
         return folder
+    try:
+        check_writable(folder)
+    except OSError as error:
+        raise OSError(f"{error} Set XDG_CACHE_HOME to a folder for the offline model.") from error
     data = PythonText("train")
     tokenizer = data.tokenizer(_VOCABULARY)
     sizes = {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": _LENGTH}
@@ -65,10 +75,21 @@ def offline_model(root: Path | None = None) -> Path:
     model = transformers.GPT2LMHeadModel(config)
     model.loss_type = _LOSS
     _train(model, blocks(list(data.texts), tokenizer, _LENGTH))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "whole").touch()  # last: a folder without it is made again
+    fresh = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
+    try:
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        complete(fresh)
+        if not _is_whole(folder):  # another process may have been faster
+            shutil.rmtree(folder, ignore_errors=True)
+            fresh.replace(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / COMPLETE).exists() and differs_from_list(folder) is None
 
 
 def _train(model: Any, rows: Tensor) -> None:

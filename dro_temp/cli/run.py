@@ -1,18 +1,26 @@
 """The folder that a run leaves, and what the other commands read of it."""
 
+import json
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dro_temp._files import whole_file
+from dro_temp._files import check_writable, whole_file
 from dro_temp.cli.models import load_model
 from dro_temp.cli.needs import needed
 from dro_temp.predictors import TempNet
 
+_READ = ("model", "tokenizer", "data", "block", "steps")  # of the options, by other commands
+_FREE = ("output", "steps", "save_every")  # the same run, elsewhere or for longer
+
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder: `config.yaml`, `tempnet/`, `model/` if the model was trained, `checkpoints/`.
+    """A run's folder.
+
+    `config.yaml`, `tempnet/`, `model/` if the model was trained, `checkpoints/`, and `finished.json` at the end.
 
     Args:
         folder: where.
@@ -40,39 +48,102 @@ class Run:
         """What an interrupted run goes on from."""
         return self.folder / "checkpoints"
 
+    @property
+    def _finished(self) -> Path:
+        return self.folder / "finished.json"
+
+    def steps_done(self) -> int | None:
+        """Steps after which the TempNet that is there was written; None while there is none for certain.
+
+        Raises:
+            ValueError: the note of it is damaged.
+        """
+        if not self.tempnet.exists():
+            return None
+        if not self._finished.exists():
+            # A folder from which the checkpoints were removed is that of a run that was finished.
+            return None if self.checkpoints.exists() else int(self.options()["steps"])
+        try:
+            return int(json.loads(self._finished.read_text(encoding="utf-8"))["steps"])
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"expected the number of steps of a finished run in {str(self._finished)!r}, received a damaged file. "
+                f"Remove it and type dro-temp lm fit {self.folder} with the options of {str(self.config)!r}."
+            ) from None
+
     def options(self) -> dict[str, Any]:
         """What the run was started with.
 
         Raises:
-            ValueError: there is no run there.
+            ValueError: there is no run there, or its config.yaml cannot be read.
         """
         if not self.config.exists():
             raise ValueError(
                 f"expected the folder of a run in {str(self.folder)!r}, received one without config.yaml. Make one: "
                 f"dro-temp lm fit {self.folder}"
             )
-        found: dict[str, Any] = needed("yaml").safe_load(self.config.read_text())
-        return found
+        yaml = needed("yaml")
+        try:
+            options = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise self._unreadable(f"no YAML ({' '.join(str(error).split())})") from None
+        if not isinstance(options, dict):
+            raise self._unreadable(f"{type(options).__name__} in place of options")
+        lacking = [name for name in _READ if name not in options]
+        if lacking:
+            raise self._unreadable(f"options without {', '.join(lacking)}")
+        return options
 
-    def record(self, options: dict[str, Any]) -> None:
-        """Write the options down, all at once.
+    def _unreadable(self, received: str) -> ValueError:
+        return ValueError(
+            f"expected the options of a run in {str(self.config)!r}, received {received}. Mend the file, or fit into "
+            "another folder."
+        )
+
+    def refuse_other(self, options: dict[str, Any]) -> None:
+        """Raise where these options are not those of the run that is there, or its folder cannot be written to.
 
         Raises:
             ValueError: the folder holds a run with other options.
+            OSError: it is no folder, or is closed to this user.
         """
         if self.config.exists():
             known = self.options()
-            free = ("output", "steps", "save_every")  # the same run, elsewhere or for longer
-            other = sorted(key for key in options if known.get(key) != options[key] and key not in free)
+            other = sorted(
+                key for key in options if known.get(key, options[key]) != options[key] and key not in _FREE
+            )
             if other:
                 raise ValueError(
                     f"expected the options that {str(self.folder)!r} was started with, received other "
                     f"{', '.join(f'{key}={options[key]!r} (was {known.get(key)!r})' for key in other)}. Pass another "
                     "folder, or remove this one."
                 )
+        check_writable(self.folder)
+
+    def record(self, options: dict[str, Any]) -> None:
+        """Write the options down, all at once."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with whole_file(self.config) as file:
             file.write(needed("yaml").safe_dump(options, sort_keys=False).encode())
+
+    def finish(self, steps: int, tempnet: TempNet, save_model: Callable[[Path], None] | None) -> None:
+        """Write what was trained; until that is whole, there is no finished run.
+
+        Args:
+            steps: that were taken.
+            tempnet: the TempNet.
+            save_model: writes the model into a folder, if it was trained.
+        """
+        self._finished.unlink(missing_ok=True)
+        if save_model is not None:
+            fresh = self.folder / "model.partial"
+            shutil.rmtree(fresh, ignore_errors=True)
+            save_model(fresh)
+            shutil.rmtree(self.model, ignore_errors=True)
+            fresh.replace(self.model)
+        tempnet.save_pretrained(self.tempnet)
+        with whole_file(self._finished) as file:
+            file.write(json.dumps({"steps": steps}).encode())
 
     def load(self) -> tuple[Any, Any, TempNet, dict[str, Any]]:
         """Model, tokenizer, TempNet and options.
@@ -81,11 +152,14 @@ class Run:
             ValueError: the run was not finished.
         """
         options = self.options()
-        if not self.tempnet.exists():
+        done = self.steps_done()
+        if done is None:
             raise ValueError(
-                f"expected a finished run in {str(self.folder)!r}, received one without a TempNet. Go on with it: "
-                f"dro-temp lm fit {self.folder}"
+                f"expected a finished run in {str(self.folder)!r}, received one without a TempNet that is known to be "
+                f"whole. Go on with it: dro-temp lm fit --config {self.config}"
             )
+        if done < options["steps"]:
+            print(f"note: this TempNet was trained for {done} steps of {options['steps']}")
         source = str(self.model) if self.model.exists() else options["model"]
         model, tokenizer = load_model(source, options["tokenizer"])
         tempnet = TempNet.from_pretrained(self.tempnet).eval()

@@ -1,17 +1,17 @@
 """Text from wherever it is, as blocks of tokens."""
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from dro_temp.cli.needs import needed
+from dro_temp.cli.needs import needed, say
 from dro_temp.datasets import PythonText, token_blocks
 
 #: The source that needs no network.
 OFFLINE = "python"
-
-_READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
 def documents(source: str, *, split: str = "train", column: str = "text") -> list[str]:
@@ -26,51 +26,131 @@ def documents(source: str, *, split: str = "train", column: str = "text") -> lis
     Raises:
         ValueError: nothing there, or no such column.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if source == OFFLINE:
         return list(PythonText(split).texts)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-        found = [document for file in files for document in _of_file(file, column)]
+        texts = [text for file in files for text in _of_file(file, column)]
     elif path.is_file():
-        found = _of_file(path, column)
+        texts = _of_file(path, column)
     elif path.suffix or source.startswith((".", "/", "~")):
         raise ValueError(
-            f"expected a file or folder of text, received {source!r}, which is not there. Check the path from "
-            f"{Path.cwd()}; a data set on the hub is named without a suffix."
+            f"expected a file or folder of text, received {source!r}, which is not there. Check --data: the path is "
+            f"relative to {Path.cwd()}; a data set on the hub is named without a suffix."
         )
     else:
-        name, _, configuration = source.partition(":")
-        loaded = needed("datasets").load_dataset(name, configuration or None, split=split)
-        found = _column(loaded, column, source)
-    found = [document for document in found if document.strip()]
-    if not found:
+        texts = _of_hub(source, split, column)
+    texts = [text for text in texts if text.strip()]
+    if not texts:
         raise ValueError(
-            f"expected text in {source!r}, received none but white space. Pass a file with text in it."
+            f"expected text in {source!r}, received none but white space. Pass a file with text in it: --data."
         )
-    return found
+    return texts
 
 
 def _of_file(path: Path, column: str) -> list[str]:
-    reader = _READERS.get(path.suffix)
-    if reader is None:
+    if path.suffix == ".parquet":
         try:
-            return [path.read_text(encoding="utf-8")]
-        except UnicodeDecodeError as error:
+            loaded = needed("datasets").load_dataset("parquet", data_files=str(path), split="train")
+        except Exception as error:  # of datasets, of pyarrow, of the disk: one answer
             raise ValueError(
-                f"expected UTF-8 text in {str(path)!r}, received bytes that are not ({error.reason} at byte "
-                f"{error.start}). Convert the file, or pass .jsonl or .parquet."
-            ) from None
-    loaded = needed("datasets").load_dataset(reader, data_files=str(path), split="train")
-    return _column(loaded, column, str(path))
-
-
-def _column(records: Any, column: str, source: str) -> list[str]:
-    if column not in records.column_names:
+                f"expected a parquet file in {str(path)!r}, received one that cannot be read "
+                f"({' '.join(str(error.__cause__ or error).split())}). Pass another file: --data."
+            ) from error
+        return _of_table(loaded, column, str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise ValueError(
-            f"expected a column {column!r} in {source!r}, received {sorted(records.column_names)}. Pass --column."
+            f"expected UTF-8 text in {str(path)!r}, received bytes that are not ({error.reason} at byte "
+            f"{error.start}). Convert the file, or pass .jsonl or .parquet."
+        ) from None
+    if path.suffix not in (".jsonl", ".json"):
+        return [text]
+    records = _array(text) if path.suffix == ".json" else None
+    return _column(_lines(text, path) if records is None else records, column, str(path))
+
+
+def _array(text: str) -> list[Any] | None:
+    """The records of a file that is one JSON array; None of one that has a record in each line."""
+    try:
+        whole = json.loads(text)
+    except ValueError:
+        return None
+    return whole if isinstance(whole, list) else [whole]
+
+
+def _lines(text: str, path: Path) -> list[Any]:
+    records = []
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: JSON may hold other line ends
+        if line.strip():
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(
+                    f"expected a JSON object in each line of {str(path)!r}, received another thing in line {number} "
+                    f"({error}). Mend or remove that line."
+                ) from None
+    return records
+
+
+def _of_hub(source: str, split: str, column: str) -> list[str]:
+    name, _, configuration = source.partition(":")
+    try:
+        loaded = needed("datasets").load_dataset(name, configuration or None, split=split)
+    except ImportError:
+        raise
+    except Exception as error:  # no such data set, configuration or split, no connection: one answer
+        raise ValueError(
+            f"expected a file, a folder or a data set on the hub, received --data {source}: there is no such path in "
+            f"{Path.cwd()}, and the hub gave none ({' '.join(str(error).split())[:300]}). Check the name; without a "
+            "network pass a file, or --data python."
+        ) from error
+    return _of_table(loaded, column, source)
+
+
+def _of_table(table: Any, column: str, source: str) -> list[str]:
+    if column not in table.column_names:
+        raise _no_column(column, source, table.column_names)
+    return _column([{column: text} for text in table[column]], column, source)
+
+
+def _column(records: list[Any], column: str, source: str) -> list[str]:
+    """The texts of the records; those that have none are counted, since they may be what was to be trained on.
+
+    Raises:
+        ValueError: something that is no record, no such column, more than half without text, or no text in it.
+    """
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, dict):
+            raise ValueError(
+                f"expected records with a column {column!r} in {source!r}, received {type(record).__name__} as record "
+                f"{number}. Write each as {{{json.dumps(column)}: ...}}."
+            )
+        if not isinstance(record.get(column), str | None):
+            raise ValueError(
+                f"expected text in the column {column!r} of {source!r}, received "
+                f"{type(record[column]).__name__} in record {number}. Pass --column with the name of one that holds "
+                "text."
+            )
+    names = {name for record in records for name in record}
+    if records and column not in names:
+        raise _no_column(column, source, names)
+    texts = [text for record in records if (text := record.get(column)) is not None]
+    without = len(records) - len(texts)
+    if 2 * without > len(records):
+        raise ValueError(
+            f"expected text in the column {column!r} of most records of {source!r}, received {without} of "
+            f"{len(records)} without any. Pass --column, or remove those records."
         )
-    return [str(text) for text in records[column] if text is not None]
+    if without:
+        say(f"note: {without} of {len(records)} records of {source} have no {column!r} and are left out")
+    return texts
+
+
+def _no_column(column: str, source: str, names: Iterable[str]) -> ValueError:
+    return ValueError(f"expected a column {column!r} in {source!r}, received {sorted(names)}. Pass --column.")
 
 
 def blocks(texts: list[str], tokenizer: Any, length: int) -> Tensor:
@@ -81,7 +161,13 @@ def blocks(texts: list[str], tokenizer: Any, length: int) -> Tensor:
     """
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return token_blocks([token for document in encoded for token in (*document, *end)], length)
+    tokens = [token for document in encoded for token in (*document, *end)]
+    if len(tokens) < length:
+        raise ValueError(
+            f"expected a text of at least one block of {length} tokens, received {len(tokens)} tokens. Pass a longer "
+            f"text: --data, or --block {max(len(tokens), 2)} or less."
+        )
+    return token_blocks(tokens, length)
 
 
 def check_vocabulary(tokenizer: Any, outcomes: int) -> None:

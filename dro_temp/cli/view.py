@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+from dro_temp._files import check_writable, whole_file
+from dro_temp.cli.options import check_least
 from dro_temp.cli.run import Run
+from dro_temp.cli.text import documents
 from dro_temp.datasets import PythonText
 from dro_temp.hosts import CausalLM
 from dro_temp.plotting import text_page, token_temperatures
@@ -20,6 +23,14 @@ def view(
         characters: of the text that are shown.
         k: candidates shown for each token, before and after its temperature.
     """
+    check_least("characters", characters)
+    check_least("k", k)
+    page = out or run / "page.html"
+    if page.is_dir():
+        raise ValueError(
+            f"expected a file to write the page into, received the folder {str(page)!r}. Pass --out."
+        )
+    check_writable(page.parent)
     model, tokenizer, tempnet, options = Run(run).load()
     if text is None:
         held_out = PythonText("test")
@@ -29,10 +40,10 @@ def view(
             raise ValueError(
                 f"expected a text file, received {str(text)!r}, which is not there. Check --text."
             )
-        shown, title = text.read_text(encoding="utf-8"), text.name
+        shown, title = "\n\n".join(documents(str(text))), text.name
     host = CausalLM(model, frozen=True)
     read = token_temperatures(host, tokenizer, tempnet, shown[:characters], k=k, window=options["block"])
-    page = out or run / "page.html"
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(text_page(*read, title=title), encoding="utf-8")
+    with whole_file(page) as file:
+        file.write(text_page(*read, title=title).encode())
     print(f"wrote {page}; open it in a browser")

@@ -77,6 +77,21 @@ class LogTable(Estimator, Staged):
         index, log_g = index[keep], log_g[keep]
         self.put("log_u", index, self._updated(index, log_g))
 
+    def resize(self, num_samples: int, *, shrink: bool = False) -> None:
+        """Go on with a data set of another size: estimates stay, samples that came new were never seen.
+
+        Args:
+            num_samples: size of the data set as it is now; the samples that there were keep their numbers.
+            shrink: True to let it be smaller, which forgets the last samples.
+
+        Raises:
+            RuntimeError: proposals are pending: resize after `optimizer.step()`.
+            ValueError: a smaller size without `shrink`, or one below 1.
+        """
+        num_samples = check_count("num_samples", num_samples)
+        self.resize_tables(num_samples, shrink=shrink)
+        self.num_samples = num_samples
+
     def population(self, batch_support: int) -> int:
         """All other samples of the data set, or the whole support if that is larger."""
         return max(batch_support, self.num_samples - 1)

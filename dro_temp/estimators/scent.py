@@ -26,7 +26,8 @@ class Scent(LogTable):
 
     A row's gradient weighs $g/u' \le 1/\gamma_i$, and $\gamma_i$ may be tiny: a row with $\log u_i$ far below
     $-\alpha$ moves by at most about $\alpha + \log g$ a visit, and its gradient is huge until it has caught up. Take
-    alpha above $-\min_i \log u_i$; unit vectors at temperature tau have $\log u_i \ge -2/\tau$.
+    alpha above $-\min_i \log u_i$; unit vectors at temperature tau have $\log u_i \ge -2/\tau$. The gradient takes the
+    ratio for $10^9$ at most: at tau = 0.01 a jump of the margins would make it infinite otherwise.
 
     Args:
         num_samples: size of the data set; sample numbers run from 0 to num_samples - 1.

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -13,27 +12,10 @@ _POINTS = 13  # temperatures a sweep, which narrows the interval six-fold
 _SWEEPS = 3  # to a step of 1/432 of its width in log tau; a parabola does the rest
 
 
-@dataclass(frozen=True)
-class BestConstants:
-    """The temperatures that minimise the mean negative log-likelihood, and the mean robust loss."""
-
-    likelihood: float
-    robust: float
-
-
-def best_constants(swept: Swept, tau_min: float, tau_max: float) -> BestConstants:
-    """Both have one minimum: the robust loss is convex in tau, the negative log-likelihood in 1/tau.
-
-    Args:
-        swept: pairs of negative log-likelihood and robust loss.
-        tau_min: lower bound.
-        tau_max: upper bound.
-    """
-    return BestConstants(*lowest_points(swept, 2, tau_min, tau_max))
-
-
 def lowest_points(swept: Swept, curves: int, tau_min: float, tau_max: float) -> list[float]:
     """Where each curve is lowest: each sweep narrows all intervals of log tau around their lowest points.
+
+    The robust loss has one minimum, being convex in tau, and so has the negative log-likelihood, in 1/tau.
 
     Args:
         swept: values of the curves, each with one minimum.

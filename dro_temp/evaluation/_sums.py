@@ -31,11 +31,12 @@ class TemperatureSums:
     r"""Sums over rows whose temperatures one scheme chose.
 
     With $z = s / \tau$: the negative log-likelihood is $\log \sum_j e^{z_j} - z_y$, the confidence
-    $e^{\max_j z_j} / \sum_j e^{z_j}$, and the robust loss $\tau (\mathrm{nll} - \log m + \rho)$.
+    $e^{\max_j z_j} / \sum_j e^{z_j}$, and the robust loss $\tau (\mathrm{nll} - \log m + \rho)$, whose radius may be
+    None: it then says nothing.
     """
 
-    def __init__(self, rho: float, bins: int) -> None:
-        self.rho = rho
+    def __init__(self, rho: float | None, bins: int) -> None:
+        self.rho = 0.0 if rho is None else rho
         self.calibration = CalibrationSums(bins)
         self.count = self._nll = self._robust = self._tau = 0.0
         #: One number a row: exact quantiles are worth it.

@@ -1,5 +1,7 @@
 """Accuracy, likelihood and calibration of a classifier under several temperatures."""
 
+import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
@@ -14,7 +16,7 @@ from dro_temp.evaluation._sums import RowFacts, TemperatureSums
 from dro_temp.evaluation.classifier_report import ClassifierReport
 from dro_temp.interfaces import HostAdapter, Rows, TemperaturePredictor
 from dro_temp.interfaces.modes import evaluating
-from dro_temp.objective import Objective
+from dro_temp.objective import Objective, TemperatureWarning
 
 ONE, CONSTANT = "tau = 1", "best constant"
 
@@ -41,7 +43,8 @@ def evaluate_classifier(
 
     and the [calibration error][dro_temp.evaluation.expected_calibration_error] of the most probable class. The best
     constant is the one number that minimises the NLL of the validation data, exactly: classical temperature scaling,
-    without a learning rate. A predictor that does not beat it is not worth its parameters.
+    without a learning rate. A predictor that does not beat it is not worth its parameters. Where the search ends at
+    one of its bounds, a `TemperatureWarning` says so.
 
     Rows labelled -100 do not count. The validation data are swept three times, the test data once; host and
     predictors run in evaluation mode and are then put back into their own.
@@ -61,7 +64,7 @@ def evaluate_classifier(
         ValueError: predictors under names that are taken, bounds that are no interval, data without a label, rows that
             are weighted, or a host of several views or of pairs.
         TypeError: another kind of host, a tensor or a generator in place of batches, a batch without labels.
-        FloatingPointError: scores that are not finite.
+        FloatingPointError: scores that are NaN or infinite; -inf, a class that is masked, is right where no label is.
         ImportError: torchmetrics is not installed; `progress` without rich.
 
     Example:
@@ -91,6 +94,7 @@ def evaluate_classifier(
 
     with evaluating(host, *named.values()):
         (constant,) = lowest_points(on_validation, 1, tau_min, tau_max)
+        _warn_at_bound(constant, tau_min, tau_max)
         sums = {name: ProbabilitySums(bins) for name in (ONE, CONSTANT, *named)}
         for rows in _blocks(host, test, "test" if progress else None):
             facts = RowFacts(rows)
@@ -102,6 +106,19 @@ def evaluate_classifier(
     schemes = tuple(s.scheme(name) for name, s in sums.items())
     samples = sums[ONE].common.rows
     return ClassifierReport(samples, hits.classes, hits.accuracy, hits.balanced_accuracy, schemes)
+
+
+def _warn_at_bound(constant: float, tau_min: float, tau_max: float) -> None:
+    """Say so where the search ended at a bound: the best constant may lie beyond."""
+    for name, bound, wider in (("tau_min", tau_min, tau_min / 100), ("tau_max", tau_max, tau_max * 100)):
+        if math.isclose(constant, bound, rel_tol=1e-6):
+            warnings.warn(
+                f"expected the best constant temperature between tau_min={tau_min:g} and tau_max={tau_max:g}, received "
+                f"the bound {name} itself: a better one may lie beyond. Pass {name}={wider:g}. If it ends there too, "
+                "the scores say nothing of the labels (or, at tau_min, never miss one).",
+                TemperatureWarning,
+                stacklevel=3,
+            )
 
 
 def _parts(
@@ -142,10 +159,14 @@ def _blocks(host: HostAdapter, batches: Iterable[HostBatch], title: str | None) 
                 f"expected rows of classes, each of weight 1, received rows of {type(host).__name__} that are pairs "
                 "or weighted. Pass dt.hosts.Classifier(model), and label what is not to count with -100."
             )
-        if not bool(rows.dense_scores.isfinite().all()):
+        scores = rows.dense_scores
+        label = scores.gather(1, rows.target.long()[:, None])
+        # -inf is an outcome that cannot happen: a class that a model has masked.
+        if not bool((scores < torch.inf).all() & (label > -torch.inf).all()):
             raise FloatingPointError(
-                "expected finite scores, received NaN or infinity. Look at the inputs, or load a checkpoint from "
-                "before the model diverged."
+                "expected finite scores, or -inf for a class that is masked and no label, received NaN or infinity. "
+                "Look at the inputs, or load a checkpoint from before the model diverged; label rows of a masked class "
+                "-100."
             )
         found = True
         yield rows

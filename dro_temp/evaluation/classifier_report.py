@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dro_temp.evaluation._schemes import TAU_TITLES, Compared, tau_cells
-from dro_temp.evaluation._table import markdown_table
+from dro_temp.evaluation._table import html_table, markdown_table
 from dro_temp.functional.reliability import Reliability
 
 
@@ -60,15 +60,25 @@ class ClassifierReport(Compared[CalibrationScheme]):
 
     def table(self) -> str:
         """A Markdown table of the schemes, aligned to be read as plain text too."""
-        header = ["temperature", "NLL (nats)", "ECE (%)", "Brier", *TAU_TITLES]
-        return markdown_table([header, *(_cells(scheme) for scheme in self.schemes)])
+        return markdown_table(self._lines())
 
     def __str__(self) -> str:
         """The accuracies, and the table."""
+        return f"{self._accuracies()}\n\n{self.table()}"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return html_table(self._lines(), self._accuracies())
+
+    def _accuracies(self) -> str:
         return (
             f"{self.samples:,} rows, {self.classes:,} classes: accuracy {self.accuracy:.2f} %, "
-            f"balanced {self.balanced_accuracy:.2f} %\n\n{self.table()}"
+            f"balanced {self.balanced_accuracy:.2f} %"
         )
+
+    def _lines(self) -> list[list[str]]:
+        header = ["temperature", "NLL (nats)", "ECE (%)", "Brier", *TAU_TITLES]
+        return [header, *(_cells(scheme) for scheme in self.schemes)]
 
 
 def _cells(scheme: CalibrationScheme) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dro_temp.evaluation._share import recovered_share
-from dro_temp.evaluation._table import markdown_table
+from dro_temp.evaluation._table import html_table, markdown_table
 
 
 @dataclass(frozen=True)
@@ -90,20 +90,34 @@ class AmortisationGap:
 
     def table(self) -> str:
         """A Markdown table, aligned to be read as plain text too."""
-        header = ["temperature", "robust loss", "gap", "recovered (%)", "τ mean (std)", "τ 5 % / 50 % / 95 %"]
-        constants = (f"{self.constant:.4g}", "same mean, constant", f"{self.tau.mean:.4g}")
-        return markdown_table(
-            [
-                [*header, "at a bound (%)"],
-                ["best constant", *self._losses(self.loss_constant), constants[0], "", ""],
-                [constants[1], *self._losses(self.loss_same_mean), constants[2], "", ""],
-                ["predicted", *self._losses(self.loss), *_cells(self.tau)],
-                ["optimum", *self._losses(self.loss_optimum), *_cells(self.optimum)],
-            ]
-        )
+        return markdown_table(self._lines())
 
     def __str__(self) -> str:
         """The table between what was measured and how sure one can be of it."""
+        return f"{self._measured()}\n{self.table()}\n{self._intervals()}"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return html_table(self._lines(), self._measured(), self._intervals())
+
+    def _lines(self) -> list[list[str]]:
+        header = ["temperature", "robust loss", "gap", "recovered (%)", "τ mean (std)", "τ 5 % / 50 % / 95 %"]
+        constants = (f"{self.constant:.4g}", "same mean, constant", f"{self.tau.mean:.4g}")
+        return [
+            [*header, "at a bound (%)"],
+            ["best constant", *self._losses(self.loss_constant), constants[0], "", ""],
+            [constants[1], *self._losses(self.loss_same_mean), constants[2], "", ""],
+            ["predicted", *self._losses(self.loss), *_cells(self.tau)],
+            ["optimum", *self._losses(self.loss_optimum), *_cells(self.optimum)],
+        ]
+
+    def _measured(self) -> str:
+        return (
+            f"{self.view}: {self.rows:,} of {self.available:,} rows, m = {self.outcomes:,}, rho = {self.rho:g}, "
+            f"tau from {self.tau_min:g} to {self.tau_max:g}"
+        )
+
+    def _intervals(self) -> str:
         gap, share, rank = (
             f"{name} {value:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
             for name, value, (low, high), digits, unit in (
@@ -112,11 +126,7 @@ class AmortisationGap:
                 ("rank correlation", self.rank_correlation, self.rank_correlation_interval, 2, ""),
             )
         )
-        return (
-            f"{self.view}: {self.rows:,} of {self.available:,} rows, m = {self.outcomes:,}, rho = {self.rho:g}, "
-            f"tau from {self.tau_min:g} to {self.tau_max:g}\n{self.table()}\n"
-            f"{gap}, {share}, {rank} ({100 * self.confidence:g} % bootstrap over rows)"
-        )
+        return f"{gap}, {share}, {rank} ({100 * self.confidence:g} % bootstrap over rows)"
 
     def _losses(self, loss: float) -> list[str]:
         share = recovered_share(loss, self.loss_constant, self.loss_optimum)

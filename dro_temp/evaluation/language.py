@@ -9,7 +9,7 @@ from dro_temp import functional as F
 from dro_temp._checks import check_bounds, check_count, check_radius
 from dro_temp._typing import PerRow
 from dro_temp.evaluation._batches import Batch, blocks_of_rows, check_batches
-from dro_temp.evaluation._constants import best_constants
+from dro_temp.evaluation._constants import lowest_points
 from dro_temp.evaluation._share import recovered_share
 from dro_temp.evaluation._sums import RowFacts, TemperatureSums
 from dro_temp.evaluation.report import SHARES, LanguageReport, TemperatureScheme
@@ -26,7 +26,7 @@ def evaluate_language(
     test: Iterable[Batch],
     *,
     validation: Iterable[Batch],
-    rho: float,
+    rho: float | None,
     tau_min: float | None = None,
     tau_max: float | None = None,
     bins: int = 15,
@@ -53,7 +53,8 @@ def evaluate_language(
         test: batches, token numbers [batch length] or keyword arguments of the host, for example a DataLoader or
             `blocks.split(8)`.
         validation: batches that the constant temperatures are chosen on.
-        rho: radius of the KL ball in nats; the training loss's own, 0 <= rho < log m.
+        rho: radius of the KL ball in nats; the training loss's own, 0 <= rho < log m. None for predictors that were
+            trained for the likelihood: nothing is then said of the robust loss, nor of its optimum.
         tau_min: lower bound of the constants and of the optimum; the lowest of the predictors' if None.
         tau_max: upper bound; the highest of the predictors' if None.
         bins: bins of the calibration error.
@@ -76,7 +77,8 @@ def evaluate_language(
         (['predictor', 'optimum'], 0.0)
     """
     named = _named(predictors)
-    check_radius(rho)
+    if rho is not None:
+        check_radius(rho)
     check_count("bins", bins)
     low = min(p.tau_min for p in named.values()) if tau_min is None else tau_min
     high = max(p.tau_max for p in named.values()) if tau_max is None else tau_max
@@ -85,18 +87,20 @@ def evaluate_language(
     check_batches("test", test)
     check_batches("validation", validation)
 
-    def constants_on_validation(taus: list[float]) -> list[tuple[float, float]]:
+    def constants_on_validation(taus: list[float]) -> list[tuple[float, ...]]:
         sums = [TemperatureSums(rho, bins) for _ in taus]
         for rows in _checked(blocks_of_rows(host, validation, "constants" if progress else None), rho):
             facts = RowFacts(rows)
             for into, tau in zip(sums, taus, strict=True):
                 into.add(facts, torch.full_like(facts.top, tau))
-        return [(s.nll, s.robust_loss) for s in sums]
+        return [(s.nll,) if rho is None else (s.nll, s.robust_loss) for s in sums]
 
     with evaluating(host, *named.values()):
-        constants = best_constants(constants_on_validation, low, high)
-        fixed = {ONE: 1.0, BY_LIKELIHOOD: constants.likelihood, BY_ROBUST: constants.robust}
-        sums = {name: TemperatureSums(rho, bins) for name in (*fixed, *named, OPTIMUM)}
+        names = (BY_LIKELIHOOD,) if rho is None else (BY_LIKELIHOOD, BY_ROBUST)
+        best = lowest_points(constants_on_validation, len(names), low, high)
+        fixed = {ONE: 1.0, **dict(zip(names, best, strict=True))}
+        optimum = () if rho is None else (OPTIMUM,)
+        sums = {name: TemperatureSums(rho, bins) for name in (*fixed, *named, *optimum)}
         vocabulary = 0
         for rows in _checked(blocks_of_rows(host, test, "test" if progress else None), rho):
             facts, vocabulary = RowFacts(rows), rows.support_size
@@ -104,7 +108,8 @@ def evaluate_language(
                 sums[name].add(facts, torch.full_like(facts.top, tau))
             for name, predictor in named.items():
                 sums[name].add(facts, predictor.of(rows))
-            sums[OPTIMUM].add(facts, _optimum(rows, rho, low, high))
+            if rho is not None:
+                sums[OPTIMUM].add(facts, _optimum(rows, rho, low, high))
     return _report(sums, vocabulary, rho)
 
 
@@ -133,11 +138,11 @@ def _check_views(host: HostAdapter) -> None:
         )
 
 
-def _checked(blocks: Iterable[Rows], rho: float) -> Iterator[Rows]:
+def _checked(blocks: Iterable[Rows], rho: float | None) -> Iterator[Rows]:
     """Raise where rho leaves nothing to choose, or there is nothing to evaluate."""
     found = False
     for rows in blocks:
-        if rho > 0 and rho >= math.log(rows.support_size):
+        if rho and rho >= math.log(rows.support_size):
             raise ValueError(
                 f"expected rho < log m = {math.log(rows.support_size):.4g} for a vocabulary of {rows.support_size} "
                 f"tokens, received rho={rho}: every temperature would collapse to tau_min. "
@@ -152,19 +157,20 @@ def _checked(blocks: Iterable[Rows], rho: float) -> Iterator[Rows]:
         )
 
 
-def _report(sums: Mapping[str, TemperatureSums], vocabulary: int, rho: float) -> LanguageReport:
-    best, constant = sums[OPTIMUM].robust_loss, sums[BY_ROBUST].robust_loss
+def _report(sums: Mapping[str, TemperatureSums], vocabulary: int, rho: float | None) -> LanguageReport:
     schemes = tuple(
         TemperatureScheme(
             name=name,
             perplexity=math.exp(min(s.nll, 700.0)),  # more is no double
             ece=s.calibration.error,
-            robust_loss=s.robust_loss,
-            gap=s.robust_loss - best,
-            recovered=recovered_share(s.robust_loss, constant, best),
+            robust_loss=None if rho is None else s.robust_loss,
+            gap=None if rho is None else s.robust_loss - sums[OPTIMUM].robust_loss,
+            recovered=None
+            if rho is None
+            else recovered_share(s.robust_loss, sums[BY_ROBUST].robust_loss, sums[OPTIMUM].robust_loss),
             tau_mean=s.tau_mean,
             tau_quantiles=s.quantiles(SHARES),
         )
         for name, s in sums.items()
     )
-    return LanguageReport(sums[OPTIMUM].rows, vocabulary, rho, schemes)
+    return LanguageReport(sums[ONE].rows, vocabulary, rho, schemes)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dro_temp.evaluation._schemes import TAU_TITLES, Compared, tau_cells
-from dro_temp.evaluation._table import markdown_table
+from dro_temp.evaluation._table import html_table, markdown_table
 
 #: Quantiles of the temperatures that are reported.
 SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -17,7 +17,7 @@ class TemperatureScheme:
         name: which.
         perplexity: exp of the mean negative log-likelihood per token.
         ece: expected calibration error of the most probable token, in [0, 1].
-        robust_loss: mean of tau (log-mean-exp of margins / tau + rho).
+        robust_loss: mean of tau (log-mean-exp of margins / tau + rho); None, as the next two, without a radius.
         gap: mean robust loss above that of the optimum of each token: the amortisation gap.
         recovered: share of the optimum's gain over the best constant temperature: 0 for that constant, 1 for the
             optimum, negative for what is worse than the constant; NaN where there is nothing to gain.
@@ -28,9 +28,9 @@ class TemperatureScheme:
     name: str
     perplexity: float
     ece: float
-    robust_loss: float
-    gap: float
-    recovered: float
+    robust_loss: float | None
+    gap: float | None
+    recovered: float | None
     tau_mean: float
     tau_quantiles: dict[float, float]
 
@@ -44,28 +44,33 @@ class LanguageReport(Compared[TemperatureScheme]):
     Args:
         tokens: number of tokens that were predicted.
         vocabulary: number of outcomes, m.
-        rho: radius of the robust loss.
-        schemes: `tau = 1`, `best constant (likelihood)`, `best constant (robust)`, each predictor's name, `optimum`.
+        rho: radius of the robust loss; None if it was evaluated without one.
+        schemes: `tau = 1`, `best constant (likelihood)`, `best constant (robust)`, each predictor's name, `optimum`;
+            the third and the last only with a radius.
     """
 
     tokens: int
     vocabulary: int
-    rho: float
+    rho: float | None
     schemes: tuple[TemperatureScheme, ...]
 
     def table(self) -> str:
-        """A Markdown table, aligned to be read as plain text too."""
-        header = ["temperature", "perplexity", "ECE (%)", "robust loss", "gap", "recovered (%)", *TAU_TITLES]
-        return markdown_table([header, *(_cells(scheme) for scheme in self.schemes)])
+        """A Markdown table, aligned to be read as plain text too; the robust loss's columns only with a radius."""
+        return markdown_table(self._lines())
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        about = f"{self.tokens:,} tokens, m = {self.vocabulary:,}"
+        return html_table(self._lines(), about if self.rho is None else f"{about}, rho = {self.rho:g}")
+
+    def _lines(self) -> list[list[str]]:
+        robust = ["robust loss", "gap", "recovered (%)"] if self.rho is not None else []
+        header = ["temperature", "perplexity", "ECE (%)", *robust, *TAU_TITLES]
+        return [header, *(_cells(scheme) for scheme in self.schemes)]
 
 
 def _cells(scheme: TemperatureScheme) -> list[str]:
-    return [
-        scheme.name,
-        f"{scheme.perplexity:.2f}",
-        f"{100 * scheme.ece:.2f}",
-        f"{scheme.robust_loss:.4f}",
-        f"{scheme.gap:.4f}",
-        f"{100 * scheme.recovered:.1f}",
-        *tau_cells(scheme),
-    ]
+    cells = [scheme.name, f"{scheme.perplexity:.2f}", f"{100 * scheme.ece:.2f}"]
+    if scheme.robust_loss is not None and scheme.gap is not None and scheme.recovered is not None:
+        cells += [f"{scheme.robust_loss:.4f}", f"{scheme.gap:.4f}", f"{100 * scheme.recovered:.1f}"]
+    return [*cells, *tau_cells(scheme)]

@@ -27,6 +27,7 @@ from dro_temp.functional.kl_ball import kl_ball_weights
 from dro_temp.functional.risks import (
     chi_square_weights,
     cvar_weights,
+    mean_under,
     shares,
     tilted_mean,
     weighted_log_mean_exp,
@@ -55,6 +56,7 @@ __all__ = [
     "logit_between",
     "margins",
     "mean_duplicates",
+    "mean_under",
     "optimal_tau",
     "shares",
     "sigmoid_between",

@@ -120,7 +120,7 @@ def combine_duplicates(index: RowIndex, log_g: PerRow) -> PerRow:
     order, segment = _segments(index, log_g)
     ordered = log_g[order]
     top = torch.full_like(log_g, -torch.inf).scatter_reduce(0, segment, ordered, "amax")[segment]
-    top = top.masked_fill(top.isneginf(), 0.0)
+    top = top.masked_fill(top.isinf(), 0.0)
     mean, size = _mean_and_size(segment, (ordered - top).exp())
     # One value is returned as it came: exp and log would cost it its last digit.
     combined = torch.where(size == 1, ordered, mean.log() + top)

@@ -21,12 +21,18 @@ from dro_temp._checks import (
     extremes,
     values_can_be_read,
 )
+from dro_temp._compiler import log_of_size
 from dro_temp._typing import Mask, PerRow, RowIndex, Scores
 from dro_temp.functional._newton import log_tau_at
 
 IMPOSSIBLE = (
     -1e30
 )  # (-inf) / tau has the gradient 0 * inf; this has 0, and no margin of real scores is near it
+
+
+#: The most that g / u counts for in a gradient: far above the 1/gamma of any moving average that is of use, and small
+#: enough for the norm of a gradient in float32 to stay finite.
+LARGEST_RATIO = 1e9
 
 
 def margins(scores: Scores, target: RowIndex) -> Scores:
@@ -89,7 +95,7 @@ def log_mean_exp(x: Scores, mask: Mask | None = None) -> PerRow:
     if mask is None:
         if x.shape[1] == 0:
             return x.new_full((x.shape[0],), -math.inf)
-        return x.logsumexp(1) - math.log(x.shape[1])
+        return x.logsumexp(1) - log_of_size(x.shape[1], x)
     count = mask.sum(1)
     empty = count == 0
     # An all -inf row would make logsumexp's gradient NaN: let it see finite numbers, then drop the result.
@@ -101,7 +107,8 @@ def log_mean_exp(x: Scores, mask: Mask | None = None) -> PerRow:
 def compositional_log_mean(log_g: PerRow, log_u: PerRow | None = None) -> PerRow:
     r"""The held estimate $\log u$ as a value, with the compositional gradient $\nabla g / u$.
 
-    `log_u + r - stop(r)` with `r = exp(log_g - log_u)`.
+    `log_u + (r - stop(r))` with `r = exp(log_g - log_u)`, of which the gradient takes at most `LARGEST_RATIO`. Where
+    either is infinite there is no gradient.
 
     Args:
         log_g: log of the minibatch mean, with gradient.
@@ -121,8 +128,11 @@ def compositional_log_mean(log_g: PerRow, log_u: PerRow | None = None) -> PerRow
     if log_u is None:
         return log_g
     held = log_u.detach()
-    ratio = (log_g - held).exp()
-    return held + ratio - ratio.detach()
+    exponent = (log_g - held).masked_fill(log_g.isinf() | held.isinf(), 0.0)
+    excess = (exponent.detach() - math.log(LARGEST_RATIO)).clamp(min=0.0)
+    ratio = (exponent - excess).exp()
+    # In this order the value is the held one to the last digit, however large the ratio.
+    return held + (ratio - ratio.detach())
 
 
 def dual_value(log_g: PerRow, tau: PerRow, *, rho: float, log_u: PerRow | None = None) -> PerRow:
@@ -131,7 +141,8 @@ def dual_value(log_g: PerRow, tau: PerRow, *, rho: float, log_u: PerRow | None =
     With `log_u`, the value is $\tau(\log u + \rho)$ and the gradient is the compositional one,
     $\nabla \log g$ replaced by $\nabla g / u$: `tau * (log_u + r - stop(r) + rho)`, `r = exp(log_g - log_u)`.
     Since `u` holds at least a share gamma of `g`, `r <= 1/gamma` (k/gamma for a sample that is k times in the
-    batch, since `g` is then shared by its copies).
+    batch, since `g` is then shared by its copies). Where the share may be next to nothing, as with `Scent`, the
+    gradient takes r for at most `LARGEST_RATIO`: it and its norm stay finite, and so does the value.
 
     Args:
         log_g: log of the minibatch mean, with gradient.

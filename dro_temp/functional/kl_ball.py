@@ -9,13 +9,14 @@ from dro_temp._typing import PerRow, Scalar
 from dro_temp.functional._newton import log_tau_at
 from dro_temp.functional.risks import _unit, shares
 
-#: Temperatures in units of the losses' spread. Below, only the greatest loss counts; above, all do alike.
-LOWEST, HIGHEST = 1e-9, 1e9
+#: Temperatures in units of the losses' spread. Below, only the greatest loss counts; above, all do alike. The lowest is
+#: what ordinary losses need beside one that is infinite; the squares of what is divided by it do not overflow.
+LOWEST, HIGHEST = {torch.float64: 1e-130, torch.float32: 1e-17}, 1e9
 
 
 @torch.no_grad()
 def kl_ball_weights(
-    losses: PerRow, weight: PerRow | None = None, *, rho: float, iterations: int = 50
+    losses: PerRow, weight: PerRow | None = None, *, rho: float, iterations: int = 60
 ) -> PerRow:
     r"""$\arg\max_p \sum_i p_i l_i$ over $\mathrm{KL}(p\|s) \le \rho$, with $s = w / \sum w$.
 
@@ -46,10 +47,10 @@ def kl_ball_weights(
     if rho == 0.0:
         return share
     x = _unit(losses, share > 0)
-    log_share = share.log()
-    low, high = x.new_tensor(math.log(LOWEST)), x.new_tensor(math.log(HIGHEST))
+    log_share = share.to(x.dtype).log()
+    low, high = x.new_tensor(math.log(LOWEST[x.dtype])), x.new_tensor(math.log(HIGHEST))
     log_tau = log_tau_at(rho, lambda tau: _tilt(x, log_share, tau), low, high, iterations)
-    return (x / log_tau.exp() + log_share).softmax(0)
+    return (x / log_tau.exp() + log_share).softmax(0).to(losses.dtype)
 
 
 def _tilt(x: PerRow, log_share: PerRow, tau: Scalar) -> tuple[Scalar, Scalar]:

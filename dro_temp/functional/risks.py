@@ -38,7 +38,8 @@ def weighted_log_mean_exp(x: PerRow, weight: PerRow | None = None) -> Scalar:
     r"""$\log \sum_i w_i e^{x_i} / \sum_i w_i$, exact for exponents near each other and without overflow for far ones.
 
     Args:
-        x: exponents.
+        x: exponents. One of -inf adds nothing but its weight to the denominator. With one of inf the value is inf,
+            and the gradient is that of the limit, which rests on the infinite ones alone.
         weight: >= 0; all alike if None.
 
     Returns:
@@ -49,13 +50,46 @@ def weighted_log_mean_exp(x: PerRow, weight: PerRow | None = None) -> Scalar:
         tensor(0.)
     """
     share = shares(x, weight)
-    mean = (share * x).sum().detach()
-    centred = (x - mean).masked_fill(share == 0, 0.0)
+    there, log_share = share > 0, share.log()
+    x = x.masked_fill(~there, 0.0)
+    # The exponent that adds most: what is far below adds nothing, and must not take the digits of the others.
+    pivot = x.detach().gather(0, (x.detach() + log_share).argmax(0, keepdim=True))[0]
+    endless = pivot.isinf()
+    value = _about(pivot.masked_fill(endless, 0.0), x.masked_fill(endless, 0.0), share, log_share)
+    # The limit, whose gradient is finite: the mean over those that are infinite, inf or, if all are, -inf.
+    limit = shares(x, share.masked_fill(x.detach() != pivot, 0.0))
+    return torch.where(endless, mean_under(limit, x), value)
+
+
+def _about(pivot: Scalar, x: PerRow, share: PerRow, log_share: PerRow) -> Scalar:
+    """The log of the mean of exponents, of which the pivot is finite and adds most."""
+    far = pivot + (x - pivot + log_share).logsumexp(0)
+    with torch.no_grad():
+        below = x - pivot
+        centre = pivot + mean_under((below + log_share).softmax(0), below)
+        # The log of the mean lies below the tilted mean by KL(p || share).
+        near = (centre - far < 0.5) & (x - centre < 80.0).all()
+        centre = centre.masked_fill(~near, 0.0)
     # log(1 + d) of a small d keeps digits that the log of a sum of exponentials drops: a small tilt divides by itself.
-    small = centred.detach().abs().amax() < 0.5
-    near = (share * centred.masked_fill(~small, 0.0).expm1()).sum().log1p()
-    far = (centred + share.log()).logsumexp(0)
-    return mean + torch.where(small, near, far)
+    d = (share * (x - centre).masked_fill(~near | (share == 0), 0.0).expm1()).sum()
+    return torch.where(near, centre + d.log1p(), far)
+
+
+def mean_under(p: PerRow, losses: PerRow) -> Scalar:
+    r"""$\sum_i p_i l_i$; a loss at p = 0 adds nothing, also where it is infinite, and its gradient is zero.
+
+    Args:
+        p: weights that sum to one.
+        losses: any.
+
+    Returns:
+        One number.
+
+    Example:
+        >>> mean_under(torch.tensor([0.5, 0.5, 0.0]), torch.tensor([1.0, 2.0, torch.inf]))
+        tensor(1.5000)
+    """
+    return (p * losses.masked_fill(p == 0, 0.0)).sum()
 
 
 def tilted_mean(losses: PerRow, weight: PerRow | None = None, *, tilt: float) -> Scalar:
@@ -140,6 +174,7 @@ def chi_square_weights(losses: PerRow, weight: PerRow | None = None, *, rho: flo
     share = shares(losses, weight)
     counts = share > 0
     x = _unit(losses, counts)
+    share = share.to(x.dtype)
     bound = 1.0 + 2.0 * rho
     active = counts & (_is_above_eta(x, share, bound) | (x == 0))
     part = share * active
@@ -149,15 +184,20 @@ def chi_square_weights(losses: PerRow, weight: PerRow | None = None, *, rho: flo
     # eta lies 1/slope below the active samples' mean; infinitely far where rho = 0.
     slope = ((bound * mass - 1.0).clamp(min=0.0) / variance.masked_fill(variance == 0, 1.0)).sqrt()
     p = part * (1.0 + slope * distance).clamp(min=0.0)
-    return p / p.sum()
+    return (p / p.sum()).to(losses.dtype)
 
 
 def _unit(losses: PerRow, counts: torch.Tensor) -> PerRow:
-    """Losses from the greatest, 0, down to the least, -1: no power of them overflows or underflows."""
-    top = losses.masked_fill(~counts, -torch.inf).amax()
-    spread = top - losses.masked_fill(~counts, torch.inf).amin()
-    x = (losses - top) / spread.masked_fill(spread == 0, 1.0)
-    return x.masked_fill(~counts, -1.0)
+    """Losses from the greatest, 0, down to the least, -1, in float64 where the device has it.
+
+    Beside an outlier the others are a tiny part of the whole apart, and it is they that may matter. Infinity is taken
+    for a number so great that what is true of it is true in the limit, whose square still does not overflow.
+    """
+    x = losses if losses.device.type == "mps" else losses.double()
+    x = x.clamp(-(bound := torch.finfo(x.dtype).max ** 0.325), bound)
+    top = x.masked_fill(~counts, -torch.inf).amax()
+    spread = top - x.masked_fill(~counts, torch.inf).amin()
+    return ((x - top) / spread.masked_fill(spread == 0, 1.0)).masked_fill(~counts, -1.0)
 
 
 def _is_above_eta(x: PerRow, share: PerRow, bound: float) -> torch.Tensor:

@@ -1,12 +1,14 @@
 """Rows with one label each, some of which are to be ignored, or with a distribution of labels."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dro_temp import functional as F
 from dro_temp._checks import check_integers, check_tensor, values_can_be_read
+from dro_temp.hosts._index import as_index
 from dro_temp.interfaces import LinearScores, Rows
 from dro_temp.interfaces.rows import check_distribution
 
@@ -17,7 +19,7 @@ def labelled(
     scores: Tensor | LinearScores,
     labels: Tensor,
     features: Tensor | None,
-    index: Tensor | None = None,
+    index: Any = None,
     *,
     smoothing: float = 0.0,
     advice: str = "Give the model as many outputs as there are classes, or renumber the labels.",
@@ -28,11 +30,12 @@ def labelled(
         scores: one row per label.
         labels: outcome numbers [n], or -100; or probabilities of the outcomes [n m].
         features: for predictors, or None.
-        index: sample numbers, or None.
+        index: sample numbers, also as a list or an array, or None.
         smoothing: share of the target that all outcomes get alike; probabilities stay as they are.
         advice: what to type where a label is out of range.
     """
     check_tensor("labels", labels)
+    index = as_index(index, labels.device)
     if len(labels.shape) not in (1, 2) or labels.shape[0] != scores.shape[0]:
         raise ValueError(
             f"expected labels of shape [{scores.shape[0]}], or probabilities of shape {list(scores.shape)}, "

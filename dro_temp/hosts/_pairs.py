@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp import distributed
+from dro_temp.hosts._index import as_index
 from dro_temp.interfaces import LinearScores, Rows
 from dro_temp.interfaces.scores import at_least_float32
 
@@ -33,7 +34,7 @@ def unit(vectors: Any, encoder: str) -> Tensor:
 def pair_rows(
     image: Tensor,
     text: Tensor,
-    index: Tensor | None = None,
+    index: Any = None,
     *,
     negatives: Tensor | None = None,
     gathers: bool = False,
@@ -43,7 +44,7 @@ def pair_rows(
     Args:
         image: unit vectors [n d].
         text: unit vectors [n d].
-        index: the pairs' numbers in the data set.
+        index: the pairs' numbers in the data set, also as a list or an array.
         negatives: unit vectors [k d] of further texts, which image rows score and which have no rows.
         gathers: True to take columns from all processes; False where one may run alone, as in an evaluation.
 
@@ -52,6 +53,7 @@ def pair_rows(
         RuntimeError: one of several processes that were launched, without a process group.
     """
     with distributed.raising_together(image.device) if gathers else nullcontext():
+        index = as_index(index, image.device)
         _check_pairs(image, text, index)
     if gathers:
         distributed.refuse_missing_group()

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dro_temp._checks import check_kind, check_within
+from dro_temp.hosts._hooks import is_bare
 from dro_temp.hosts._labels import labelled
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 
@@ -56,13 +57,13 @@ class Classifier(HostAdapter):
         self.head = head
         self.label_smoothing = float(label_smoothing)
 
-    def rows(self, inputs: Any, labels: Tensor, index: Tensor | None = None) -> dict[str, Rows]:
+    def rows(self, inputs: Any, labels: Tensor, index: Any = None) -> dict[str, Rows]:
         """One row per input.
 
         Args:
             inputs: whatever the model takes.
             labels: class numbers [n], of which -100 is ignored; or probabilities [n classes].
-            index: the samples' numbers in the data set.
+            index: the samples' numbers in the data set, also as a list or an array.
         """
         output = self.model(inputs)
         if not isinstance(output, Tensor) or output.dim() != 2:
@@ -74,9 +75,8 @@ class Classifier(HostAdapter):
         smoothing = self.label_smoothing if self.objective_trains else 0.0
         if self.head is None:
             return {"class": labelled(output, labels, None, index, smoothing=smoothing)}
-        # The exact type: a subclass or a wrapped layer may compute something else.
         scores: Tensor | LinearScores
-        if type(self.head) is nn.Linear:
+        if isinstance(self.head, nn.Linear) and is_bare(self.head, nn.Linear):
             scores = LinearScores(output, self.head.weight, self.head.bias)
         else:
             scores = self.head(output)

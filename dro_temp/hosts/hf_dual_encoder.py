@@ -73,11 +73,11 @@ class HFDualEncoder(HostAdapter):
         """
         return self._encode(self._text, inputs)
 
-    def rows(self, index: Tensor | None = None, **batch: Any) -> dict[str, Rows]:
+    def rows(self, index: Any = None, **batch: Any) -> dict[str, Rows]:
         """Image rows and text rows of a batch of pairs.
 
         Args:
-            index: the pairs' numbers in the data set.
+            index: the pairs' numbers in the data set, also as a list or an array.
             **batch: what the model's processor returns. Each tower gets the arguments that it takes; what both
                 take (an `attention_mask`) is the text's.
 

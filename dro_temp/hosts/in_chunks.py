@@ -1,6 +1,7 @@
 """A host whose encoders see a few samples at a time, while its loss sees the whole batch."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ class InChunks(HostAdapter):
 
     Args:
         host: a host of pairs: `TwoTower`, `OpenCLIP`, `HFDualEncoder`. Any argument of its `rows` may be a tensor, or
-            a mapping, list or tuple of tensors; those with one entry per sample are cut.
+            a mapping, list or tuple of tensors; those with one entry per sample are cut. Of a mapping with "offsets",
+            as sentence-transformers' `StaticEmbedding` takes it, the samples' own tokens are cut.
         size: samples in a chunk.
 
     Raises:
@@ -63,6 +65,7 @@ class InChunks(HostAdapter):
 
     def rows(self, *args: Any, **batch: Any) -> dict[str, Rows]:
         """Rows of the whole batch; arguments are the host's own."""
+        args, batch = _per_sample(args), _per_sample(batch)
         n = _number_of_samples((*args, *batch.values()))
         parts = []
         for start in range(0, max(n, 1), self.size):  # a process without samples takes part in the gathering
@@ -91,9 +94,50 @@ class InChunks(HostAdapter):
         return first.queries, second.queries, rows[self.views[0]].index
 
 
+@dataclass(frozen=True)
+class _Bags:
+    """Tokens of several samples in one row, and where each sample starts: what an `EmbeddingBag` takes.
+
+    Args:
+        tokens: [total] of all samples.
+        offsets: [n] where each sample's begin.
+    """
+
+    tokens: Tensor
+    offsets: Tensor
+
+    def cut(self, chunk: slice) -> dict[str, Tensor]:
+        """The tokens of some samples alone."""
+        starts = self.offsets[chunk]
+        following = self.offsets[chunk.stop :][:1]
+        end = int(following) if len(following) else len(self.tokens)
+        first = int(starts[0]) if len(starts) else end
+        return {"input_ids": self.tokens[first:end], "offsets": starts - first}
+
+
+def _per_sample(value: Any) -> Any:
+    """The value, with bags of tokens in place of tensors that have no entry per sample."""
+    if isinstance(value, Mapping):
+        tokens, offsets = value.get("input_ids"), value.get("offsets")
+        named = {name: _per_sample(part) for name, part in value.items()}
+        if isinstance(tokens, Tensor) and isinstance(offsets, Tensor) and tokens.dim() == offsets.dim() == 1:
+            del named["input_ids"], named["offsets"]
+            return {**named, _BAGS: _Bags(tokens, offsets)}
+        return named
+    if isinstance(value, list | tuple) and any(isinstance(part, Mapping | Tensor) for part in value):
+        again: Callable[[Any], Any] = type(value) if type(value) in (list, tuple) else tuple
+        return again(_per_sample(part) for part in value)
+    return value
+
+
+_BAGS = "bags of tokens"
+
+
 def _leaves(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
+    elif isinstance(value, _Bags):
+        yield value.offsets
     elif isinstance(value, Mapping):
         yield from _leaves(list(value.values()))
     elif isinstance(value, list | tuple):
@@ -113,10 +157,11 @@ def _number_of_samples(values: Any) -> int:
 
 def _cut(value: Any, chunk: slice, n: int) -> Any:
     """The chunk's part of whatever has n entries."""
-    if isinstance(value, Tensor):
-        return value[chunk] if value.dim() > 0 and len(value) == n else value
+    if hasattr(value, "__array__"):  # a tensor, or one of NumPy's
+        return value[chunk] if value.ndim > 0 and len(value) == n else value
     if isinstance(value, Mapping):
-        return {name: _cut(part, chunk, n) for name, part in value.items()}
+        whole = {name: _cut(part, chunk, n) for name, part in value.items() if name != _BAGS}
+        return {**whole, **value[_BAGS].cut(chunk)} if _BAGS in value else whole
     if isinstance(value, list | tuple):
         again: Callable[[Any], Any] = type(value) if type(value) in (list, tuple) else tuple
         if value and len(value) == n and not any(isinstance(part, Tensor) for part in value):

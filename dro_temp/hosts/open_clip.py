@@ -61,15 +61,13 @@ class OpenCLIP(HostAdapter):
         """Unit vectors [n d] of tokenised texts, in float32 or better: what text rows' predictors read."""
         return unit(self.model.encode_text(texts), "text tower")  # type: ignore[operator]
 
-    def rows(
-        self, images: Any = None, texts: Tensor | None = None, index: Tensor | None = None
-    ) -> dict[str, Rows]:
+    def rows(self, images: Any = None, texts: Tensor | None = None, index: Any = None) -> dict[str, Rows]:
         """Image rows and text rows of a batch of pairs.
 
         Args:
             images: preprocessed images [n channels height width], or whatever the image tower takes.
             texts: tokens [n length], as the model's tokenizer makes them.
-            index: the pairs' numbers in the data set.
+            index: the pairs' numbers in the data set, also as a list or an array.
 
         Raises:
             ValueError: no images, no texts, not as many of one as of the other, or towers of two widths.

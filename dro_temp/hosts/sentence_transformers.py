@@ -65,7 +65,7 @@ class SentenceTransformers(HostAdapter):
         anchor: Mapping[str, Any],
         positive: Mapping[str, Any],
         negatives: Sequence[Mapping[str, Any]] = (),
-        index: Tensor | None = None,
+        index: Any = None,
     ) -> dict[str, Rows]:
         """Anchor rows and positive rows of a batch of pairs.
 
@@ -73,7 +73,7 @@ class SentenceTransformers(HostAdapter):
             anchor: features of n texts.
             positive: features of n texts, each the partner of an anchor.
             negatives: columns of n hard negatives each.
-            index: the pairs' numbers in the data set.
+            index: the pairs' numbers in the data set, also as a list or an array.
         """
         columns = [self.encode(column) for column in (anchor, positive, *negatives)]
         if len({len(column) for column in columns}) > 1:

@@ -1,7 +1,5 @@
 """timm's image classifiers."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,9 +7,10 @@ from torch import Tensor, nn
 
 from dro_temp._checks import check_within
 from dro_temp._optional import optional_module
+from dro_temp.hosts._hooks import is_bare
 from dro_temp.hosts._labels import labelled
+from dro_temp.hosts._twin import twin
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
-from dro_temp.interfaces.modes import evaluating
 from dro_temp.kernels.randomness import Randomness
 
 
@@ -20,8 +19,8 @@ class Timm(HostAdapter):
 
     What predictors read is the input of the classifier, `forward_head(..., pre_logits=True)`, of width `width`. Where
     the classifier is a linear layer on it (found out at the first batch), scores are `LinearScores`; any other head
-    (two heads of distilled models, convolutions, normalised products) gives a matrix. A model with two outputs in
-    training gives their mean, as it does in evaluation.
+    (two heads of distilled models, convolutions, normalised products, layers with hooks) gives a matrix. A model with
+    two outputs in training gives their mean, as it does in evaluation.
 
     Compile the objective rather than the model: rows come from `forward_features` and `forward_head`, which a compiled
     model does not compile.
@@ -64,13 +63,13 @@ class Timm(HostAdapter):
         """Number of features that predictors read."""
         return int(self.model.head_hidden_size)
 
-    def rows(self, inputs: Tensor, labels: Tensor, index: Tensor | None = None) -> dict[str, Rows]:
+    def rows(self, inputs: Tensor, labels: Tensor, index: Any = None) -> dict[str, Rows]:
         """One row per image.
 
         Args:
             inputs: images, as the model takes them.
             labels: class numbers [n], of which -100 is ignored; or probabilities of the classes [n classes].
-            index: the samples' numbers in the data set.
+            index: the samples' numbers in the data set, also as a list or an array.
         """
         smoothing = self.label_smoothing if self.objective_trains else 0.0
         scores, hidden = self._scores(inputs) if len(inputs) else self._nothing(inputs)
@@ -79,60 +78,55 @@ class Timm(HostAdapter):
     def _scores(self, inputs: Tensor) -> tuple[Tensor | LinearScores, Tensor]:
         maps = self.model.forward_features(inputs)
         if self._head_is_linear(maps):
-            hidden = self._hidden(maps)
+            hidden = _hidden(self.model, maps)
             classifier = self.model.get_classifier()
             return LinearScores(hidden, classifier.weight, classifier.bias), hidden
         scores = _logits(self.model.forward_head(maps))
         with torch.no_grad():  # nobody's gradient passes through what predictors read
-            hidden = self._hidden(maps)
+            hidden = _hidden(self.model, maps)
         return scores, hidden
 
     def _nothing(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         # Many models cannot reshape a batch of no images.
         return inputs.new_zeros(0, self.model.num_classes), inputs.new_zeros(0, self.width)
 
-    def _hidden(self, maps: Any) -> Tensor:
-        hidden: Tensor = self.model.forward_head(maps, pre_logits=True)
-        return hidden.flatten(1)
-
     def _head_is_linear(self, maps: Any) -> bool:
         classifier = self.model.get_classifier()
-        if type(classifier) not in self._plain:
+        if not is_bare(classifier, *self._plain):
             return False
-        if self._known[0] is not classifier and not torch.compiler.is_compiling():
-            self._known = (classifier, self._reads_hidden(classifier, maps))
-        return self._known[0] is classifier and self._known[1]
-
-    def _reads_hidden(self, classifier: nn.Linear, maps: Any) -> bool:
-        """Whether the classifier takes exactly what is read, dropout included, and gives the logits.
-
-        Its input is compared rather than its output: a head that normalises first is the identity when it is new,
-        and a classifier may start with weights of zero.
-        """
-        seen: list[tuple[Tensor, Tensor]] = []
-        hook = classifier.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
-        # The same dropout twice, and none of the user's random numbers taken.
-        randomness = Randomness(classifier.weight.device)
-        try:
-            with _dropping_out(self.model):
-                with randomness.replayed():
-                    logits = self.model.forward_head(maps)
-                with randomness.replayed():
-                    hidden = self._hidden(maps)
-        finally:
-            hook.remove()
-        return (
-            len(seen) == 1 and seen[0][1] is logits and bool(hidden.any()) and torch.equal(seen[0][0], hidden)
-        )
+        known, linear = self._known
+        if known is not classifier and not torch.compiler.is_compiling():
+            known, linear = self._known = classifier, _reads_hidden(self.model, maps)
+        return known is classifier and linear
 
 
-@contextmanager
-def _dropping_out(model: nn.Module) -> Iterator[None]:
-    """As in training, but for modules that take note of what they see (batch normalisation)."""
-    with evaluating(model):
-        for part in model.modules():
-            part.training = not any(name.startswith("running_") for name in part._buffers)
-        yield
+@torch.no_grad()
+def _reads_hidden(model: Any, maps: Any) -> bool:
+    """Whether the classifier takes exactly what is read, dropout included, and gives the logits.
+
+    Its input is compared rather than its output: a head that normalises first is the identity when it is new, and a
+    classifier may start with weights of zero. A copy of the model is asked: other threads may run the model itself.
+    """
+    model = twin(model)
+    # As in training, but for modules that take note of what they see (batch normalisation).
+    for part in model.modules():
+        part.training = not any(name.startswith("running_") for name in part._buffers)
+    seen: list[tuple[Tensor, Tensor]] = []
+    classifier = model.get_classifier()
+    classifier.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    # The same dropout twice, and none of the user's random numbers taken.
+    randomness = Randomness(classifier.weight.device)
+    with randomness.replayed():
+        logits = model.forward_head(maps)
+    with randomness.replayed():
+        hidden = _hidden(model, maps)
+    return len(seen) == 1 and seen[0][1] is logits and bool(hidden.any()) and torch.equal(seen[0][0], hidden)
+
+
+def _hidden(model: Any, maps: Any) -> Tensor:
+    """What the classifier is given."""
+    hidden: Tensor = model.forward_head(maps, pre_logits=True)
+    return hidden.flatten(1)
 
 
 def _logits(output: Tensor | tuple[Tensor, ...]) -> Tensor:

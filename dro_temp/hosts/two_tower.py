@@ -51,13 +51,13 @@ class TwoTower(HostAdapter):
         """Unit vectors [n d] of texts, in float32 or better: what text rows' predictors read."""
         return unit(self.text_encoder(texts), "text encoder")
 
-    def rows(self, images: Any, texts: Any, index: Tensor | None = None) -> dict[str, Rows]:
+    def rows(self, images: Any, texts: Any, index: Any = None) -> dict[str, Rows]:
         """Image rows and text rows of a batch of pairs.
 
         Args:
             images: whatever the image encoder takes.
             texts: whatever the text encoder takes.
-            index: the pairs' numbers in the data set.
+            index: the pairs' numbers in the data set, also as a list or an array.
         """
         image, text = self.encode_image(images), self.encode_text(texts)
         # An evaluation may run on one process only.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dro_temp import distributed
 from dro_temp._checks import check_kind
+from dro_temp.hosts._index import as_index
 from dro_temp.hosts._pairs import unit
 from dro_temp.interfaces import HostAdapter, Rows
 
@@ -49,16 +50,17 @@ class TwoViews(HostAdapter):
         """Unit vectors [n d], in float32 or better: what predictors read."""
         return unit(self.encoder(inputs), "encoder")
 
-    def rows(self, first: Any, second: Any, index: Tensor | None = None) -> dict[str, Rows]:
+    def rows(self, first: Any, second: Any, index: Any = None) -> dict[str, Rows]:
         """Rows of both views of a batch.
 
         Args:
             first: one view of each sample, whatever the encoder takes.
             second: another view of the same samples, in the same order.
-            index: the samples' numbers in the data set.
+            index: the samples' numbers in the data set, also as a list or an array.
         """
         x, y = self.encode(first), self.encode(second)
         with distributed.raising_together(x.device) if self.objective_trains else nullcontext():
+            index = as_index(index, x.device)
             _check_views(x, y)
         all_x, all_y, start = x, y, 0
         if self.objective_trains:

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
+from dro_temp.hosts._twin import twin
 from dro_temp.interfaces import HostAdapter
-from dro_temp.interfaces.modes import evaluating
 
 
 def freeze_unused(host: HostAdapter, *args: Any, **batch: Any) -> list[str]:
@@ -33,19 +33,13 @@ def freeze_unused(host: HostAdapter, *args: Any, **batch: Any) -> list[str]:
     named = {name: p for name, p in host.named_parameters() if p.requires_grad}
     if host.frozen or not named:
         return []
-    hosts = [part for part in host.modules() if isinstance(part, HostAdapter)]  # one may wrap another
-    trains = [part.objective_trains for part in hosts]
-    try:
-        for part in hosts:
-            part.objective_trains = False  # nothing to gather: each process asks for itself
-        # In eval mode, so that nothing is dropped and no running statistics move.
-        with evaluating(host), torch.enable_grad():
-            scores = [rows.dense_scores for rows in host(*args, **batch).values()]
-            total = torch.stack([s.square().sum() for s in scores]).sum()
-            gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
-    finally:
-        for part, before in zip(hosts, trains, strict=True):
-            part.objective_trains = before
+    # A copy over the same parameters: another thread may train the host meanwhile. In eval mode, so that nothing is
+    # dropped, no running statistics move, and nothing is gathered: each process asks for itself.
+    asked = twin(host).eval()
+    with torch.enable_grad():
+        scores = [rows.dense_scores for rows in asked(*args, **batch).values()]
+        total = torch.stack([s.square().sum() for s in scores]).sum()
+        gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
     unused = [name for name, gradient in zip(named, gradients, strict=True) if gradient is None]
     for name in unused:
         named[name].requires_grad_(False)

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from dro_temp._optional import optional_module
 from dro_temp.hosts.causal_lm.head import catching
-from dro_temp.hosts.causal_lm.probe import probe_head
 from dro_temp.integrations.transformers.head import HeadTemperatures
 from dro_temp.interfaces import TemperaturePredictor
 
@@ -29,12 +28,12 @@ def tempered_lm(model: nn.Module, tokenizer: Any, predictor: TemperaturePredicto
         ImportError: lm-eval is not installed.
     """
     base: Any = optional_module("lm_eval.models.huggingface", "whose tasks are to be run").HFLM
-    head = probe_head(model)
-    temperatures = HeadTemperatures(head, predictor.eval())
+    temperatures = HeadTemperatures(model, predictor.eval())
 
     class TemperedLM(base):
         def _model_call(self, *args: Any, **kwargs: Any) -> Tensor:
-            with catching(head.module) as caught:
+            temperatures.refresh()
+            with catching(temperatures.head.module) as caught:
                 logits: Tensor = super()._model_call(*args, **kwargs)
             hidden = caught.once
             tau = temperatures(None if hidden is None else hidden.flatten(0, -2), logits.flatten(0, -2))

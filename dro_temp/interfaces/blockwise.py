@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dro_temp._compiler import outside_graphs
 from dro_temp._typing import PerRow
+from dro_temp.kernels.predicted import added
 from dro_temp.kernels.randomness import Randomness
 from dro_temp.kernels.refusals import refuse_second_derivative
 
@@ -72,14 +73,15 @@ def _totals(
     ctx: Any, parameters: tuple[Tensor, ...], trained: list[Tensor], gradient: PerRow
 ) -> list[Tensor | None]:
     """Gradient of each trained parameter, summed over the blocks."""
+    # Parameters themselves too, where an operation took them as they are: see `Substituted`.
+    leaves = [*trained, *(p for p in ctx.saved_tensors if p.requires_grad)]
     totals: list[Tensor | None] = [None] * len(trained)
     for rows in _blocks(ctx.n):
         with torch.enable_grad(), ctx.autocast:
             tau = ctx.predict(rows, parameters)
-        parts = torch.autograd.grad(tau, trained, gradient[rows], allow_unused=True)
+        parts = torch.autograd.grad(tau, leaves, gradient[rows], allow_unused=True)
         for k, part in enumerate(parts):
-            total = totals[k]
-            totals[k] = part if total is None else total if part is None else total.add_(part)
+            totals[k % len(trained)] = added(totals[k % len(trained)], part)
     return totals
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from dro_temp.interfaces.ledger import Ledger
-from dro_temp.interfaces.staged import Staged
+from dro_temp.interfaces.staged import Staged, refuse_other_sizes
 
 
 class Committable(nn.Module):
@@ -30,6 +30,14 @@ class Committable(nn.Module):
     trains_others: ClassVar[bool] = False
 
     _ledger: Ledger
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        refuse_other_sizes(self._checked_parts(prefix), state_dict)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+
+    def _checked_parts(self, prefix: str) -> list[tuple[str, nn.Module]]:
+        """Modules whose sizes are compared with a state's before any of it is loaded."""
+        return [(prefix, self)]
 
     def memory_modules(self) -> list[Staged]:
         """The parts that remember samples; hosts, which may be large, have none."""
@@ -56,6 +64,11 @@ class Committable(nn.Module):
     def pending(self) -> bool:
         """True while a forward's proposals were neither committed nor discarded."""
         return any(staged.pending for staged in self.memory_modules())
+
+    @property
+    def backpropagated(self) -> bool:
+        """True while there are proposals that belong to a gradient."""
+        return self._ledger.backpropagated
 
     def commit(self) -> None:
         """Write what was proposed by forwards whose loss was backpropagated; forget the rest.

@@ -7,6 +7,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
 
 from dro_temp.interfaces.staged import Staged, staged_modules
 
@@ -19,12 +20,26 @@ class _Forward:
 
     def __init__(self, proposals: dict[Staged, int], *, compiled: bool) -> None:
         self.proposals = proposals
-        self.compiled = compiled  # then nobody listens, and whoever steps has surely backpropagated
+        self.compiled = compiled  # then there are no hooks, and a step means that it was backpropagated
         self.reached = compiled
+        self.accumulated = compiled  #: False where `autograd.grad` returned the gradients instead
+        self.hook: ref[_Reached] | None = None
 
-    def reach(self, gradient: Tensor) -> None:
-        """Hook on the rows' values."""
-        self.reached = True
+    @property
+    def may_count(self) -> bool:
+        """True unless it was not backpropagated and cannot be any more, its graph being gone."""
+        return self.reached or (self.hook is not None and self.hook() is not None)
+
+
+class _Reached:
+    """Hook on the rows' values; the graph alone keeps it alive."""
+
+    def __init__(self, ledger: "Ledger", forward: _Forward) -> None:
+        self._ledger, self._forward = ledger, forward
+
+    def __call__(self, gradient: Tensor) -> None:
+        self._forward.reached = True
+        self._ledger.note_backward()
 
 
 class Ledger:
@@ -39,7 +54,13 @@ class Ledger:
     def __init__(self, *parts: nn.Module) -> None:
         self._parts = parts
         self._forwards: list[_Forward] = []
+        #: Which parameters there are; a sharded model has others in forward than outside of it.
+        self._parameters: Callable[[], Iterable[Tensor]] = tuple
         self._versions: list[tuple[Tensor, int]] = []
+        #: Those that had a gradient after the last backward, and their versions then.
+        self._with_gradient: list[tuple[Tensor, int]] = []
+        #: During a backward, the gradients as they were when it began.
+        self._gradients: dict[int, tuple[Tensor | None, int]] | None = None
         self._committed: dict[int, tuple[ref[Tensor], int]] = {}
 
     def memory(self) -> list[Staged]:
@@ -64,20 +85,59 @@ class Ledger:
         """True if there are parameters that can tell of a step."""
         return bool(self._versions)
 
-    def enter(self, before: Mark, values: Iterable[Tensor], parameters: Iterable[Tensor]) -> None:
-        """Note what was proposed since the mark, and listen for its backward."""
+    @property
+    def backpropagated(self) -> bool:
+        """True if something that was proposed belongs to a gradient."""
+        recorded = {staged for forward in self._forwards for staged, n in forward.proposals.items() if n}
+        in_backward = any(staged.pending and staged not in recorded for staged in self.memory())
+        return in_backward or any(forward.reached for forward in self._forwards)
+
+    def enter(
+        self, before: Mark, values: Iterable[Tensor], parameters: Callable[[], Iterable[Tensor]]
+    ) -> None:
+        """Note what was proposed since the mark, and hook its backward.
+
+        Args:
+            before: the mark.
+            values: what backward goes through.
+            parameters: those that a step may change.
+        """
         proposals = {staged: len(staged.staged) - keep for staged, keep in before[1].items()}
         if not any(proposals.values()):
             return
         compiling = torch.compiler.is_compiling()
         forward = _Forward(proposals, compiled=compiling)
-        self._forwards.append(forward)
         if compiling:  # hooks would break the graph
+            self._forwards.append(forward)
             return
+        # Forwards that nothing can backpropagate any more leave before they fill the memory.
+        self._keep(lambda earlier: earlier.may_count)
+        self._forwards.append(forward)
+        hook = _Reached(self, forward)
+        forward.hook = ref(hook)
         for x in values:
             if x.requires_grad:
-                x.register_hook(forward.reach)  # type: ignore[no-untyped-call]
-        self._versions = [(p, p._version) for p in parameters if p.requires_grad]
+                x.register_hook(hook)  # type: ignore[no-untyped-call]
+        self._parameters = parameters
+        self._gradients = None  # of a backward that an error ended
+        self._versions = [(p, p._version) for p in parameters() if p.requires_grad]
+
+    def note_backward(self) -> None:
+        """From a hook in backward: see at its end which parameters have gradients, and whether it has changed them.
+
+        `autograd.grad` changes none. A sharded model has the parameters that it steps only outside of its backward.
+        """
+        if self._gradients is None:
+            self._gradients = {id(p): _grad_of(p) for p in self._parameters()}
+            Variable._execution_engine.queue_callback(self._end_backward)  # type: ignore[attr-defined]
+
+    def _end_backward(self) -> None:
+        before, self._gradients = self._gradients or {}, None
+        with_gradient = [p for p in self._parameters() if p.grad is not None]
+        if any(_differ(_grad_of(p), before.get(id(p), (None, 0))) for p in with_gradient):
+            for forward in self._forwards:
+                forward.accumulated |= forward.reached
+        self._with_gradient = [(p, p._version) for p in with_gradient]
 
     def commit(self, parameters: Iterable[Tensor]) -> None:
         """Write the proposals of backpropagated forwards, forget the others."""
@@ -88,7 +148,11 @@ class Ledger:
         self._keep(lambda forward: forward.reached)
         for staged in self.memory():
             staged.commit()
+        self._clear()
+
+    def _clear(self) -> None:
         self._forwards.clear()
+        self._with_gradient.clear()
 
     def mark(self) -> Mark:
         """How much was proposed so far, for `rewind`."""
@@ -105,16 +169,17 @@ class Ledger:
         """Forget everything."""
         for staged in self.memory():
             staged.discard()
-        self._forwards.clear()
+        self._clear()
 
     def discard_backpropagated(self, parameters: Iterable[Tensor]) -> None:
-        """Forget the proposals of backpropagated forwards, and those that were made in backward.
+        """Forget the proposals of forwards whose gradients were accumulated, and those that were made in backward.
 
         Of compiled forwards the gradients tell, which are still to be cleared: `zero_grad` may stand before backward.
+        What `autograd.grad` returned is not cleared: a loop of one's own may be about to set it.
         """
         recorded = {staged for forward in self._forwards for staged, n in forward.proposals.items() if n}
         waits = any(forward.compiled for forward in self._forwards) and self._nothing_came(parameters)
-        self._keep(lambda forward: not forward.reached or (forward.compiled and waits))
+        self._keep(lambda forward: not forward.accumulated or (forward.compiled and waits))
         for staged in self.memory():
             if staged not in recorded:
                 staged.discard()
@@ -129,12 +194,12 @@ class Ledger:
         return bool(trained)
 
     def refuse_uncommitted(self) -> None:
-        """Raise where parameters moved, or gradients were cleared, past proposals that nobody committed."""
+        """Raise where parameters moved, or gradients were cleared, past proposals that were not committed."""
         if not any(forward.reached for forward in self._forwards):
             return
-        # In-place steps raise a version; fused ones do not, but then gradients are cleared behind our back.
-        stepped = any(p._version != version for p, version in self._versions)
-        cleared = all(p.grad is None for p, _ in self._versions)
+        # In-place steps raise a version; fused ones do not, but then gradients that were there have been cleared.
+        stepped = any(p._version != version for p, version in (*self._versions, *self._with_gradient))
+        cleared = bool(self._with_gradient) and all(p.grad is None for p, _ in self._with_gradient)
         if stepped or cleared:
             self.discard()
             raise RuntimeError(
@@ -145,6 +210,8 @@ class Ledger:
             )
 
     def _keep(self, wanted: Callable[[_Forward], bool]) -> None:
+        if all(map(wanted, self._forwards)):
+            return
         for staged in self.memory():
             kept: list[tuple[Tensor, ...]] = []
             start = 0
@@ -157,7 +224,16 @@ class Ledger:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles start empty."""
-        return {**self.__dict__, "_forwards": [], "_versions": [], "_committed": {}}
+        fresh = Ledger()
+        return {**fresh.__dict__, "_parts": self._parts}
+
+
+def _grad_of(p: Tensor) -> tuple[Tensor | None, int]:
+    return p.grad, 0 if p.grad is None else p.grad._version
+
+
+def _differ(first: tuple[Tensor | None, int], second: tuple[Tensor | None, int]) -> bool:
+    return first[0] is not second[0] or first[1] != second[1]
 
 
 def some_leaves(x: Tensor, most: int = 8) -> list[Tensor]:

@@ -18,7 +18,7 @@ from dro_temp.interfaces.loss import Choice, Evaluated, RobustLoss
 from dro_temp.interfaces.predictor import TemperaturePredictor
 from dro_temp.interfaces.rows import Rows
 from dro_temp.interfaces.scores import LinearScores
-from dro_temp.kernels import Products, Statistic
+from dro_temp.kernels import LogMeanExp, Products, Statistic
 from dro_temp.kernels.paths import PATHS, check_impl, fastest_path
 
 Impl: TypeAlias = Literal["auto", "eager", "chunked", "native", "triton"]
@@ -93,10 +93,12 @@ class LogMeanExpLoss(RobustLoss):
             return Choice(self.impl, f"impl={self.impl!r}")
         n, m = scores.shape
         size = n * m * scores.dtype.itemsize
+        # A graph that held its number of bytes as text would serve that number alone.
+        exactly = not torch.compiler.is_compiling()
         if size <= SMALL_MATRIX:
-            return Choice("eager", f"the score matrix takes {size} bytes only")
+            return Choice("eager", f"the score matrix takes {size if exactly else 'few'} bytes only")
         path = fastest_path(scores.queries, scores.keys)
-        return Choice(path, f"the score matrix would take {size} bytes")
+        return Choice(path, f"the score matrix would take {size if exactly else 'too many'} bytes")
 
     @final
     @outside_graphs
@@ -123,12 +125,17 @@ class LogMeanExpLoss(RobustLoss):
             scores.transform,
             rows.target_in_support,
         )
-        found = PATHS[choice.impl](
-            products,
-            tau if isinstance(tau, Tensor) else TauFromScores(tau, rows),
-            expected=self._expected(rows) if self.row_by_row else None,
-            statistics=statistics,
-        )
+        expected = self._expected(rows) if self.row_by_row else None
+
+        def stream(tau: Tensor | TauFromScores) -> LogMeanExp:
+            return PATHS[choice.impl](products, tau, expected=expected, statistics=statistics)
+
+        found: LogMeanExp
+        if isinstance(tau, Tensor):
+            found = stream(tau)
+        else:
+            predictor = tau
+            found = predictor(within=lambda: stream(TauFromScores(predictor, rows)))
         values = self.of_log_mean_exp(rows, found.log_g, found.tau)
         noted = found.statistics
         # Temperatures that were given are handed on as they came: somebody may listen to their gradient.

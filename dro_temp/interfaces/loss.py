@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,12 @@ from dro_temp._checks import (
     values_can_be_read,
 )
 from dro_temp._repr import one_line
+from dro_temp._pytree import pytree
 from dro_temp._typing import PerRow
 from dro_temp.interfaces.predictor import TemperaturePredictor
 from dro_temp.interfaces.rows import Rows
 from dro_temp.interfaces.scores import at_least_float32
+from dro_temp.interfaces.staged import refuse_other_sizes
 from dro_temp.kernels import STATISTICS, Statistic
 from dro_temp.kernels.eager import statistics_of
 
@@ -43,6 +45,7 @@ class Choice:
     why: str
 
 
+@pytree(static=("choice",))
 @dataclass(frozen=True)
 class Evaluated:
     """What a loss found.
@@ -71,6 +74,10 @@ class RobustLoss(nn.Module, ABC):
     A leaf writes `values`. A loss that needs no more of a row's scores than their log-mean-exp derives from
     `LogMeanExpLoss` instead, and never has to hold them.
     """
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        refuse_other_sizes([(prefix, self)], state_dict)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
@@ -147,7 +154,7 @@ class RobustLoss(nn.Module, ABC):
                 tau = tau.of(rows)
             if choice.impl != "eager":
                 return self._streamed(rows, tau, statistics, choice)
-            rows = rows.dense().inert_where_invalid()
+            rows = rows.inert_where_invalid().dense()
             if isinstance(tau, TemperaturePredictor):
                 tau = tau.of(rows)
             safe = tau.to(rows.dense_scores.dtype).masked_fill(~rows.valid, 1.0)

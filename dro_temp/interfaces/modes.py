@@ -1,6 +1,6 @@
 """Modules in evaluation mode, for as long as something is measured."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -19,12 +19,17 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
         >>> dropout.training
         True
     """
+    # No more is written than has to change: other threads may be running these modules.
     before = [(part, part.training) for module in modules for part in module.modules()]
     try:
-        for part, _ in before:
-            part.training = False
+        _set_modes((part, False) for part, _ in before)
         with torch.no_grad():
             yield
     finally:
-        for part, training in before:
+        _set_modes(before)
+
+
+def _set_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
+    for part, training in modes:
+        if part.training is not training:
             part.training = training

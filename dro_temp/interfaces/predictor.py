@@ -1,12 +1,13 @@
 """The contract of a temperature predictor."""
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from dro_temp import functional as F
 from dro_temp._checks import check_bounds, check_kind, check_tensor
@@ -15,7 +16,10 @@ from dro_temp.interfaces import blockwise
 from dro_temp.interfaces.frozen_head import Decoder, FrozenHead
 from dro_temp.interfaces.rows import Rows, Support
 from dro_temp.interfaces.scores import at_least_float32
+from dro_temp.interfaces.staged import refuse_other_sizes
+from dro_temp.interfaces.substitution import Substituted
 from dro_temp.interfaces.summary import Summary
+from dro_temp.kernels.products import whole_rows
 
 Readable: TypeAlias = Literal["features", "index", "support", "summary"]
 
@@ -53,6 +57,10 @@ class TemperaturePredictor(nn.Module, ABC):
         check_bounds(tau_min, tau_max)
         self.tau_min, self.tau_max = float(tau_min), float(tau_max)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        refuse_other_sizes([(prefix, self)], state_dict)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+
     @abstractmethod
     def raw(self, reading: Reading) -> PerRow:
         """One unbounded number per row; `bound` maps it into [tau_min, tau_max]."""
@@ -81,6 +89,7 @@ class TemperaturePredictor(nn.Module, ABC):
         support: Support | None = None,
         summary: Summary | None = None,
         shape: torch.Size | None = None,
+        within: Callable[[], Any] | None = None,
     ) -> Tensor:
         """Temperatures, in float32 or better.
 
@@ -90,6 +99,9 @@ class TemperaturePredictor(nn.Module, ABC):
             support: scores of the rows over their support.
             summary: statistics of those scores; made from `support` if None.
             shape: [...] shape of the result; taken from the others if None.
+            within: called, and its result returned, in place of all this: for a kernel that asks for temperatures
+                block by block (`predict`), and is to do so where hooks on the predictor have prepared its
+                parameters (FSDP gathers them) and see what was computed with them.
 
         Returns:
             [...] temperatures in [tau_min, tau_max].
@@ -97,6 +109,21 @@ class TemperaturePredictor(nn.Module, ABC):
         Raises:
             ValueError: something that this predictor reads was not given.
         """
+        if within is not None:
+            return within()  # type: ignore[no-any-return]
+        return self.predict(features, index=index, support=support, summary=summary, shape=shape)
+
+    @final
+    def predict(
+        self,
+        features: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        support: Support | None = None,
+        summary: Summary | None = None,
+        shape: torch.Size | None = None,
+    ) -> Tensor:
+        """As calling the predictor, without its hooks: one of several blocks of a call."""
         for name, x in (("features", features), ("index", index)):
             if x is not None:
                 check_tensor(name, x)
@@ -119,11 +146,12 @@ class TemperaturePredictor(nn.Module, ABC):
             )
         if shape is None:
             shape = _leading_shape(features, index, summary, support)
+        n = math.prod(shape)  # Size.numel() would take it for a constant in a graph
         reading = Reading(
-            shape.numel(),
+            n,
             features=None
             if features is None
-            else features.detach().reshape(shape.numel(), features.shape[-1]),
+            else whole_rows(features.detach().reshape(n, features.shape[-1])),
             index=None if index is None else index.reshape(-1),
             support=support,
             summary=summary,
@@ -140,7 +168,8 @@ class TemperaturePredictor(nn.Module, ABC):
             head: the head.
 
         Raises:
-            ValueError: the predictor is in training mode, or knows samples by their numbers.
+            ValueError: the predictor is in training mode and works otherwise in it (dropout), or knows samples by
+                their numbers.
         """
         self._refuse_training()
         reads = self.reads
@@ -163,10 +192,11 @@ class TemperaturePredictor(nn.Module, ABC):
         return temperatures
 
     def _refuse_training(self) -> None:
-        if self.training:
+        changed = [part for part in self.modules() if part.training and _works_otherwise_in_training(part)]
+        if changed:
             raise ValueError(
-                f"expected {type(self).__name__} in evaluation mode, received one in training mode, whose dropout "
-                "would change the temperatures. Call predictor.eval() first."
+                f"expected {type(self).__name__} in evaluation mode, received one in training mode, whose "
+                f"{type(changed[0]).__name__} would change the temperatures. Call predictor.eval() first."
             )
 
     @property
@@ -182,27 +212,56 @@ class TemperaturePredictor(nn.Module, ABC):
         and what a block needs for its gradient is computed again in backward: no buffer grows with the batch.
         """
         rows = rows.inert_where_invalid() if self.reads_scores else rows.inert_but_for_scores()
-        named = dict(self.named_parameters())
-        one_block = "features" not in self.reads or len(rows) <= blockwise.BLOCK_OF_ROWS
-        if self.reads_scores or one_block or not named or torch._C._are_functorch_transforms_active():
-            return self._of(rows)
+        # In a graph, all rows are one block: where to cut would depend on their number.
+        few = torch.compiler.is_compiling() or len(rows) <= blockwise.BLOCK_OF_ROWS
+        one_block = few or "features" not in self.reads or next(self.parameters(), None) is None
+        if self.reads_scores or one_block or torch._C._are_functorch_transforms_active():
+            (features,), given = self._arguments(rows)
+            tau: Tensor = self(features, **given)
+            return tau
+        in_blocks: Tensor = self(within=lambda: self._in_blocks(rows))
+        return in_blocks
+
+    def _in_blocks(self, rows: Rows) -> PerRow:
+        ours = self.whole_parameters()
 
         def predict(block: slice, parameters: tuple[Tensor, ...]) -> PerRow:
-            ours = dict(zip(named, parameters, strict=True))
-            tau: Tensor = functional_call(self, ours, *self._arguments(rows.select(block)))
-            return tau
+            (features,), given = self._arguments(rows.select(block))
+            with Substituted(ours, parameters):
+                return self.predict(features, **given)
 
-        return blockwise.predicted_in_blocks(predict, len(rows), tuple(named.values()), random=self.training)
+        return blockwise.predicted_in_blocks(predict, len(rows), ours, random=self.training)
 
-    def _of(self, rows: Rows) -> PerRow:
-        (features,), given = self._arguments(rows)
-        tau: Tensor = self(features, **given)
-        return tau
+    @final
+    def whole_parameters(self) -> tuple[Tensor, ...]:
+        """All parameters, for a kernel that takes gradients of them by itself.
+
+        Raises:
+            ValueError: one of them is sharded, and is not gathered where this is called.
+        """
+        for name, parameter in self.named_parameters():
+            if hasattr(parameter, "full_tensor"):
+                raise ValueError(
+                    f"expected the parameters of {type(self).__name__} gathered in its forward, received {name} "
+                    "sharded there. Shard the predictor as one, fully_shard(predictor), or with the objective, "
+                    "fully_shard(objective), and not its parts."
+                )
+        return tuple(self.parameters())
 
     def _arguments(self, rows: Rows) -> tuple[tuple[Features | None], dict[str, Any]]:
         """What `forward` is called with."""
         support = rows.support if self.reads_scores else None
         return (rows.features,), {"index": rows.index, "support": support, "shape": rows.target.shape}
+
+
+def _works_otherwise_in_training(part: nn.Module) -> bool:
+    """Whether a module computes something else in training mode, or may do so for all that is known of it."""
+    if isinstance(part, nn.modules.dropout._DropoutNd):
+        return part.p > 0
+    if isinstance(part, nn.RNNBase | nn.MultiheadAttention):
+        return part.dropout > 0
+    own = (nn.modules.batchnorm._NormBase, nn.RReLU)
+    return isinstance(part, own) or not type(part).__module__.startswith(("torch.nn.", "dro_temp."))
 
 
 def _leading_shape(

@@ -70,7 +70,7 @@ class SampleRisk(Committable, ABC):
         with self._ledger.recording() as before:
             risk = self.reduced(losses, weight=weight, group=group)
         leaves = [] if torch.compiler.is_compiling() else some_leaves(losses)
-        self._ledger.enter(before, (risk,), (*self.parameters(), *leaves))
+        self._ledger.enter(before, (risk,), lambda: (*self.parameters(), *leaves))
         return risk
 
     @final

@@ -18,6 +18,7 @@ from dro_temp._checks import (
     values_can_be_read,
 )
 from dro_temp._repr import one_line
+from dro_temp._pytree import map_tensors, pytree
 from dro_temp._typing import Features, Mask, PerRow, RowIndex, RowMask, Scores
 from dro_temp.interfaces.scores import LinearScores, at_least_float32
 
@@ -25,6 +26,7 @@ from dro_temp.interfaces.scores import LinearScores, at_least_float32
 ROUNDING = 1e-2
 
 
+@pytree(static=("outcomes",))
 @dataclass(frozen=True)
 class Support:
     """The outcomes that the adversary may weigh, and their scores.
@@ -67,6 +69,7 @@ class Support:
         return self.scores.shape[1] if self.outcomes is None else self.outcomes
 
 
+@pytree(static=("target_in_support",))
 @dataclass(frozen=True)
 class Rows:
     """Rows of scores with one target each: the one shape that every host makes and every loss takes.
@@ -203,10 +206,18 @@ class Rows:
 
     @property
     def dense_scores(self) -> Scores:
-        """The score matrix in float32 or better; a product of `LinearScores` is computed at every call."""
-        if isinstance(self.scores, LinearScores):
-            return self.scores.dense()
-        return at_least_float32(self.scores)
+        """The score matrix in float32 or better; a product of `LinearScores` is computed at every call.
+
+        NaN and infinity in the queries of rows of weight zero are taken for 0: in the gradient of the keys they would
+        meet the zeros that such rows get, and 0 times NaN is NaN.
+        """
+        scores = self.scores
+        if not isinstance(scores, LinearScores):
+            return at_least_float32(scores)
+        if self.weight is not None:
+            junk = ~self.weighs[:, None] & ~scores.queries.isfinite()
+            scores = replace(scores, queries=scores.queries.masked_fill(junk, 0.0))
+        return scores.dense()
 
     @property
     def mask(self) -> Mask | None:
@@ -231,8 +242,11 @@ class Rows:
     @property
     def valid(self) -> RowMask:
         """True for the rows that count: positive weight and a support that is not empty."""
-        if self.support_size == 0:
-            return torch.zeros_like(self.target, dtype=torch.bool)
+        return self.weighs & (self.support_size > 0)
+
+    @property
+    def weighs(self) -> RowMask:
+        """True for the rows of positive weight. A pair that is alone in its batch weighs, and has no support there."""
         if self.weight is None:
             return torch.ones_like(self.target, dtype=torch.bool)
         return self.weight > 0
@@ -258,6 +272,14 @@ class Rows:
             target_distribution=pick(self.target_distribution),
         )
 
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Rows":
+        """The same rows on a device; what `move_to_device` of a training loop calls."""
+        return map_tensors(lambda x: x.to(device, non_blocking=non_blocking), self)
+
+    def pin_memory(self) -> "Rows":
+        """The same rows in pinned memory; what a `DataLoader` with `pin_memory=True` calls."""
+        return map_tensors(torch.Tensor.pin_memory, self)
+
     def detached(self) -> "Rows":
         """The same rows, through which no gradient flows to the host."""
         scores = self.scores.detached() if isinstance(self.scores, LinearScores) else self.scores.detach()
@@ -272,14 +294,22 @@ class Rows:
         """
         if self.weight is None and self.support_size > 0:
             return self
-        scores = self.dense_scores.masked_fill(~self.valid[:, None], 0.0)
+        scores = self.scores
+        if isinstance(scores, LinearScores):
+            # Before the product, and not after it alone: see `dense_scores`; here no transform overflows either.
+            scores = replace(scores, queries=scores.queries.masked_fill(~self.valid[:, None], 0.0)).dense()
+        scores = at_least_float32(scores).masked_fill(~self.valid[:, None], 0.0)
         return replace(self.inert_but_for_scores(), scores=scores)
 
     def inert_but_for_scores(self) -> "Rows":
-        """As `inert_where_invalid`, for those who do not read scores: nothing of size [n m] is touched."""
-        if self.weight is None and self.support_size > 0:
+        """As `inert_where_invalid` where a row's weight is zero, for those who do not read scores.
+
+        Nothing of size [n m] is touched. What a row is does not depend on the others of its batch: a pair that is alone
+        in it keeps its features and its number.
+        """
+        if self.weight is None:
             return self
-        out = ~self.valid
+        out = ~self.weighs
         spread = self.target_distribution
         return replace(
             self,

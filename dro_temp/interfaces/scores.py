@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dro_temp._checks import check_floats
 from dro_temp._repr import one_line
+from dro_temp._pytree import pytree
 from dro_temp._typing import Features, PerRow, RowIndex, Scores
 from dro_temp.kernels.eager import dense_scores
 from dro_temp.kernels.products import work_dtype
@@ -18,6 +19,7 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+@pytree(static=("transform",))
 @dataclass(frozen=True)
 class LinearScores:
     """Scores that are products of queries and keys, `queries @ keys.T + bias`, not yet computed.
@@ -51,6 +53,13 @@ class LinearScores:
         check_floats("keys", self.keys)
         if self.bias is not None:
             check_floats("bias", self.bias)
+        for name in ("queries", "keys", "bias"):
+            if hasattr(getattr(self, name), "full_tensor"):
+                raise ValueError(
+                    f"expected whole {name}, received a DTensor, sharded over processes. A head's scores are made "
+                    "after the model has run: keep what holds the head gathered until then, fully_shard(model, "
+                    f"reshard_after_forward=False), and do not shard the head by itself; or pass {name}.full_tensor()."
+                )
         if self.transform is not None and not callable(self.transform):
             raise TypeError(
                 f"expected a transform that can be called, received {type(self.transform).__name__} "

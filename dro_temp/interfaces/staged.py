@@ -1,7 +1,7 @@
 """Memory that outlives a step."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, final
 
 import torch
@@ -28,6 +28,7 @@ class Staged(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self._staged: list[tuple[Tensor, ...]] = []
+        self._starts: dict[str, float] = {}
         self._device = torch.get_default_device()  # where the module is; with on_host, its tables are not
 
     def remember(self, name: str, num_samples: int, start: float) -> None:
@@ -43,6 +44,36 @@ class Staged(nn.Module, ABC):
         place: dict[str, Any] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         table = torch.full((num_samples,), start, dtype=torch.float32, **(place if self.on_host else {}))
         self.register_buffer(name, table)
+        self._starts[name] = start
+
+    def resize_tables(self, num_samples: int, *, shrink: bool) -> None:
+        """Give the tables of `remember` another size: entries stay, new ones start as all did.
+
+        Args:
+            num_samples: the new size.
+            shrink: True to let it be smaller, which forgets the last samples.
+
+        Raises:
+            RuntimeError: proposals are pending.
+            ValueError: a smaller size without `shrink`.
+        """
+        self.refuse_resize(num_samples, min(len(getattr(self, name)) for name in self.memory), shrink)
+        for name, start in self._starts.items():
+            table = grown(getattr(self, name), num_samples, start)
+            self._buffers[name] = _pinned(table) if self.on_host else table
+
+    def refuse_resize(self, num_samples: int, size: int, shrink: bool) -> None:
+        """Raise where a table may not be given this size; see `resize_tables`."""
+        if self.pending:
+            raise RuntimeError(
+                "expected no pending proposals before a table is given another size, received some of the last "
+                "forward. Call resize after optimizer.step(), or objective.discard() first."
+            )
+        if num_samples < size and not shrink:
+            raise ValueError(
+                f"expected at least the {size} samples that the table has, received num_samples={num_samples}. Pass "
+                "shrink=True to forget the last ones."
+            )
 
     def check(self, index: Tensor) -> None:
         """Raise where a sample number is outside the tables."""
@@ -134,15 +165,29 @@ class Staged(nn.Module, ABC):
         if self.on_host:
             self._buffers.update({name: _pinned(table.cpu()) for name, table in self._tables().items()})
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def refuse_other_memory(self, state: Mapping[str, Any], prefix: str) -> None:
+        """Raise where a state has memory of another size.
+
+        Args:
+            state: what is to be loaded.
+            prefix: of this module's names in it.
+
+        Raises:
+            ValueError: it has.
+        """
         for name in self.memory:
-            loaded, ours = state_dict.get(prefix + name), getattr(self, name, None)
+            loaded, ours = state.get(prefix + name), getattr(self, name, None)
             if loaded is not None and ours is not None and loaded.shape != ours.shape:
+                size, kind = len(loaded) if loaded.dim() else 1, type(self).__name__
+                grow = f", then give it the new size: .resize({len(ours)})" if hasattr(self, "resize") else ""
                 raise ValueError(
-                    f"expected the memory of {ours.numel()} samples at {prefix}{name}, received one of "
-                    f"{loaded.numel()}. Build {type(self).__name__}({loaded.numel()}, ...) for the data set that it "
-                    "was saved with, or delete the key and load with strict=False to start afresh."
+                    f"expected the memory of {len(ours) if ours.dim() else 1} samples at {prefix}{name}, received one "
+                    f"of {size}. Build {kind}({size}, ...) for the data set that it was saved with and load{grow}; or "
+                    "delete the key and load with strict=False to start afresh."
                 )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        refuse_other_sizes([(prefix, self)], state_dict)
         self.discard()
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
         self._back_to_host()
@@ -155,6 +200,53 @@ class Staged(nn.Module, ABC):
         """Copies of pinned memory are not pinned."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._back_to_host()
+
+
+def grown(table: Tensor, num_samples: int, start: float) -> Tensor:
+    """A table of another size: its entries, and new ones that start alike."""
+    new = table.new_full((num_samples,), start)
+    common = min(num_samples, len(table))
+    new[:common] = table[:common]
+    return new
+
+
+def refuse_other_sizes(parts: Iterable[tuple[str, nn.Module]], state: Mapping[str, Any]) -> None:
+    """Raise where a state has tensors of other shapes, before any is written: torch says so after it wrote the rest.
+
+    Args:
+        parts: modules, and the prefix of their names in the state.
+        state: what is to be loaded.
+
+    Raises:
+        ValueError: memory of another size.
+        RuntimeError: another tensor of another shape, as torch raises it.
+    """
+    wrong: list[str] = []
+    for prefix, part in parts:
+        for path, module in part.named_modules(remove_duplicate=False):
+            start = f"{prefix}{path}." if path else prefix
+            if isinstance(module, Staged):
+                module.refuse_other_memory(state, start)
+            loader = type(module)._load_from_state_dict.__module__.partition(".")[0]
+            if (
+                loader in ("torch", "dro_temp") and not module._load_state_dict_pre_hooks
+            ):  # others may convert
+                wrong += _other_shapes(module, state, start)
+    if wrong:
+        raise RuntimeError(
+            f"expected a state of these modules, received other shapes: {', '.join(wrong)}. Build the parts with the "
+            "sizes that they were saved with; nothing was loaded."
+        )
+
+
+def _other_shapes(module: nn.Module, state: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    buffers = {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
+    for name, ours in {**module._parameters, **buffers}.items():
+        loaded = state.get(prefix + name)
+        if ours is None or not isinstance(loaded, Tensor) or nn.parameter.is_lazy(ours):
+            continue
+        if loaded.shape != ours.shape and not (ours.dim() == 0 and loaded.shape == (1,)):  # torch takes those
+            yield f"{prefix}{name} {list(loaded.shape)} in place of {list(ours.shape)}"
 
 
 def _pinned(x: Tensor) -> Tensor:

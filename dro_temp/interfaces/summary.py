@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dro_temp._typing import Mask, PerRow, Scores
 from dro_temp.interfaces.scores import at_least_float32
-from dro_temp.kernels.passes import Profile, profile, row_groups
+from dro_temp.kernels.passes import Profile, impossible, profile, projected, row_groups
 
 #: `(weight, shift) -> (scores - shift) @ weight.T`
 Project = Callable[[Tensor, "PerRow | None"], Tensor]
@@ -21,7 +21,9 @@ class Summary:
 
     Args:
         scores: one row of scores per row.
-        mask: True inside the support; None: all outcomes are. Statistics are over the support.
+        mask: True inside the support; None: all outcomes are. Statistics are over the support, and of that over the
+            outcomes that can happen: one that scores 9000 or more below the best of its row, such as -inf or a mask of
+            -1e4, is taken for impossible.
         project: how to project the scores more cheaply than from themselves.
         profile: how to profile them more cheaply.
 
@@ -53,6 +55,11 @@ class Summary:
         return self._scores.shape[1]
 
     @property
+    def possible(self) -> PerRow:
+        """Number of outcomes of each row that can happen, as a floating-point number."""
+        return self._profile.count
+
+    @property
     def max(self) -> PerRow:
         """Largest score."""
         return self._profile.top
@@ -64,11 +71,18 @@ class Summary:
 
     def norm_about(self, centre: PerRow | None) -> PerRow:
         """Euclidean norm of the scores minus a number per row."""
+        if self._profiled is not None and self._scores.device.type != "cpu":
+            # Kernels for a device read a row faster than several calls would.
+            p, mean = self._profile, self._profile.mean
+            return p.count.sqrt() * torch.hypot(p.std, mean if centre is None else mean - centre)
 
         def of(rows: slice) -> PerRow:
             about = self._scores[rows]
             about = about if centre is None else about - centre[rows, None]
-            about = about if self._mask is None else about.masked_fill(~self._mask[rows], 0.0)
+            mask = None if self._mask is None else self._mask[rows]
+            about = about if mask is None else about.masked_fill(~mask, 0.0)
+            banned = impossible(self._scores[rows], mask)
+            about = about if banned is None else about.masked_fill(banned, 0.0)
             found: Tensor = torch.linalg.vector_norm(about, dim=1)
             return found
 
@@ -104,6 +118,8 @@ class Summary:
     def project(self, weight: Tensor, shift: PerRow | None = None) -> Tensor:
         """`(scores - shift) @ weight.T`, in float32 or better, with gradient to the weight.
 
+        Outcomes that cannot happen add nothing.
+
         Cheapest where the weight is a parameter of the predictor itself and the scores are products: then it is
         folded into the keys, once for all rows.
 
@@ -113,5 +129,4 @@ class Summary:
         """
         if self._project is not None:
             return self._project(weight, shift)
-        held = self._scores if shift is None else self._scores - shift[:, None]
-        return held @ weight.to(held.dtype).T
+        return projected(self._scores, weight, shift)

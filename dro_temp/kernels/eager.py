@@ -8,7 +8,7 @@ from torch import Tensor
 from dro_temp import functional as F
 from dro_temp._typing import Features, PerRow, RowIndex, Scores
 from dro_temp.kernels.pairs import LogSums
-from dro_temp.kernels.passes import moments, profile
+from dro_temp.kernels.passes import moments, profile, projected
 from dro_temp.kernels.products import work_dtype
 from dro_temp.kernels.rows import (
     Block,
@@ -49,12 +49,11 @@ def log_mean_exp_rows(
     target = p.target.long()
     mask = support_mask(scores, target, p.target_in_support)
     if not isinstance(tau, Tensor):
+        held = scores.detach()
 
         def project(weight: Tensor, shift: PerRow | None) -> Tensor:
-            held = scores.detach() if shift is None else scores.detach() - shift[:, None]
-            return held @ weight.to(held.dtype).T
+            return projected(held, weight, shift)
 
-        held = scores.detach()
         block = Block(slice(0, len(scores)), held, mask, project, lambda: profile(held, mask))
         tau = tau(block, tau.parameters)
     tau = tau.to(scores.dtype)

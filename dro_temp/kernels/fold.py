@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from dro_temp._typing import Features, PerRow
+from dro_temp.kernels.passes import impossible
 from dro_temp.kernels.products import product
 
 
@@ -11,7 +12,7 @@ class Fold:
     r"""$A (W q + c - \sigma 1) = (A W)\, q + A c - \sigma A 1$: a projection of scores without the scores.
 
     `A W` costs as much as scoring one row per line of A, and is made once for all rows; each row then costs d
-    instead of m multiplications per line.
+    instead of m multiplications per line. Outcomes that the bias rules out (see `passes.IMPOSSIBLE_BELOW`) add nothing.
 
     Args:
         keys: W, [m d]; no gradient flows to them.
@@ -31,6 +32,9 @@ class Fold:
         self.scale = scale
         self.keys = keys.detach()
         self.bias = None if bias is None else bias.detach()
+        self._banned = None if self.bias is None else impossible(self.bias[None])
+        if self.bias is not None and self._banned is not None:
+            self.bias = self.bias.masked_fill(self._banned[0], 0.0)
         self._made: dict[int, tuple[Tensor, int, Tensor]] = {}
 
     def __call__(self, queries: Features, weight: Tensor, shift: PerRow | None = None) -> Tensor:
@@ -63,6 +67,7 @@ class Fold:
             return known[2]
         with torch.no_grad():
             wide = _at_least_float32(weight)
+            wide = wide if self._banned is None else wide.masked_fill(self._banned, 0.0)
             folded = wide.new_zeros(len(weight), self.keys.shape[1] + 2)
             for tile in self._tiles(wide.dtype):
                 folded[:, :-2].addmm_(wide[:, tile], self.keys[tile].to(wide.dtype))
@@ -91,7 +96,8 @@ class Fold:
             product(gradient[:, :-2], self.keys[tile].to(gradient.dtype).T, result[:, tile])
         if self.bias is not None:
             result.addr_(gradient[:, -2], self.bias.to(gradient.dtype))
-        return result.add_(gradient[:, -1:])
+        result.add_(gradient[:, -1:])
+        return result if self._banned is None else result.masked_fill_(self._banned, 0.0)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -44,8 +44,8 @@ class ProductGradients:
         self._keys = products.keys.to(gradient_dtype(products.keys))
         self.wanted = needs.queries or needs.keys or needs.bias
         p = products
-        self.queries = torch.empty_like(p.queries, dtype=work) if needs.queries else None
-        self.keys = torch.empty_like(p.keys, dtype=work) if needs.keys else None
+        self.queries = dense_like(p.queries, work) if needs.queries else None
+        self.keys = dense_like(p.keys, work) if needs.keys else None
         if self.keys is not None and not len(p.queries):
             self.keys.zero_()  # no block will come to overwrite it
         self.bias = torch.zeros_like(p.bias, dtype=work) if needs.bias and p.bias is not None else None
@@ -100,6 +100,11 @@ class ProductGradients:
             first = block.start == 0
             self._add_up(self.keys, tilted.weights, queries * share, self._keys.dtype, first=first)
             self.keys.index_add_(0, target, queries * at_target[:, None])
+
+
+def dense_like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Row by row, whatever the layout of x: `empty_like` would hand on that of a transposed weight."""
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 def multiply_slopes_(weights: Scores, slopes: Scores, target: Tensor) -> PerRow:

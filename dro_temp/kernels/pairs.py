@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dro_temp._pytree import pytree
 from dro_temp._typing import Features, PerRow
 from dro_temp.kernels import pair_passes
 from dro_temp.kernels.budget import fits_cache
@@ -16,6 +17,7 @@ from dro_temp.kernels.stripes import Coupling, PairBlock, PairPasses
 from dro_temp.kernels.workspace import give_back
 
 
+@pytree()
 @dataclass(frozen=True)
 class LogSums:
     r"""$\log \sum e^{(s - s_{\mathrm{own}}) / \tau}$ over the others, of each row and each column of a block.

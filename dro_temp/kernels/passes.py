@@ -11,6 +11,13 @@ from dro_temp.kernels.pair_passes import sum_rows as sum_rows
 from dro_temp.kernels.products import add_up as add_up
 from dro_temp.kernels.products import scorer as scorer
 
+#: An outcome that scores so far below its row's best cannot happen: a mask has banned it, by -inf, the least number of
+#: a precision, or -1e4, in place of its score or added to it. -1e4, which bfloat16 makes -9984, is the least of those
+#: in use; what is left is room for scores that lie a thousand apart. An outcome so far below that was not banned weighs
+#: exp(-9000 / tau): in float32 nothing, up to tau = 86. Statistics, norms and projections of a row leave such outcomes
+#: out, and so give what the row without them gives. native_passes/numbers.h has the same number.
+IMPOSSIBLE_BELOW = 9e3
+
 # Stands for "not an outcome". Finite: with -inf, the weighted score of such an outcome would be 0 * inf.
 NOT_AN_OUTCOME = -1e30
 
@@ -40,8 +47,9 @@ class Profile:
         top: largest score.
         total: sum of $e^{s_{ij} - \max_j s_{ij}}$, >= 1.
         excess: mean of $s - \max s$ under the softmax at temperature 1, <= 0.
-        mean: mean score.
-        std: standard deviation of the scores, as a whole population.
+        mean: mean score of the outcomes that can happen, see `IMPOSSIBLE_BELOW`.
+        std: standard deviation of theirs, as a whole population.
+        count: number of them.
     """
 
     top: PerRow
@@ -49,6 +57,40 @@ class Profile:
     excess: PerRow
     mean: PerRow
     std: PerRow
+    count: PerRow
+
+
+def impossible(scores: Scores, mask: Mask | None = None) -> Mask | None:
+    """True where an outcome cannot happen, see `IMPOSSIBLE_BELOW`; None where it is known that all can.
+
+    Args:
+        scores: one row of scores per row.
+        mask: True where an outcome counts; None: all do. The best is the best of those.
+    """
+    if scores.numel() == 0:
+        return None
+    top = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).amax(1)
+    floor = top - IMPOSSIBLE_BELOW
+    waits = scores.device.type != "cpu" or torch.compiler.is_compiling()
+    if not (waits or torch._C._are_functorch_transforms_active()):
+        inside = scores if mask is None else scores.masked_fill(~mask, torch.inf)
+        if not bool((inside.amin(1) < floor).any()):
+            return None
+    return scores < floor[:, None]
+
+
+def projected(scores: Scores, weight: Tensor, shift: PerRow | None) -> Tensor:
+    """`(scores - shift) @ weight.T`, to which outcomes that cannot happen add nothing.
+
+    Args:
+        scores: one row of scores per row.
+        weight: [K m].
+        shift: subtracted from all scores of a row.
+    """
+    banned = impossible(scores)
+    held = scores if shift is None else scores - shift[:, None]
+    held = held if banned is None else held.masked_fill(banned, 0.0)
+    return held @ weight.to(held.dtype).T
 
 
 def profile(scores: Scores, mask: Mask | None = None) -> Profile:
@@ -58,7 +100,7 @@ def profile(scores: Scores, mask: Mask | None = None) -> Profile:
         scores: one row of scores per row.
         mask: True where an outcome counts; None: all do.
     """
-    found = [scores.new_empty(len(scores)) for _ in range(5)]
+    found = [scores.new_empty(len(scores)) for _ in range(6)]
     for rows in row_groups(scores):
         parts = _profile(scores[rows], None if mask is None else mask[rows])
         for whole, part in zip(found, parts, strict=True):
@@ -67,22 +109,28 @@ def profile(scores: Scores, mask: Mask | None = None) -> Profile:
 
 
 def _profile(scores: Scores, mask: Mask | None) -> tuple[PerRow, ...]:
-    if mask is None:
-        size: Tensor | int = scores.shape[1]
+    banned = impossible(scores, mask)
+    out = _either(banned, None if mask is None else ~mask)
+    if out is None:
+        size = scores.new_full((len(scores),), scores.shape[1])
         mean = scores.mean(1)
         about = scores - mean[:, None]
     else:
-        size = mask.sum(1).to(scores.dtype)
-        mean = scores.masked_fill(~mask, 0.0).sum(1) / size
-        about = (scores - mean[:, None]).masked_fill(~mask, 0.0)
-        scores = scores.masked_fill(~mask, -torch.inf)
+        size = (~out).sum(1).to(scores.dtype)
+        mean = scores.masked_fill(out, 0.0).sum(1) / size
+        about = (scores - mean[:, None]).masked_fill(out, 0.0)
+        scores = scores.masked_fill(out, -torch.inf)
     std = (about.square_().sum(1) / size).sqrt()
     top = scores.amax(1)
     # -inf, an outcome that cannot happen, weighs nothing; 0 times -inf would be NaN.
     below = (scores - top[:, None]).clamp_(min=torch.finfo(scores.dtype).min)
     weights = below.exp()
     total = weights.sum(1)
-    return top, total, below.mul_(weights).sum(1) / total, mean, std
+    return top, total, below.mul_(weights).sum(1) / total, mean, std, size
+
+
+def _either(a: Mask | None, b: Mask | None) -> Mask | None:
+    return (b if a is None else a) if a is None or b is None else a | b
 
 
 def tilt_(scores: Scores, tau: PerRow, *, excess: bool, factor: torch.dtype | None = None) -> Tilted:
@@ -112,8 +160,11 @@ def tilt_(scores: Scores, tau: PerRow, *, excess: bool, factor: torch.dtype | No
 def row_groups(scores: Scores) -> list[slice]:
     """Rows of a block, so few at a time that they stay in the processor's cache from pass to pass.
 
-    Many at once on a device, where launching costs more.
+    Many at once on a device, where launching costs more. All at once in a graph, which would repeat a loop's body for
+    each group and serve that number of groups only.
     """
+    if torch.compiler.is_compiling():
+        return [slice(None)]
     n, m = scores.shape
     step = max((2**18 if scores.device.type == "cpu" else 2**26) // max(m, 1), 1)
     return [slice(start, min(start + step, n)) for start in range(0, n, step)]
@@ -122,10 +173,16 @@ def row_groups(scores: Scores) -> list[slice]:
 def moments(
     scores: Scores, target: RowIndex, target_in_support: bool, wanted: Collection[str]
 ) -> dict[str, PerRow]:
-    """Those of max, mean, std and norm that are wanted, over the support."""
+    """Those of max, mean, std and norm that are wanted, over the outcomes of the support that can happen."""
     found: dict[str, PerRow] = {}
     if not wanted:
         return found
+    inside = None
+    if not target_in_support:
+        inside = torch.ones_like(scores, dtype=torch.bool).scatter_(1, target[:, None], False)
+    banned = impossible(scores, inside)
+    if banned is not None:
+        return _moments_inside(scores, ~banned if inside is None else inside & ~banned, wanted)
     m = scores.shape[1]
     own = scores.gather(1, target[:, None]).squeeze(1)
     outside = torch.zeros_like(own) if target_in_support else own
@@ -143,6 +200,19 @@ def moments(
         if not target_in_support:
             about = about - (own - found["mean"]).square()
         found["std"] = _root(about) / size**0.5
+    return {name: value for name, value in found.items() if name in wanted}
+
+
+def _moments_inside(scores: Scores, inside: Mask, wanted: Collection[str]) -> dict[str, PerRow]:
+    held, size = scores.masked_fill(~inside, 0.0), inside.sum(1)
+    mean = held.sum(1) / size
+    about = (scores - mean[:, None]).masked_fill_(~inside, 0.0)
+    found = {
+        "max": scores.masked_fill(~inside, NOT_AN_OUTCOME).amax(1),
+        "mean": mean,
+        "std": torch.linalg.vector_norm(about, dim=1) / size.sqrt(),
+        "norm": torch.linalg.vector_norm(held, dim=1),
+    }
     return {name: value for name, value in found.items() if name in wanted}
 
 

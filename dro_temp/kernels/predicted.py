@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dro_temp._typing import PerRow, Scores
 from dro_temp.kernels.fold import Fold
-from dro_temp.kernels.passes import Profile, profile
+from dro_temp.kernels.passes import Profile, profile, projected
 from dro_temp.kernels.rows import Block, Products, TauOf, support_mask
 
 
@@ -46,8 +46,7 @@ class PredictedTau:
             if self._p.transform is None and id(weight) in ours:
                 return self._fold(self._p.queries[block], weight, shift)
             # A copy: the scores are overwritten before autograd may want them back.
-            held = scores.clone() if shift is None else scores - shift[:, None]
-            return held @ weight.to(held.dtype).T
+            return projected(scores.clone(), weight, shift)
 
         mask = support_mask(scores, self._p.target[block].long(), self._p.target_in_support)
 
@@ -64,12 +63,15 @@ class PredictedTau:
             return
         folded = [leaf for _, leaf in self._fold.folded() if leaf.requires_grad]
         trained = [k for k, q in enumerate(self._parameters) if q.requires_grad]
-        leaves = [self._parameters[k] for k in trained] + folded
-        parts = torch.autograd.grad(self._live, leaves, gradient.to(self._live.dtype), allow_unused=True)
-        for k, part in zip(trained, parts, strict=False):
-            self._totals[k] = _added(self._totals[k], part)
-        for leaf, part in zip(folded, parts[len(trained) :], strict=True):
-            self._folded_totals[id(leaf)] = _added(self._folded_totals.get(id(leaf)), part)
+        # Parameters themselves too: an operation may have taken them as they are, and not their aliases.
+        both = [parameters[k] for parameters in (self._parameters, self._tau_of.parameters) for k in trained]
+        parts = torch.autograd.grad(
+            self._live, both + folded, gradient.to(self._live.dtype), allow_unused=True
+        )
+        for k, part in zip(trained * 2, parts, strict=False):
+            self._totals[k] = added(self._totals[k], part)
+        for leaf, part in zip(folded, parts[len(both) :], strict=True):
+            self._folded_totals[id(leaf)] = added(self._folded_totals.get(id(leaf)), part)
 
     def gradients(self) -> list[Tensor | None]:
         """Gradient of each parameter; zero where it had no part in any temperature."""
@@ -78,14 +80,16 @@ class PredictedTau:
             total = self._folded_totals.get(id(leaf))
             if total is not None:
                 k = position[id(weight)]
-                self._totals[k] = _added(self._fold.weight_gradient(total), self._totals[k])
+                self._totals[k] = added(self._fold.weight_gradient(total), self._totals[k])
         return [
             torch.zeros_like(q) if part is None and q.requires_grad else part
             for q, part in zip(self._parameters, self._totals, strict=True)
         ]
 
 
-def _added(total: Tensor | None, part: Tensor | None) -> Tensor | None:
-    if total is None or part is None:
-        return part if total is None else total
-    return total.add_(part)
+def added(total: Tensor | None, part: Tensor | None) -> Tensor | None:
+    """Their sum, in the memory of the first; None counts as zero."""
+    if part is None:
+        return total
+    # A copy: autograd may hand one tensor out as the gradient of two parameters.
+    return part.clone() if total is None else total.add_(part)

@@ -93,11 +93,21 @@ def _multiply(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b, out_dtype=torch.float32)
 
 
+def whole_rows(a: Tensor) -> Tensor:
+    """The left factor of a low-precision product, without gaps between its rows on a processor.
+
+    oneDNN's products for AMX read the rows of a strided left factor up to the next multiple of 32 columns, and multiply
+    what lies there by a zero of padding: NaN where it is NaN or infinite (measured with torch 2.14 on a Sapphire
+    Rapids, bfloat16 and float16; right factors and transposed ones are safe).
+    """
+    return a.contiguous() if a.device.type == "cpu" and a.dtype in LOW else a
+
+
 def product(a: Tensor, b: Tensor, out: Tensor, scale: float = 1.0) -> Tensor:
     """`out = scale * a @ b` in the precision of `b`, the larger factor; `out` may be more precise than both."""
     a = a.to(b.dtype)
     if b.dtype != out.dtype:
-        return torch.mul(_multiply(a, b), scale, out=out)
+        return torch.mul(_multiply(whole_rows(a), b), scale, out=out)
     for tile in _column_tiles(b):
         part = out[:, tile]
         torch.addmm(part, a, b[:, tile], beta=0.0, alpha=scale, out=part)

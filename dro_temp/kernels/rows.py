@@ -9,6 +9,7 @@ from typing import Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from dro_temp._pytree import pytree
 from dro_temp._typing import Features, Mask, PerRow, RowIndex, Scores
 from dro_temp.functional.transforms import ScoreTransform
 from dro_temp.kernels.passes import Profile
@@ -81,6 +82,7 @@ class TauOf(Protocol):
 Expected: TypeAlias = Callable[[PerRow, PerRow, slice], tuple[PerRow, PerRow]]
 
 
+@pytree()
 @dataclass(frozen=True)
 class LogMeanExp:
     r"""$\log g_i = \log \frac1m \sum_j e^{(s_{ij} - s_{i t_i}) / \tau_i}$ of each row, and what was seen on the way.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dro_temp._typing import PerRow, Scores
 from dro_temp.kernels.budget import block_rows
+from dro_temp.kernels.gradients import dense_like
 from dro_temp.kernels.pair_passes import ColumnSums, RowSums
 from dro_temp.kernels.passes import NOT_AN_OUTCOME, row_groups
 from dro_temp.kernels.products import AddUp, Scorer, gradient_dtype, product, work_dtype
@@ -143,9 +144,9 @@ class Coupling:
         """Gradients of queries and keys; scores that were kept are consumed, else they are computed again."""
         n, work = queries.shape[0], self.tau_rows.dtype
         narrow = keys.to(gradient_dtype(keys))
-        to_queries = torch.empty_like(queries, dtype=work)
-        # The first stripe overwrites it; without rows there is none.
-        to_keys = torch.empty_like(keys, dtype=work) if n else torch.zeros_like(keys, dtype=work)
+        to_queries, to_keys = dense_like(queries, work), dense_like(keys, work)
+        if not n:
+            to_keys.zero_()  # no stripe will come to overwrite it
         for rows, coupled in self._coupled(block, queries, keys, kept):
             product(coupled, narrow, to_queries[rows])
             first = rows.start == 0
@@ -155,7 +156,7 @@ class Coupling:
     def pull(self, block: PairBlock, queries: Tensor, keys: Tensor, kept: Scores | None) -> Tensor:
         """The gradient of the queries alone."""
         narrow = keys.to(gradient_dtype(keys))
-        to_queries = torch.empty_like(queries, dtype=self.tau_rows.dtype)
+        to_queries = dense_like(queries, self.tau_rows.dtype)
         for rows, coupled in self._coupled(block, queries, keys, kept):
             product(coupled, narrow, to_queries[rows])
         return to_queries.to(queries.dtype)

@@ -176,6 +176,8 @@ class Sweep:
             (torch.ones_like(tau), torch.zeros_like(tau)) if upstream is None else upstream(log_g, tau, block)
         )
         gradients.add(block, tilted, tau, u, at_target)
+        if tilted.weights is not scores:
+            give_back("weights", tilted.weights)
         if predicted is not None:
             predicted.collect(u * slope + v)
         found.log_g[block], found.tau[block], found.slope[block] = log_g, tau, slope

@@ -176,12 +176,14 @@ class QueuedLoss(RobustLoss):
 
 def _numbers(rows: Rows, columns: int) -> RowIndex:
     """Whose key each column is, of all processes."""
-    nameless = rows.target.new_full((columns,), NAMELESS, dtype=torch.long)
+    nameless = rows.target.new_full((columns + 1,), NAMELESS, dtype=torch.long)
     if rows.index is None:
-        return nameless
-    targets, _ = distributed.gather_rows(rows.target.long())
+        return nameless[:columns]
+    # A row of weight zero may have any negative target, such as -100: its number goes behind the last column.
+    nowhere = ~rows.weighs & (rows.target < 0)
+    targets, _ = distributed.gather_rows(rows.target.long().masked_fill(nowhere, columns))
     index, _ = distributed.gather_rows(rows.index.long())
-    return nameless.scatter(0, targets, index)
+    return nameless.scatter(0, targets, index)[:columns]
 
 
 def _queries(rows: Rows, scores: LinearScores) -> Features:
@@ -193,7 +195,7 @@ def _queries(rows: Rows, scores: LinearScores) -> Features:
             "expected rows that are plain products, and whose features are their queries, as those of pairs are; "
             "received others. Pass QueuedLoss(..., replay=0): what else a row needs is not kept."
         )
-    counts = rows.valid
+    counts = rows.weighs
     queries, _ = distributed.gather_rows(scores.queries.detach()[counts])
     targets, _ = distributed.gather_rows(rows.target.long()[counts])
     return queries.new_zeros(len(scores.keys), queries.shape[1]).index_copy(0, targets, queries)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from dro_temp._checks import check_number
 from dro_temp._typing import PerRow
+from dro_temp.functional import kl as F
 from dro_temp.interfaces import RobustLoss, Rows
 
 
@@ -37,15 +38,18 @@ class SigmoidLoss(RobustLoss):
     def __init__(self, bias_init: float = -10.0) -> None:
         super().__init__()
         check_number("bias_init", bias_init, -10.0)
-        self.bias: Tensor = nn.Parameter(torch.tensor(float(bias_init)))
+        self.bias: Tensor = nn.Parameter(torch.tensor([float(bias_init)]))  # [1]: FSDP shards no scalars
 
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
         """Minus the log-likelihood of all pairs of a row."""
-        logits = rows.dense_scores / tau[:, None] + self.bias
+        scores, target = rows.dense_scores, rows.target.long()[:, None]
+        # An outcome that cannot happen has no part in the gradient of tau, which (-inf) / tau would make NaN. A target
+        # that cannot happen keeps its infinite value.
+        held = scores.clamp(min=F.IMPOSSIBLE).scatter(1, target, scores.gather(1, target))
+        logits = held / tau[:, None] + self.bias
         if rows.target_distribution is not None:
             spread = rows.target_distribution.to(logits.dtype)
             return nn.functional.binary_cross_entropy_with_logits(logits, spread, reduction="none").sum(1)
-        target = rows.target.long()[:, None]
         # The sign is turned at the target alone: adding the difference afterwards would cost its digits.
         signed = (-logits).scatter(1, target, logits.gather(1, target))
         return -nn.functional.logsigmoid(signed).sum(1)

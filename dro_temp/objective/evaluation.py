@@ -1,6 +1,5 @@
 """Every view's temperatures and values; two views that share their scores are scored once."""
 
-import math
 from collections.abc import Mapping
 from typing import TypeAlias
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp import distributed
-from dro_temp._compiler import outside_graphs
+from dro_temp._compiler import log_of_size, outside_graphs
 from dro_temp.interfaces import (
     Choice,
     Evaluated,
@@ -110,7 +109,7 @@ def _from_tiles(
         found = {}
         log_sums = _log_sums(rows[views[0]], rows[views[1]], taus, choices[0])
         for view, tau, log_sum, choice in zip(views, taus, log_sums, choices, strict=True):
-            log_g = log_sum - math.log(rows[view].support_size)
+            log_g = log_sum - log_of_size(rows[view].support_size, log_sum)
             values = losses[view].of_log_mean_exp(rows[view], log_g, tau.to(log_g.dtype))  # type: ignore[operator]
             found[view] = Evaluated(values, tau, choice)
         return found

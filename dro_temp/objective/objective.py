@@ -27,8 +27,15 @@ from dro_temp.objective.groups import check_rate, host_groups, parameter_groups,
 from dro_temp.objective.observing import let_observe
 from dro_temp.objective.output import Output
 from dro_temp.objective.parts import PerView, named_penalties, per_view, refuse_shared_memory
-from dro_temp.objective.reduction import checked_count, refuse_non_finite, temperature_metrics, weighted_mean
+from dro_temp.objective.reduction import (
+    checked_count,
+    refuse_non_finite,
+    row_weight,
+    temperature_metrics,
+    weighted_mean,
+)
 from dro_temp.objective.risk import check_for_risks, reduced, risks_of
+from dro_temp.objective.sharding import UnreducedGradients
 from dro_temp.objective.teaching import taught
 from dro_temp.objective.watch import Watch
 
@@ -99,13 +106,16 @@ class Objective(Committable):
         tau_losses = {} if tau_loss is None else per_view("tau_loss", tau_loss, host.views, RobustLoss)
         self.tau_losses = nn.ModuleDict(tau_losses)
         self.risks = risks_of(risk, host)
-        refuse_shared_memory(self.predictors, self.losses, self.tau_losses, self.risks)
+        refuse_shared_memory(
+            predictor=self.predictors, loss=self.losses, tau_loss=self.tau_losses, risk=self.risks
+        )
         self.penalties = nn.ModuleDict(named_penalties(penalties, host))
         check_flag("check_finite", check_finite)
         check_flag("watch", watch)
         self.check_finite = check_finite
         self._watch = Watch(host.views) if watch else None
         self._ledger = Ledger(self.predictors, self.losses, self.tau_losses, self.risks)
+        self._unreduced = UnreducedGradients(self)
         # Every process commits the same memory; sending it around at each forward would cost more than the step.
         self._ddp_params_and_buffers_to_ignore = [
             f"{name}.{buffer}"
@@ -134,7 +144,9 @@ class Objective(Committable):
         with self._ledger.recording() as before:
             output = self._forward(args, count, group, batch)
         values = (*output.values.values(), *output.tau_values.values())
-        self._ledger.enter(before, values, self.parameters())
+        self._ledger.enter(before, values, self.parameters)
+        if self.training and not torch.compiler.is_compiling():
+            self._unreduced.look_after(output.loss)
         return output
 
     def _forward(
@@ -197,9 +209,10 @@ class Objective(Committable):
 
     def _penalties(self, rows: dict[str, Rows], count: float | Tensor | None) -> dict[str, Tensor]:
         first = rows[self.host.views[0]]
+        terms = {name: penalty(rows).expand(len(first)) for name, penalty in self.penalties.items()}
         return {
-            name: weighted_mean(penalty(rows).expand(len(first)), first, count, self.training)
-            for name, penalty in self.penalties.items()
+            name: weighted_mean(term, row_weight(first, term.dtype), count, self.training)
+            for name, term in terms.items()
         }
 
     def _learn_and_look(self, rows: dict[str, Rows], teachers: dict[str, Evaluated]) -> None:
@@ -235,6 +248,11 @@ class Objective(Committable):
         for view in self.host.views:
             others = [r.features for other, r in rows.items() if other != view and r.features is not None]
             self.predictors[view].start_prototypes(torch.cat(others))  # type: ignore[operator]
+
+    def _checked_parts(self, prefix: str) -> list[tuple[str, nn.Module]]:
+        # Without the host: models of others may convert what they load.
+        names = ("predictors", "losses", "tau_losses", "risks", "penalties")
+        return [(f"{prefix}{name}.", getattr(self, name)) for name in names]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and the proposals that go with them."""

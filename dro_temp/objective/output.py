@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 
 from dro_temp._repr import one_line
+from dro_temp._pytree import pytree
 from dro_temp._typing import PerRow, Scalar
 from dro_temp.interfaces import Choice
 
 
+@pytree(static=("choice",))
 @dataclass(frozen=True)
 class Output:
     """What an `Objective` returns.

@@ -48,23 +48,27 @@ def named_penalties(penalties: Iterable[Penalty], host: HostAdapter) -> dict[str
     return named
 
 
-def refuse_shared_memory(*parts: nn.ModuleDict) -> None:
-    """Raise where two views, or two parts of one view, would write into one memory."""
-    owner: dict[int, tuple[int, str]] = {}
-    for number, part in enumerate(parts):
-        for view, module in part.items():
+def refuse_shared_memory(**parts: nn.ModuleDict) -> None:
+    """Raise where two views, or two parts of one view, would write into one memory.
+
+    Args:
+        **parts: modules by view, under the name of the argument that they came by.
+    """
+    owner: dict[int, tuple[str, str]] = {}
+    for part, modules in parts.items():
+        for view, module in modules.items():
             for staged in staged_modules(module.modules()):
-                first, theirs = owner.setdefault(id(staged), (number, view))
-                if theirs != view:
-                    raise ValueError(
-                        f"expected a memory of its own for each view, received one {type(staged).__name__} shared "
-                        f"by views {theirs!r} and {view!r}: sample 7 would mean two different rows. Build one per "
-                        "view: {view: KLRobustLoss(rho, estimator=LogMovingAverage(n)) for view in host.views}, or a "
-                        "risk likewise."
-                    )
-                if first != number:
-                    raise ValueError(
-                        f"expected a memory of its own for each part, received one {type(staged).__name__} in two "
-                        f"parts of view {view!r} (predictor, loss, tau_loss, risk), each of which would write into it. "
-                        "Build one for each: KLRobustLoss(rho, estimator=LogMovingAverage(n))."
-                    )
+                first_part, first_view = owner.setdefault(id(staged), (part, view))
+                if (first_part, first_view) == (part, view):
+                    continue
+                why = (
+                    "it would be written twice a step, at two temperatures"
+                    if first_view == view
+                    else "sample 7 would mean two different rows"
+                )
+                raise ValueError(
+                    f"expected a memory of its own for each view, received one {type(staged).__name__} shared "
+                    f"by the {first_part} of view {first_view!r} and the {part} of view {view!r}: {why}. Build one per "
+                    "view: {view: KLRobustLoss(rho, estimator=LogMovingAverage(n)) for view in host.views}; others for "
+                    "a tau_loss, and for a predictor or a risk that remembers."
+                )

@@ -60,17 +60,20 @@ def checked_count(count: float | Tensor | None) -> float | Tensor | None:
     return count.reshape(())
 
 
-def weighted_mean(values: Tensor, rows: Rows, count: float | Tensor | None, trains: bool) -> Tensor:
+def weighted_mean(values: Tensor, weight: Tensor, count: float | Tensor | None, trains: bool) -> Tensor:
     """Weighted mean over rows, of all processes in training; or the weighted sum by a given count."""
-    weight = row_weight(rows, values.dtype)
     total = (values * weight).sum()
     # Data parallel training averages gradients over processes; undo it, for processes of unequal weight.
     total = total * distributed.world_size() if trains else total
     if count is not None:
         return total / count
+    return total / whole_weight(weight, trains).clamp(min=torch.finfo(values.dtype).tiny)
+
+
+def whole_weight(weight: Tensor, trains: bool) -> Tensor:
+    """Weight of all rows, in training those of all processes."""
     # An evaluation may run on one process only, which must not wait for the others.
-    everywhere = distributed.sum_over_processes(weight.sum()) if trains else weight.sum()
-    return total / everywhere.clamp(min=torch.finfo(values.dtype).tiny)
+    return distributed.sum_over_processes(weight.sum()) if trains else weight.sum()
 
 
 @torch.no_grad()

@@ -58,7 +58,10 @@ def reduced(
 ) -> dict[str, Tensor]:
     """One number per view: its risk, or the weighted mean of its values where there are no risks."""
     if not risks:
-        return {view: weighted_mean(x, rows[view], count, trains) for view, x in values.items()}
+        return {
+            view: weighted_mean(x, row_weight(rows[view], x.dtype), count, trains)
+            for view, x in values.items()
+        }
     found = {}
     for view, x in values.items():
         risk, r = risks[view], rows[view]

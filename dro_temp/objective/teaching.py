@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
-from dro_temp import distributed
 from dro_temp._typing import PerRow, Scalar
 from dro_temp.interfaces import Evaluated, RobustLoss, Rows
-from dro_temp.objective.reduction import weighted_mean
+from dro_temp.objective.reduction import weighted_mean, whole_weight
 
 
 def taught(
@@ -33,15 +33,27 @@ def taught(
         loss = tau_losses[view]
         assert isinstance(loss, RobustLoss)
         replayed = loss.replayed(predictors[view])  # type: ignore[arg-type]
-        values = found.values if replayed is None else _with(found.values, replayed.values)
-        means[view] = weighted_mean(values, rows[view], count, trains)
+        weight = _weight(rows[view], found.values.dtype)
+        mean = weighted_mean(found.values, weight, count, trains)
+        if replayed is not None and len(replayed.values):
+            mean = _with(mean, weight, replayed.values, count, trains)
+        means[view] = mean
     return means
 
 
-def _with(values: PerRow, replayed: PerRow) -> PerRow:
-    """Values whose mean is that of both, however it is then taken."""
-    if not len(replayed):
-        return values
-    # Every process replays the same rows, and has its part of the batch.
-    share = len(replayed) / (len(replayed) + len(values) * distributed.world_size())
-    return (1 - share) * values + share * replayed.mean()
+def _weight(rows: Rows, dtype: torch.dtype) -> PerRow:
+    """How much each row counts: one without outcomes in its batch may have some in a queue, and is zero elsewhere."""
+    return rows.weighs.to(dtype) if rows.weight is None else rows.weight.to(dtype)
+
+
+def _with(
+    mean: Scalar, weight: PerRow, replayed: PerRow, count: float | Tensor | None, trains: bool
+) -> Scalar:
+    """The mean of both, each replayed row with weight one; by a count, the part of the mean that falls to this batch.
+
+    Every process replays the same rows, and has its part of the batch.
+    """
+    batch = whole_weight(weight, trains)
+    share = len(replayed) / (len(replayed) + batch)
+    term: Scalar = share * replayed.mean() * (1.0 if count is None else batch / count)
+    return (1 - share) * mean + term

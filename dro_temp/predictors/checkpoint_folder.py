@@ -2,7 +2,8 @@
 
 The weights' file is named after its own content, and whether a checkpoint exists is decided by one atomic
 replacement, that of `config.json`. Killed before it, a save leaves what was there; killed after it, the new one.
-Other files of the folder are never touched.
+A model card is written after it, unless the folder
+has one that is not ours; other files of the folder are never touched.
 """
 
 import hashlib
@@ -15,11 +16,13 @@ from torch import Tensor
 
 from dro_temp._files import whole_file
 from dro_temp._optional import optional_module
+from dro_temp.predictors.model_card import CARD
 
 CONFIG = "config.json"
 #: Which files belong to a checkpoint.
-PATTERNS = (CONFIG, "tempnet-*.safetensors")
+PATTERNS = (CONFIG, "tempnet-*.safetensors", CARD)
 LIBRARY, FORMAT = "dro-temp", 1
+_LARGEST = 2**20
 _ADVICE = "Save it again with save_pretrained, or fetch the whole folder."
 
 
@@ -70,7 +73,10 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     data = (folder / file).read_bytes()
     if hashlib.sha256(data).hexdigest() != named.get("sha256"):
         raise _damaged(folder / file, f"whose {len(data)} bytes are not those that were saved")
-    return config, parse(data)
+    try:
+        return config, parse(data)
+    except Exception as error:  # safetensors has an exception of its own, which is no ValueError
+        raise _damaged(folder / file, f"which is no safetensors file ({error})") from error
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -79,10 +85,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"expected a folder with {CONFIG} and weights, received one without {CONFIG}: {folder}. {_ADVICE}"
         )
+    if path.stat().st_size > _LARGEST:
+        raise _damaged(
+            path, f"whose {path.stat().st_size} bytes are more than the {_LARGEST} of any configuration"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _damaged(path, "which is no JSON") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, "which is no JSON, or nested too deep") from error
     if not isinstance(config, dict) or config.get("library") != LIBRARY:
         raise ValueError(
             f"expected the {CONFIG} of a TempNet, received one of something else: {path}. Pass the folder that "
@@ -103,7 +113,7 @@ def _weights_of_earlier(folder: Path) -> str | None:
         return None
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict) or config.get("library") != LIBRARY:
         raise FileExistsError(

@@ -1,6 +1,5 @@
 """Decoding rules that map the entropy of a row to its temperature; nothing is trained."""
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -20,12 +19,12 @@ class EntropyRule(ABC):
         """(tau_min, tau_max): no temperature is outside."""
 
     @abstractmethod
-    def __call__(self, entropy: PerRow, log_outcomes: float) -> PerRow:
+    def __call__(self, entropy: PerRow, log_outcomes: PerRow) -> PerRow:
         """Temperatures; they are clipped to the bounds.
 
         Args:
             entropy: H of each row, in nats, between 0 and `log_outcomes`.
-            log_outcomes: log of the number of outcomes, the largest entropy that there is.
+            log_outcomes: log of the number of each row's outcomes that can happen, the largest entropy that there is.
         """
 
 
@@ -68,7 +67,7 @@ class EdtRule(EntropyRule):
         """(tau_min, tau0)."""
         return self.tau_min, self.tau0
 
-    def __call__(self, entropy: PerRow, log_outcomes: float) -> PerRow:
+    def __call__(self, entropy: PerRow, log_outcomes: PerRow) -> PerRow:
         """The rule; 0 for a row without entropy, unless theta is 0."""
         certainty = self.theta / entropy.clamp(min=torch.finfo(entropy.dtype).tiny)
         return self.tau0 * self.base**certainty
@@ -76,7 +75,10 @@ class EdtRule(EntropyRule):
 
 @dataclass(frozen=True)
 class DynatempRule(EntropyRule):
-    r"""$\tau = \tau_{\min} + (\tau_{\max} - \tau_{\min}) (H / \log m)^k$, m the number of outcomes.
+    r"""$\tau = \tau_{\min} + (\tau_{\max} - \tau_{\min}) (H / \log m)^k$, m the number of outcomes that can happen.
+
+    As in llama.cpp, where m counts the candidates that are left: an outcome that is banned (-inf, -1e4; see `Summary`)
+    does not count.
 
     Args:
         tau_min: temperature of a row without entropy, > 0.
@@ -109,9 +111,9 @@ class DynatempRule(EntropyRule):
         """(tau_min, tau_max)."""
         return self.tau_min, self.tau_max
 
-    def __call__(self, entropy: PerRow, log_outcomes: float) -> PerRow:
+    def __call__(self, entropy: PerRow, log_outcomes: PerRow) -> PerRow:
         """The rule."""
-        share = (entropy / max(log_outcomes, 1e-12)).clamp(0.0, 1.0)
+        share = (entropy / log_outcomes.clamp(min=1e-12)).clamp(0.0, 1.0)
         return self.tau_min + (self.tau_max - self.tau_min) * share**self.exponent
 
 
@@ -149,7 +151,7 @@ class EntropyTemperature(TemperaturePredictor):
         """What the rule says."""
         summary = reading.summary
         assert summary is not None
-        return self.rule(summary.entropy, math.log(max(summary.outcomes, 1)))
+        return self.rule(summary.entropy, summary.possible.clamp(min=1.0).log())
 
     def bound(self, raw: PerRow) -> PerRow:
         """Clipped: rules are exact inside their bounds."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from dro_temp._optional import optional_module
 from dro_temp.predictors.checkpoint_folder import PATTERNS
+from dro_temp.predictors.model_card import CARD, is_untouched
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # "name" or "owner/name"
 
@@ -49,12 +50,21 @@ def folder_of(source: str | Path, **options: Any) -> Path:
 def upload(folder: Path, name: str, *, private: bool | None, token: str | None, message: str) -> str:
     """Put a checkpoint into a repository, in one commit, in place of the one that is there.
 
+    Args:
+        folder: of the checkpoint; loses its card where the repository has one that is not ours.
+        name: "owner/name", or "name" under one's own account.
+        private: whether a repository that is made is private.
+        token: for the Hub.
+        message: of the commit.
+
     Returns:
         Where it is.
     """
     hub = optional_module("huggingface_hub", "for saving and loading")
     api = hub.HfApi(token=token)
     repository = api.create_repo(name, private=private, exist_ok=True).repo_id
+    if api.file_exists(repository, CARD) and not is_untouched(Path(api.hf_hub_download(repository, CARD))):
+        (folder / CARD).unlink(missing_ok=True)
     api.upload_folder(
         repo_id=repository,
         folder_path=folder,

@@ -10,6 +10,7 @@ from dro_temp import functional as F
 from dro_temp._checks import check_count, check_flag, check_index, check_kind, check_positive, check_within
 from dro_temp._typing import PerRow, RowIndex
 from dro_temp.interfaces import Reading, Staged, TemperaturePredictor
+from dro_temp.interfaces.staged import grown
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class IndividualTemperature(TemperaturePredictor, Staged):
                 "expected an update of the table's own with on_host=True, received update=None: a base optimizer "
                 "moves every entry at every step, on the device. Pass update=GradientUpdate(), or leave on_host out."
             )
+        self._start = start
         self.num_samples, self.update = check_count("num_samples", num_samples), update
         self.on_host = on_host
         if update is None:
@@ -146,6 +148,48 @@ class IndividualTemperature(TemperaturePredictor, Staged):
         tau = self.read("tau", index) - self.update.lr * momentum
         self.put("tau", index, tau.clamp(self.tau_min, self.tau_max))
 
+    def resize(
+        self, num_samples: int, *, shrink: bool = False, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        """Go on with a data set of another size: temperatures stay, samples that came new start at `tau_init`.
+
+        Args:
+            num_samples: size of the data set as it is now; the samples that there were keep their numbers.
+            shrink: True to let it be smaller, which forgets the last samples.
+            optimizer: with `update=None`, the optimizer that trains the table, if there is one already: its moments
+                grow with the table, from zero.
+
+        Raises:
+            RuntimeError: proposals are pending: resize after `optimizer.step()`.
+            ValueError: a smaller size without `shrink`, or one below 1; an optimizer that does not train the table.
+        """
+        num_samples = check_count("num_samples", num_samples)
+        _check_trains(optimizer, self.tau)
+        if self.update is not None:
+            self.resize_tables(num_samples, shrink=shrink)
+        else:
+            self.refuse_resize(num_samples, self.num_samples, shrink)
+            # The parameter stays the same object: optimizers and wrappers know it by that.
+            self.tau.data, self.tau.grad = grown(self.tau.data, num_samples, self._start), None
+            state = {} if optimizer is None else optimizer.state.get(self.tau, {})
+            for name, x in state.items():
+                if isinstance(x, Tensor) and x.shape == (self.num_samples,):
+                    state[name] = grown(x, num_samples, 0.0)
+        self.num_samples = num_samples
+
     def extra_repr(self) -> str:
         """Size and update."""
         return f"{self.num_samples}, {super().extra_repr()}, update={self.update}"
+
+
+def _check_trains(optimizer: torch.optim.Optimizer | None, tau: Tensor) -> None:
+    if optimizer is None:
+        return
+    check_kind(
+        "optimizer", optimizer, torch.optim.Optimizer, "Leave it out, or pass the one that trains the table."
+    )
+    if not any(p is tau for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError(
+            "expected the optimizer that trains this table, received one that does not: with an update of its own no "
+            "optimizer does. Leave it out, or build the table with update=None."
+        )

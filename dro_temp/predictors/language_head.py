@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from dro_temp._checks import check_count, check_kind
+
 
 @dataclass(frozen=True)
 class LanguageHead:
@@ -44,6 +46,20 @@ class LanguageHead:
         outcomes, width = weight.shape
         name = getattr(getattr(model, "config", None), "_name_or_path", None)
         return cls(outcomes, width, name or None)
+
+    def checked(self) -> "LanguageHead":
+        """Itself, if its sizes are sizes.
+
+        Raises:
+            TypeError: they, or the name, are of another kind.
+            ValueError: they are below one.
+        """
+        for what, size in (("outcomes", self.outcomes), ("width", self.width)):
+            if size is not None:
+                check_count(what, size)
+        if self.name is not None:
+            check_kind("name", self.name, str, "Pass the model's name, or None.")
+        return self
 
     def check(self, other: "LanguageHead") -> None:
         """Raise unless the other head has these sizes."""

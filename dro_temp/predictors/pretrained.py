@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dro_temp.predictors.checkpoint_folder import read_checkpoint, write_checkpoint
 from dro_temp.predictors.encoders import TempNetEncoder
 from dro_temp.predictors.hub import folder_of, upload
+from dro_temp.predictors.model_card import write_card
 
 _Network = TypeVar("_Network", bound="Pretrained")
 
@@ -42,14 +43,22 @@ class Pretrained(nn.Module, ABC):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and the weights; a kill leaves the earlier checkpoint or this one, nothing between.
 
+        A model card goes beside them, `README.md`: what it was made for, bounds, radius, how to load it, whom to cite.
+
         Args:
-            folder: made if need be; other files in it are left alone.
+            folder: made if need be; other files in it are left alone, and so is a `README.md` that was not written
+                here, or was edited since.
 
         Raises:
             FileExistsError: the folder holds the `config.json` of something else, a language model, say.
             ImportError: safetensors is missing.
         """
-        write_checkpoint(Path(folder), {"class": type(self).__name__, **self.config}, self.state_dict())
+        import dro_temp
+
+        config = {"class": type(self).__name__, **self.config}
+        write_checkpoint(Path(folder), config, self.state_dict())
+        parameters = sum(p.numel() for p in self.parameters())
+        write_card(Path(folder), config, parameters=parameters, version=dro_temp.__version__)
 
     @classmethod
     def from_pretrained(
@@ -83,17 +92,34 @@ class Pretrained(nn.Module, ABC):
                 f"expected a checkpoint of {cls.__name__}, received one of {config.get('class')!r}: {folder}. "
                 "Load it with that class."
             )
+        encoders = tuple(encoders)
         try:
+            _refuse_more_parts(config, len(tensors))
+            # What a file of unknown origin says is compared with its weights before anything of that size is made.
+            _check_shapes(cls._outline(config, encoders), tensors, folder)
             with torch.random.fork_rng(devices=[]):  # the fresh weights are overwritten: leave no trace
                 network = cls.of_config(config, encoders)
-        except (KeyError, TypeError) as error:
+            _check_shapes(network.state_dict(), tensors, folder)
+        except _UNBUILDABLE as error:
             raise ValueError(
                 f"expected a config.json that describes a {cls.__name__}, received {folder / 'config.json'}, which "
                 f"cannot be built ({type(error).__name__}: {error}). Save it again with save_pretrained."
             ) from error
-        _check_shapes(network.state_dict(), tensors, folder)
         network.load_state_dict(tensors, assign=True)  # keeps the precision that was saved
         return network.eval()
+
+    @classmethod
+    def _outline(
+        cls, config: Mapping[str, Any], encoders: tuple[type[TempNetEncoder], ...]
+    ) -> Mapping[str, Tensor] | None:
+        """Names and shapes of a network of this config, without its memory; None if they cannot be told like that."""
+        try:
+            with torch.device("meta"):
+                return cls.of_config(config, encoders).state_dict()
+        except RuntimeError:
+            if not encoders:  # those of others may compute something when they are made
+                raise
+            return None
 
     def push_to_hub(
         self,
@@ -103,7 +129,9 @@ class Pretrained(nn.Module, ABC):
         token: str | None = None,
         message: str = "Upload of a TempNet",
     ) -> str:
-        """Upload to the Hugging Face Hub, in one commit; the repository is made if need be.
+        """Upload to the Hugging Face Hub, in one commit, with a model card; the repository is made if need be.
+
+        A card of the repository that was edited there stays as it is.
 
         Args:
             name: "owner/name", or "name" under your own account.
@@ -122,9 +150,35 @@ class Pretrained(nn.Module, ABC):
             return upload(Path(folder), name, private=private, token=token, message=message)
 
 
-def _check_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: Path) -> None:
-    wanted = {name: list(x.shape) for name, x in expected.items()}
-    given = {name: list(x.shape) for name, x in found.items()}
+#: What building a network from a file of unknown origin may raise, beside errors that say what they expect.
+_UNBUILDABLE = (KeyError, TypeError, AttributeError, RuntimeError, OverflowError, RecursionError, MemoryError)
+_DEEPEST = 32
+
+
+def _refuse_more_parts(config: Mapping[str, Any], tensors: int) -> None:
+    """Raise where a configuration is nested deeper, or names more parts, than the weights beside it can belong to.
+
+    Raises:
+        TypeError: it does.
+    """
+    level: list[Any] = [config]
+    parts = 0
+    for _ in range(_DEEPEST):
+        inside = [x for holder in level for x in (holder.values() if isinstance(holder, dict) else holder)]
+        level = [x for x in inside if isinstance(x, dict | list)]
+        parts += sum(isinstance(x, dict) and "class" in x for x in level)
+        if not level:
+            break
+    # Each has a weight, but for one that only adds up others.
+    if level or parts > 2 * tensors + 2:
+        raise TypeError(f"it is nested too deep, or names {parts} parts for {tensors} tensors")
+
+
+def _check_shapes(expected: Mapping[str, Tensor] | None, found: Mapping[str, Tensor], folder: Path) -> None:
+    if expected is None:
+        return
+    wanted = {name: _kind(x) for name, x in expected.items()}
+    given = {name: _kind(x) for name, x in found.items()}
     names = [name for name in {**wanted, **given} if wanted.get(name) != given.get(name)]
     if names:
         raise ValueError(
@@ -134,3 +188,8 @@ def _check_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], f
             + ", ".join(f"{name} {given.get(name, 'absent')}" for name in names)
             + f": {folder}. Undo changes to config.json, or save the network again with save_pretrained."
         )
+
+
+def _kind(x: Tensor) -> str:
+    """Its shape, and whether its numbers are of the kind that a network computes with."""
+    return f"{list(x.shape)}" if x.is_floating_point() else f"{list(x.shape)} of {x.dtype}"

@@ -38,7 +38,7 @@ def reference_state(source: Mapping[str, Any] | str | Path) -> dict[str, Tensor]
     _check_keys(state, given)
     found = {ours: at_least_float32(state[theirs].detach()) for theirs, ours in NAMES.items()}
     sharpness = NAMES["scaler"]
-    found[sharpness] = found[sharpness].reshape(())  # [1] in converted checkpoints, [] in training
+    found[sharpness] = found[sharpness].reshape(1)  # [1] in converted checkpoints, [] in training
     return found
 
 

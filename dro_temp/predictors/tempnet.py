@@ -258,9 +258,11 @@ class TempNet(Pretrained, TemperaturePredictor):
         encoder = encoder_of(config["encoder"], (*ENCODERS, *encoders))
         readout = class_named("a readout", config["readout"], READOUTS, "Update dro-temp.")
         network = cls(encoder, tau_min=config["tau_min"], tau_max=config["tau_max"], readout=readout)
-        made_for = config["made_for"]
-        network.made_for = None if made_for is None else LanguageHead(**made_for)
-        network.rho = config["rho"]
+        made_for, rho = config["made_for"], config["rho"]
+        if rho is not None:
+            check_radius(rho)
+        network.made_for = None if made_for is None else LanguageHead(**made_for).checked()
+        network.rho = rho
         return network
 
     def start_prototypes(self, others: Features) -> None:

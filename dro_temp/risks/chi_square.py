@@ -37,7 +37,7 @@ class ChiSquareRisk(SampleRisk):
 
     def value(self, losses: PerRow, weight: PerRow, group: RowIndex | None) -> Scalar:
         """The mean under the worst weights; its gradient is those weights (the envelope theorem)."""
-        return (F.chi_square_weights(losses, weight, rho=self.rho) * losses).sum()
+        return F.mean_under(F.chi_square_weights(losses, weight, rho=self.rho), losses)
 
     def extra_repr(self) -> str:
         """The radius."""

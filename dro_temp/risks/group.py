@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from dro_temp import functional as F
 from dro_temp._checks import check_count, check_number, check_positive
 from dro_temp._typing import PerRow, RowIndex, Scalar
 from dro_temp.interfaces import SampleRisk
@@ -70,7 +71,7 @@ class GroupRisk(SampleRisk):
         means = sums / mass.masked_fill(mass == 0, 1.0)
         if log_q is None:
             return means.masked_fill(~there, -torch.inf).amax()
-        return (log_q.masked_fill(~there, -torch.inf).softmax(0) * means).sum()
+        return F.mean_under(log_q.masked_fill(~there, -torch.inf).softmax(0), means)
 
     def _check(self, group: Tensor) -> None:
         if torch.compiler.is_compiling():  # reading values would stop the graph

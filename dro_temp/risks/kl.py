@@ -64,11 +64,20 @@ class KLRisk(SampleRisk):
         """The worst case of the batch, or the dual at the given temperature."""
         self._refuse_collapse(weight)
         if self.tau is None:
-            return (F.kl_ball_weights(losses, weight, rho=self.rho) * losses).sum()
+            return F.mean_under(F.kl_ball_weights(losses, weight, rho=self.rho), losses)
         tau = self.tau(shape=torch.Size([])).to(losses.dtype)
-        log_g = F.weighted_log_mean_exp(losses / tau, weight)
-        risk: Scalar = tau * (held_log_mean(self.estimator, log_g, weight) + self.rho)
-        return risk
+        # What is infinite is so at every tau: its part of tau's gradient is 0, where a quotient's would be NaN.
+        still = tau.detach()
+        exponents = losses / still
+        endless = exponents.isinf()
+        exponents = torch.where(endless, exponents, losses.masked_fill(endless, 0.0) / tau)
+        log_g = F.weighted_log_mean_exp(exponents, weight)
+        log_mean = held_log_mean(self.estimator, log_g, weight)
+        return torch.where(
+            log_mean.isinf(),
+            still * log_mean,
+            tau * (log_mean.masked_fill(log_mean.isinf(), 0.0) + self.rho),
+        )
 
     def _refuse_collapse(self, weight: PerRow) -> None:
         # What an estimator has seen is more than a batch, and nobody knows how much more. A count waits.

@@ -18,4 +18,4 @@ class MeanRisk(SampleRisk):
 
     def value(self, losses: PerRow, weight: PerRow, group: RowIndex | None) -> Scalar:
         """The weighted mean."""
-        return (F.shares(losses, weight) * losses).sum()
+        return F.mean_under(F.shares(losses, weight), losses)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dro_temp.hosts.causal_lm.head import output_embeddings
+from dro_temp.hosts._twin import twin
+from dro_temp.hosts.causal_lm.head import catching, output_embeddings, words_of
 
 _POSITIONS = 16
 
@@ -36,17 +37,36 @@ class Example:
 
 @contextmanager
 def example_of(model: nn.Module) -> Iterator[Example]:
-    """An example, and a model in eval mode while the block runs.
+    """An example, of a copy of the model's modules in eval mode: other threads may run the model meanwhile.
 
-    Afterwards every module is as it was, and so are the random numbers.
+    Where a copy does not do what the model does, the model itself is run, and then put back as it was. Random numbers
+    are put back, too.
 
     Raises:
         TypeError: the model does not run on tokens alone.
     """
+    example = _example_apart(model)
+    if example is not None:
+        yield example
+        return
     with _restored(model):
         model.eval()
         tokens = _example_tokens(model)
         yield Example(model, tokens, _options(model, tokens))
+
+
+@torch.no_grad()
+def _example_apart(model: nn.Module) -> Example | None:
+    """An example of the copy, if it runs and calls the copy's own head; some wrappers hold on to the original."""
+    try:
+        copy = twin(model).eval()
+        tokens = _example_tokens(copy)
+        example = Example(copy, tokens, _options(copy, tokens))
+        with catching(output_embeddings(copy)) as caught:
+            example()
+    except Exception:  # whatever a model that is not ours may raise
+        return None
+    return example if caught.hidden else None
 
 
 @contextmanager
@@ -60,8 +80,16 @@ def _restored(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for state, before in zip(states, held, strict=True):
-            state.clear()
-            state.update(before)
+            _put_back(state, before)
+
+
+def _put_back(state: dict[str, Any], before: dict[str, Any]) -> None:
+    """Write no more than what has changed: other threads read."""
+    for name in [name for name in state if name not in before]:
+        del state[name]
+    for name, value in before.items():
+        if name not in state or state[name] is not value:
+            state[name] = value
 
 
 @torch.no_grad()
@@ -98,7 +126,7 @@ def numbers_of(model: nn.Module) -> dict[str, Any]:
 
 def _example_tokens(model: nn.Module) -> Tensor:
     known = numbers_of(model)
-    vocabulary = int(known.get("vocab_size") or len(output_embeddings(model).weight))  # type: ignore[arg-type]
+    vocabulary = int(known.get("vocab_size") or words_of(output_embeddings(model)))
     named = [v for k, v in known.items() if k.endswith(("token_id", "token_index"))]
     special = {number for v in named for number in (v if isinstance(v, list) else [v])}
     plain = torch.tensor([k for k in range(min(vocabulary, 4096)) if k not in special] or [0])

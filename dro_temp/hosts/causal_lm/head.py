@@ -1,13 +1,16 @@
 """Where a language model turns hidden states into logits, and what it does to them afterwards."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dro_temp.functional import ScoreTransform
+from dro_temp.hosts._hooks import registered
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class LmHead:
 
     @property
     def weight(self) -> Tensor:
-        """[vocabulary d]."""
+        """[vocabulary d]; of a linear head."""
         weight = self.module.weight
         assert isinstance(weight, Tensor)
         return weight
@@ -55,15 +58,19 @@ class Caught:
 
 @contextmanager
 def catching(head: nn.Module, *, skip: bool = False) -> Iterator[Caught]:
-    """Note what the head is given while the block runs.
+    """Note what the head is given by this thread while the block runs.
 
     Args:
         head: the module.
         skip: True to hand it the first position only: its output is then of no use.
     """
     caught = Caught()
+    compiling = torch.compiler.is_compiling()
+    thread = None if compiling else threading.get_ident()
 
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        if kwargs is None or (thread is not None and threading.get_ident() != thread):
+            return None
         name = next(iter(kwargs)) if not args else None
         hidden = kwargs[name] if name is not None else args[0]
         caught.hidden.append(hidden)
@@ -72,7 +79,10 @@ def catching(head: nn.Module, *, skip: bool = False) -> Iterator[Caught]:
         first = hidden[..., :1, :]
         return ((first, *args[1:]), kwargs) if name is None else (args, kwargs | {name: first})
 
-    handle = head.register_forward_pre_hook(before, with_kwargs=True)
+    if compiling:  # one thread traces, and cannot take a lock
+        handle = head.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        handle = registered(head.register_forward_pre_hook, before)
     try:
         yield caught
     finally:
@@ -95,10 +105,30 @@ def output_embeddings(model: nn.Module) -> nn.Module:
     find = getattr(model, "get_output_embeddings", None)
     head = find() if callable(find) else None
     weight = getattr(head, "weight", None)
-    if not isinstance(head, nn.Module) or not isinstance(weight, Tensor) or weight.dim() != 2:
+    matrix = isinstance(weight, Tensor) and weight.dim() == 2
+    if not isinstance(head, nn.Module) or not (matrix or _is_packed(head)):
         raise TypeError(
             f"expected a causal language model with one head, get_output_embeddings() with a weight "
             f"[vocabulary, d], received {name}, whose head is {type(head).__name__}. Load the model with "
             "AutoModelForCausalLM, or wrap logits of your own in a HostAdapter."
         )
     return head
+
+
+def words_of(head: nn.Module) -> int:
+    """How many outcomes a head has, also one that packs its weight."""
+    weight = getattr(head, "weight", None)
+    whole = isinstance(weight, Tensor) and weight.dim() == 2
+    if (
+        isinstance(weight, Tensor)
+        and whole
+        and weight.shape[1] == getattr(head, "in_features", weight.shape[1])
+    ):
+        return len(weight)
+    return int(head.out_features)  # type: ignore[arg-type]  # a linear layer that packs its weight
+
+
+def _is_packed(head: nn.Module) -> bool:
+    """Whether a layer is a linear one whose weight is kept in another form, as torch's quantised layers do."""
+    sizes = (getattr(head, "in_features", None), getattr(head, "out_features", None))
+    return all(isinstance(size, int) for size in sizes)

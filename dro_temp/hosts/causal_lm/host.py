@@ -2,11 +2,15 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from dro_temp.hosts._index import as_index
 from dro_temp.hosts._labels import IGNORE, labelled
+from dro_temp.hosts.causal_lm.circumstances import Circumstances
+from dro_temp.hosts.causal_lm.decoder import decoder_states, probe_decoder
 from dro_temp.hosts.causal_lm.examples import logits_of, probe_options
-from dro_temp.hosts.causal_lm.head import catching, output_embeddings
+from dro_temp.hosts.causal_lm.head import LmHead, catching, output_embeddings, words_of
 from dro_temp.hosts.causal_lm.probe import probe_head, probe_shift
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 
@@ -22,7 +26,8 @@ class CausalLM(HostAdapter):
     $s_{ij}$ is the logit of word j at position i, soft-capped or scaled as the model does it; the target is the
     label that the model's own loss would compare it with. Where the head is linear, rows are `LinearScores`: the
     logits are not materialised, and the head's forward is skipped. What the model does is found out by running it
-    on a few tokens when the host is made. Models that look at later tokens unless told otherwise (XLNet, XLM,
+    on a few tokens when the host is made, and again where the head, hooks on it or the configuration's numbers have
+    changed since. Models that look at later tokens unless told otherwise (XLNet, XLM,
     CPM-Ant, BERT with `is_decoder=False`) are taken as they are: say to them what they are to look at.
 
     Args:
@@ -46,7 +51,7 @@ class CausalLM(HostAdapter):
     def __init__(self, model: nn.Module, *, frozen: bool = False, shifted: bool | None = None) -> None:
         super().__init__(frozen=frozen)
         self.model = model
-        self.head = probe_head(model)
+        self._probe()
         self.options = probe_options(model)
         self.shifted = probe_shift(model) if shifted is None else shifted
 
@@ -55,7 +60,7 @@ class CausalLM(HostAdapter):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        index: Tensor | None = None,
+        index: Any = None,
         **inputs: Any,
     ) -> dict[str, Rows]:
         """One row per position that predicts a token.
@@ -65,7 +70,8 @@ class CausalLM(HostAdapter):
             attention_mask: [batch length], 0 at padding, which is not predicted and predicts nothing.
             labels: [batch length], where the model's own loss wants them, -100 where nothing is to be predicted;
                 if None, every position predicts the next token.
-            index: numbers in the data set, of the texts, [batch], or of what the labels say, [batch length].
+            index: numbers in the data set, of the texts, [batch], or of what the labels say, [batch length]; also as
+                lists or an array.
             **inputs: whatever else the model takes.
 
         Raises:
@@ -77,7 +83,7 @@ class CausalLM(HostAdapter):
             inputs["input_ids"] = input_ids
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
-        hidden, logits = self._run(inputs)
+        head, hidden, logits = self._run(inputs)
         scored = hidden if logits is None else logits
         assert scored is not None
         _refuse_other_positions(labels, scored)
@@ -86,32 +92,49 @@ class CausalLM(HostAdapter):
         if attention_mask is not None and attention_mask.shape == labels.shape:
             padding = attention_mask == 0
             target = target.masked_fill(padding[:, here] | padding[:, there], IGNORE)
+        index = as_index(index, target.device)
         if index is not None:
             index = (index[:, None].expand_as(labels) if index.dim() == 1 else index)[:, there].flatten()
         features = None if hidden is None else hidden[:, here].flatten(0, 1)
         scores: Tensor | LinearScores
         if logits is None:
             assert features is not None
-            scores = LinearScores(features, self.head.weight, self.head.bias, self.head.transform)
+            scores = LinearScores(features, head.weight, head.bias, head.transform)
         else:
             scores = logits[:, here].flatten(0, 1)
         return {"token": labelled(scores, target.flatten(), features, index, advice=_ADVICE)}
 
-    def _run(self, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
-        """What the head was given, and the logits; None for those that the head's weight stands for."""
-        if output_embeddings(self.model) is not self.head.module:
-            self.head = probe_head(self.model)  # adapters were added, or the vocabulary was resized
-        with catching(self.head.module, skip=self.head.linear and self.head.skippable) as caught:
+    def _run(self, inputs: dict[str, Any]) -> tuple[LmHead, Tensor | None, Tensor | None]:
+        """The head, what it was given, and the logits; None for those that the head's weight stands for."""
+        head = self._current_head()
+        if head.linear and self.decodes and torch.compiler.is_compiling():  # a hook would break the graph
+            return head, decoder_states(self.model, {**self.options, **inputs}), None
+        with catching(head.module, skip=head.linear and head.skippable) as caught:
             try:
                 output = self.model(**{**self.options, **inputs})
             except IndexError as error:
                 raise self._explained(error, inputs.get("input_ids")) from error
-        if self.head.linear and caught.once is not None:
-            return caught.once, None
+        if head.linear and caught.once is not None:
+            return head, caught.once, None
         logits = logits_of(output)
         hidden = caught.once
         placed = hidden is not None and hidden.shape[:2] == logits.shape[:2]
-        return hidden if placed else None, logits
+        return head, hidden if placed else None, logits
+
+    def _probe(self) -> None:
+        self._circumstances = Circumstances(self.model)
+        self.head = probe_head(self.model)
+        self.decodes = probe_decoder(self.model)
+
+    def _current_head(self) -> LmHead:
+        """The head; probed again where adapters were added, the vocabulary was resized, a hook was put on it, ..."""
+        if torch.compiler.is_compiling():
+            changed = output_embeddings(self.model) is not self.head.module
+        else:
+            changed = self._circumstances.changed(self.model)
+        if changed:
+            self._probe()
+        return self.head
 
     def _explained(self, error: IndexError, tokens: Tensor | None) -> Exception:
         if tokens is None or int(tokens.max()) < self.vocabulary:
@@ -123,7 +146,7 @@ class CausalLM(HostAdapter):
     @property
     def vocabulary(self) -> int:
         """Number of words."""
-        return len(self.head.weight)
+        return words_of(self.head.module)
 
 
 def _at_least_two(labels: Tensor | None) -> Tensor:

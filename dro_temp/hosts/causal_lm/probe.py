@@ -1,9 +1,13 @@
 """What a model does is found out by running it, not by its name: a new kind of model is either right or refused."""
 
+import threading
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from dro_temp.functional import Scale, ScoreTransform, SoftCap
+from dro_temp.hosts._hooks import hooks_of_others, registered
 from dro_temp.hosts.causal_lm.examples import Example, close, example_of, logits_of, numbers_of
 from dro_temp.hosts.causal_lm.head import LmHead, catching, output_embeddings
 
@@ -20,15 +24,16 @@ def probe_head(model: nn.Module) -> LmHead:
     """
     head = output_embeddings(model)
     with example_of(model) as example:
-        transform = _transform(example, head) if _is_plain(head) else _Unknown()
-        with catching(head) as caught:
+        tried = output_embeddings(example.model)
+        transform = _transform(example, tried) if _is_plain(head) else _Unknown()
+        with catching(tried) as caught:
             logits = logits_of(example())
         hidden = caught.once
         if isinstance(transform, _Unknown) or hidden is None:
             return LmHead(head, linear=False)
         if not _agree(LmHead(head, linear=True, transform=transform), hidden, logits):
             return LmHead(head, linear=False)
-        return LmHead(head, linear=True, transform=transform, skippable=_skippable(example, head, hidden))
+        return LmHead(head, linear=True, transform=transform, skippable=_skippable(example, tried, hidden))
 
 
 @torch.no_grad()
@@ -84,12 +89,18 @@ def _loss_of_label(example: Example, at: int, token: Tensor) -> Tensor | None:
 
 
 def _is_plain(head: nn.Module) -> bool:
-    """Whether the module is a matrix product; a subclass or a wrapped or sharded layer may be something else."""
-    weight = head.weight
-    assert isinstance(weight, Tensor)
+    """Whether the module is a matrix product; a subclass or a wrapped or sharded layer may be something else.
+
+    A hook before it changes what the head is given, as everybody sees; one after it may change what comes of it, on
+    other tokens than ours, and one in backward would not be called.
+    """
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        return False
     wrapped = "forward" in vars(head)  # accelerate's offloading, for one
+    hooked = hooks_of_others(head, "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
     whole = type(weight.data) is Tensor and not weight.is_meta
-    return type(head).forward is nn.Linear.forward and not wrapped and whole
+    return type(head).forward is nn.Linear.forward and not wrapped and not hooked and whole
 
 
 def _transform(example: Example, head: nn.Module) -> ScoreTransform | _Unknown | None:
@@ -97,7 +108,14 @@ def _transform(example: Example, head: nn.Module) -> ScoreTransform | _Unknown |
     # In float32, for what bfloat16 cannot tell apart; in the head's own precision, for models that insist on it.
     for precise in (True, False):
         given: list[Tensor] = []
-        handle = head.register_forward_hook(lambda _, __, output: _ramp(output, given, precise))  # noqa: B023
+        thread = threading.get_ident()
+
+        def replace(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Tensor | None:
+            if output is None or threading.get_ident() != thread:  # noqa: B023
+                return None
+            return _ramp(output, given, precise)  # noqa: B023
+
+        handle = registered(head.register_forward_hook, replace)
         try:
             came = logits_of(example())
         except _REFUSALS:

@@ -1,6 +1,7 @@
 """A host for loops that keep the model to themselves: it is given what the towers returned."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +24,15 @@ class FeaturesHost(HostAdapter):
         super().__init__()
         # An objective sees by its parameters whether a step was taken, and those of the model are not here.
         # This one belongs to the loop's optimizer, has a gradient of zero, and stays zero.
-        self.watched = nn.Parameter(torch.zeros(()))
+        self.watched = nn.Parameter(torch.zeros(1))
 
-    def rows(self, image: Tensor, text: Tensor, index: Tensor | None = None) -> dict[str, Rows]:
+    def rows(self, image: Tensor, text: Tensor, index: Any = None) -> dict[str, Rows]:
         """Rows of both sides.
 
         Args:
             image: unit vectors [n d].
             text: unit vectors [n d].
-            index: the pairs' numbers in the data set.
+            index: the pairs' numbers in the data set, also as a list or an array.
         """
         return pair_rows(
             at_least_float32(image), at_least_float32(text), index, gathers=self.objective_trains

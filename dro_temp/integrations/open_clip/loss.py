@@ -91,7 +91,7 @@ class OpenClipLoss(nn.Module):
         logit_scale: Tensor | None = None,
         logit_bias: Tensor | None = None,
         output_dict: bool = False,
-        index: Tensor | None = None,
+        index: Any = None,
         **ignored: Any,
     ) -> Tensor | dict[str, Tensor]:
         """The loss of a batch, or `{"contrastive_loss": loss}`.
@@ -102,7 +102,7 @@ class OpenClipLoss(nn.Module):
             logit_scale: the model's own; not used.
             logit_bias: the model's own; not used.
             output_dict: True for a dict.
-            index: [n] the samples' numbers.
+            index: [n] the samples' numbers, also as a list or an array.
             **ignored: whatever else the model returns, except what needs a loss of its own.
         """
         self._refuse(ignored, index, image_features=image_features, text_features=text_features)
@@ -152,7 +152,7 @@ class OpenClipLoss(nn.Module):
                 "--accum-freq, write OpenClipLoss(..., accum_freq=args.accum_freq)."
             )
 
-    def _refuse(self, others: dict[str, Any], index: Tensor | None, **features: Tensor) -> None:
+    def _refuse(self, others: dict[str, Any], index: Any, **features: Tensor) -> None:
         refuse_other_models(others)
         if index is None and self._learning and self._needs_index:
             raise ValueError(

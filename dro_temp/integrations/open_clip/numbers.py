@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from dro_temp.datasets import Indexed, SampleTable
 from dro_temp.datasets.sample_numbers import SampleKey
+from dro_temp.hosts._hooks import registered
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -117,40 +118,43 @@ def read_numbers(model: Model) -> Model:
         >>> model(torch.randn(1, 3, 16, 16), texts[None])["index"]
         tensor([0])
     """
-    reader = _Reader()
-    model.register_forward_pre_hook(reader.take, with_kwargs=True)
-    model.register_forward_hook(reader.hand_on)
+    registered(model.register_forward_pre_hook, _take_numbers)
+    registered(model.register_forward_hook, _hand_numbers_on)
     return model
 
 
-class _Reader:
-    """Takes the numbers off the texts before a model's forward, and adds them to what it returns."""
+# The numbers go from one hook to the other on the texts themselves: several threads may run the model at once.
+_NUMBERS = "_dro_temp_index"
 
-    def __init__(self) -> None:
-        self.index: Tensor | None = None
 
-    def take(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        texts = args[1] if len(args) > 1 else kwargs.get("text")
-        self.index = None
-        if isinstance(texts, Tensor) and texts.dim() == 3:
-            self.index, texts = texts[:, 0, -1], texts[:, 0, :-1]
-            if len(args) > 1:
-                return (args[0], texts, *args[2:]), kwargs
-            return args, {**kwargs, "text": texts}
+def _take_numbers(model: nn.Module, args: Any, kwargs: Any = None) -> Any:
+    """Take the numbers off the texts before a model's forward."""
+    if kwargs is None:
+        return None
+    texts = args[1] if len(args) > 1 else kwargs.get("text")
+    if not isinstance(texts, Tensor) or texts.dim() != 3:
         return args, kwargs
+    index, texts = texts[:, 0, -1], texts[:, 0, :-1]
+    setattr(texts, _NUMBERS, index)
+    if len(args) > 1:
+        return (args[0], texts, *args[2:]), kwargs
+    return args, {**kwargs, "text": texts}
 
-    def hand_on(self, model: nn.Module, args: Any, output: Any) -> Any:
-        index, self.index = self.index, None
-        if index is None:
-            return output
-        if not isinstance(output, dict):
-            raise TypeError(
-                f"expected a model that returns a dict, received {type(output).__name__} from "
-                f"{type(model).__name__}. Make it with output_dict=True, or set model.output_dict = True."
-            )
-        return {**output, "index": index}
+
+def _hand_numbers_on(model: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Any:
+    """Add them to what the model returns."""
+    if output is None:
+        return None
+    texts = args[1] if len(args) > 1 else kwargs.get("text")
+    index = getattr(texts, _NUMBERS, None)
+    if index is None:
+        return output
+    if not isinstance(output, dict):
+        raise TypeError(
+            f"expected a model that returns a dict, received {type(output).__name__} from "
+            f"{type(model).__name__}. Make it with output_dict=True, or set model.output_dict = True."
+        )
+    return {**output, "index": index}
 
 
 def with_number(tokens: Tensor, number: int) -> Tensor:

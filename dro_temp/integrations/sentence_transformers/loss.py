@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp.hosts import InChunks, SentenceTransformers
+from dro_temp.hosts._twin import twin
 from dro_temp.integrations._replicas import Replicas
+from dro_temp.integrations._temperatures import TemperatureSums
 from dro_temp.integrations.sentence_transformers.keeper import loss_keeper
 from dro_temp.interfaces import HostAdapter, RobustLoss, TemperaturePredictor
 from dro_temp.interfaces.modes import evaluating
@@ -88,6 +90,7 @@ class RobustRankingLoss(nn.Module):
             host = InChunks(host, size=mini_batch_size)
         self.objective = Objective(host, predictor, loss, **options)
         self.metrics: dict[str, Tensor] = {}
+        self.temperatures: TemperatureSums | None = None  # for `log_temperatures`
         self._replicas = Replicas(1)
         # Functions, not methods: torch marks what it is given, and copies and pickles keep it.
         self.register_state_dict_post_hook(_leave_model_out)  # type: ignore[no-untyped-call]
@@ -101,7 +104,7 @@ class RobustRankingLoss(nn.Module):
         assert isinstance(inner, SentenceTransformers)
         return inner.model
 
-    def forward(self, sentence_features: Iterable[Mapping[str, Any]], labels: Tensor | None = None) -> Tensor:
+    def forward(self, sentence_features: Iterable[Mapping[str, Any]], labels: Any = None) -> Tensor:
         """The loss of a batch; without gradient, that of held-out data, from which nothing is remembered.
 
         Args:
@@ -116,9 +119,12 @@ class RobustRankingLoss(nn.Module):
             self._prepare()
             output = self.objective(anchor, positive, **batch)
         else:
-            with self._held_out():
-                output = self.objective(anchor, positive, **batch)
+            with self._held_out() as objective:
+                output = objective(anchor, positive, **batch)
         self.metrics = output.metrics
+        if self.temperatures is not None:
+            for view, tau in output.tau.items():
+                self.temperatures.add(view, tau, training=torch.is_grad_enabled())
         loss: Tensor = output.loss
         return loss
 
@@ -156,7 +162,7 @@ class RobustRankingLoss(nn.Module):
         """What the model card cites."""
         return _CITATION
 
-    def _numbers(self, labels: Tensor | None) -> Tensor | None:
+    def _numbers(self, labels: Any) -> Any:
         """The labels, where they are numbers of samples that somebody asks for."""
         predictors = [p for p in self.objective.predictors.values() if isinstance(p, TemperaturePredictor)]
         wanted = any("index" in p.reads for p in predictors)
@@ -199,15 +205,15 @@ class RobustRankingLoss(nn.Module):
             ) from error
 
     @contextmanager
-    def _held_out(self) -> Iterator[None]:
-        # The trainer puts its model in evaluation mode, not its loss.
-        host = self.objective.host
-        before, host.objective_trains = host.objective_trains, False
-        try:
-            with evaluating(self.objective):
-                yield
-        finally:
-            host.objective_trains = before
+    def _held_out(self) -> Iterator[Objective]:
+        """The objective in evaluation mode; a copy, since another thread may train meanwhile."""
+        # The trainer puts its model in evaluation mode, not its loss: the model itself is left to it.
+        objective = twin(self.objective, keeping=self.model)
+        for part in objective.modules():
+            if isinstance(part, HostAdapter):
+                part.objective_trains = False
+        with evaluating(objective):
+            yield objective
 
 
 def _leave_model_out(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:

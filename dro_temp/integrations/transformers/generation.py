@@ -1,16 +1,32 @@
 """A predictor's temperatures in `generate`."""
 
+import threading
 import weakref
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from dro_temp.hosts.causal_lm.head import output_embeddings
-from dro_temp.hosts.causal_lm.probe import probe_head
 from dro_temp.integrations.transformers.head import HeadTemperatures
 from dro_temp.integrations.transformers.tap import LastPosition, Tap
 from dro_temp.interfaces import TemperaturePredictor
 from dro_temp.predictors import TempNet
+
+
+@dataclass(eq=False)
+class _Text:
+    """What was generated since a prompt."""
+
+    seen: tuple[torch.Size, int] | None = None
+    normalised: bool = False
+    taken: list[Tensor] = field(default_factory=list)
+
+
+class _TextOfThread(threading.local):
+    """Of each thread its own."""
+
+    text: _Text | None = None
 
 
 class TemperatureLogitsProcessor:
@@ -23,7 +39,7 @@ class TemperatureLogitsProcessor:
 
     It works for greedy decoding, sampling, beams, guidance, chunked prompts and any cache. Make it once for many
     calls: the head is examined, and what can be prepared is prepared, when it is made. Its hooks are gone when it
-    is, or after `close()` or a `with` block.
+    is, or after `close()` or a `with` block. Several threads may generate at once, with one processor or with several.
 
     Args:
         model: the causal language model that will generate.
@@ -31,8 +47,9 @@ class TemperatureLogitsProcessor:
 
     Raises:
         TypeError: the model has no head.
-        ValueError: the predictor is for another vocabulary or width, in training mode, or knows samples by number;
-            later, where positions are not generated one by one (assisted decoding).
+        ValueError: the predictor is for another vocabulary or width, in training mode (if it works otherwise in it), or
+            knows samples by number; later, where positions are not generated one by one (assisted decoding), and
+            where the vocabulary was resized.
 
     Example:
         >>> import torch, dro_temp as dt, transformers
@@ -54,7 +71,7 @@ class TemperatureLogitsProcessor:
         if isinstance(tempnet, TempNet):
             tempnet.check_fits(model)
         with Tap(model, head) as tap:
-            self._temperatures_of = HeadTemperatures(probe_head(model), tempnet)
+            self._temperatures_of = HeadTemperatures(model, tempnet)
             example = tap.take()
         if example is None:
             raise TypeError(
@@ -63,11 +80,13 @@ class TemperatureLogitsProcessor:
             )
         self._temperatures_of(example.hidden, example.logits)  # another width is an error here, not in a text
         self._name = type(model).__name__
+        self._model, self._head = weakref.ref(model), head
+        self._outcomes = example.logits.shape[1]
         self._tap = Tap(model, head)
         # The model's hooks know the tap, and the tap knows neither of us: all is gone with the last reference.
         self._close = weakref.finalize(self, self._tap.close)
-        self._seen: tuple[torch.Size, int] | None = None
-        self._taken: list[Tensor] = []
+        self._own = _TextOfThread()
+        self._latest = _Text()  # of any thread
 
     def __enter__(self) -> "TemperatureLogitsProcessor":
         return self
@@ -88,40 +107,52 @@ class TemperatureLogitsProcessor:
         last = self._tap.take()
         if last is None or len(last.logits) != len(scores):
             raise self._refusal(last, scores)
-        if not self._continues(input_ids, last):
-            self.reset()
+        text = self._own.text
+        if text is None or not _continues(text, input_ids, last):
+            self._refuse_another_head()
             self._temperatures_of.refresh()
-            self._normalised = not _are_logits(scores, last.logits)
-        self._seen = input_ids.shape, last.positions
+            text = self._own.text = self._latest = _Text(normalised=not _are_logits(scores, last.logits))
+        text.seen = input_ids.shape, last.positions
         tau = self._temperatures_of(last.hidden, last.logits).to(scores.device)
-        self._taken.append(tau)
+        text.taken.append(tau)
         tempered = scores / tau.unsqueeze(1)
-        return tempered.log_softmax(1) if self._normalised else tempered
+        return tempered.log_softmax(1) if text.normalised else tempered
 
     @property
     def temperatures(self) -> Tensor:
         """[n steps], of the tokens generated since the last prompt.
 
-        Under beam search a row is a beam at that step, and `beam_indices` tells which one a text went through.
-        Rows that have ended have temperatures too; they mean nothing.
+        A thread is told of its own text; one that has generated none, of the text that any thread began last. Under
+        beam search a row is a beam at that step, and `beam_indices` tells which one a text went through. Rows that
+        have ended have temperatures too; they mean nothing.
         """
-        return torch.stack(self._taken, dim=1) if self._taken else torch.empty(0, 0)
+        text = self._own.text or self._latest
+        return torch.stack(text.taken, dim=1) if text.taken else torch.empty(0, 0)
 
     def reset(self) -> None:
         """Forget the temperatures so far, as a new prompt does by itself."""
-        self._seen = None
-        self._taken = []
+        if self._own.text is None or self._own.text is self._latest:
+            self._latest = _Text()
+        self._own.text = None
 
     def close(self) -> None:
         """Take the hooks off the model; the temperatures stay."""
         self._close()
 
-    def _continues(self, input_ids: Tensor, last: LastPosition) -> bool:
-        """Whether this is the token after the last one: one more, given to the model alone or after all the others."""
-        if self._seen is None:
-            return False
-        (rows, length), positions = self._seen
-        return input_ids.shape == (rows, length + 1) and last.positions in (1, positions + 1)
+    def _refuse_another_head(self) -> None:
+        """Raise where the model has another head, or another vocabulary, than when the hooks were put on it."""
+        model = self._model()
+        if model is None:
+            return
+        head = output_embeddings(model)
+        weight = getattr(head, "weight", None)
+        outcomes = len(weight) if isinstance(weight, Tensor) else self._outcomes
+        if head is not self._head or outcomes != self._outcomes:
+            raise ValueError(
+                f"expected the head of {self._name} that the processor was made for, with {self._outcomes} outcomes, "
+                f"received another one, with {outcomes}: the vocabulary was resized, or adapters were added. Make "
+                "another: TemperatureLogitsProcessor(model, tempnet)."
+            )
 
     def _refusal(self, last: LastPosition | None, scores: Tensor) -> ValueError:
         if not self._close.alive:
@@ -129,6 +160,7 @@ class TemperatureLogitsProcessor:
                 "expected a processor whose hooks are on the model, received one that was closed. Make another: "
                 "TemperatureLogitsProcessor(model, tempnet)."
             )
+        self._refuse_another_head()
         received = "none since the last call" if last is None else f"one of {len(last.logits)} rows"
         return ValueError(
             f"expected a forward of {self._name} for each token, of {len(scores)} rows and without gradient, received "
@@ -136,6 +168,14 @@ class TemperatureLogitsProcessor:
             "call generate without assistant_model and prompt_lookup_num_tokens. Otherwise: call the model that the "
             "processor was made for, with GenerationConfig(disable_compile=True) if generate compiles it."
         )
+
+
+def _continues(text: _Text, input_ids: Tensor, last: LastPosition) -> bool:
+    """Whether this is the token after the last one: one more, given to the model alone or after all the others."""
+    if text.seen is None:
+        return False
+    (rows, length), positions = text.seen
+    return input_ids.shape == (rows, length + 1) and last.positions in (1, positions + 1)
 
 
 def _are_logits(scores: Tensor, logits: Tensor) -> bool:

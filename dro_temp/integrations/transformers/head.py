@@ -1,39 +1,65 @@
 """Temperatures of what a language model's head makes of few rows, as training would have predicted them."""
 
+import weakref
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dro_temp.functional import Scale
 from dro_temp.hosts.causal_lm import LmHead
+from dro_temp.hosts.causal_lm.circumstances import Circumstances
+from dro_temp.hosts.causal_lm.probe import probe_head
 from dro_temp.interfaces import Decoder, FrozenHead, Summary, TemperaturePredictor
 
 
 class HeadTemperatures:
-    """A predictor bound to a head: what can be prepared is prepared once, and again when a weight has moved.
+    """A predictor bound to a model's head: what can be prepared is prepared once, and again when a weight has moved.
+
+    The model is not kept alive.
 
     Args:
-        head: the head.
+        model: the model.
         predictor: whose temperatures.
 
     Raises:
+        TypeError: the model has no head.
         ValueError: the predictor is in training mode, or knows samples by their numbers.
     """
 
-    def __init__(self, head: LmHead, predictor: TemperaturePredictor) -> None:
-        self._head, self._predictor = head, predictor
-        self._state: list[object] = []
-        self.refresh()
+    def __init__(self, model: nn.Module, predictor: TemperaturePredictor) -> None:
+        self._model, self._predictor = weakref.ref(model), predictor
+        self._prepare(model)
+
+    @property
+    def head(self) -> LmHead:
+        """The head, as it was found when it was last looked at."""
+        return self._head
 
     def refresh(self) -> None:
         """Prepare again, if anything has changed; not needed between the tokens of one text."""
-        weights = [*self._predictor.parameters(), *self._predictor.buffers(), self._head.weight]
-        weights += [] if self._head.bias is None else [self._head.bias]
-        state = [self._predictor.training, *map(_state, weights)]
-        if state != self._state:
-            self._decode = _decoder(self._head, self._predictor)
-            self._state = state
+        model = self._model()
+        if model is not None and self._circumstances.changed(model):
+            self._prepare(model)
+        elif self._weights() != self._state:
+            self._fold()
+
+    def _prepare(self, model: nn.Module) -> None:
+        self._circumstances, self._head = Circumstances(model), probe_head(model)
+        self._fold()
+
+    def _fold(self) -> None:
+        # First of all: a weight that moves meanwhile is then noticed the next time.
+        state = self._weights()
+        self._decode = _decoder(self._head, self._predictor)
+        self._state = state
+
+    def _weights(self) -> list[object]:
+        weights = [*self._predictor.parameters(), *self._predictor.buffers()]
+        if self._head.linear:
+            weights += [self._head.weight] + ([] if self._head.bias is None else [self._head.bias])
+        modes = [part.training for part in self._predictor.modules()]
+        return [modes, *map(_state, weights)]
 
     def __call__(self, hidden: Tensor | None, logits: Tensor) -> Tensor:
         """Temperatures, [n].

@@ -1,13 +1,15 @@
 """A robust loss for trainers that keep the model to themselves."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dro_temp._checks import check_kind
 from dro_temp.hosts._labels import labelled
+from dro_temp.integrations._temperatures import TemperatureSums
 from dro_temp.interfaces import RobustLoss, TemperaturePredictor, staged_modules
 
 
@@ -17,11 +19,14 @@ def robust_loss_func(
     """A `compute_loss_func` for `transformers.Trainer`, and for trainers made of it, as TRL's.
 
     It works on the model's logits, which it has to hold; `TrainableLM` does not. A predictor with parameters must be
-    a part of the model, so that it is moved, trained and saved with it: write `model.tempnet = tempnet` (after
-    adapters were added, which freeze all there is) before the trainer is made.
+    a part of the model, so that it is moved, trained and saved with it: write `model.tempnet = tempnet` before the
+    trainer is made. With PEFT, write that before adapters are added, and `LoraConfig(modules_to_save=["tempnet"])`:
+    its checkpoints hold nothing but adapters and what is named there. The predictor is then `model.tempnet`, the copy
+    that PEFT trains.
 
     Args:
-        predictor: reads the logits, or nothing of a row at all: `TempNet.for_logits`, `ConstantTemperature`.
+        predictor: reads the logits, or nothing of a row at all: `TempNet.for_logits`, `ConstantTemperature`; or PEFT's
+            wrapper of one.
         loss: without memory.
         shifted: True if position t predicts label t + 1, as almost all models do.
 
@@ -46,6 +51,7 @@ def robust_loss_func(
 
 class _RobustLossFunc:
     def __init__(self, predictor: TemperaturePredictor, loss: RobustLoss, shifted: bool) -> None:
+        predictor = _unwrapped(predictor)
         check_kind("predictor", predictor, TemperaturePredictor, "The order is (predictor, loss).")
         check_kind("loss", loss, RobustLoss, "The order is (predictor, loss).")
         unseen = predictor.reads & {"features", "index"}
@@ -60,6 +66,10 @@ class _RobustLossFunc:
         self.predictor, self.loss, self.shifted = predictor, loss, shifted
         self._trained = [p for p in predictor.parameters() if p.requires_grad]
         self._window: Tensor | int | None = None
+        self.views = ("token",)
+        self.temperatures: TemperatureSums | None = None  # for `log_temperatures`
+        if self._trained:
+            predictor.register_state_dict_post_hook(_warn_beside_adapters)  # type: ignore[no-untyped-call]
 
     def __call__(
         self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None
@@ -76,7 +86,10 @@ class _RobustLossFunc:
         scores = logits[:, : logits.shape[1] - first].flatten(0, 1)
         advice = "Use the tokenizer that the model was trained with; label what is not to count -100."
         rows = labelled(scores, labels[:, first:].flatten().to(scores.device), None, advice=advice)
-        total: Tensor = self.loss(rows, self.predictor).sum()
+        found = self.loss.evaluate(rows, self.predictor)
+        if self.temperatures is not None:
+            self.temperatures.add("token", found.tau, rows.valid, training=torch.is_grad_enabled())
+        total: Tensor = found.values.sum()
         count = rows.valid.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
         return total / count.to(total.device).clamp(min=1)
 
@@ -89,5 +102,31 @@ class _RobustLossFunc:
             received = "was frozen" if frozen else "kept its gradients after a step"
             raise RuntimeError(
                 f"expected a predictor that the trainer trains with its model, received one that {received}. Write "
-                "model.tempnet = tempnet, after adapters were added to the model and before the trainer is made."
+                "model.tempnet = tempnet before the trainer is made; with PEFT, before adapters are added after which "
+                "all else is frozen, with LoraConfig(modules_to_save=['tempnet']), and pass model.tempnet."
             )
+
+
+def _warn_beside_adapters(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Where PEFT saves a model, it filters what has been collected: say so if the predictor will not pass."""
+    if "modules_to_save" not in prefix and any(name.startswith("base_model.model.") for name in state):
+        warnings.warn(
+            f"expected a predictor that PEFT saves with its adapters, received one at {prefix.rstrip('.')!r}, which "
+            "its checkpoints leave out: a run that resumes would start it afresh. Write model.tempnet = tempnet before "
+            "adapters are added, LoraConfig(modules_to_save=['tempnet']), and pass model.tempnet.",
+            stacklevel=2,
+        )
+
+
+def _unwrapped(predictor: Any) -> Any:
+    """The copy that PEFT trains, where a predictor was named in `modules_to_save`."""
+    copies = getattr(predictor, "modules_to_save", None)
+    if not isinstance(copies, nn.ModuleDict):
+        return predictor
+    active = predictor.active_adapters
+    if len(active) != 1 or active[0] not in copies:
+        raise ValueError(
+            f"expected a predictor under one active adapter, received one with {', '.join(copies)}, of which "
+            f"{', '.join(active) or 'none'} is active. Call model.set_adapter('default') first."
+        )
+    return copies[active[0]]

@@ -1,9 +1,14 @@
 """What a model makes of the last position: caught by hooks in its own forward, where nobody has changed it yet."""
 
+import threading
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from dro_temp._compiler import outside_graphs
+from dro_temp.hosts._hooks import registered
 
 
 class LastPosition(NamedTuple):
@@ -22,8 +27,26 @@ class LastPosition(NamedTuple):
     by_generate: bool
 
 
+class _Heard:
+    """What one thread's forwards left."""
+
+    last: LastPosition | None = None
+    hidden: Tensor | None = None
+    head_calls = 0
+
+
+class _OfThreads(threading.local):
+    """A thread's own, as several of them may run one model; copies and pickles start empty."""
+
+    def __init__(self) -> None:
+        self.heard = _Heard()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _OfThreads, ()
+
+
 class Tap:
-    """Hooks on a model and its head that keep the last position of the latest forward until it is taken.
+    """Hooks on a model and its head that keep the last position of a thread's latest forward until it takes it.
 
     Forwards that record gradients are let pass, so that training is neither slowed nor remembered. The model is not
     kept alive, and of a longer sequence one position alone.
@@ -34,17 +57,16 @@ class Tap:
     """
 
     def __init__(self, model: nn.Module, head: nn.Module) -> None:
-        self._last: LastPosition | None = None
-        self._hidden: Tensor | None = None
-        self._head_calls = 0
-        self._handles = [head.register_forward_pre_hook(self._before_head, with_kwargs=True)]
+        self._threads = _OfThreads()
+        # After the head, not before it: hooks that change what it is given may be put there later.
+        self._handles = [registered(head.register_forward_hook, self._after_head)]
+        self._after_hooks: dict[int, int] = {}  # their numbers, by the modules'
         # A wrapper may call what it wraps, its forward without hooks, or have it generate: all of them are heard.
         for module in model.modules():
             if module is model or _head_of(module) is head:
-                self._handles += [
-                    module.register_forward_pre_hook(self._before),
-                    module.register_forward_hook(self._after, with_kwargs=True),
-                ]
+                after = registered(module.register_forward_hook, self._after)
+                self._after_hooks[id(module)] = after.id
+                self._handles += [registered(module.register_forward_pre_hook, self._before), after]
 
     def __enter__(self) -> "Tap":
         return self
@@ -53,38 +75,67 @@ class Tap:
         self.close()
 
     def take(self) -> LastPosition | None:
-        """The latest forward's last position, once; None if there was no forward since."""
-        last, self._last = self._last, None
+        """This thread's latest forward's last position, once; None if there was no forward since."""
+        heard = self._heard()
+        last, heard.last = heard.last, None
         return last
 
     def close(self) -> None:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
-        self._last = self._hidden = None
+        self._threads = _OfThreads()
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self._hidden, self._head_calls = None, 0
+    def _heard(self) -> _Heard:
+        # The compiler does not know whose attributes these are, and would lose what is written to them.
+        return _of_this_thread(self) if torch.compiler.is_compiling() else self._threads.heard
 
-    def _before_head(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.is_grad_enabled():
+    def _before(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
+        if kwargs is not None and "logits_processor_args" in kwargs:
+            raise ValueError(
+                "expected model.generate, received a forward of continuous batching (generate_batch), which calls no "
+                "TemperatureLogitsProcessor. Call model.generate(..., logits_processor=[processor]); for texts "
+                "without its temperatures, call processor.close() first."
+            )
+        heard = self._heard()
+        heard.hidden, heard.head_calls = None, 0
+        if not torch.compiler.is_compiling():
+            self._stay_last(module)
+
+    def _stay_last(self, module: nn.Module) -> None:
+        """Hooks that change the logits may be put on the model later: ours goes behind them."""
+        own = self._after_hooks.get(id(module))
+        hooks: Any = module._forward_hooks
+        if own in hooks and next(reversed(hooks)) != own:
+            with suppress(KeyError):  # closed by another thread meanwhile
+                hooks.move_to_end(own)
+
+    def _after_head(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+        if output is None or torch.is_grad_enabled():
             return
         hidden = args[0] if args else next(iter(kwargs.values()))
-        self._head_calls += 1
-        self._hidden = _last_of(hidden)
+        heard = self._heard()
+        heard.head_calls += 1
+        heard.hidden = _last_of(hidden)
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
         logits = None if torch.is_grad_enabled() else _last_of(getattr(output, "logits", None))
         if logits is None:
             return
+        heard = self._heard()
         by_generate = kwargs.get("return_dict") is True
         # Guidance runs the model again, for its own purposes, before a step's scores are ours to see.
-        if self._last is not None and self._last.by_generate and not by_generate:
+        if heard.last is not None and heard.last.by_generate and not by_generate:
             return
-        hidden = self._hidden if self._head_calls == 1 else None
+        hidden = heard.hidden if heard.head_calls == 1 else None
         if hidden is not None and len(hidden) != len(logits):
             hidden = None
-        self._last = LastPosition(logits, hidden, _positions(args, kwargs), by_generate)
+        heard.last = LastPosition(logits, hidden, _positions(args, kwargs), by_generate)
+
+
+@outside_graphs
+def _of_this_thread(tap: Tap) -> _Heard:
+    return tap._threads.heard
 
 
 def _head_of(module: nn.Module) -> Any:

@@ -9,6 +9,7 @@ from dro_temp import distributed
 from dro_temp._checks import check_kind
 from dro_temp.hosts import CausalLM
 from dro_temp.hosts._labels import IGNORE
+from dro_temp.integrations._temperatures import TemperatureSums
 from dro_temp.integrations.transformers.checkpoint import SlimState
 from dro_temp.objective import Objective
 
@@ -55,6 +56,8 @@ class TrainableLM(SlimState):
         check_kind("objective.host", objective.host, CausalLM, "Wrap the model: hosts.CausalLM(model).")
         super().__init__("objective.host.", objective.host)
         self.objective = objective
+        self.views = objective.host.views
+        self.temperatures: TemperatureSums | None = None  # for `log_temperatures`
         ignored = objective._ddp_params_and_buffers_to_ignore
         self._ddp_params_and_buffers_to_ignore = [f"objective.{name}" for name in ignored]
 
@@ -92,6 +95,9 @@ class TrainableLM(SlimState):
             count=self._count(num_items_in_batch),
             **inputs,
         )
+        if self.temperatures is not None and not torch.compiler.is_compiling():
+            counted = labels[:, int(self._host.shifted) :] != IGNORE
+            self.temperatures.add("token", output.tau["token"], counted.flatten(), training=self.training)
         if self.training:
             return {"loss": output.loss}
         return {
@@ -134,6 +140,23 @@ class TrainableLM(SlimState):
         """The language model's, or None; the Trainer writes a tokenizer's special tokens into it."""
         return getattr(self._host.model, "generation_config", None)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's: the Trainer puts noise on them (`neftune_noise_alpha`)."""
+        embeddings: nn.Module = self._host.model.get_input_embeddings()  # type: ignore[operator]
+        return embeddings
+
+    def add_model_tags(self, tags: Any) -> None:
+        """Asked by TRL's trainers, which compute a loss of their own from the model's parts, past the objective.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"expected a trainer that takes the model's loss, received one of TRL ({tags}), which computes its own and "
+            "would not train the objective. Write transformers.Trainer(TrainableLM(objective), ...), or "
+            "SFTTrainer(language_model, compute_loss_func=robust_loss_func(tempnet, loss))."
+        )
+
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """As the language model's."""
         self._host.model.gradient_checkpointing_enable(*args, **kwargs)  # type: ignore[operator]
@@ -150,8 +173,9 @@ def _refuse_other_labels(
         received = "none" if labels is None else "shift_labels"
         raise ValueError(
             f"expected labels, unshifted, in every batch, received {received}. Collate with "
-            "DataCollatorForLanguageModeling(tokenizer, mlm=False), without label_smoothing_factor, "
-            "compute_loss_func or context parallelism, which take the labels away."
+            "DataCollatorForLanguageModeling(tokenizer, mlm=False), and leave out label_smoothing_factor (at 0), "
+            "compute_loss_func and context parallelism, which take the labels away: a robust loss has no smoothed "
+            "labels of tokens."
         )
     if attention_mask is None or torch.compiler.is_compiling():
         return

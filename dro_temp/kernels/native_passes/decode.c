@@ -29,14 +29,14 @@ static void multiply(const float *matrix, const float *vector, float *out, size 
     }
 }
 
-/* Length of s - centre, in double: a vocabulary is long. */
-static float length_about(const float *s, size m, float centre) {
+/* Length of s - centre over the scores from `floor` on, in double: a vocabulary is long. */
+static float length_about(const float *s, size m, float centre, float floor) {
     double sum = 0;
     for (size start = 0; start < m; start += 512) {
         const size end = start + 512 < m ? start + 512 : m;
         float part = 0;
 #pragma omp simd reduction(+ : part)
-        for (size j = start; j < end; j++) part += (s[j] - centre) * (s[j] - centre);
+        for (size j = start; j < end; j++) part += s[j] < floor ? 0 : (s[j] - centre) * (s[j] - centre);
         sum += part;
     }
     return (float)sqrt(sum);
@@ -46,7 +46,8 @@ static inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 /* tau = lower + (upper - lower) sigmoid(raw), kept inside after rounding,
  * raw = readout . [(softmax(sharpness v) - 1/width) * v] + bias,  v = second x + second_bias,
- * x = sigmoid((projection q + offset - top ones) / |z - top| + first_bias);  top is 0, or max z if centred.
+ * x = sigmoid((projection q + offset - top ones) / |z - top| + first_bias);  top is 0, or max z if centred. Outcomes that
+ * cannot happen are in neither the projection nor the length.
  *
  * Of one row: query [d], scores z [m], projection [width d], second [width width]; `space` holds 2 width numbers.
  */
@@ -54,8 +55,8 @@ PUBLIC float decode(const float *query, const float *scores, const float *projec
                     const float *ones, const float *first_bias, const float *second, const float *second_bias,
                     const float *readout, float *space, size d, size m, size width, int centred, float sharpness,
                     float bias, float lower, float upper) {
-    const float top = centred ? highest_of(scores, m) : 0.0f;
-    const float length = length_about(scores, m, top);
+    const float highest_score = highest_of(scores, m), top = centred ? highest_score : 0.0f;
+    const float length = length_about(scores, m, top, highest_score - IMPOSSIBLE_BELOW);
     const float inverse = 1.0f / (length < 1e-12f ? 1e-12f : length);
     float *x = space, *v = space + width, highest = -INFINITY;
     multiply(projection, query, x, width, d);

@@ -36,12 +36,12 @@ def decoding(
         x.detach().float().contiguous()
         for x in (projection, offset, ones, first_bias, second, second_bias, readout)
     ]
-    space = torch.empty(2 * width)
-    pointers = [c_void_p(x.data_ptr()) for x in (*parts, space)]
+    pointers = [c_void_p(x.data_ptr()) for x in parts]
     numbers = (c_int64(width), c_int(centred), c_float(sharpness), c_float(bias), *map(c_float, bounds))
 
-    def temperatures(queries: Features, scores: Scores, _keep: object = (parts, space)) -> PerRow:
+    def temperatures(queries: Features, scores: Scores, _alive: object = parts) -> PerRow:
         queries, scores = queries.float().contiguous(), scores.float().contiguous()
+        space = torch.empty(2 * width)  # each call's own: several threads may generate
         m = scores.shape[1]
         q, s = queries.data_ptr(), scores.data_ptr()
         size = queries.element_size()
@@ -50,6 +50,7 @@ def decoding(
                 c_void_p(q + i * d * size),
                 c_void_p(s + i * m * size),
                 *pointers,
+                c_void_p(space.data_ptr()),
                 c_int64(d),
                 c_int64(m),
                 *numbers,

@@ -9,11 +9,10 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dro_temp._files import default_root
+from dro_temp._files import default_root, own_folder, refuse_if_not_own, temporary_root
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("passes.c", "decode.c", "products.c"))
 HEADER = Path(__file__).with_name("numbers.h")
@@ -41,46 +40,80 @@ class Native:
 def native() -> Native:
     """The library, built at most once per machine and release; a second or two the first time.
 
-    It lies in `$XDG_CACHE_HOME/dro_temp` (`~/.cache/dro_temp`). `DRO_TEMP_NATIVE=0` in the environment does without.
+    It lies in `$XDG_CACHE_HOME/dro_temp` (`~/.cache/dro_temp`), or, where that cannot be used, in a folder of the
+    user's in the temporary one. `DRO_TEMP_NATIVE=0` in the environment does without.
     """
     if os.environ.get("DRO_TEMP_NATIVE", "1") == "0":
         return Native(None, "DRO_TEMP_NATIVE=0 is set")
     compiler = _compiler()
     if compiler is None:
         return Native(None, "no C compiler was found (apt install gcc, or set CC)")
+    obstacles = []
     try:
-        return Native(ctypes.CDLL(str(_built(compiler))))
-    except (OSError, subprocess.SubprocessError) as error:
+        stem = f"passes-{_fingerprint(compiler)}"
+        for place in (default_root, temporary_root):
+            try:
+                return Native(_from_folder(place(), stem, compiler))
+            except (OSError, subprocess.CalledProcessError) as error:  # a compiler fails on a full disk, too
+                obstacles.append(str(error))
+        with tempfile.TemporaryDirectory(prefix="dro_temp-", ignore_cleanup_errors=True) as folder:
+            return Native(_from_folder(Path(folder), stem, compiler))  # once loaded, it needs no file
+    except subprocess.SubprocessError as error:
         said = getattr(error, "stderr", None) or error
         return Native(None, f"the C compiler {compiler[0]!r} failed: {str(said).strip()[:500]}")
+    except OSError as error:
+        reasons = dict.fromkeys([*obstacles, str(error)])
+        return Native(None, f"no folder could hold the compiled library: {'; '.join(reasons)}")
 
 
 def _compiler() -> list[str] | None:
-    given = os.environ.get("CC")
-    if given:
-        words = shlex.split(given)
-        return words if words and shutil.which(words[0]) else None
-    found = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
-    return None if found is None else [found]
-
-
-def _built(compiler: list[str]) -> Path:
-    """The library's file, made if there is none; several processes may make it at once."""
-    name = f"passes-{_fingerprint(compiler)}.so"
-    for folder in _folders():
-        library = folder / name
-        if library.exists():
-            return library
+    named = os.environ.get("CC")
+    if named:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                made = Path(scratch) / name
-                _compile(compiler, made)
-                os.replace(made, library)  # whole or not at all
-        except PermissionError:
-            continue
-        return library
-    raise OSError("no folder for the compiled library can be written to")
+            words = shlex.split(named)
+        except ValueError:  # a quotation mark without its partner
+            return None
+        return words if words and shutil.which(words[0]) else None
+    usual = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
+    return None if usual is None else [usual]
+
+
+def _from_folder(folder: Path, stem: str, compiler: list[str]) -> ctypes.CDLL:
+    """The library of this folder, made if there is no whole one; several processes may make it at once.
+
+    Its name ends in the digest of its content: loading half a library can kill the process, which no `except` sees.
+
+    Raises:
+        OSError: the folder cannot be used, or is not only this user's.
+        subprocess.SubprocessError: the compiler failed.
+    """
+    own_folder(folder)
+    for file in sorted(folder.glob(f"{stem}-*.so")):
+        if _trusted(file):
+            return ctypes.CDLL(str(file.resolve()))
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch) / f"{stem}.so"
+        _compile(compiler, made)
+        library = folder / f"{stem}-{_digest(made)}.so"
+        made.chmod(0o700)
+        os.replace(made, library)  # whole or not at all
+    for file in folder.glob(f"{stem}-*.so"):  # what was damaged, or planted
+        if not _trusted(file):
+            file.unlink(missing_ok=True)
+    return ctypes.CDLL(str(library.resolve()))
+
+
+def _trusted(file: Path) -> bool:
+    """Whether the file is whole, and no other user's work."""
+    try:
+        refuse_if_not_own(file)
+        return file.stem.endswith(f"-{_digest(file)}")
+    except OSError:
+        return False
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def _compile(compiler: list[str], out: Path) -> None:
@@ -92,12 +125,6 @@ def _compile(compiler: list[str], out: Path) -> None:
     done.check_returncode()
 
 
-def _folders() -> Iterator[Path]:
-    """Where it may lie: with what other programs keep for this user, or where it is gone tomorrow."""
-    yield default_root()
-    yield Path(tempfile.mkdtemp(prefix="dro_temp-"))
-
-
 def _fingerprint(compiler: list[str]) -> str:
     """Differs wherever the library might: a home folder may be shared by unlike machines."""
     cpu = Path("/proc/cpuinfo")
@@ -106,7 +133,7 @@ def _fingerprint(compiler: list[str]) -> str:
         flags = next(
             (line for line in cpu.read_text().splitlines() if line.startswith(("flags", "Features"))), ""
         )
-    texts = [file.read_text() for file in (HEADER, *SOURCES)]
+    texts = [file.read_text(encoding="utf-8") for file in (HEADER, *SOURCES)]
     parts = [
         *texts,
         *compiler,

@@ -16,6 +16,9 @@ typedef int64_t size;
 
 #define LOG2_E 1.44269504f
 
+/* An outcome that scores so far below its row's best cannot happen; IMPOSSIBLE_BELOW of passes.py, which says why. */
+#define IMPOSSIBLE_BELOW 9e3f
+
 static inline size least(size a, size b) { return a < b ? a : b; }
 
 enum { LEAST_POWER = -125 };

@@ -29,8 +29,8 @@ static inline void sum_part(const float *s, float *stored, size n, float highest
     *sum += a, *moment += b / rate;
 }
 
-/* Weights of one row, their sum, and the mean of s - max s under them. They are stored in float32; or rounded to
- * bfloat16, which may be in place of the scores: what was not read yet is not written to. */
+/* Weights of one row, their sum, and the mean of s - max s under them. They are stored in float32, or rounded to
+ * bfloat16. */
 __attribute__((always_inline)) static inline void tilt_row(const float *s, float *stored, uint16_t *narrow, size m,
                                                            float tau, float *top, float *total, float *excess) {
     const float highest = highest_of(s, m), rate = LOG2_E / tau;
@@ -55,13 +55,13 @@ PUBLIC void tilt(float *scores, size stride, size first, size last, size m, cons
         tilt_row(scores + i * stride, scores + i * stride, 0, m, tau[i], top + i, total + i, excess + i);
 }
 
-/* The same, the weights rounded to bfloat16: the first half of each row's memory. */
-PUBLIC void tilt_bfloat16(float *scores, size stride, size first, size last, size m, const float *tau, float *top,
-                          float *total, float *excess) {
-    for (size i = first; i < last; i++) {
-        float *s = scores + i * stride;
-        tilt_row(s, 0, (uint16_t *)(void *)s, m, tau[i], top + i, total + i, excess + i);
-    }
+/* The same, the weights rounded to bfloat16, into [n m] of their own without gaps between rows. In place, in the first
+ * half of each row's memory, they would be a strided matrix, and oneDNN's products on processors with AMX read such rows
+ * up to the next multiple of 32 columns: what lies there may be NaN, and NaN times a padded zero is NaN. */
+PUBLIC void tilt_bfloat16(const float *scores, size stride, size first, size last, size m, const float *tau,
+                          uint16_t *weights, float *top, float *total, float *excess) {
+    for (size i = first; i < last; i++)
+        tilt_row(scores + i * stride, 0, weights + i * m, m, tau[i], top + i, total + i, excess + i);
 }
 
 /* Of the numbers of a row that were read so far: the largest; their weights 2^x with x = rate (s - max s), added up; and
@@ -71,9 +71,10 @@ typedef struct {
     double sum, moment;
 } running;
 
-/* Reads on, while the numbers are in the cache; adds their squared distances from `middle` where they are wanted. */
+/* Reads on, while the numbers are in the cache; adds the squared distances from `middle` of those from `floor` on, where
+ * they are wanted. */
 __attribute__((always_inline)) static inline void read_on(running *seen, const float *s, size n, float rate,
-                                                          float highest, float middle, double *square) {
+                                                          float highest, float middle, float floor, double *square) {
     if (highest > seen->highest) {
         if (seen->highest > -INFINITY) {
             const double drop = (double)(highest - seen->highest) * rate, decay = exp2(-drop);
@@ -89,7 +90,7 @@ __attribute__((always_inline)) static inline void read_on(running *seen, const f
         const float x = least_power((s[j] - top) * rate), weight = power_above(x);
         a += weight;
         b += weight * x;
-        if (square) c += (s[j] - middle) * (s[j] - middle);
+        if (square) c += s[j] < floor ? 0 : (s[j] - middle) * (s[j] - middle);
     }
     seen->sum += a, seen->moment += b;
     if (square) *square += c;
@@ -109,34 +110,36 @@ PUBLIC void sum_rows(const float *scores, size stride, size first, size last, si
         for (size start = 0; start < m; start += SUM) {
             const float *s = scores + i * stride + start;
             const size n = least(SUM, m - start);
-            read_on(&seen, s, n, rate, highest_of(s, n), 0, 0);
+            read_on(&seen, s, n, rate, highest_of(s, n), 0, 0, 0);
         }
         write_sums(&seen, rate, top + i, total + i, excess + i);
     }
 }
 
-/* What a network may read of each row: the sums at temperature 1, and mean and standard deviation of the scores. */
+/* What a network may read of each row: the sums at temperature 1; mean and standard deviation of the scores of outcomes
+ * that can happen, and their number. Which those are the largest score tells, for which a row is read once more. */
 PUBLIC void profile(const float *scores, size stride, size first, size last, size m, float *top, float *total,
-                    float *excess, float *mean, float *deviation) {
+                    float *excess, float *mean, float *deviation, float *count) {
     for (size i = first; i < last; i++) {
+        const float highest = highest_of(scores + i * stride, m), floor = highest - IMPOSSIBLE_BELOW;
         running seen = {-INFINITY, 0, 0};
-        double centre = 0, square = 0;
+        double centre = 0, square = 0, before = 0;
         for (size start = 0; start < m; start += SUM) {
             const float *s = scores + i * stride + start;
             const size n = least(SUM, m - start);
-            float highest = -INFINITY, all = 0;
-#pragma omp simd reduction(max : highest) reduction(+ : all)
+            float all = 0, inside = 0;
+#pragma omp simd reduction(+ : all, inside)
             for (size j = 0; j < n; j++) {
-                highest = s[j] > highest ? s[j] : highest;
-                all += s[j];
+                all += s[j] < floor ? 0 : s[j];
+                inside += s[j] < floor ? 0 : 1;
             }
-            const float middle = all / (float)n;
-            read_on(&seen, s, n, LOG2_E, highest, middle, &square);
-            const double step = middle - centre, share = (double)n / (double)(start + n);
-            square += step * step * (double)start * share, centre += step * share;
+            const float middle = inside > 0 ? all / inside : (float)centre;
+            read_on(&seen, s, n, LOG2_E, highest, middle, floor, &square);
+            const double step = middle - centre, share = inside > 0 ? inside / (before + inside) : 0;
+            square += step * step * before * share, centre += step * share, before += inside;
         }
         write_sums(&seen, LOG2_E, top + i, total + i, excess + i);
-        mean[i] = (float)centre, deviation[i] = (float)sqrt(square / (double)m);
+        mean[i] = (float)centre, deviation[i] = (float)sqrt(square / before), count[i] = (float)before;
     }
 }
 

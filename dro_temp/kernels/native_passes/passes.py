@@ -10,9 +10,11 @@ from torch import Tensor
 from dro_temp._typing import PerRow, Scores
 from dro_temp.kernels import pair_passes, passes
 from dro_temp.kernels.native_passes.library import native
+from dro_temp.kernels.native_passes.matrices import matrix
 from dro_temp.kernels.native_passes.threads import shared
 from dro_temp.kernels.pair_passes import ColumnSums, RowSums
 from dro_temp.kernels.passes import Profile, Tilted
+from dro_temp.kernels.workspace import borrow
 
 moments = passes.moments
 
@@ -24,8 +26,8 @@ def tilt_(scores: Scores, tau: PerRow, *, excess: bool, factor: torch.dtype | No
     if not _fits(scores):
         return passes.tilt_(scores, tau, excess=excess, factor=factor)
     if factor == torch.bfloat16:
-        top, total, mean = _of_rows("tilt_bfloat16", scores, 3, tau)
-        weights = scores.view(torch.bfloat16)[:, : scores.shape[1]]  # the first half of each row's memory
+        weights = borrow("weights", len(scores), scores.shape[1], scores, torch.bfloat16)
+        top, total, mean = _of_rows("tilt_bfloat16", scores, 3, tau, into=(weights,))
     else:
         top, total, mean = _of_rows("tilt", scores, 3, tau)
         weights = scores.to(factor or scores.dtype)
@@ -36,7 +38,7 @@ def profile(scores: Scores) -> Profile:
     """See `passes.profile`."""
     if not _fits(scores):
         return passes.profile(scores)
-    return Profile(*_of_rows("profile", scores, 5))
+    return Profile(*_of_rows("profile", scores, 6))
 
 
 def sum_rows(scores: Scores, tau: PerRow) -> RowSums:
@@ -88,11 +90,13 @@ def _fits(scores: Scores) -> bool:
     return scores.device.type == "cpu" and scores.dtype == torch.float32 and scores.numel() > 0
 
 
-def _of_rows(name: str, scores: Scores, count: int, *given: PerRow) -> list[PerRow]:
-    """So many numbers of each row, from the scores and what is given of each row."""
+def _of_rows(
+    name: str, scores: Scores, count: int, *given: PerRow, into: tuple[Tensor, ...] = ()
+) -> list[PerRow]:
+    """`count` numbers of each row, from the scores and one vector per `given`; `into` is written beside them."""
     n, m = scores.shape
     found = [scores.new_empty(n) for _ in range(count)]
-    vectors = [*map(_vector, given), *found]
+    vectors = [*map(_vector, given), *into, *found]
 
     def work(first: int, last: int) -> None:
         _call(name, scores, first, last, m, vectors)
@@ -108,9 +112,8 @@ def _vector(x: Tensor) -> Tensor:
 
 def _call(name: str, scores: Scores, first: int, last: int, length: int, vectors: list[Tensor]) -> None:
     library: Any = native().library
-    assert scores.stride(1) == 1 or scores.shape[1] == 1
     getattr(library, name)(
-        c_void_p(scores.data_ptr()),
-        *(c_int64(x) for x in (scores.stride(0), first, last, length)),
+        *matrix(scores),
+        *(c_int64(x) for x in (first, last, length)),
         *(c_void_p(x.data_ptr()) for x in vectors),
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 from dro_temp._typing import Features, Scores
 from dro_temp.kernels import products
 from dro_temp.kernels.native_passes.library import native
+from dro_temp.kernels.native_passes.matrices import matrix, rows_are_dense
 from dro_temp.kernels.native_passes.threads import shared
 from dro_temp.kernels.products import Scorer
 
@@ -29,12 +30,12 @@ def scorer(queries: Features, keys: Features) -> Scorer:
 
         def work(first: int, last: int) -> None:
             library.score_bfloat16(
-                *_matrix(queries),
+                *matrix(queries),
                 c_int64(len(queries)),
-                *_matrix(keys),
+                *matrix(keys),
                 *(c_int64(x) for x in (first * _SCORED, min(last * _SCORED, m), d)),
                 c_float(scale),
-                *_matrix(out),
+                *matrix(out),
             )
 
         shared(work, -(-m // _SCORED), _SCORED * len(queries))
@@ -46,21 +47,23 @@ def scorer(queries: Features, keys: Features) -> Scorer:
 def add_up(total: Tensor, weights: Scores, x: Features, factor: torch.dtype, *, first: bool) -> None:
     """See `products.add_up`."""
     library = _library()
-    if library is None or factor != torch.bfloat16 or total.dtype != torch.float32 or not total.numel():
+    fits = factor == torch.bfloat16 and total.dtype == torch.float32 and total.numel() > 0
+    if library is None or not (fits and rows_are_dense(total)):
         products.add_up(total, weights, x, factor, first=first)
         return
     weights, x = weights.to(factor), x.to(factor).contiguous()
+    weights = weights if rows_are_dense(weights) else weights.contiguous()
     (n, d), m = x.shape, len(total)
     turned = x.new_empty(library.turned_size(c_int64(n), c_int64(d)))
-    library.turn(*_matrix(x), c_int64(n), c_int64(d), c_void_p(turned.data_ptr()))
+    library.turn(*matrix(x), c_int64(n), c_int64(d), c_void_p(turned.data_ptr()))
 
     def work(start: int, stop: int) -> None:
         library.add_up_bfloat16(
-            *_matrix(weights),
+            *matrix(weights),
             c_int64(n),
             c_void_p(turned.data_ptr()),
             *(c_int64(x) for x in (start * _ADDED, min(stop * _ADDED, m), d, not first)),
-            *_matrix(total),
+            *matrix(total),
         )
 
     shared(work, -(-m // _ADDED), _ADDED * n)
@@ -77,9 +80,5 @@ def _library() -> Any:
 
 def _pairs(x: Features) -> bool:
     """Whether its rows are pairs of bfloat16 numbers, side by side."""
-    whole = x.shape[1] % 2 == 0 and x.stride(1) == 1 and x.stride(0) % 2 == 0
+    whole = x.shape[1] % 2 == 0 and rows_are_dense(x) and x.stride(0) % 2 == 0
     return whole and x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.numel() > 0
-
-
-def _matrix(x: Tensor) -> tuple[c_void_p, c_int64]:
-    return c_void_p(x.data_ptr()), c_int64(x.stride(0))

@@ -1,4 +1,4 @@
-"""Largest score, mean, standard deviation and norm of each row, in one read."""
+"""Largest score of each row; mean, deviation, norm and number of the outcomes that can happen, in a second read."""
 
 from collections.abc import Collection
 
@@ -6,11 +6,12 @@ import triton
 import triton.language as tl
 
 from dro_temp._typing import PerRow, RowIndex, Scores
-from dro_temp.kernels.passes import NOT_AN_OUTCOME
+from dro_temp.kernels.passes import IMPOSSIBLE_BELOW, NOT_AN_OUTCOME
 from dro_temp.kernels.triton_passes.launch import launch, row_stride, row_tile
 
 MASKED = tl.constexpr(NOT_AN_OUTCOME)
-MOMENTS = ("max", "mean", "std", "norm")
+GAP = tl.constexpr(IMPOSSIBLE_BELOW)
+MOMENTS = ("max", "mean", "std", "norm", "count")
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -21,6 +22,7 @@ def moments_kernel(  # type: ignore[no-untyped-def]
     means,  # [n]
     deviations,  # [n]
     norms,  # [n]
+    counts,  # [n]
     m,
     stride,
     WITH_TARGET: tl.constexpr,  # noqa: N803
@@ -33,6 +35,15 @@ def moments_kernel(  # type: ignore[no-untyped-def]
     dtype = scores.dtype.element_ty
     lanes = tl.arange(0, TILE)
     top = tl.full([TILE], -float("inf"), dtype)
+    for first in range(0, m, TILE):
+        at = first + lanes
+        # The second read should find the row in the cache.
+        s = tl.load(scores + at, mask=at < m, other=-float("inf"), eviction_policy="evict_last")
+        if not WITH_TARGET:
+            s = tl.where(at == own, MASKED, s)
+        top = tl.maximum(top, s)
+    highest = tl.max(top, 0)
+    floor = highest - GAP
     # Each lane keeps its own mean and sum of squares about it (Welford): scores may lie far from zero.
     count, mean = tl.full([TILE], 0.0, dtype), tl.full([TILE], 0.0, dtype)
     about, square = tl.full([TILE], 0.0, dtype), tl.full([TILE], 0.0, dtype)
@@ -43,8 +54,8 @@ def moments_kernel(  # type: ignore[no-untyped-def]
         inside = within
         if not WITH_TARGET:
             inside = within & (at != own)
-            s = tl.where(at == own, MASKED, s)
-        top = tl.maximum(top, s)
+        # Not s >= floor, which would leave NaN out.
+        inside = inside & ((s < floor) == 0)
         s = tl.where(inside, s, mean)
         count += tl.where(inside, 1.0, 0.0)
         step = s - mean
@@ -55,7 +66,8 @@ def moments_kernel(  # type: ignore[no-untyped-def]
     middle = tl.sum(mean * count, 0) / size
     apart = mean - middle
     about_middle = tl.sum(about + count * apart * apart, 0)
-    tl.store(tops + row, tl.max(top, 0))
+    tl.store(tops + row, highest)
+    tl.store(counts + row, size)
     tl.store(means + row, middle)
     tl.store(deviations + row, tl.sqrt(about_middle / size))
     tl.store(norms + row, tl.sqrt(tl.sum(square, 0)))

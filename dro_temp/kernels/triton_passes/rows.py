@@ -73,5 +73,5 @@ def profile(scores: Scores) -> Profile:
     whole = torch.zeros(
         len(scores), dtype=torch.long, device=scores.device
     )  # a target inside the support is not read
-    found = moments(scores, whole, True, ("mean", "std"))
-    return Profile(top, total, excess, found["mean"], found["std"])
+    found = moments(scores, whole, True, ("mean", "std", "count"))
+    return Profile(top, total, excess, found["mean"], found["std"], found["count"])

@@ -13,7 +13,7 @@ from dro_temp.predictors.encoders.base import TempNetEncoder
 class LogitEncoder(TempNetEncoder):
     r"""A projection of the normalised logits.
 
-    $v = B\,\mathrm{dropout}(\sigma(A z / \|z\| + a)) + b$.
+    $v = B\,\mathrm{dropout}(\sigma(A z / \|z\| + a)) + b$, outcomes that cannot happen (see `Summary`) left out of z.
 
     Args:
         outcomes: number of logits (vocabulary, classes).

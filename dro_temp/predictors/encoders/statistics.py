@@ -1,6 +1,5 @@
 """A network over a few statistics of the scores."""
 
-import math
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from dro_temp.predictors.encoders.base import TempNetEncoder
 class StatisticsEncoder(TempNetEncoder):
     r"""A small network over four statistics of each row's scores.
 
-    With $\bar s$ the mean of a row over its m outcomes, v is a two-layer projection of
+    With $\bar s$ the mean of a row over its m outcomes that can happen (see `Summary`), v is a two-layer projection of
 
     $$\frac{H}{\log m}, \quad \log(1 + \max_j s_j - \bar s), \quad \log(1 + \mathrm{std}\,s), \quad
     \log\left(1 + \log \tfrac1m \textstyle\sum_j e^{s_j - \bar s}\right),$$
@@ -64,7 +63,7 @@ class StatisticsEncoder(TempNetEncoder):
 
 def comparable_statistics(summary: Summary) -> Features:
     """The four statistics of `StatisticsEncoder`, [n 4]."""
-    mean, log_m = summary.mean, math.log(max(summary.outcomes, 2))
+    mean, log_m = summary.mean, summary.possible.clamp(min=2.0).log()
     # Each is >= 0 but for rounding.
     above = (summary.max - mean, summary.std, summary.log_sum_exp - mean - log_m)
     return torch.stack([summary.entropy / log_m, *(x.clamp(min=0.0).log1p() for x in above)], dim=1)

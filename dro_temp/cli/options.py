@@ -1,0 +1,98 @@
+"""What values options may have, in the words of the command line."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+_SEEDS = 2**32  # as many as NumPy has, which transformers seeds as well
+
+
+def check_fit(options: Mapping[str, Any]) -> None:
+    """Raise where an option of `fit` is out of range: before a model is loaded, or a folder made.
+
+    Raises:
+        ValueError: one is.
+    """
+    for name in ("steps", "batch", "accumulate", "save_every"):
+        check_least(name, options[name])
+    check_least("block", options["block"], 2)  # one token to read and one to predict
+    for name in ("lr", "host_lr"):
+        check_above_zero(name, options[name])
+    check_seed(options["seed"])
+    check_bounds(options["tau_min"], options["tau_max"])
+    if options["rho"] is not None:
+        check_above_zero("rho", options["rho"])
+    inputs = options["inputs"]
+    if not inputs or len(set(inputs)) < len(inputs):
+        raise ValueError(
+            f"expected one or several different --inputs, received {list(inputs)}. Pass --inputs "
+            "'[hidden, statistics]'."
+        )
+    if options["centred"] and "logits" not in inputs:
+        raise ValueError(
+            f"expected logits among the --inputs with --centred true, received {list(inputs)}, which it does not "
+            "change. Leave --centred out, or pass --inputs '[logits]'."
+        )
+
+
+def check_least(option: str, value: int, minimum: int = 1) -> None:
+    """Raise unless the option is at least so much."""
+    if value < minimum:
+        raise ValueError(
+            f"expected --{option} of at least {minimum}, received --{option} {value}. Pass a larger number."
+        )
+
+
+def check_above_zero(option: str, value: float) -> None:
+    """Raise unless the option is a finite number above 0."""
+    if not 0.0 < value < math.inf:
+        raise ValueError(
+            f"expected --{option} to be finite and above 0, received --{option} {value}. Pass a positive number."
+        )
+
+
+def check_seed(seed: int) -> None:
+    """Raise unless all generators take this seed."""
+    if not 0 <= seed < _SEEDS:
+        raise ValueError(f"expected --seed from 0 to {_SEEDS - 1}, received --seed {seed}. Pass --seed 0.")
+
+
+def check_bounds(tau_min: float, tau_max: float) -> None:
+    """Raise unless the bounds are an interval."""
+    if not 0.0 < tau_min < tau_max < math.inf:
+        raise ValueError(
+            f"expected temperature bounds with 0 < --tau_min < --tau_max, received --tau_min {tau_min} --tau_max "
+            f"{tau_max}. Widen or swap them: --tau_min 0.1 --tau_max 2.0."
+        )
+
+
+def check_radius(rho: float, outcomes: int) -> None:
+    """Raise unless the radius leaves something to choose.
+
+    Raises:
+        ValueError: it does not.
+    """
+    largest = math.log(outcomes)
+    if not 0 < rho < largest:
+        raise ValueError(
+            f"expected rho between 0 and log(vocabulary) = {largest:.3f}, received --rho {rho}. Beyond, every "
+            "temperature would go to --tau_min; leave --rho out to take the one that fits the model."
+        )
+
+
+def check_positions(config: Any, block: int) -> None:
+    """Raise where blocks are longer than what the model reads.
+
+    Args:
+        config: the model's own.
+        block: tokens in a block.
+
+    Raises:
+        ValueError: they are.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and 0 < positions < block:
+        raise ValueError(
+            f"expected blocks of at most {positions} tokens, as many as the model has positions, received --block "
+            f"{block}. Pass --block {positions} or less."
+        )

@@ -1,0 +1,53 @@
+"""Parts of an objective that FSDP shards, beside others whose gradients it leaves alone."""
+
+import sys
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd import Variable
+
+from dro_temp import distributed
+
+
+class UnreducedGradients:
+    """Looks once, at the end of a backward, for gradients that each process keeps to itself.
+
+    FSDP reduces the gradients of the modules that it shards. A TempNet beside a sharded host, say,
+    would train on each process's own rows and drift apart.
+
+    Args:
+        module: whose parameters are looked at.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = [module]  # in a list, where torch does not register it
+        self._done = False
+
+    def look_after(self, loss: Tensor) -> None:
+        """Look at the end of this loss's backward, if FSDP shards some of the module and no look has been taken yet."""
+        if not self._done and distributed.world_size() > 1 and loss.requires_grad and any(self._sharded()):
+            loss.register_hook(self._at_end)  # type: ignore[no-untyped-call]
+
+    def _at_end(self, gradient: Tensor) -> None:
+        # After FSDP's own callback, which puts the sharded parameters back.
+        Variable._execution_engine.queue_callback(self._refuse)  # type: ignore[attr-defined]
+
+    def _sharded(self) -> list[nn.Module]:
+        fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+        kind = getattr(fsdp, "FSDPModule", None)
+        return [] if kind is None else [m for m in self._module[0].modules() if isinstance(m, kind)]
+
+    def _refuse(self) -> None:
+        reduced = {id(p) for module in self._sharded() for p in module.parameters()}
+        alone = [
+            name
+            for name, p in self._module[0].named_parameters()
+            if p.grad is not None and id(p) not in reduced and not hasattr(p, "full_tensor")
+        ]
+        if alone:
+            raise RuntimeError(
+                f"expected all parts that train to be sharded once some are, received {alone[0]} "
+                f"({len(alone)} parameters in all) beside sharded ones: its gradients would stay each process's own. "
+                "Call fully_shard(objective) after sharding its parts, which takes all that is left."
+            )
+        self._done = True
