@@ -12,6 +12,8 @@ from torch import Tensor
 
 def check_real(name: str, value: Any, instead: str) -> None:
     """Raise unless `value` is a real number: Python's or NumPy's, no bool and no tensor."""
+    if type(value) is float:  # nearly always, and faster than to ask an abstract class
+        return
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(
             f"expected {name} as a number, received {type(value).__name__} ({_short(value)}). {instead}"
@@ -46,6 +48,17 @@ def check_inside(name: str, value: float, lower: float, upper: float) -> None:
         raise ValueError(
             f"expected {name} between {lower} and {upper}, both excluded, received {name}={value}. Pass a value in "
             "that range."
+        )
+
+
+def check_interval(lower: float, upper: float) -> None:
+    """Raise unless `lower <= upper`."""
+    check_real("lower", lower, "Pass lower=0.01, say.")
+    check_real("upper", upper, "Pass upper=1.0, say.")
+    if not (lower <= upper):
+        raise ValueError(
+            f"expected an interval with lower <= upper, received lower={lower}, upper={upper}. Pass them the other way "
+            "round."
         )
 
 
@@ -110,11 +123,14 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
 
 def check_count(name: str, value: Any, minimum: int = 1) -> int:
     """Return `value` as an int (NumPy's included), or raise unless it is a whole number >= `minimum`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = None
+    if isinstance(value, bool) or count is None:
         raise TypeError(
             f"expected {name} as an int, received {type(value).__name__} ({_short(value)}). Pass a whole number."
         )
-    count = operator.index(value)
     if count < minimum:
         raise ValueError(f"expected {name} >= {minimum}, received {name}={count}. Pass a larger number.")
     return count
@@ -133,6 +149,15 @@ def check_class(name: str, value: Any, kind: type, instead: str) -> None:
     if not (isinstance(value, type) and issubclass(value, kind)):
         raise TypeError(
             f"expected {name} to be a subclass of {kind.__name__}, received {_short(value)}. {instead}"
+        )
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Raise unless `value` can be called."""
+    if not callable(value):
+        raise TypeError(
+            f"expected {name} as a function, received {type(value).__name__} ({_short(value)}). Pass one that can be "
+            "called, such as a lambda."
         )
 
 

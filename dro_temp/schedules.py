@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from dro_temp._checks import check_count
+from dro_temp._checks import check_callable, check_count, check_kind
 
 
 def hold_temperatures(
@@ -47,6 +47,12 @@ def hold_temperatures(
 
     Source: this library; docs, "Training temperatures".
     """
+    check_kind(
+        "optimizer", optimizer, Optimizer, "Pass torch.optim.AdamW(objective.param_groups(lr=...)), say."
+    )
+    check_callable("schedule", schedule)
+    if tau_schedule is not None:
+        check_callable("tau_schedule", tau_schedule)
     check_count("steps", steps)
     ramp = max(1, steps // 10) if ramp is None else check_count("ramp", ramp)
     if not any(group.get("name") == "temperature" for group in optimizer.param_groups):

@@ -395,7 +395,7 @@ def test_shape_checks_are_on_in_this_suite():
 # What an error says to do: a sentence that starts with one of these.
 ADVICE = re.compile(
     r"\b(Pass|Use|Write|Call|Build|Lower|Flatten|Widen|Give|Put|Leave|Raise|Wrap|Load|Make|Pool|Look|Divide|Save|Useful|"
-    r"Take|Number|The order)\b"
+    r"Take|Check|Number|The order)\b"
 )
 
 

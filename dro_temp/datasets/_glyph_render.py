@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from jaxtyping import UInt8
 from torch import Tensor
 
@@ -140,4 +141,4 @@ def render(files: Sequence[Path]) -> Glyphs:
                 fonts.append(path.stem)
             advance()
     pixels = torch.frombuffer(images, dtype=torch.uint8) if images else torch.empty(0, dtype=torch.uint8)
-    return Glyphs(pixels.view(-1, SIDE, SIDE), codepoints, fonts)
+    return Glyphs(rearrange(pixels, "(glyph y x) -> glyph y x", y=SIDE, x=SIDE), codepoints, fonts)

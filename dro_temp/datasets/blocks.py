@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from jaxtyping import Int
 from torch import Tensor
 
@@ -43,4 +44,4 @@ def token_blocks(tokens: Int[Tensor, "n"] | Sequence[int], length: int) -> Int[T
             f"expected a text of at least one block of {length} tokens, received {len(row)} tokens. "
             f"Pass a longer text, or length={len(row)} or less."
         )
-    return row[: len(row) // length * length].view(-1, length).long()
+    return rearrange(row[: len(row) // length * length].long(), "(block token) -> block token", token=length)

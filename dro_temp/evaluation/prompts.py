@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
@@ -66,7 +67,9 @@ def class_embeddings(
                     f"expected one vector for each of {len(prompts)} prompts, received {len(vectors)}. "
                     "Let the tokenizer return one row per string."
                 )
-            weights.append(unit(unit(vectors).view(len(names), len(templates), -1).mean(dim=1)))
+            weights.append(
+                unit(reduce(unit(vectors), "(name template) d -> name d", "mean", name=len(names)))
+            )
     return torch.cat(weights)
 
 

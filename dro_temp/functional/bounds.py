@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dro_temp._checks import check_inside
+from dro_temp._checks import check_inside, check_interval
 
 
 def sigmoid_between(raw: Tensor, lower: float, upper: float) -> Tensor:
@@ -18,6 +18,7 @@ def sigmoid_between(raw: Tensor, lower: float, upper: float) -> Tensor:
         >>> sigmoid_between(torch.tensor([0.0, 1e6]), 1.0, 3.0)
         tensor([2., 3.])
     """
+    check_interval(lower, upper)
     return (lower + (upper - lower) * raw.sigmoid()).clamp(lower, upper)
 
 
@@ -28,6 +29,7 @@ def logit_between(tau: float, lower: float, upper: float) -> float:
         >>> logit_between(2.0, 1.0, 3.0)
         0.0
     """
+    check_interval(lower, upper)
     check_inside("tau", tau, lower, upper)
     share = (tau - lower) / (upper - lower)
     return math.log(share) - math.log1p(-share)
@@ -61,5 +63,6 @@ def clip_between(raw: Tensor, lower: float, upper: float) -> Tensor:
         >>> x.grad
         tensor([1.])
     """
+    check_interval(lower, upper)
     clipped: Tensor = _ClipBetween.apply(raw, lower, upper)  # type: ignore[no-untyped-call]
     return clipped

@@ -12,7 +12,15 @@ import math
 import torch
 from torch import Tensor
 
-from dro_temp._checks import check_bounds, check_radius, extremes, values_can_be_read
+from dro_temp._checks import (
+    check_bounds,
+    check_count,
+    check_floats,
+    check_radius,
+    check_tensor,
+    extremes,
+    values_can_be_read,
+)
 from dro_temp._compiler import log_of_size
 from dro_temp._typing import Mask, PerRow, RowIndex, Scores
 from dro_temp.functional._newton import log_tau_at
@@ -178,7 +186,7 @@ def kl_dual(
 
     Source: arXiv 2404.04575, equation 6.
     """
-    _check_tau(tau)
+    _check_rows(margins, tau)
     check_radius(rho)
     return dual_value(log_mean_exp(margins / tau[:, None], mask), tau, rho=rho, log_u=log_u)
 
@@ -192,7 +200,7 @@ def kl_weights(margins: Scores, tau: PerRow, mask: Mask | None = None) -> Scores
         >>> kl_weights(torch.zeros(1, 2), torch.ones(1))
         tensor([[0.5000, 0.5000]])
     """
-    _check_tau(tau)
+    _check_rows(margins, tau)
     return _weights(margins, tau, mask)
 
 
@@ -211,11 +219,18 @@ def kl_divergence(margins: Scores, tau: PerRow, mask: Mask | None = None) -> Per
         >>> kl_divergence(torch.tensor([[0.0, -1e4]]), torch.ones(1))
         tensor([0.6931])
     """
-    _check_tau(tau)
+    _check_rows(margins, tau)
     return _tilt(margins, tau, mask)[0]
 
 
-def _check_tau(tau: PerRow) -> None:
+def _check_rows(margins: Scores, tau: PerRow) -> None:
+    check_floats("margins", margins)
+    check_tensor("tau", tau)
+    if margins.dim() != 2 or tau.shape != margins.shape[:1]:
+        raise ValueError(
+            f"expected margins of shape [n, m] and tau of shape [n], received {list(margins.shape)} and "
+            f"{list(tau.shape)}. Pass one row of margins for each temperature: tau.expand(len(margins)), say."
+        )
     if values_can_be_read(tau):
         low, high = extremes(tau)
         if not (low > 0.0 and high < math.inf):
@@ -277,8 +292,10 @@ def optimal_tau(
         >>> kl_divergence(h, tau)
         tensor([0.5000], dtype=torch.float64)
     """
+    check_floats("margins", margins)
     check_bounds(tau_min, tau_max)
     check_radius(rho)
+    check_count("iterations", iterations)
     low = margins.new_full((margins.shape[0],), math.log(tau_min))
     high = margins.new_full((margins.shape[0],), math.log(tau_max))
     at_floor = _tilt(margins, low.exp(), mask)[0] <= rho

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from dro_temp._checks import check_radius
+from dro_temp._checks import check_count, check_floats, check_radius
 from dro_temp._typing import PerRow, Scalar
 from dro_temp.functional._newton import log_tau_at
 from dro_temp.functional.risks import _unit, shares
@@ -40,7 +40,9 @@ def kl_ball_weights(
 
     Source: arXiv 2404.04575, section 3, over samples in place of outcomes.
     """
+    check_floats("losses", losses)
     check_radius(rho)
+    check_count("iterations", iterations)
     share = shares(losses, weight)
     if rho == 0.0:
         return share

@@ -9,7 +9,7 @@ are taken for ones.
 
 import torch
 
-from dro_temp._checks import check_radius, check_share, check_tilt
+from dro_temp._checks import check_floats, check_radius, check_share, check_tilt
 from dro_temp._typing import PerRow, Scalar
 
 
@@ -111,6 +111,7 @@ def tilted_mean(losses: PerRow, weight: PerRow | None = None, *, tilt: float) ->
 
     Source: arXiv 2007.01162 (TERM).
     """
+    check_floats("losses", losses)
     check_tilt(tilt)
     return weighted_log_mean_exp(tilt * losses, weight) / tilt
 
@@ -136,6 +137,7 @@ def cvar_weights(losses: PerRow, weight: PerRow | None = None, *, alpha: float) 
 
     Source: Rockafellar and Uryasev, Optimization of conditional value-at-risk, 2000.
     """
+    check_floats("losses", losses)
     check_share("alpha", alpha)
     share = shares(losses, weight)
     order = losses.argsort(descending=True, stable=True)
@@ -167,6 +169,7 @@ def chi_square_weights(losses: PerRow, weight: PerRow | None = None, *, rho: flo
 
     Source: arXiv 1610.03425 (Duchi, Glynn, Namkoong); arXiv 1806.08010 (Hashimoto and others).
     """
+    check_floats("losses", losses)
     check_radius(rho)
     share = shares(losses, weight)
     counts = share > 0

@@ -2,7 +2,7 @@
 
 import torch
 
-from dro_temp._checks import check_within
+from dro_temp._checks import check_count, check_integers, check_within
 from dro_temp._typing import RowIndex, Scores
 
 
@@ -23,6 +23,8 @@ def smoothed_distribution(target: RowIndex, outcomes: int, smoothing: float) -> 
 
     Source: arXiv 1512.00567, section 7.
     """
+    check_integers("target", target)
+    outcomes = check_count("outcomes", outcomes, minimum=0)
     check_within("smoothing", smoothing, 0.0, 1.0)
     spread = torch.full((len(target), outcomes), smoothing / max(outcomes, 1), device=target.device)
     return spread.scatter_add_(1, target.long()[:, None], torch.full_like(spread[:, :1], 1.0 - smoothing))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp import distributed
+from dro_temp._checks import check_kind
 from dro_temp.hosts._index import as_index
 from dro_temp.hosts._pairs import unit
 from dro_temp.interfaces import HostAdapter, Rows
@@ -42,6 +43,7 @@ class TwoViews(HostAdapter):
 
     def __init__(self, encoder: nn.Module, *, frozen: bool = False) -> None:
         super().__init__(frozen=frozen)
+        check_kind("encoder", encoder, nn.Module, "Pass a torch.nn.Module that maps a batch to [n, d].")
         self.encoder = encoder
 
     def encode(self, inputs: Any) -> Tensor:

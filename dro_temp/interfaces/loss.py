@@ -18,6 +18,7 @@ from dro_temp._checks import (
     extremes,
     values_can_be_read,
 )
+from dro_temp._repr import one_line
 from dro_temp._pytree import pytree
 from dro_temp._typing import PerRow
 from dro_temp.interfaces.predictor import TemperaturePredictor
@@ -60,6 +61,10 @@ class Evaluated:
     tau: PerRow
     choice: Choice
     statistics: dict[str, PerRow] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Shapes, dtypes and devices, in one line."""
+        return one_line(self)
 
 
 class RobustLoss(nn.Module, ABC):

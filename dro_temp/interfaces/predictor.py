@@ -69,6 +69,10 @@ class TemperaturePredictor(nn.Module, ABC):
         """The map into the bounds; smooth unless a leaf says otherwise."""
         return F.sigmoid_between(raw, self.tau_min, self.tau_max)
 
+    def extra_repr(self) -> str:
+        """The bounds."""
+        return f"tau_min={self.tau_min}, tau_max={self.tau_max}"
+
     def start_prototypes(self, others: Features) -> None:
         """Start from features of the other views, if this predictor compares rows with them; else do nothing."""
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dro_temp import functional as F
 from dro_temp._checks import (
+    check_count,
     check_flag,
     check_floats,
     check_integers,
@@ -16,6 +17,7 @@ from dro_temp._checks import (
     extremes,
     values_can_be_read,
 )
+from dro_temp._repr import one_line
 from dro_temp._pytree import map_tensors, pytree
 from dro_temp._typing import Features, Mask, PerRow, RowIndex, RowMask, Scores
 from dro_temp.interfaces.scores import LinearScores, at_least_float32
@@ -54,6 +56,12 @@ class Support:
                     f"expected a boolean mask of shape {list(self.scores.shape)}, that of the scores, received "
                     f"{self.mask.dtype} of shape {list(self.mask.shape)}. Pass mask.bool().expand_as(scores)."
                 )
+        if self.outcomes is not None:
+            check_count("outcomes", self.outcomes, minimum=0)
+
+    def __repr__(self) -> str:
+        """Shapes, dtypes and devices, in one line."""
+        return one_line(self)
 
     @property
     def size(self) -> int:
@@ -109,7 +117,7 @@ class Rows:
         n, device = self.scores.shape[0], self.scores.device
         for name in ("target", "features", "index", "weight"):
             value = getattr(self, name)
-            if value is None:
+            if value is None and name != "target":
                 continue
             if name in ("target", "index"):
                 check_integers(name, value)
@@ -182,6 +190,10 @@ class Rows:
                 f"expected target_distribution of shape {list(self.scores.shape)}, that of the scores, received "
                 f"{list(self.target_distribution.shape)}. Give every row a probability of each outcome."
             )
+
+    def __repr__(self) -> str:
+        """Shapes, dtypes and devices, in one line."""
+        return one_line(self)
 
     def __len__(self) -> int:
         """Number of rows."""

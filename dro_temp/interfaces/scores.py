@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dro_temp._checks import check_floats
+from dro_temp._repr import one_line
 from dro_temp._pytree import pytree
 from dro_temp._typing import Features, PerRow, RowIndex, Scores
 from dro_temp.kernels.eager import dense_scores
@@ -80,6 +81,10 @@ class LinearScores:
                 f"expected a bias of shape [{k[0]}], one per key, received {list(self.bias.shape)}."
                 " Pass head.bias, or None."
             )
+
+    def __repr__(self) -> str:
+        """Shapes, dtypes and devices, in one line."""
+        return one_line(self)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from dro_temp._repr import one_line
 from dro_temp._pytree import pytree
 from dro_temp._typing import PerRow, Scalar
 from dro_temp.interfaces import Choice
@@ -29,3 +30,7 @@ class Output:
     metrics: dict[str, Scalar]
     choice: dict[str, Choice] = field(default_factory=dict)
     tau_values: dict[str, PerRow] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Shapes, dtypes and devices, in one line."""
+        return one_line(self)

@@ -45,4 +45,4 @@ class ConstantTemperature(TemperaturePredictor):
 
     def extra_repr(self) -> str:
         """The number."""
-        return f"{self.tau_min}"
+        return f"tau={self.tau_min}"

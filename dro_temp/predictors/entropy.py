@@ -158,5 +158,5 @@ class EntropyTemperature(TemperaturePredictor):
         return raw.clamp(self.tau_min, self.tau_max)
 
     def extra_repr(self) -> str:
-        """The rule."""
-        return f"{self.rule}"
+        """The rule, and the bounds."""
+        return f"{self.rule}, {super().extra_repr()}"

@@ -179,7 +179,7 @@ class IndividualTemperature(TemperaturePredictor, Staged):
 
     def extra_repr(self) -> str:
         """Size and update."""
-        return f"{self.num_samples}, tau_min={self.tau_min}, tau_max={self.tau_max}, update={self.update}"
+        return f"{self.num_samples}, {super().extra_repr()}, update={self.update}"
 
 
 def _check_trains(optimizer: torch.optim.Optimizer | None, tau: Tensor) -> None:

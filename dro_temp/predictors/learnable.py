@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dro_temp import functional as F
-from dro_temp._checks import check_within
+from dro_temp._checks import check_within, values_can_be_read
 from dro_temp._typing import PerRow
 from dro_temp.interfaces import Reading, TemperaturePredictor
 
@@ -39,6 +39,12 @@ class LearnableTemperature(TemperaturePredictor):
         super().__init__(tau_min=tau_min, tau_max=tau_max)
         check_within("tau_init", tau_init, tau_min, tau_max)
         self.log_tau = nn.Parameter(torch.tensor([math.log(tau_init)]))  # [1]: FSDP shards no scalars
+
+    def extra_repr(self) -> str:
+        """The temperature, where looking at it does not wait for a device, and the bounds."""
+        known = values_can_be_read(self.log_tau)
+        value = f"tau={self(shape=torch.Size([])).item():.4f}, " if known else ""
+        return value + super().extra_repr()
 
     def raw(self, reading: Reading) -> PerRow:
         """Log tau."""

@@ -108,6 +108,11 @@ class OptimalTemperature(TemperaturePredictor):
             iterations=self.iterations,
         )
 
+    def extra_repr(self) -> str:
+        """The radius, the number of outcomes that it was chosen for, and the bounds."""
+        outcomes = "" if self.outcomes is None else f"outcomes={self.outcomes}, "
+        return f"rho={self.rho:.4g}, {outcomes}{super().extra_repr()}"
+
     def bound(self, raw: PerRow) -> PerRow:
         """The solver stays inside; only rounding is left."""
         return raw.clamp(self.tau_min, self.tau_max)

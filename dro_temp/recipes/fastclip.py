@@ -4,6 +4,7 @@ What is written here is what the paper says. Where the released code (commit efd
 docstring says so.
 """
 
+from dro_temp._checks import check_count
 from dro_temp.estimators import CosineGamma, LogMovingAverage
 from dro_temp.interfaces import HostAdapter
 from dro_temp.losses import EntropicRiskLoss
@@ -13,6 +14,7 @@ from dro_temp.recipes.robust import isogclr, per_view, robust, sogclr
 
 
 def _descending(gamma: float, epochs: int, steps_per_epoch: int) -> CosineGamma:
+    epochs = check_count("epochs", epochs)
     return CosineGamma(gamma, epochs=max(epochs // 2, 1), steps_per_epoch=steps_per_epoch)
 
 
@@ -96,7 +98,7 @@ def fastclip_v2(
     steps_per_epoch: int,
     rho: float = 7.0,
     gamma: float = 0.2,
-    tau_init: float = 0.03,
+    tau_init: float | None = 0.03,
     tau_min: float = 0.01,
     tau_max: float = 1.0,
     tau_step: float = 0.01,
@@ -114,7 +116,7 @@ def fastclip_v2(
         steps_per_epoch: optimizer steps in an epoch.
         rho: radius in nats, 0 <= rho < log(num_samples - 1).
         gamma: the last value, in (0, 1].
-        tau_init: where every temperature starts, in [tau_min, tau_max].
+        tau_init: where every temperature starts, in [tau_min, tau_max]; the geometric middle if None.
         tau_min: lower bound, > 0.
         tau_max: upper bound.
         tau_step: step of a temperature along its own gradient, > 0, see `GradientUpdate`.

@@ -1,11 +1,12 @@
 """Robust losses of the whole data set whose temperatures a network predicts."""
 
+from dro_temp._checks import check_count
 from dro_temp.estimators import GammaSchedule, LogMovingAverage
 from dro_temp.interfaces import HostAdapter
 from dro_temp.losses import KLRobustLoss, QueuedLoss
 from dro_temp.objective import Objective
 from dro_temp.predictors import HiddenEncoder, ResidualReadout, TempNet
-from dro_temp.recipes.robust import per_view, robust
+from dro_temp.recipes.robust import per_view, robust, views_of
 
 
 def tempnet(
@@ -41,7 +42,7 @@ def tempnet(
     Source: arXiv 2404.04575, with its numbers for CC3M.
     """
     predictor = {
-        view: TempNet(width, tau_min=tau_min, tau_max=tau_max, tau_init=tau_init) for view in host.views
+        view: TempNet(width, tau_min=tau_min, tau_max=tau_max, tau_init=tau_init) for view in views_of(host)
     }
     return Objective(host, predictor, robust(host, rho, lambda: LogMovingAverage(num_samples, gamma=gamma)))
 
@@ -101,8 +102,10 @@ def tempnet_queued(
             tau_init=tau_init,
             readout=ResidualReadout,
         )
-        for view in host.views
+        for view in views_of(host)
     }
+    num_samples, queue = check_count("num_samples", num_samples), check_count("queue", queue)
+    replay = check_count("replay", replay, minimum=0)
     size = max(1, min(queue, num_samples - 1))
     tau_loss = per_view(
         host,

@@ -5,6 +5,7 @@ Train them with `CompositionalOptimizer`, which writes that memory, and pass `in
 
 from collections.abc import Callable
 
+from dro_temp._checks import check_kind
 from dro_temp.estimators import Estimator, GammaSchedule, LogMovingAverage, Scent
 from dro_temp.hosts import WithReference
 from dro_temp.interfaces import HostAdapter, RobustLoss
@@ -17,9 +18,15 @@ from dro_temp.predictors import (
 )
 
 
+def views_of(host: HostAdapter) -> tuple[str, ...]:
+    """The views of what is a host."""
+    check_kind("host", host, HostAdapter, "Wrap the model: dro_temp.hosts.TwoTower(...).")
+    return host.views
+
+
 def per_view(host: HostAdapter, build: Callable[[], RobustLoss]) -> dict[str, RobustLoss]:
     """A loss of its own for each view: image row 7 and text row 7 are different rows."""
-    return {view: build() for view in host.views}
+    return {view: build() for view in views_of(host)}
 
 
 def robust(host: HostAdapter, rho: float, estimator: Callable[[], Estimator]) -> dict[str, RobustLoss]:
@@ -98,7 +105,7 @@ def isogclr(
             tau_init=tau_init,
             update=GradientUpdate(lr=tau_step, clip=tau_clip),
         )
-        for view in host.views
+        for view in views_of(host)
     }
     return Objective(host, predictor, robust(host, rho, lambda: LogMovingAverage(num_samples, gamma=gamma)))
 

@@ -34,6 +34,12 @@ class SeveralEncoder(TempNetEncoder):
 
     def __init__(self, encoders: Sequence[TempNetEncoder]) -> None:
         super().__init__()
+        if not isinstance(encoders, Iterable):
+            raise TypeError(
+                f"expected encoders as a sequence, received {type(encoders).__name__}. Pass [HiddenEncoder(d), "
+                "StatisticsEncoder()], say."
+            )
+        encoders = list(encoders)
         for encoder in encoders:
             check_kind("each of the encoders", encoder, TempNetEncoder, "Pass HiddenEncoder(d), or the like.")
         widths = [encoder.width for encoder in encoders]

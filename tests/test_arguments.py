@@ -1,0 +1,260 @@
+"""Each argument of each public class and recipe, one at a time set to what it cannot be; all others are right."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import dro_temp as dt
+from dro_temp import functional as F
+
+BOUNDS = {"tau_min": 0.1, "tau_max": 1.0}
+MATRIX, VECTOR, ROWS = torch.randn(3, 4), torch.randn(5), torch.ones(3)
+
+
+def host(**options):
+    return dt.hosts.TwoTower(nn.Linear(6, 4), nn.Linear(5, 4), **options)
+
+
+def objective():
+    classifier = dt.hosts.Classifier(nn.Linear(6, 4), nn.Linear(4, 10))
+    return dt.Objective(classifier, dt.LearnableTemperature(), dt.KLRobustLoss(1.0))
+
+
+FASTCLIP = {"num_samples": 20, "epochs": 2, "steps_per_epoch": 3, "gamma": 0.5}
+LEARNABLE = {"tau_init": 0.2, **BOUNDS}
+
+# What is called, and arguments that are right, made anew for each test.
+CALLS = {
+    dt.ChiSquareRisk: lambda: {"rho": 1.0},
+    dt.CVaRRisk: lambda: {"alpha": 0.5},
+    dt.CompositionalOptimizer: lambda: {
+        "objective": (made := objective()),
+        "base": torch.optim.SGD(made.param_groups(lr=0.1)),
+    },
+    dt.ConstantGamma: lambda: {"gamma": 0.5},
+    dt.ConstantTemperature: lambda: {"tau": 0.5},
+    dt.CosineGamma: lambda: {"gamma": 0.5, "epochs": 2, "steps_per_epoch": 2},
+    dt.CyclicPenalty: lambda: {"in_modal": 0.1, "cross_modal": 0.1, "views": ("image", "text")},
+    dt.DynatempRule: lambda: {"tau_min": 0.1, "tau_max": 1.0, "exponent": 1.0},
+    dt.EdtRule: lambda: {"tau0": 1.0, "theta": 0.1, "base": 0.8, "tau_min": 0.01},
+    dt.EntropicRiskLoss: lambda: {"estimator": dt.Exact(), "impl": "auto"},
+    dt.EntropyTemperature: lambda: {"rule": dt.EdtRule()},
+    dt.GradientUpdate: lambda: {"lr": 0.1, "beta": 0.5, "clip": 1.0},
+    dt.GroupRisk: lambda: {"num_groups": 2, "step_size": 0.1},
+    dt.HiddenEncoder: lambda: {"features": 4, "width": 3, "dropout": 0.1},
+    dt.IndividualTemperature: lambda: {
+        "num_samples": 4,
+        **LEARNABLE,
+        "update": dt.GradientUpdate(),
+        "on_host": False,
+    },
+    dt.InfoNCELoss: lambda: {"impl": "auto"},
+    dt.KLRisk: lambda: {
+        "rho": 0.5,
+        "tau": dt.LearnableTemperature(),
+        "estimator": dt.LogMovingAverage(1),
+    },
+    dt.KLRobustLoss: lambda: {"rho": 0.5, "estimator": dt.Exact(), "impl": "auto"},
+    dt.LearnableTemperature: lambda: LEARNABLE,
+    dt.LikelihoodLoss: lambda: {"impl": "auto"},
+    dt.LinearScores: lambda: {
+        "queries": torch.randn(3, 4),
+        "keys": torch.randn(5, 4),
+        "bias": VECTOR,
+        "transform": F.SoftCap(1.0),
+    },
+    dt.LogMovingAverage: lambda: {"num_samples": 3, "gamma": 0.5, "on_host": False},
+    dt.LogitEncoder: lambda: {"outcomes": 4, "width": 3, "dropout": 0.1, "centred": True},
+    dt.Objective: lambda: {
+        "host": host(),
+        "predictor": dt.ConstantTemperature(1.0),
+        "loss": dt.KLRobustLoss(1.0),
+        "penalties": (),
+        "tau_loss": dt.InfoNCELoss(),
+        "risk": dt.CVaRRisk(0.5),
+        "check_finite": True,
+        "watch": True,
+    },
+    dt.OptimalTemperature: lambda: {"rho": 0.5, **BOUNDS, "iterations": 4, "outcomes": 5},
+    dt.OptimalTemperature.of_entropy: lambda: {"entropy": 0.5, "outcomes": 5, **BOUNDS, "iterations": 4},
+    dt.OptimisticRisk: lambda: {"risk": dt.CVaRRisk(0.5)},
+    dt.PrototypeEncoder: lambda: {"features": 4, "prototypes": 3, "dropout": 0.1},
+    dt.QueuedLoss: lambda: {"loss": dt.KLRobustLoss(1.0), "size": 4, "features": 3, "replay": 2},
+    dt.Rows: lambda: {
+        "scores": MATRIX,
+        "target": torch.arange(3),
+        "features": MATRIX,
+        "index": torch.arange(3),
+        "target_in_support": True,
+        "weight": ROWS,
+        "target_distribution": MATRIX.softmax(1),
+    },
+    dt.Scale: lambda: {"factor": 1.0},
+    dt.Scent: lambda: {"num_samples": 3, "alpha": 1.0, "on_host": False},
+    dt.SeveralEncoder: lambda: {"encoders": [dt.HiddenEncoder(3), dt.HiddenEncoder(3)]},
+    dt.SigmoidLoss: lambda: {"bias_init": -10.0},
+    dt.SoftCap: lambda: {"cap": 1.0},
+    dt.StatisticsEncoder: lambda: {"width": 3, "dropout": 0.1},
+    dt.Support: lambda: {"scores": MATRIX, "mask": MATRIX > -9, "outcomes": 4},
+    dt.TempNet: lambda: {
+        "encoder": 4,
+        **LEARNABLE,
+        "prototypes": 3,
+        "dropout": 0.1,
+        "readout": dt.ResidualReadout,
+    },
+    dt.TempNet.for_logits: lambda: {
+        "outcomes": 4,
+        **LEARNABLE,
+        "width": 3,
+        "dropout": 0.1,
+        "centred": False,
+    },
+    dt.TiltedRisk: lambda: {"tilt": 1.0, "estimator": dt.LogMovingAverage(1)},
+    dt.hold_temperatures: lambda: {
+        "optimizer": torch.optim.SGD(objective().param_groups(lr=0.1)),
+        "steps": 3,
+        "ramp": 2,
+        "schedule": math.exp,
+        "tau_schedule": math.exp,
+    },
+    dt.hosts.Classifier: lambda: {
+        "model": nn.Linear(2, 2),
+        "head": nn.Linear(2, 2),
+        "label_smoothing": 0.1,
+        "frozen": False,
+    },
+    dt.hosts.InChunks: lambda: {"host": host(), "size": 3},
+    dt.hosts.TwoTower: lambda: {
+        "image_encoder": nn.Linear(2, 2),
+        "text_encoder": nn.Linear(2, 2),
+        "frozen": False,
+    },
+    dt.hosts.TwoViews: lambda: {"encoder": nn.Linear(2, 2), "frozen": False},
+    dt.hosts.WithReference: lambda: {"host": host(), "reference": host(frozen=True)},
+    dt.recipes.cyclip: lambda: {"host": host(), "in_modal": 0.1, "cross_modal": 0.1, **LEARNABLE},
+    dt.recipes.drrho: lambda: {
+        "host": host(),
+        "reference": host(frozen=True),
+        "num_samples": 20,
+        "tau": 0.1,
+        "gamma": 0.5,
+    },
+    dt.recipes.fastclip_v0: lambda: {"host": host(), **FASTCLIP, **LEARNABLE},
+    dt.recipes.fastclip_v1: lambda: {"host": host(), **FASTCLIP, "tau": 0.1},
+    dt.recipes.fastclip_v2: lambda: {"host": host(), **FASTCLIP, **LEARNABLE, "rho": 1.0, "tau_step": 0.1},
+    dt.recipes.fastclip_v3: lambda: {"host": host(), **FASTCLIP, **LEARNABLE, "rho": 1.0},
+    dt.recipes.infonce: lambda: {"host": host(), **LEARNABLE},
+    dt.recipes.isogclr: lambda: {
+        "host": host(),
+        "num_samples": 20,
+        "rho": 1.0,
+        **LEARNABLE,
+        "tau_step": 0.1,
+        "tau_clip": 5.0,
+        "gamma": 0.5,
+    },
+    dt.recipes.scent: lambda: {"host": host(), "num_samples": 20, "tau": 0.1, "alpha": 1.0},
+    dt.recipes.siglip: lambda: {"host": host(), **LEARNABLE, "bias_init": -10.0},
+    dt.recipes.simclr: lambda: {"host": dt.hosts.TwoViews(nn.Linear(2, 2)), "tau": 0.1},
+    dt.recipes.sogclr: lambda: {"host": host(), "num_samples": 20, "tau": 0.1, "gamma": 0.5},
+    dt.recipes.tempnet: lambda: {
+        "host": host(),
+        "num_samples": 20,
+        "width": 4,
+        "rho": 1.0,
+        **LEARNABLE,
+        "gamma": 0.5,
+    },
+    dt.recipes.tempnet_queued: lambda: {
+        "host": host(),
+        "num_samples": 20,
+        "width": 4,
+        "rho": 1.0,
+        **LEARNABLE,
+        "gamma": 0.5,
+        "queue": 10,
+        "replay": 5,
+        "hidden": 8,
+    },
+    F.chi_square_weights: lambda: {"losses": VECTOR, "rho": 0.5},
+    F.clip_between: lambda: {"lower": 0.1, "upper": 1.0, "raw": VECTOR},
+    F.cvar_weights: lambda: {"losses": VECTOR, "alpha": 0.5},
+    F.kl_ball_weights: lambda: {"losses": VECTOR, "rho": 0.5, "iterations": 5},
+    F.kl_divergence: lambda: {"margins": MATRIX, "tau": ROWS},
+    F.kl_dual: lambda: {"margins": MATRIX, "tau": ROWS, "rho": 0.5},
+    F.kl_weights: lambda: {"margins": MATRIX, "tau": ROWS},
+    F.log_average: lambda: {"log_g": VECTOR, "gamma": 0.5, "log_u": VECTOR},
+    F.log_mirror_average: lambda: {"log_g": VECTOR, "alpha": 0.5, "log_u": VECTOR},
+    F.logit_between: lambda: {"tau": 0.5, "lower": 0.1, "upper": 1.0},
+    F.optimal_tau: lambda: {"margins": MATRIX, "rho": 0.5, **BOUNDS, "iterations": 5},
+    F.sigmoid_between: lambda: {"lower": 0.1, "upper": 1.0, "raw": VECTOR},
+    F.smoothed_distribution: lambda: {"target": torch.arange(3), "outcomes": 4, "smoothing": 0.1},
+    F.tilted_mean: lambda: {"losses": VECTOR, "tilt": 1.0},
+}
+
+# Of these functions the first arguments are tensors that arithmetic alone touches: torch says what they are not.
+TENSORS_OF_ARITHMETIC = {
+    (F.clip_between, "raw"),
+    (F.sigmoid_between, "raw"),
+    (F.log_average, "log_u"),
+    (F.log_mirror_average, "log_u"),
+}
+# None means something: "as the base says", "nothing". Annotations of dataclasses and functions say where.
+NEVER = {"nan": math.nan, "str": "a", "object": object(), "list": [1.5], "dict": {}, "None": None}
+
+
+def allows_none(call, name):
+    parameter = inspect.signature(call).parameters[name]
+    return parameter.default is None or "None" in str(parameter.annotation)
+
+
+def bad_arguments():
+    for call, right in CALLS.items():
+        for name in right():
+            for what, bad in NEVER.items():
+                if (call, name) in TENSORS_OF_ARITHMETIC or (bad is None and allows_none(call, name)):
+                    continue
+                yield pytest.param(call, name, bad, id=f"{call.__qualname__}-{name}-{what}")
+
+
+@pytest.mark.parametrize(("call", "name", "bad"), list(bad_arguments()))
+def test_what_an_argument_cannot_be_meets_an_error_that_says_so(call, name, bad, no_shape_checks):
+    if name == "penalties" and bad == {}:
+        pytest.skip("no penalties, in an unusual container")
+    with pytest.raises((TypeError, ValueError), match=r"(?s)expected.*received"):
+        call(**(CALLS[call]() | {name: bad}))
+
+
+@pytest.mark.parametrize("call", list(CALLS), ids=lambda call: call.__qualname__)
+def test_the_arguments_beside_it_are_right(call, no_shape_checks):
+    call(**CALLS[call]())
+
+
+def takes_arguments(part):
+    if not inspect.isclass(part) or inspect.isabstract(part) or issubclass(part, Warning):
+        return False
+    return bool(inspect.signature(part).parameters)
+
+
+# Made by the library itself and handed to users, or needing a model of another library, or without arguments.
+NOT_BUILT_BY_USERS = {
+    dt.Evaluated,
+    dt.Exact,
+    dt.FrozenHead,
+    dt.Output,
+    dt.PooledReadout,
+    dt.Reading,
+    dt.ResidualReadout,
+    dt.Summary,
+    dt.TemperatureLogitsProcessor,
+}
+
+
+def test_no_public_class_and_no_recipe_is_forgotten():
+    public = {part for name in dt.__all__ if takes_arguments(part := getattr(dt, name))}
+    recipes = {getattr(dt.recipes, name) for name in dt.recipes.__all__}
+    assert (public | recipes) - CALLS.keys() == NOT_BUILT_BY_USERS
