@@ -18,8 +18,8 @@ from dro_temp._checks import (
     extremes,
     values_can_be_read,
 )
-from dro_temp._repr import one_line
 from dro_temp._pytree import pytree
+from dro_temp._repr import one_line
 from dro_temp._typing import PerRow
 from dro_temp.interfaces.predictor import TemperaturePredictor
 from dro_temp.interfaces.rows import Rows

@@ -17,8 +17,8 @@ from dro_temp._checks import (
     extremes,
     values_can_be_read,
 )
-from dro_temp._repr import one_line
 from dro_temp._pytree import map_tensors, pytree
+from dro_temp._repr import one_line
 from dro_temp._typing import Features, Mask, PerRow, RowIndex, RowMask, Scores
 from dro_temp.interfaces.scores import LinearScores, at_least_float32
 

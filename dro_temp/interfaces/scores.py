@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from dro_temp._checks import check_floats
-from dro_temp._repr import one_line
 from dro_temp._pytree import pytree
+from dro_temp._repr import one_line
 from dro_temp._typing import Features, PerRow, RowIndex, Scores
 from dro_temp.kernels.eager import dense_scores
 from dro_temp.kernels.products import work_dtype
