@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -149,6 +149,14 @@ def check_class(name: str, value: Any, kind: type, instead: str) -> None:
     if not (isinstance(value, type) and issubclass(value, kind)):
         raise TypeError(
             f"expected {name} to be a subclass of {kind.__name__}, received {_short(value)}. {instead}"
+        )
+
+
+def check_several(name: str, value: Any, instead: str) -> None:
+    """Raise unless `value` is an iterable, and no string."""
+    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
+        raise TypeError(
+            f"expected {name} as a sequence, received {type(value).__name__} ({_short(value)}). {instead}"
         )
 
 

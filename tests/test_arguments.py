@@ -3,14 +3,20 @@
 import inspect
 import math
 
+import matplotlib
 import pytest
 import torch
 from torch import nn
 
 import dro_temp as dt
+from dro_temp import evaluation as E
 from dro_temp import functional as F
 
+matplotlib.use("Agg")
+
 BOUNDS = {"tau_min": 0.1, "tau_max": 1.0}
+ITEMS, LABEL, TAU = torch.randn(30, 8), torch.arange(30) % 10, torch.linspace(0.1, 0.9, 30)
+BATCHES = [(torch.randn(8, 6), torch.arange(8))] * 3
 MATRIX, VECTOR, ROWS = torch.randn(3, 4), torch.randn(5), torch.ones(3)
 
 
@@ -180,6 +186,87 @@ CALLS = {
         "replay": 5,
         "hidden": 8,
     },
+    E.amortisation_gap: lambda: {
+        "objective": objective(),
+        "batches": BATCHES,
+        "rows": 10,
+        "seed": 0,
+        "resamples": 20,
+        "confidence": 0.9,
+    },
+    E.GapLog: lambda: {
+        "objective": objective(),
+        "batches": BATCHES,
+        "every": 5,
+        "rows": 10,
+        "resamples": 10,
+        "seed": 0,
+        "confidence": 0.9,
+    },
+    E.caption_recall: lambda: {"images": ITEMS, "texts": ITEMS, "image_of": torch.arange(30), "ks": (1, 5)},
+    E.evaluate_classifier: lambda: {"host": objective(), "test": BATCHES, "validation": BATCHES, "bins": 5},
+    E.expected_calibration_error: lambda: {"confidence": TAU, "correct": TAU > 0.5, "bins": 5},
+    E.reliability: lambda: {"confidence": TAU, "correct": TAU > 0.5, "bins": 5},
+    E.knn_accuracy: lambda: {
+        "train": ITEMS,
+        "train_label": LABEL,
+        "test": ITEMS,
+        "test_label": LABEL,
+        "k": 3,
+        "tau": 0.1,
+    },
+    E.linear_probe: lambda: {
+        "train": (ITEMS, LABEL),
+        "validation": (ITEMS, LABEL),
+        "test": (ITEMS, LABEL),
+        "strengths": (1.0,),
+        "steps": 2,
+    },
+    E.near_duplicates: lambda: {"features": ITEMS, "threshold": 0.9},
+    E.neighbour_consistency: lambda: {
+        "tau": TAU,
+        "features": ITEMS,
+        "concept": LABEL,
+        "k": 3,
+        "resamples": 10,
+        "seed": 0,
+        "confidence": 0.9,
+    },
+    E.retrieval_recall: lambda: {
+        "queries": ITEMS,
+        "gallery": ITEMS,
+        "query_label": LABEL,
+        "gallery_label": LABEL,
+        "ks": (1, 2),
+    },
+    E.same_concept: lambda: {"concept": LABEL},
+    E.semantic_consistency: lambda: {
+        "tau": TAU,
+        "concept": LABEL,
+        "resamples": 10,
+        "seed": 0,
+        "confidence": 0.9,
+    },
+    E.zero_shot_accuracy: lambda: {"images": ITEMS, "classes": ITEMS[:10], "label": LABEL, "ks": (1, 2)},
+    dt.datasets.SampleTable: lambda: {"size": 3},
+    dt.datasets.token_blocks: lambda: {"tokens": torch.arange(9), "length": 3},
+    dt.plotting.curves: lambda: {"runs": {"a": {"loss": [1.0, 2.0]}}},
+    dt.plotting.image_extremes: lambda: {
+        "images": torch.rand(30, 4, 4),
+        "captions": ["a"] * 30,
+        "tau": TAU,
+        "k": 2,
+    },
+    dt.plotting.temperature_by_concept: lambda: {
+        "tau": TAU,
+        "concept": LABEL,
+        "names": list("abcdefghij"),
+        "k": 2,
+        "least": 2,
+    },
+    dt.plotting.temperature_by_duplicates: lambda: {"tau": TAU, "concept": LABEL, "resamples": 10},
+    dt.plotting.temperature_histogram: lambda: {"tau": {"a": TAU}, "bins": 5},
+    dt.plotting.temperature_history: lambda: {"history": [(0, {"a": TAU}), (1, {"a": TAU})], "bins": 5},
     F.chi_square_weights: lambda: {"losses": VECTOR, "rho": 0.5},
     F.clip_between: lambda: {"lower": 0.1, "upper": 1.0, "raw": VECTOR},
     F.cvar_weights: lambda: {"losses": VECTOR, "alpha": 0.5},
@@ -196,6 +283,14 @@ CALLS = {
     F.tilted_mean: lambda: {"losses": VECTOR, "tilt": 1.0},
 }
 
+# One number in a list: what these take.
+LISTS = {
+    (E.GapLog, "batches"),
+    (E.evaluate_classifier, "test"),
+    (E.evaluate_classifier, "validation"),
+    (E.linear_probe, "strengths"),
+    (dt.datasets.token_blocks, "tokens"),
+}
 # Of these functions the first arguments are tensors that arithmetic alone touches: torch says what they are not.
 TENSORS_OF_ARITHMETIC = {
     (F.clip_between, "raw"),
@@ -216,11 +311,14 @@ def bad_arguments():
     for call, right in CALLS.items():
         for name in right():
             for what, bad in NEVER.items():
+                if what == "list" and (call, name) in LISTS:
+                    continue
                 if (call, name) in TENSORS_OF_ARITHMETIC or (bad is None and allows_none(call, name)):
                     continue
                 yield pytest.param(call, name, bad, id=f"{call.__qualname__}-{name}-{what}")
 
 
+@pytest.mark.filterwarnings("ignore::dro_temp.TemperatureWarning")  # of a network that is not trained
 @pytest.mark.parametrize(("call", "name", "bad"), list(bad_arguments()))
 def test_what_an_argument_cannot_be_meets_an_error_that_says_so(call, name, bad, no_shape_checks):
     if name == "penalties" and bad == {}:
@@ -229,6 +327,7 @@ def test_what_an_argument_cannot_be_meets_an_error_that_says_so(call, name, bad,
         call(**(CALLS[call]() | {name: bad}))
 
 
+@pytest.mark.filterwarnings("ignore::dro_temp.TemperatureWarning")  # of a network that is not trained
 @pytest.mark.parametrize("call", list(CALLS), ids=lambda call: call.__qualname__)
 def test_the_arguments_beside_it_are_right(call, no_shape_checks):
     call(**CALLS[call]())

@@ -7,7 +7,7 @@ from einops import rearrange
 from jaxtyping import Int
 from torch import Tensor
 
-from dro_temp._checks import check_count
+from dro_temp._checks import check_count, check_several
 
 
 def token_blocks(tokens: Int[Tensor, "n"] | Sequence[int], length: int) -> Int[Tensor, "blocks length"]:
@@ -31,6 +31,8 @@ def token_blocks(tokens: Int[Tensor, "n"] | Sequence[int], length: int) -> Int[T
                 [3, 4, 5]])
     """
     length = check_count("length", length, minimum=2)
+    if not isinstance(tokens, Tensor):
+        check_several("tokens", tokens, "Pass a list of token numbers, or a tensor of them.")
     row = torch.as_tensor(tokens)
     if row.dim() != 1 or len(row) == 0:
         raise ValueError(

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from dro_temp._checks import check_several
 from dro_temp._typing import PerRow
 from dro_temp.evaluation._progress import shown
 from dro_temp.interfaces import HostAdapter, Rows
@@ -25,6 +26,7 @@ def check_batches(name: str, batches: Iterable[HostBatch]) -> None:
             f"expected {name} as several batches, received one tensor of shape {list(batches.shape)}. "
             f"Pass {name}=blocks.split(8)."
         )
+    check_several(name, batches, f"Pass {name}=[batch], or a DataLoader.")
     if iter(batches) is batches:
         raise TypeError(
             f"expected {name} that can be swept more than once, received {type(batches).__name__}, which is used up "

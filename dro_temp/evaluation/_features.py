@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dro_temp._checks import check_count
+from dro_temp._checks import check_count, check_floats, check_integers, check_several
 
 BLOCK = 2**22  # numbers held at once, 16 MiB in float32
 ROUNDING = 2.0**-20  # of a cosine; a float32 dot product of a few hundred numbers is exact to a tenth of it
@@ -19,10 +19,7 @@ def check_features(**named: Tensor) -> None:
         ValueError: not two-dimensional, empty, of two widths, or not finite.
     """
     for name, x in named.items():
-        if not x.is_floating_point():
-            raise TypeError(
-                f"expected {name} as floating point numbers, received {x.dtype}. Pass {name}.float()."
-            )
+        check_floats(name, x)
         if x.dim() != 2 or x.numel() == 0:
             raise ValueError(
                 f"expected {name} [n d], one row per item, received {list(x.shape)}. Pool to one vector per item, and "
@@ -49,8 +46,7 @@ def check_labels(name: str, label: Tensor, n: int, classes: int | None = None) -
         TypeError: no integers.
         ValueError: another number of them, or a class that does not exist.
     """
-    if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
-        raise TypeError(f"expected {name} of an integer dtype, received {label.dtype}. Pass {name}.long().")
+    check_integers(name, label)
     if label.shape != (n,):
         raise ValueError(
             f"expected {name} [{n}], one number per item, received {list(label.shape)}. Index items and labels alike."
@@ -72,6 +68,7 @@ def check_ks(ks: Sequence[int], most: int, what: str) -> tuple[int, ...]:
         TypeError: a k that is no int.
         ValueError: no k, one below 1, or one above the number of `what`.
     """
+    check_several("ks", ks, "Pass ks=(1, 5).")
     if len(ks) == 0:
         raise ValueError("expected at least one k, received none. Pass ks=(1,).")
     counts = tuple(check_count("k", k) for k in ks)

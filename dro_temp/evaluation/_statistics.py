@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from dro_temp._checks import check_floats, check_real
+
 
 def check_tau(tau: Tensor) -> Tensor:
     """The temperatures as float64 on the CPU, those that differ by rounding of their dtype alone as one number.
@@ -11,8 +13,7 @@ def check_tau(tau: Tensor) -> Tensor:
         TypeError: no floating point numbers.
         ValueError: not one-dimensional, empty, or not finite.
     """
-    if not tau.is_floating_point():
-        raise TypeError(f"expected tau as floating point numbers, received {tau.dtype}. Pass tau.float().")
+    check_floats("tau", tau)
     if tau.dim() != 1 or len(tau) == 0:
         raise ValueError(
             f"expected tau [n] with n > 0, received {list(tau.shape)}. Pass one temperature per row."
@@ -29,6 +30,7 @@ def check_tau(tau: Tensor) -> Tensor:
 
 def check_confidence(confidence: float) -> None:
     """Raise unless `0 < confidence < 1`."""
+    check_real("confidence", confidence, "Pass confidence=0.95.")
     if not 0.0 < confidence < 1.0:
         raise ValueError(
             f"expected a confidence above 0 and below 1, received confidence={confidence}. Pass confidence=0.95."

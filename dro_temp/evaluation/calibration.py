@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dro_temp._checks import check_count
+from dro_temp._checks import check_count, check_floats, check_tensor
 from dro_temp.functional.reliability import Reliability, reliability_sums
 
 
@@ -62,6 +62,8 @@ def reliability(confidence: Float[Tensor, "n"], correct: Bool[Tensor, "n"], *, b
 
     Source: Guo et al., arXiv 1706.04599.
     """
+    check_floats("confidence", confidence)
+    check_tensor("correct", correct)
     if confidence.dim() != 1 or confidence.shape != correct.shape or len(confidence) == 0:
         raise ValueError(
             "expected confidence [n] and correct [n] with n > 0, received "

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from dro_temp._checks import check_count, check_positive
+from dro_temp._checks import check_count, check_positive, check_several
 from dro_temp.evaluation._features import BLOCK, check_features, check_labels, expected_hits
 from dro_temp.evaluation._logistic import Logistic, fitted, zeros
 from dro_temp.evaluation._progress import shown
@@ -77,6 +77,7 @@ def linear_probe(
     Source: Radford et al., arXiv 2103.00020, appendix A.3.
     """
     splits = _checked(train, validation, test)
+    check_several("strengths", strengths, "Pass strengths=(1e-3, 1e-5).")
     for strength in strengths:
         check_positive("strength", strength)
     order = sorted({float(strength) for strength in strengths}, reverse=True)
@@ -98,6 +99,12 @@ def linear_probe(
 
 def _checked(*splits: Labelled) -> list[Labelled]:
     names = ("train", "validation", "test")
+    for name, split in zip(names, splits, strict=True):
+        if not (isinstance(split, tuple | list) and len(split) == 2):
+            raise TypeError(
+                f"expected {name} as a pair of features and labels, received {type(split).__name__}. Pass "
+                f"{name}=(features, label)."
+            )
     check_features(**{name: x for name, (x, _) in zip(names, splits, strict=True)})
     dtype = torch.float64 if any(x.dtype == torch.float64 for x, _ in splits) else torch.float32
     device = splits[0][0].device

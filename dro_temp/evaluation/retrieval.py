@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dro_temp._checks import check_count
+from dro_temp._checks import check_count, check_floats, check_integers, check_several
 from dro_temp.evaluation._progress import shown
 
 _BLOCK = 2**22  # similarities held at once, 16 MiB in float32
@@ -85,6 +85,11 @@ def _ranks(
 def _check(
     queries: Tensor, gallery: Tensor, query_label: Tensor, gallery_label: Tensor, ks: Sequence[int]
 ) -> None:
+    check_several("ks", ks, "Pass ks=(1, 5).")
+    check_floats("queries", queries)
+    check_floats("gallery", gallery)
+    check_integers("query_label", query_label)
+    check_integers("gallery_label", gallery_label)
     if len(ks) == 0:
         raise ValueError("expected at least one k, received none. Pass ks=(1, 5).")
     for k in ks:

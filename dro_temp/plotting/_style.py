@@ -1,9 +1,12 @@
 """What the plots share: a figure of its own, colours, and checks of what is drawn."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+
+from dro_temp._checks import check_several
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,12 +41,18 @@ def tidy(axes: "Axes") -> None:
 
 def refuse_empty(what: str, given: Any) -> None:
     """Raise where there is nothing to draw."""
+    if not isinstance(given, Mapping | list | tuple):
+        raise TypeError(
+            f"expected at least one {what}, received {type(given).__name__} ({given!r}). Pass {{label: values}}."
+        )
     if len(given) == 0:
         raise ValueError(f"expected at least one {what}, received none. Pass {{label: values}}.")
 
 
 def finite(what: str, x: Tensor) -> Tensor:
     """The numbers as float64 on the CPU; raise where there are none, or one is not finite."""
+    if not isinstance(x, Tensor):
+        check_several(what, x, "Pass a tensor of them, or a list of numbers.")
     x = torch.as_tensor(x).detach().cpu().double().reshape(-1)
     if x.numel() == 0 or not bool(x.isfinite().all()):
         raise ValueError(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from dro_temp._checks import check_count
+from dro_temp._checks import check_count, check_several
 from dro_temp._typing import PerRow
 from dro_temp.plotting._style import COLOURS, finite, new_figure, tidy
 from dro_temp.plotting.duplicates import _numbers
@@ -57,6 +57,9 @@ def temperature_by_concept(
         ['thing 0', 'thing 1', 'thing 18', 'thing 19']
     """
     values = finite("temperatures", tau)
+    check_several("concept", concept, "Pass a tensor of one number per row.")
+    if names is not None:
+        check_several("names", names, "Pass a list of strings, one per concept.")
     numbers = _numbers("concept", concept, len(values))
     check_count("k", k)
     check_count("least", least, 2)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dro_temp._checks import check_kind
 from dro_temp.plotting._style import COLOURS, DASHES, new_figure, refuse_empty, tidy
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def curves(runs: Mapping[str, Mapping[str, Sequence[float]]], *, step: str = "ep
         >>> [axes.get_ylabel() for axes in figure.axes]
         ['loss', 'R@1 (%)']
     """
+    check_kind("runs", runs, Mapping, "Pass {label: values}.")
     refuse_empty("run", runs)
     metrics = list(dict.fromkeys(metric for run in runs.values() for metric in run))
     refuse_empty("metric", metrics)

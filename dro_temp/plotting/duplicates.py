@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from dro_temp._checks import check_count
+from dro_temp._checks import check_count, check_several
 from dro_temp._typing import PerRow
 from dro_temp.functional.ranks import spearman
 from dro_temp.plotting._style import COLOURS, finite, new_figure, tidy
@@ -123,6 +123,7 @@ def _range(box: int) -> str:
 
 
 def _numbers(name: str, x: Tensor, n: int) -> Tensor:
+    check_several("numbers of each row", x, "Pass a tensor of one number per row.")
     x = torch.as_tensor(x).detach().cpu()
     if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
         raise TypeError(f"expected {name} of an integer dtype, received {x.dtype}. Pass {name}.long().")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Shaped
 from torch import Tensor
 
-from dro_temp._checks import check_count
+from dro_temp._checks import check_count, check_several
 from dro_temp._typing import PerRow
 from dro_temp.plotting._style import finite, new_figure
 
@@ -53,6 +53,8 @@ def image_extremes(
     """
     check_count("k", k)
     values = finite("temperatures", tau)
+    check_several("images", images, "Pass a tensor [n ...], or a list of images.")
+    check_several("captions", captions, "Pass a list of strings.")
     if not (len(images) == len(captions) == len(values) >= 2):
         raise ValueError(
             f"expected one caption and one temperature for each of at least 2 images, received {len(images)} "

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from dro_temp._checks import check_count
+from dro_temp._checks import check_count, check_kind
 from dro_temp._typing import PerRow
 from dro_temp.plotting._style import COLOURS, DASHES, finite, new_figure, refuse_empty, tidy
 
@@ -33,6 +33,7 @@ def temperature_histogram(tau: Mapping[str, PerRow], *, bins: int = 40) -> "Figu
         >>> figure.axes[0].get_xlabel()
         'temperature τ'
     """
+    check_kind("tau", tau, Mapping, "Pass {label: values}.")
     refuse_empty("label", tau)
     check_count("bins", bins)
     values = {label: finite(f"temperatures of {label!r}", x) for label, x in tau.items()}

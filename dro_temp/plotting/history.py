@@ -75,6 +75,12 @@ def temperature_history(
 
 
 def _checked(history: Sequence[tuple[int, Mapping[str, PerRow]]]) -> tuple[list[int], list[str]]:
+    for pair in history:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[1], Mapping)):
+            raise TypeError(
+                f"expected pairs of a step and the temperatures of each view, received {type(pair).__name__}. Pass "
+                "[(0, {view: tau}), (100, {view: tau})], say."
+            )
     steps = [number for number, _ in history]
     views = list(history[0][1])
     refuse_empty("view", views)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from dro_temp._checks import check_kind
 from dro_temp.functional.reliability import Reliability
 from dro_temp.plotting._style import COLOURS, new_figure, refuse_empty, tidy
 
@@ -43,6 +44,7 @@ def reliability_diagram(schemes: Mapping[str, Reliability]) -> "Figure":
 
     Source: Guo et al., arXiv 1706.04599, figure 1; Wilson 1927.
     """
+    check_kind("schemes", schemes, Mapping, "Pass {label: values}.")
     refuse_empty("label", schemes)
     for label, bins in schemes.items():
         refuse_empty(f"row under {label!r}", [count for count in bins.count if count > 0])
