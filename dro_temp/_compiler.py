@@ -40,3 +40,12 @@ def log_of_size(size: int, like: Tensor) -> float | Tensor:
     if torch.compiler.is_compiling():
         return like.new_full((), size).clamp(min=1).log()
     return math.log(max(size, 1))
+
+
+def constant_in_graphs(function: F) -> F:
+    """As `torch.compiler.assume_constant_result`, which loads the whole compiler when it decorates.
+
+    For what a graph may take as it is when the graph is made: what this machine can do, say.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function

@@ -4,11 +4,13 @@ from functools import partial
 
 import pytest
 import torch
-from cases import LOSSES
+from cases import LOSSES, PREDICTORS
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import dro_temp as dt
 from dro_temp import functional as F
+from dro_temp.interfaces import log_mean_exp
+from dro_temp.kernels.rows import STATISTICS
 
 pytestmark = pytest.mark.usefixtures("no_shape_checks")
 
@@ -51,6 +53,7 @@ FUNCTIONS = {
 VARIANTS = ("_held", "_of_all", "_all_alike")
 # What a data loader without drop_last and a bucket of texts hand over: the first number of rows, then others.
 SIZES = (4, 7, 5, 9)
+ONE_OF_A_KIND = ("learnable", "tempnet-embeddings", "tempnet-statistics")
 
 
 def _numbers(n):
@@ -109,6 +112,41 @@ def test_losses_compile_whole_with_gradients(case, pairs, counter):
         torch.testing.assert_close(grads[0], grads[1])
         for staged in dt.interfaces.staged_modules([*eager.modules(), *compiled.modules()]):
             staged.commit()
+    assert counter.frame_count <= 2
+
+
+def test_statistics_are_one_graph(counter):
+    loss = dt.KLRobustLoss(1.0)
+
+    def statistics(scores, target):
+        rows = dt.Rows(scores, target, target_in_support=False)
+        return loss.evaluate(rows, 1.0, statistics=STATISTICS).statistics
+
+    whole = _whole(statistics, counter)
+    for n in SIZES:
+        scores, target = _numbers(n)[0], torch.arange(n)
+        torch.testing.assert_close(whole(scores, target), statistics(scores, target))
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize(
+    "case", [c for c in PREDICTORS if c.name in ONE_OF_A_KIND], ids=lambda case: case.name
+)
+def test_predictors_take_any_number_of_rows(case, pairs, counter):
+    predictor = case.build().eval()
+    whole = _whole(lambda rows: predictor.of(rows), counter)
+    for n in (*SIZES, 600):  # more than are taken at a time outside of graphs
+        generator = torch.Generator().manual_seed(n)
+        outcomes = n if pairs else 12
+        rows = dt.Rows(
+            torch.randn(n, outcomes, generator=generator),
+            torch.arange(n) % outcomes,
+            torch.randn(n, 8, generator=generator),
+            target_in_support=not pairs,
+            weight=(torch.arange(n) > 0).float(),
+        )
+        torch.testing.assert_close(whole(rows), predictor.of(rows))
     assert counter.frame_count <= 2
 
 
@@ -215,3 +253,18 @@ def test_twelve_numbers_of_rows_are_two_graphs_at_most(name, dynamic, counter):
             _step(compiled, whole, batch(n)), _step(eager, eager, batch(n)), rtol=1e-4, atol=1e-6
         )
     assert counter.frame_count <= 2
+
+
+# The compiler itself looks, when it goes on after a break.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_streamed_losses_are_a_fixed_number_of_graphs(counter, monkeypatch):
+    monkeypatch.setattr(log_mean_exp, "SMALL_MATRIX", 0)
+    torch.manual_seed(0)
+    objective = _classes(dt.TempNet(16, prototypes=8, dropout=0.0, tau_min=0.1, tau_max=2.0))
+    whole, graphs = torch.compile(objective, backend=counter), []
+    for n in range(5, 13):
+        assert whole(**_class_batch(n)).choice["class"].impl != "eager"
+        found = _step(objective, whole, _class_batch(n))
+        torch.testing.assert_close(found, _step(objective, objective, _class_batch(n)), rtol=1e-4, atol=1e-6)
+        graphs.append(counter.frame_count)
+    assert graphs[1:] == [graphs[1]] * 7

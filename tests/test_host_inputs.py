@@ -135,8 +135,8 @@ class WithMethod(PackedLinear):
 def test_a_quantised_head(kind):
     model = tiny_lms.model("llama")
     if kind == "int8":
-        if "qnnpack" not in [*torch.backends.quantized.supported_engines, "onednn"]:
-            pytest.skip("no engine")
+        if torch.backends.quantized.engine == "none":
+            pytest.skip("this build of torch multiplies no quantised numbers")
         model.lm_head = torch.ao.quantization.quantize_dynamic(nn.Sequential(model.lm_head), {nn.Linear})[0]
     else:
         model.lm_head = (PackedLinear if kind == "flat" else WithMethod)(model.lm_head, kind)

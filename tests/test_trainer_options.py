@@ -265,3 +265,22 @@ def test_means_over_many_batches_lose_nothing_to_rounding():
 def test_a_trainer_of_something_else_is_refused(tmp_path):
     with pytest.raises(TypeError, match=r"received Trainer of a GPT2LMHeadModel.*TrainableLM"):
         log_temperatures(trainer(language_model(), tmp_path))
+
+
+def _in_a_process(rank, world):
+    from dro_temp.integrations._temperatures import TemperatureSums
+
+    sums = TemperatureSums(("a", "b"))
+    sums.add("a", torch.tensor([[1.0, 2.0, 6.0], [4.0]][rank]), training=True)
+    if rank == 1:  # the other has seen none
+        sums.add("b", torch.tensor([3.0, 5.0]), training=True)
+    return sums.read(training=True, device=torch.device("cpu"))
+
+
+def test_an_entry_is_of_all_processes():
+    from processes import in_processes
+
+    tau = torch.tensor([1.0, 2.0, 6.0, 4.0])
+    expected = {"a/tau_mean": float(tau.mean()), "a/tau_std": float(tau.std(correction=0))}
+    expected |= {"b/tau_mean": 4.0, "b/tau_std": 1.0}
+    assert in_processes(2, _in_a_process) == [pytest.approx(expected)] * 2

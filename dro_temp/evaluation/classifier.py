@@ -70,11 +70,11 @@ def evaluate_classifier(
     Example:
         >>> import dro_temp as dt
         >>> host = dt.hosts.Classifier(torch.nn.Identity())
-        >>> label = torch.arange(20) % 2
+        >>> label = (torch.arange(20) % 5 == 0).long()  # four fifths are of the class that is claimed at 95 %
         >>> batches = [(torch.tensor([[3.0, 0.0]]).repeat(20, 1), label)]
         >>> report = evaluate_classifier(host, batches, validation=batches)
         >>> report.accuracy, round(report["tau = 1"].ece, 3), round(report["best constant"].ece, 3)
-        (50.0, 0.453, 0.007)
+        (80.0, 0.153, 0.0)
 
     Source: Guo et al., arXiv 1706.04599; Brier 1950.
     """

@@ -2,6 +2,7 @@
 
 import torch
 
+from dro_temp._compiler import constant_in_graphs
 from dro_temp.kernels import native_passes
 from dro_temp.kernels.native_passes.library import native
 from dro_temp.kernels.triton_device import FusedPasses
@@ -38,4 +39,10 @@ def _lack(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"the tensors are on {str(device)!r}"
     if dtype != torch.float32:
         return f"the scores are {str(dtype).removeprefix('torch.')}"
+    return _lack_of_library()
+
+
+@constant_in_graphs
+def _lack_of_library() -> str | None:
+    # The compiler would look into a cached function, warn of it, and follow how the library is built.
     return native().lack or None

@@ -222,9 +222,7 @@ def _root(square: Tensor) -> Tensor:
 
 def norm_about(scores: Scores, centre: PerRow) -> PerRow:
     """Norm of each row of `scores - centre`, a few rows at a time: no second block is needed."""
-    step = max(2**20 // max(scores.shape[1], 1), 1)
     parts = [
-        torch.linalg.vector_norm(scores[i : i + step] - centre[i : i + step, None], dim=1)
-        for i in range(0, scores.shape[0], step)
+        torch.linalg.vector_norm(scores[rows] - centre[rows, None], dim=1) for rows in row_groups(scores)
     ]
     return torch.cat(parts) if parts else centre.clone()

@@ -1,6 +1,5 @@
 """What one sweep over rows of products is asked for, and what it returns."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from dro_temp._compiler import log_of_size
 from dro_temp._pytree import pytree
 from dro_temp._typing import Features, Mask, PerRow, RowIndex, Scores
 from dro_temp.functional.transforms import ScoreTransform
@@ -117,7 +117,7 @@ def tilted_statistics(
         size: m.
         wanted: names.
     """
-    log_m = math.log(max(size, 1))
+    log_m = log_of_size(size, log_g)
     kl = mean_over_tau - target_over_tau - log_g
     every = {"log_sum_exp": log_g + log_m + target_over_tau, "kl": kl, "entropy": log_m - kl}
     return {name: value for name, value in every.items() if name in wanted}

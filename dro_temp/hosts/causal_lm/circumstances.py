@@ -21,7 +21,7 @@ class Circumstances:
         >>> config = transformers.GPT2Config(vocab_size=99, n_embd=16, n_layer=1, n_head=2)
         >>> model = transformers.GPT2LMHeadModel(config)
         >>> before = Circumstances(model)
-        >>> handle = model.lm_head.register_forward_hook(lambda module, args, output: 2 * output)
+        >>> model.config.logit_scale = 2.0
         >>> before.changed(model)
         True
     """

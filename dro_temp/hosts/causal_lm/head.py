@@ -118,13 +118,10 @@ def output_embeddings(model: nn.Module) -> nn.Module:
 def words_of(head: nn.Module) -> int:
     """How many outcomes a head has, also one that packs its weight."""
     weight = getattr(head, "weight", None)
-    whole = isinstance(weight, Tensor) and weight.dim() == 2
-    if (
-        isinstance(weight, Tensor)
-        and whole
-        and weight.shape[1] == getattr(head, "in_features", weight.shape[1])
-    ):
-        return len(weight)
+    if isinstance(weight, Tensor) and weight.dim() == 2:
+        width = getattr(head, "in_features", weight.shape[1])
+        if weight.shape[1] == width:
+            return len(weight)
     return int(head.out_features)  # type: ignore[arg-type]  # a linear layer that packs its weight
 
 

@@ -15,6 +15,7 @@ from dro_temp.integrations._replicas import Replicas
 from dro_temp.integrations._temperatures import TemperatureSums
 from dro_temp.integrations.sentence_transformers.keeper import loss_keeper
 from dro_temp.interfaces import HostAdapter, RobustLoss, TemperaturePredictor
+from dro_temp.interfaces.ledger import Ledger
 from dro_temp.interfaces.modes import evaluating
 from dro_temp.objective import Objective
 from dro_temp.objective.parts import PerView
@@ -209,6 +210,8 @@ class RobustRankingLoss(nn.Module):
         """The objective in evaluation mode; a copy, since another thread may train meanwhile."""
         # The trainer puts its model in evaluation mode, not its loss: the model itself is left to it.
         objective = twin(self.objective, keeping=self.model)
+        parts = objective.predictors, objective.losses, objective.tau_losses, objective.risks
+        objective._ledger = Ledger(*parts)
         for part in objective.modules():
             if isinstance(part, HostAdapter):
                 part.objective_trains = False

@@ -102,8 +102,9 @@ class _RobustLossFunc:
             received = "was frozen" if frozen else "kept its gradients after a step"
             raise RuntimeError(
                 f"expected a predictor that the trainer trains with its model, received one that {received}. Write "
-                "model.tempnet = tempnet before the trainer is made; with PEFT, before adapters are added after which "
-                "all else is frozen, with LoraConfig(modules_to_save=['tempnet']), and pass model.tempnet."
+                "model.tempnet = tempnet before the trainer is made. With PEFT, name it in "
+                "LoraConfig(modules_to_save=['tempnet']) and pass model.tempnet; put on the model after adapters, it "
+                "is trained and not saved."
             )
 
 

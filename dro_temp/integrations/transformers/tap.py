@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp._compiler import outside_graphs
-from dro_temp.hosts._hooks import registered
+from dro_temp.hosts._hooks import hooks_of_others, registered
 
 
 class LastPosition(NamedTuple):
@@ -105,10 +105,12 @@ class Tap:
     def _stay_last(self, module: nn.Module) -> None:
         """Hooks that change the logits may be put on the model later: ours goes behind them."""
         own = self._after_hooks.get(id(module))
-        hooks: Any = module._forward_hooks
-        if own in hooks and next(reversed(hooks)) != own:
-            with suppress(KeyError):  # closed by another thread meanwhile
-                hooks.move_to_end(own)
+        others = hooks_of_others(module, "_forward_hooks")
+        if own is not None and others:
+            order = list(module._forward_hooks)  # in one step: other threads add and remove theirs
+            if own in order and others[-1] in order[order.index(own) :]:
+                with suppress(KeyError):  # closed by another thread meanwhile
+                    module._forward_hooks.move_to_end(own)  # type: ignore[attr-defined]
 
     def _after_head(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
         if output is None or torch.is_grad_enabled():
