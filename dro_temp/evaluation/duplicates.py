@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dro_temp._checks import check_integers, check_within
+from dro_temp._checks import check_tensor, check_within
 from dro_temp.evaluation._features import ROUNDING, check_features, check_labels, unit
 from dro_temp.evaluation._progress import shown
 
@@ -25,7 +25,7 @@ def same_concept(concept: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
         >>> same_concept(torch.tensor([7, 3, 7, 7]))
         tensor([2, 0, 2, 2])
     """
-    check_integers("concept", concept)
+    check_tensor("concept", concept)
     if concept.dim() != 1 or len(concept) == 0:
         raise ValueError(
             f"expected concept [n] with n > 0, received {list(concept.shape)}. Pass one number per item."
