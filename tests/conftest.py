@@ -19,10 +19,10 @@ from isolation import importable_benchmarks
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# Two workers, and the processes that they start, share the machine: threads of each would wait for one another.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(1)
+# One thread: two workers, and the processes that they start, share the machine, and threads of each would wait for one
+# another. And sums of several threads depend on where their terms lie in memory: "to the last bit" would be luck.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 # The pure functions and the leaves are checked against their shape types. interfaces.py, objective.py and
 # optim.py are not: there a wrong shape must meet the library's own three-part error.
