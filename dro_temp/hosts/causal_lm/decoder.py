@@ -36,5 +36,6 @@ def _is_all(example: Example, inputs: dict[str, Any]) -> bool:
             found, given = decoder_states(example.model, tokens), caught.once
     except Exception:  # whatever a model that is not ours may raise
         return False
-    same = isinstance(found, Tensor) and given is not None and found.dtype == given.dtype
-    return same and torch.equal(found, given)
+    if not isinstance(found, Tensor) or given is None or found.dtype != given.dtype:
+        return False
+    return torch.equal(found, given)
