@@ -124,7 +124,8 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
 def check_count(name: str, value: Any, minimum: int = 1) -> int:
     """Return `value` as an int (NumPy's included), or raise unless it is a whole number >= `minimum`."""
     if torch.compiler.is_compiling():  # a size may be a symbol there, and must not become a number
-        return value
+        symbol: int = value
+        return symbol
     try:
         count = operator.index(value)
     except TypeError:
