@@ -24,20 +24,23 @@ def pytree(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
         names = [field.name for field in fields(kind) if field.name not in static]  # type: ignore[arg-type]
 
         def flatten(x: T) -> tuple[list[Any], Any]:
-            return [getattr(x, name) for name in names], tuple(getattr(x, name) for name in static)
+            # What is None is part of the structure: `vmap` would take it for a leaf that it cannot map.
+            there = tuple(name for name in names if getattr(x, name) is not None)
+            return [getattr(x, name) for name in there], (there, tuple(getattr(x, name) for name in static))
 
         def unflatten(values: Iterable[Any], context: Any) -> T:
             # Not by its constructor, which checks shapes: trees also hold what is no tensor.
-            x = object.__new__(kind)
-            for name, value in (*zip(names, values, strict=True), *zip(static, context, strict=True)):
+            x, (there, fixed) = object.__new__(kind), context
+            for name in names:
+                object.__setattr__(x, name, None)
+            for name, value in (*zip(there, values, strict=True), *zip(static, fixed, strict=True)):
                 object.__setattr__(x, name, value)
             return x
 
         def flatten_with_keys(x: T) -> tuple[list[tuple[Any, Any]], Any]:
             values, context = flatten(x)
-            return [
-                (_pytree.GetAttrKey(name), value) for name, value in zip(names, values, strict=True)
-            ], context
+            keys = map(_pytree.GetAttrKey, context[0])
+            return list(zip(keys, values, strict=True)), context
 
         _pytree.register_pytree_node(
             kind,

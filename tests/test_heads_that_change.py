@@ -121,7 +121,10 @@ def test_rows_follow_the_model(change):
     changed = logits(model)
     assert (changed - plain).abs().max() > 0.1
     torch.testing.assert_close(scores(host), changed)
+    later = dt.hosts.CausalLM(model, frozen=True)
+    torch.testing.assert_close(scores(later), changed)
     undo()
+    torch.testing.assert_close(scores(later), plain)
     torch.testing.assert_close(scores(host), plain)
     assert host.head.linear
 

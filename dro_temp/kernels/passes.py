@@ -100,8 +100,11 @@ def profile(scores: Scores, mask: Mask | None = None) -> Profile:
         scores: one row of scores per row.
         mask: True where an outcome counts; None: all do.
     """
+    groups = row_groups(scores)
+    if len(groups) == 1:
+        return Profile(*_profile(scores, mask))
     found = [scores.new_empty(len(scores)) for _ in range(6)]
-    for rows in row_groups(scores):
+    for rows in groups:
         parts = _profile(scores[rows], None if mask is None else mask[rows])
         for whole, part in zip(found, parts, strict=True):
             whole[rows] = part

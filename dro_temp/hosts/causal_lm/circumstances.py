@@ -57,7 +57,9 @@ def _state(model: nn.Module, modules: tuple[nn.Module, ...]) -> tuple[Any, ...]:
     weight = getattr(head, "weight", None)
     shape = (weight.shape, weight.dtype) if isinstance(weight, Tensor) else type(weight)
     # A layer that is parametrised changes its type, and keeps its identity.
-    of_head = type(head), id(vars(head).get("forward")), shape, hooks_of_others(head)
+    # Hooks behind the head are watched in each forward.
+    hooks = hooks_of_others(head, "_forward_pre_hooks", "_backward_pre_hooks", "_backward_hooks")
+    of_head = type(head), id(vars(head).get("forward")), shape, hooks
     of_others = [
         (id(vars(m).get("forward")), hooks_of_others(m, "_forward_hooks"), _floats(m)) for m in around
     ]

@@ -4,13 +4,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dro_temp.functional import ScoreTransform
-from dro_temp.hosts._hooks import registered
+from dro_temp.hosts._hooks import hooks_of_others, registered
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,15 @@ class LmHead:
 
 @dataclass
 class Caught:
-    """What a head was given in one forward; empty if it was not called."""
+    """What a head was given in one forward; empty if it was not called.
+
+    Args:
+        hidden: of each call.
+        changed: True if a hook of the user put something else in the place of what the head returned.
+    """
 
     hidden: list[Tensor] = field(default_factory=list)
+    changed: bool = False
 
     @property
     def once(self) -> Tensor | None:
@@ -80,13 +88,39 @@ def catching(head: nn.Module, *, skip: bool = False) -> Iterator[Caught]:
         return ((first, *args[1:]), kwargs) if name is None else (args, kwargs | {name: first})
 
     if compiling:  # one thread traces, and cannot take a lock
-        handle = head.register_forward_pre_hook(before, with_kwargs=True)
+        handles = [head.register_forward_pre_hook(before, with_kwargs=True)]
     else:
-        handle = registered(head.register_forward_pre_hook, before)
+        handles = [registered(head.register_forward_pre_hook, before)]
+        if hooks_of_others(head, "_forward_hooks"):
+            handles += _watching(head, caught)
     try:
         yield caught
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def _watching(head: nn.Module, caught: Caught) -> list[RemovableHandle]:
+    """Hooks before and behind all others, that compare what the head returned with what they left of it."""
+    thread = threading.get_ident()
+    returned: list[tuple[int, int]] = []
+
+    def first(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+        if output is not None and threading.get_ident() == thread:
+            returned[:] = [_identity(output)]
+
+    def last(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+        if output is not None and threading.get_ident() == thread:
+            caught.changed |= returned != [_identity(output)]
+
+    foremost = partial(head.register_forward_hook, prepend=True)
+    return [registered(foremost, first), registered(head.register_forward_hook, last)]
+
+
+def _identity(output: Any) -> tuple[int, int]:
+    """Another tensor, or this one written to, has another."""
+    counted = isinstance(output, Tensor) and not torch.is_inference(output)
+    return id(output), output._version if counted else 0
 
 
 def output_embeddings(model: nn.Module) -> nn.Module:

@@ -1,10 +1,12 @@
 """A Hugging Face causal language model as a host."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dro_temp.hosts._hooks import hooks_of_others
 from dro_temp.hosts._index import as_index
 from dro_temp.hosts._labels import IGNORE, labelled
 from dro_temp.hosts.causal_lm.circumstances import Circumstances
@@ -26,9 +28,10 @@ class CausalLM(HostAdapter):
     $s_{ij}$ is the logit of word j at position i, soft-capped or scaled as the model does it; the target is the
     label that the model's own loss would compare it with. Where the head is linear, rows are `LinearScores`: the
     logits are not materialised, and the head's forward is skipped. What the model does is found out by running it
-    on a few tokens when the host is made, and again where the head, hooks on it or the configuration's numbers have
-    changed since. Models that look at later tokens unless told otherwise (XLNet, XLM,
-    CPM-Ant, BERT with `is_decoder=False`) are taken as they are: say to them what they are to look at.
+    on a few tokens when the host is made, and again where the head or the configuration's numbers have changed since;
+    where a hook changes what the head returns, logits are the model's own. Models that look at later tokens unless
+    told otherwise (XLNet, XLM, CPM-Ant, BERT with `is_decoder=False`) are taken as they are: say to them what they
+    are to look at.
 
     Args:
         model: the model, also LoRA-wrapped, tied, in bfloat16 or with gradient checkpointing.
@@ -51,6 +54,7 @@ class CausalLM(HostAdapter):
     def __init__(self, model: nn.Module, *, frozen: bool = False, shifted: bool | None = None) -> None:
         super().__init__(frozen=frozen)
         self.model = model
+        self._changing_hooks: tuple[int, ...] = ()  # on the head, whose output is not the product
         self._probe()
         self.options = probe_options(model)
         self.shifted = probe_shift(model) if shifted is None else shifted
@@ -114,6 +118,9 @@ class CausalLM(HostAdapter):
                 output = self.model(**{**self.options, **inputs})
             except IndexError as error:
                 raise self._explained(error, inputs.get("input_ids")) from error
+        if head.linear and caught.changed:  # by a hook: as long as it is there, logits are the model's own
+            self._changing_hooks = hooks_of_others(head.module, "_forward_hooks")
+            return self._run(inputs)
         if head.linear and caught.once is not None:
             return head, caught.once, None
         logits = logits_of(output)
@@ -125,6 +132,7 @@ class CausalLM(HostAdapter):
         self._circumstances = Circumstances(self.model)
         self.head = probe_head(self.model)
         self.decodes = probe_decoder(self.model)
+        self._changing_hooks = ()
 
     def _current_head(self) -> LmHead:
         """The head; probed again where adapters were added, the vocabulary was resized, a hook was put on it, ..."""
@@ -134,7 +142,10 @@ class CausalLM(HostAdapter):
             changed = self._circumstances.changed(self.model)
         if changed:
             self._probe()
-        return self.head
+        head = self.head
+        if self._changing_hooks and self._changing_hooks == hooks_of_others(head.module, "_forward_hooks"):
+            return replace(head, linear=False)
+        return head
 
     def _explained(self, error: IndexError, tokens: Tensor | None) -> Exception:
         if tokens is None or int(tokens.max()) < self.vocabulary:

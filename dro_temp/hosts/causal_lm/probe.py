@@ -25,6 +25,11 @@ def probe_head(model: nn.Module) -> LmHead:
     head = output_embeddings(model)
     with example_of(model) as example:
         tried = output_embeddings(example.model)
+        if (
+            example.model is not model
+        ):  # hooks of the user are watched in each forward, and need not see this one
+            for number in hooks_of_others(tried, "_forward_hooks"):
+                del tried._forward_hooks[number]
         transform = _transform(example, tried) if _is_plain(head) else _Unknown()
         with catching(tried) as caught:
             logits = logits_of(example())
@@ -91,14 +96,14 @@ def _loss_of_label(example: Example, at: int, token: Tensor) -> Tensor | None:
 def _is_plain(head: nn.Module) -> bool:
     """Whether the module is a matrix product; a subclass or a wrapped or sharded layer may be something else.
 
-    A hook before it changes what the head is given, as everybody sees; one after it may change what comes of it, on
-    other tokens than ours, and one in backward would not be called.
+    A hook before it changes what the head is given, as everybody sees, and one behind it is watched in each forward;
+    one in backward would not be called.
     """
     weight = getattr(head, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         return False
     wrapped = "forward" in vars(head)  # accelerate's offloading, for one
-    hooked = hooks_of_others(head, "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    hooked = hooks_of_others(head, "_backward_pre_hooks", "_backward_hooks")
     whole = type(weight.data) is Tensor and not weight.is_meta
     return type(head).forward is nn.Linear.forward and not wrapped and not hooked and whole
 

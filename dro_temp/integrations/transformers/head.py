@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp.functional import Scale
+from dro_temp.hosts._hooks import hooks_of_others
 from dro_temp.hosts.causal_lm import LmHead
 from dro_temp.hosts.causal_lm.circumstances import Circumstances
 from dro_temp.hosts.causal_lm.probe import probe_head
@@ -59,7 +60,7 @@ class HeadTemperatures:
         if self._head.linear:
             weights += [self._head.weight] + ([] if self._head.bias is None else [self._head.bias])
         modes = [part.training for part in self._predictor.modules()]
-        return [modes, *map(_state, weights)]
+        return [modes, hooks_of_others(self._head.module, "_forward_hooks"), *map(_state, weights)]
 
     def __call__(self, hidden: Tensor | None, logits: Tensor) -> Tensor:
         """Temperatures, [n].
@@ -81,6 +82,8 @@ class _LogitsAlone:
 
 def _decoder(head: LmHead, predictor: TemperaturePredictor) -> Decoder:
     transform, reads_hidden = head.transform, "features" in predictor.reads
+    if hooks_of_others(head.module, "_forward_hooks"):  # which may change logits now and then
+        return TemperaturePredictor.decoder(predictor, cast(FrozenHead, _LogitsAlone()))
     if head.linear and transform is None:
         return predictor.decoder(FrozenHead(head.weight, head.bias))
     if head.linear and isinstance(transform, Scale) and not reads_hidden:
