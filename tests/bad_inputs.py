@@ -416,7 +416,7 @@ class Legitimate(NamedTuple):
     Args:
         why: the reason.
         value: what it is worth, of the case's result.
-        equal: the same of an input that no one doubts.
+        equal: the value that it must have.
     """
 
     why: str

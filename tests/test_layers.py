@@ -9,7 +9,7 @@ ROOT = Path(dro_temp.__file__).parent
 
 # From bottom to top. A module may import from layers below, and from inside its own package.
 LAYERS = (
-    ("_typing", "_checks", "_compiler", "_files", "_optional"),
+    ("_typing", "_checks", "_compiler", "_files", "_optional", "_pytree", "_repr"),
     ("functional", "distributed"),
     ("kernels",),
     ("interfaces",),

@@ -136,7 +136,7 @@ class RobustLoss(nn.Module, ABC):
         *,
         statistics: Collection[Statistic] = (),
     ) -> Evaluated:
-        """As `evaluate`, for values that were checked, or that somebody else looks at.
+        """As `evaluate`, for values that were checked elsewhere.
 
         An `Objective` looks at its host's rows once for all that is made of them. Temperatures of a predictor that has
         diverged pass, so that a gradient scaler can skip the step.
@@ -200,7 +200,7 @@ _REAL = (torch.float32, torch.float64)
 def _as_tensor(tau: object, dtype: torch.dtype) -> Tensor:
     if not isinstance(tau, Real):
         check_tensor("tau", tau)
-    check_positive("tau", tau)  # type: ignore[arg-type]  # whatever it is
+    check_positive("tau", tau)  # type: ignore[arg-type]
     return torch.tensor(float(tau), dtype=torch.promote_types(dtype, torch.float32))  # type: ignore[arg-type]
 
 
