@@ -321,7 +321,7 @@ def test_a_state_of_another_size_overwrites_nothing(what, wrapped):
     "build",
     [
         lambda n: dt.KLRobustLoss(1.0, estimator=dt.LogMovingAverage(n)),
-        lambda n: dt.TiltedRisk(1.0, estimator=dt.LogMovingAverage(n)),
+        lambda n: dt.GroupRisk(n),
         lambda n: dt.QueuedLoss(dt.KLRobustLoss(1.0, estimator=dt.LogMovingAverage(n)), size=8, features=4),
         lambda n: dt.IndividualTemperature(n, tau_min=0.1, tau_max=1.0),
         lambda n: dt.IndividualTemperature(n, tau_min=0.1, tau_max=1.0, update=None),
