@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dro_temp._checks import check_floats, check_number, check_share, values_can_be_read
+from dro_temp._checks import check_floats, check_number, check_share
 from dro_temp._typing import PerRow, RowIndex
 
 
@@ -26,8 +26,10 @@ def log_average(log_u: PerRow, log_g: PerRow, gamma: float | Tensor) -> PerRow:
     Source: arXiv 2202.12387 (SogCLR), equation 7, in the log domain.
     """
     check_floats("log_g", log_g)
-    if not isinstance(gamma, Tensor) or values_can_be_read(gamma):
-        check_share("gamma", float(gamma) if isinstance(gamma, Tensor) else gamma)
+    if not isinstance(
+        gamma, Tensor
+    ):  # schedules have checked theirs, and reading one at each step would cost
+        check_share("gamma", gamma)
     weight = torch.as_tensor(gamma, dtype=log_g.dtype, device=log_g.device)
     blended = torch.logaddexp(torch.log1p(-weight) + log_u, weight.log() + log_g)
     return torch.where(torch.isneginf(log_u), log_g, blended)
