@@ -111,7 +111,9 @@ class CausalLM(HostAdapter):
     def _run(self, inputs: dict[str, Any]) -> tuple[LmHead, Tensor | None, Tensor | None]:
         """The head, what it was given, and the logits; None for those that the head's weight stands for."""
         head = self._current_head()
-        if head.linear and self.decodes and torch.compiler.is_compiling():  # a hook would break the graph
+        hooked = head.module._forward_hooks or head.module._forward_pre_hooks or self.model._forward_hooks
+        if torch.compiler.is_compiling() and head.linear and self.decodes and not hooked:
+            # A hook of ours would break the graph, and those of others would not run.
             return head, decoder_states(self.model, {**self.options, **inputs}), None
         with catching(head.module, skip=head.linear and head.skippable) as caught:
             try:
