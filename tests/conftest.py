@@ -1,6 +1,7 @@
 """Shape checks on every call, and the same examples on every run."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,10 @@ from isolation import importable_benchmarks
 # must be said before any test does (torch.compile, for one).
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # One thread: two workers, and the processes that they start, share the machine, and threads of each would wait for one
 # another. And sums of several threads depend on where their terms lie in memory: "to the last bit" would be luck.

@@ -319,8 +319,6 @@ def test_two_processes_at_once(tmp_path, root):
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_ctrl_c_while_rendering_leaves_no_file(tmp_path):
     code = (
-        # Of a shell that ignores SIGINT, or of a job in its background, the child would inherit that it is ignored.
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys; from dro_temp.datasets import GlyphCaptions, _glyph_render as r\n"
         "inner = r._render_font\n"
         "def told(path):\n    print('rendering', flush=True)\n    yield from inner(path)\n"

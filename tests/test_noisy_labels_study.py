@@ -44,6 +44,9 @@ def test_scripts_are_tested_on_images_that_are_not_trained_on(studies):
     assert len(splits.test[1]) == 5_000
 
 
+@pytest.mark.filterwarnings(
+    "ignore::dro_temp.TemperatureWarning"
+)  # a network of a few steps knows no label yet
 def test_every_arm_trains_and_says_what_tells_wrong_labels(studies, monkeypatch):
     from wrong_labels import training
     from wrong_labels.arms import ARMS, BOUND, IMBALANCE_ARMS

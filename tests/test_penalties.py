@@ -147,8 +147,12 @@ def test_the_sigmoid_loss_is_safe_at_large_logits():
 @pytest.mark.parametrize(
     ("bias", "error", "text"),
     [
-        ("-10", TypeError, r"expected bias_init as a number, received str \('-10'\)\. Pass -10.0"),
-        (float("nan"), ValueError, r"expected a finite bias_init, received nan"),
+        ("-10", TypeError, r"expected bias_init as a number, received str \('-10'\)\. Pass bias_init=-10.0"),
+        (
+            float("nan"),
+            ValueError,
+            r"expected a finite bias_init, received bias_init=nan\. Pass bias_init=-10.0",
+        ),
     ],
 )
 def test_the_bias_starts_at_a_number(bias, error, text, no_shape_checks):

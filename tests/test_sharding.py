@@ -131,6 +131,10 @@ RIGHT = [
     ("lm", "blocks, model, predictors"),
     ("lm", "blocks, objective"),
     ("lm", "blocks, model kept, predictors, objective"),
+    (
+        "lm",
+        "blocks, model, predictors, objective",
+    ),  # the head is sharded again when scores are made: logits instead
     ("frozen lm", "model, predictors"),
 ]
 REFUSED = [
@@ -139,8 +143,19 @@ REFUSED = [
     ("frozen lm", "model", "beside sharded ones"),
     ("embedding", "encoder, objective", "Shard the predictor as one"),
     ("logits", "encoder, objective", "Shard the predictor as one"),
-    ("lm", "blocks, model, predictors, objective", "reshard_after_forward=False"),
 ]
+
+
+def _keys_of_a_sharded_head() -> str:
+    from torch.distributed.fsdp import fully_shard
+
+    head = nn.Linear(4, 10)
+    fully_shard(head)
+    try:
+        dt.LinearScores(torch.randn(3, 4), head.weight)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _everything(rank: int, world: int) -> dict:
@@ -157,6 +172,7 @@ def _everything(rank: int, world: int) -> dict:
             found["refused", kind, parts] = ""
         except (RuntimeError, ValueError) as error:
             found["refused", kind, parts] = str(error)
+    found["sharded keys"] = _keys_of_a_sharded_head()
     for kind in ("embedding", "logits", "pairs"):
         objective = _build(kind)
         wrapped = DistributedDataParallel(objective, static_graph=True)
@@ -196,6 +212,12 @@ def test_what_cannot_train_as_one_is_refused_at_the_first_step(of_processes, kin
     for found in of_processes:
         assert message in found["refused", kind, parts]
         assert "expected" in found["refused", kind, parts]
+
+
+def test_keys_that_are_sharded_are_refused(of_processes):
+    for found in of_processes:
+        assert "expected whole keys, received a DTensor" in found["sharded keys"]
+        assert "reshard_after_forward=False" in found["sharded keys"]
 
 
 @pytest.mark.parametrize("kind", ["embedding", "logits", "pairs"])
