@@ -77,7 +77,7 @@ def refuse_if_not_own(path: Path) -> None:
     real = path.resolve(strict=True)
     for part in (real, *real.parents):
         state = part.stat()
-        # In a sticky folder, such as /tmp, nobody renames what belongs to others.
+        # In a sticky folder, such as /tmp, only its owner can rename a file.
         open_above = _others_may_write(state) and (part == real or not state.st_mode & stat.S_ISVTX)
         owners = (0, _user()) if part == real else (0, _user(), _UNMAPPED)
         if state.st_uid not in owners or open_above:
