@@ -178,3 +178,75 @@ def test_hooks_of_the_optimizers_state_are_called():
     assert state["note"] == 1
     opt.load_state_dict(state)
     assert calls == [("before saving", opt), ("after loading", opt)]
+
+
+def _finite(objective):
+    return sorted(objective.losses["image"].estimator.log_u.isfinite().nonzero().flatten().tolist())
+
+
+def test_a_step_of_manual_gradients_that_a_scaler_skipped_leaves_no_trace():
+    objective = small.objective("constant").float()
+    opt = dt.CompositionalOptimizer(torch.optim.SGD(objective.param_groups(lr=0.1)), objective)
+    scaler, parameters = torch.amp.GradScaler("cpu", init_scale=8.0), list(objective.host.parameters())
+    images, texts = small.data(dtype=torch.float32)
+
+    def step(index, factor=1.0):
+        loss = objective(images[index], texts[index], index=index).loss
+        for p, gradient in zip(
+            parameters, torch.autograd.grad(scaler.scale(loss * factor), parameters), strict=True
+        ):
+            p.grad = gradient
+        scaler.step(opt)
+        scaler.update()
+        opt.zero_grad()
+
+    step(torch.arange(6, 12), float("inf"))
+    assert not objective.pending
+    step(torch.arange(6))
+    assert _finite(objective) == list(range(6))
+
+
+@pytest.mark.parametrize("clear", [True, False])
+def test_gradients_that_were_only_looked_at_leave_no_trace(clear):
+    """Norms of another batch's gradients, beside a step by `backward`."""
+    objective = small.objective()
+    opt, parameters = small.optimizer(objective), list(objective.host.parameters())
+    for _ in range(3):
+        _grads(_forward(objective, torch.arange(6, 12)), parameters)
+        if clear:
+            opt.zero_grad()
+        _forward(objective, torch.arange(6)).loss.backward()
+        opt.step()
+        opt.zero_grad()
+    assert _finite(objective) == list(range(6))
+    expected = small.objective()
+    small.train(expected, small.optimizer(expected), [torch.arange(6)] * 3)
+    small.assert_same_state(objective, expected)
+
+
+def test_attacks_on_the_inputs_leave_no_trace():
+    """Three gradients of the inputs in training mode, then the step."""
+    objective, expected = small.objective(), small.objective()
+    opt = small.optimizer(objective)
+    images, texts = small.data()
+    for index in small.batches(3):
+        x = images[index].clone().requires_grad_()
+        for _ in range(3):
+            torch.autograd.grad(objective(x, texts[index], index=index).loss, x)
+            opt.zero_grad()
+        objective(images[index], texts[index], index=index).loss.backward()
+        opt.step()
+        opt.zero_grad()
+    small.train(expected, small.optimizer(expected), small.batches(3))
+    small.assert_same_state(objective, expected)
+
+
+def test_probes_beside_training_do_not_pile_up():
+    objective = small.objective()
+    opt, parameters = small.optimizer(objective), list(objective.host.parameters())
+    index = torch.arange(6)
+    for _ in range(30):
+        _grads(_forward(objective, index), parameters)
+    _forward(objective, index).loss.backward()
+    assert all(len(staged.staged) == 1 for staged in objective.memory_modules())
+    opt.step()

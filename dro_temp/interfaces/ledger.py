@@ -26,9 +26,14 @@ class _Forward:
         self.hook: ref[_Reached] | None = None
 
     @property
+    def is_alive(self) -> bool:
+        """True while its graph is there."""
+        return self.hook is not None and self.hook() is not None
+
+    @property
     def may_count(self) -> bool:
         """True unless it was not backpropagated and cannot be any more, its graph being gone."""
-        return self.reached or (self.hook is not None and self.hook() is not None)
+        return self.reached or self.is_alive
 
 
 class _Reached:
@@ -39,7 +44,7 @@ class _Reached:
 
     def __call__(self, gradient: Tensor) -> None:
         self._forward.reached = True
-        self._ledger.note_backward()
+        self._ledger.note_backward(self._forward)
 
 
 class Ledger:
@@ -59,8 +64,11 @@ class Ledger:
         self._versions: list[tuple[Tensor, int]] = []
         #: Those that had a gradient after the last backward, and their versions then.
         self._with_gradient: list[tuple[Tensor, int]] = []
-        #: During a backward, the gradients as they were when it began.
+        #: During a backward, the gradients as they were when it began, and the forwards that it has reached.
         self._gradients: dict[int, tuple[Tensor | None, int]] | None = None
+        self._running: list[_Forward] = []
+        #: The gradients before the first `autograd.grad` of forwards that are still to be committed.
+        self._untouched: dict[int, tuple[ref[Tensor] | None, int]] | None = None
         self._committed: dict[int, tuple[ref[Tensor], int]] = {}
 
     def memory(self) -> list[Staged]:
@@ -119,24 +127,34 @@ class Ledger:
             if x.requires_grad:
                 x.register_hook(hook)  # type: ignore[no-untyped-call]
         self._parameters = parameters
-        self._gradients = None  # of a backward that an error ended
+        self._gradients, self._running = None, []  # of a backward that an error ended
         self._versions = [(p, p._version) for p in parameters() if p.requires_grad]
 
-    def note_backward(self) -> None:
+    def note_backward(self, forward: _Forward) -> None:
         """From a hook in backward: see at its end which parameters have gradients, and whether it has changed them.
 
         `autograd.grad` changes none. A sharded model has the parameters that it steps only outside of its backward.
         """
+        self._running.append(forward)
         if self._gradients is None:
-            self._gradients = {id(p): _grad_of(p) for p in self._parameters()}
+            self._gradients = {id(p): _grad_of(p) for p, _ in self._versions}
             Variable._execution_engine.queue_callback(self._end_backward)  # type: ignore[attr-defined]
 
     def _end_backward(self) -> None:
         before, self._gradients = self._gradients or {}, None
-        with_gradient = [p for p in self._parameters() if p.grad is not None]
+        reached, self._running = self._running, []
+        with_gradient = [p for p, _ in self._versions if p.grad is not None]
+        # To walk through all modules takes as long as many small layers: only where the parameters are others by now.
+        with_gradient = with_gradient or [p for p in self._parameters() if p.grad is not None]
         if any(_differ(_grad_of(p), before.get(id(p), (None, 0))) for p in with_gradient):
-            for forward in self._forwards:
-                forward.accumulated |= forward.reached
+            for forward in reached:
+                forward.accumulated = True
+            # Beside gradients that are accumulated, those of `autograd.grad` were looked at, and not stepped with.
+            self._keep(lambda forward: forward.accumulated or forward.is_alive or not forward.reached)
+        elif self._untouched is None:
+            self._untouched = {
+                key: (None if grad is None else ref(grad), version) for key, (grad, version) in before.items()
+            }
         self._with_gradient = [(p, p._version) for p in with_gradient]
 
     def commit(self, parameters: Iterable[Tensor]) -> None:
@@ -145,7 +163,9 @@ class Ledger:
             self._committed = {
                 id(p): (ref(p.grad), p.grad._version) for p in parameters if p.grad is not None
             }
-        self._keep(lambda forward: forward.reached)
+        # Either backward has accumulated the step's gradients, or they were set from what `autograd.grad` returned.
+        accumulated = any(forward.accumulated for forward in self._forwards)
+        self._keep(lambda forward: forward.accumulated if accumulated else forward.reached)
         for staged in self.memory():
             staged.commit()
         self._clear()
@@ -153,6 +173,7 @@ class Ledger:
     def _clear(self) -> None:
         self._forwards.clear()
         self._with_gradient.clear()
+        self._untouched = None
 
     def mark(self) -> Mark:
         """How much was proposed so far, for `rewind`."""
@@ -175,11 +196,20 @@ class Ledger:
         """Forget the proposals of forwards whose gradients were accumulated, and those that were made in backward.
 
         Of compiled forwards the gradients tell, which are still to be cleared: `zero_grad` may stand before backward.
-        What `autograd.grad` returned is not cleared: a loop of one's own may be about to set it.
+        What `autograd.grad` returned is not cleared, since a loop of one's own may be about to set it; unless gradients
+        have been set since, which are being cleared now.
         """
+        untouched, self._untouched = self._untouched, None
+        by_hand = untouched is not None and any(_is_set(p, untouched) for p, _ in self._versions)
         recorded = {staged for forward in self._forwards for staged, n in forward.proposals.items() if n}
         waits = any(forward.compiled for forward in self._forwards) and self._nothing_came(parameters)
-        self._keep(lambda forward: not forward.accumulated or (forward.compiled and waits))
+        self._keep(
+            lambda forward: (
+                not (forward.accumulated or (forward.reached and by_hand)) or (forward.compiled and waits)
+            )
+        )
+        if untouched is not None and any(forward.reached for forward in self._forwards):
+            self._untouched = {}  # from here on there are no gradients
         for staged in self.memory():
             if staged not in recorded:
                 staged.discard()
@@ -234,6 +264,12 @@ def _grad_of(p: Tensor) -> tuple[Tensor | None, int]:
 
 def _differ(first: tuple[Tensor | None, int], second: tuple[Tensor | None, int]) -> bool:
     return first[0] is not second[0] or first[1] != second[1]
+
+
+def _is_set(p: Tensor, untouched: dict[int, tuple[ref[Tensor] | None, int]]) -> bool:
+    """Whether the parameter has another gradient than it had."""
+    before, version = untouched.get(id(p), (None, 0))
+    return p.grad is not None and (before is None or before() is not p.grad or version != p.grad._version)
 
 
 def some_leaves(x: Tensor, most: int = 8) -> list[Tensor]:

@@ -98,7 +98,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"expected the {CONFIG} of a TempNet, received one of something else: {path}. Pass the folder that "
             "TempNet.save_pretrained wrote; for a published checkpoint of the paper use TempNet.from_reference."
         )
-    if config.get("format") != FORMAT:
+    if type(config.get("format")) is not int or config["format"] != FORMAT:
         raise ValueError(
             f"expected a checkpoint of format {FORMAT}, received one of format {config.get('format')!r}: {path}. "
             "pip install --upgrade dro-temp"
