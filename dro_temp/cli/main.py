@@ -2,6 +2,7 @@
 
 import gc
 import inspect
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -9,8 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import dro_temp
-from dro_temp.cli.errors import TRACEBACK, sentence
 from dro_temp.cli.checkpoints import newest_listed
+from dro_temp.cli.errors import TRACEBACK, sentence
 from dro_temp.cli.needs import needed
 from dro_temp.cli.refusals import is_list, refusal, unknown_keys
 from dro_temp.cli.run import Run
@@ -113,7 +114,7 @@ def _check_config(arguments: list[str]) -> None:
     """Leave where the file of --config holds what the command does not take: the parser would not name it."""
     commands = _commands()
     name = next((argument for argument in arguments if argument in commands), None)
-    files = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--config"]
+    files = [b for a, b in itertools.pairwise(arguments) if a == "--config"]
     files += [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
     if name is None:
         return
@@ -124,7 +125,9 @@ def _check_config(arguments: list[str]) -> None:
             continue
         if isinstance(options, dict):
             command = f"dro-temp lm {name}"
-            told = unknown_keys(command, file, list(options), list(inspect.signature(commands[name]).parameters))
+            told = unknown_keys(
+                command, file, list(options), list(inspect.signature(commands[name]).parameters)
+            )
             if told is not None:
                 print(f"{command}: {told}", file=sys.stderr)
                 sys.exit(2)

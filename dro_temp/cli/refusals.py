@@ -20,8 +20,10 @@ def refusal(command: str, message: str, commands: Commands) -> tuple[str, str]:
     """
     told = " ".join(message.split())
     if re.fullmatch(r'expected "[\w.]+" to be one of \{.*\}, but it was not provided\.?', told):
-        listed = ", ".join(f"dro-temp lm {name}" for name in commands)
-        return command, f"expected a command, received none. Type one of: {listed}."
+        return (
+            command,
+            f"expected a command, received none. Type dro-temp lm and one of {', '.join(commands)}.",
+        )
     missing = re.fullmatch(r"the following arguments are required: (.*)", told)
     if missing is not None:
         names = [word.split(".") for word in missing[1].split(", ")]
@@ -48,7 +50,7 @@ def unknown_keys(command: str, file: str, keys: Sequence[Any], options: Sequence
     others = [str(key) for key in keys if key not in options]
     if not others:
         return None
-    near = difflib.get_close_matches(others[0].replace("-", "_"), options, n=1)
+    near = difflib.get_close_matches(others[0].replace("-", "_"), options, n=1, cutoff=0.8)
     instead = f"Write {near[0]}?" if near else f"Remove what is not one of {', '.join(options)}."
     return f"expected options of {command} in --config {file}, received {', '.join(others)}. {instead}"
 
@@ -141,7 +143,9 @@ def _words(command: str, commands: Commands) -> list[str]:
 
 def _example(option: str, parameters: Mapping[str, inspect.Parameter]) -> str:
     default = getattr(parameters.get(option), "default", None)
-    if default is None or default == ():
+    if default == ():
+        return f"Type --{option} '[one, two]'."
+    if default is None:
         return "Type --help for what the options take."
     value = f"'[{', '.join(default)}]'" if isinstance(default, tuple) else default
     return f"Type --{option} {value}, say."

@@ -156,7 +156,11 @@ class Run:
         done = self.steps_done()
         if done is None:
             newest = newest_listed(self.checkpoints)
-            reached = "no checkpoint yet" if newest is None else f"newest checkpoint {newest.name.partition('-')[2]}"
+            reached = (
+                "no checkpoint yet"
+                if newest is None
+                else f"newest checkpoint {newest.name.partition('-')[2]}"
+            )
             raise ValueError(
                 f"expected a finished run in {str(self.folder)!r}, received one that has not finished ({reached} of "
                 f"{options['steps']} steps). Run fit again, it goes on from there: dro-temp lm fit {self.folder}"

@@ -54,8 +54,8 @@ def _of_file(path: Path, column: str) -> list[str]:
     if suffix in (".csv", ".tsv"):  # as plain text, commas and all other columns would be trained on
         separator = ", sep='\\t'" if suffix == ".tsv" else ""
         raise ValueError(
-            f"expected text, .json, .jsonl or .parquet, received the table {str(path)!r}. Convert it: python -c \"import "
-            f"datasets; datasets.load_dataset('csv', data_files='{path}', split='train'{separator}).to_json("
+            f"expected text, .json, .jsonl or .parquet, received the table {str(path)!r}. Convert it: python -c "
+            f"\"import datasets; datasets.load_dataset('csv', data_files='{path}', split='train'{separator}).to_json("
             f"'{path.with_suffix('.jsonl')}')\", or name a data set on the hub."
         )
     if suffix == ".parquet":
@@ -155,7 +155,10 @@ def _column(records: list[Any], column: str, source: str) -> list[str]:
     written = [text for text in texts if text.strip()]
     left_out = [
         f"{count} {lack}"
-        for count, lack in ((without, f"without {column!r}"), (len(texts) - len(written), f"with an empty {column!r}"))
+        for count, lack in (
+            (without, f"without {column!r}"),
+            (len(texts) - len(written), f"with an empty {column!r}"),
+        )
         if count
     ]
     if left_out:
