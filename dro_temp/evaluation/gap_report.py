@@ -126,6 +126,8 @@ class AmortisationGap:
                 ("rank correlation", self.rank_correlation, self.rank_correlation_interval, 2, ""),
             )
         )
+        if share_cell(self.recovered, self.loss_constant - self.loss_optimum) == "–":
+            share = "recovered –"
         return f"{gap}, {share}, {rank} ({100 * self.confidence:g} % bootstrap over rows)"
 
     def _losses(self, loss: float) -> list[str]:
