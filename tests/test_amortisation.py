@@ -456,6 +456,8 @@ def test_nothing_to_gain_is_nan():
     assert found.optimum.at_bound == 1
     assert math.isnan(found.recovered)
     assert all(math.isnan(x) for x in found.recovered_interval)
+    assert {[x.strip() for x in row.split("|")][4] for row in found.table().splitlines()[2:]} == {"–"}
+    assert ", recovered –, " in str(found)
 
 
 # --- What is held --------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from dro_temp.cli import text  # noqa: E402
 from dro_temp.cli.checkpoints import COMPLETE, newest_whole  # noqa: E402
 from dro_temp.cli.errors import sentence  # noqa: E402
 from dro_temp.cli.main import EXAMPLES, main  # noqa: E402
+from dro_temp.cli.options import check_room  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -444,7 +446,26 @@ def test_the_others_refuse_values_out_of_range(checkpoints, capsys, command):
         (["lm", "fit", "--config", "/no/such.yaml"], ["--config"]),
         (["lm", "bla"], ["'fit', 'eval'", "'bla'"]),
         (["lm"], ["fit, eval, generate, view"]),
-        ([], ["lm"]),
+        ([], ["lm", "fit, eval, generate, view"]),
+        (["lm", "fit"], ["dro-temp lm fit: ", "Type dro-temp lm fit OUTPUT"]),
+        (["lm", "generate", "x"], ["dro-temp lm generate: ", "a value for prompt", "RUN 'some text'"]),
+        (["lm", "generate", "x", "hello", "world"], ["received more words after it: world", "in quotes"]),
+        (["lm", "generate", "x", "hi", "--greedy"], ["true or false for --greedy", "Type --greedy true."]),
+        (["lm", "generate", "x", "hi", "--greedy", "hi"], ["true or false for --greedy, received hi"]),
+        (["lm", "generate", "x", "hi", "--top_p"], ["a value for --top_p", "Type --top_p 1.0, say."]),
+        (["lm", "fit", "x", "--frozen", "--steps", "3"], ["Type --frozen true."]),
+        (
+            ["lm", "fit", "x", "--inputs", "[logit]"],
+            ["hidden, logits or statistics", "Type --inputs '[logits]'."],
+        ),
+        (
+            ["lm", "fit", "x", "--inputs", "logit"],
+            ["hidden, logits or statistics", "Type --inputs '[logits]'."],
+        ),
+        (["lm", "fit", "x", "--inputs", "hidden", "logits"], ["received logits", "--inputs '[one, two]'"]),
+        (["lm", "fit", "x", "--objective", "robus"], ["robust or likelihood", "Type --objective robust."]),
+        (["lm", "eval", "x", "--tasks"], ["a value for --tasks", "Type --tasks '[one, two]'."]),
+        (["--nope"], ["received --nope. Type dro-temp --help"]),
     ],
 )
 def test_options_that_cannot_be_read_are_one_sentence(capsys, command, parts):
@@ -464,6 +485,133 @@ def test_a_config_that_cannot_be_read(tmp_path, capsys, text):
         main(["lm", "fit", str(tmp_path / "run"), "--config", str(tmp_path / "config.yaml")])
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("form", "content"), [("flat", "output: x\nsteps: 3\n"), ("nested", "lm: {fit: {steps: 3}}\n")]
+)
+@pytest.mark.parametrize("command", ["eval", "generate", "view"])
+def test_a_config_of_another_command_is_named(tmp_path, capsys, command, form, content):
+    file = tmp_path / "config.yaml"
+    file.write_text(content)
+    for given in (["--config", str(file)], [f"--config={file}"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["lm", command, "run", *(["x"] if command == "generate" else []), *given])
+        assert stop.value.code == 2
+        said = _one_sentence(capsys, f"dro-temp lm {command}", "Remove what is not one of run")
+        assert ("received output, steps." if form == "flat" else "received lm.") in said
+
+
+def test_a_key_of_a_config_that_is_misspelled(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("stepss: 3\n")
+    with pytest.raises(SystemExit):
+        main(["lm", "fit", "run", "--config", str(tmp_path / "config.yaml")])
+    _one_sentence(capsys, "received stepss. Write steps?")
+
+
+@pytest.mark.parametrize("command", ["fit", "eval", "generate", "view"])
+def test_help_says_what_config_takes(command, capsys):
+    with pytest.raises(SystemExit):
+        main(["lm", command, "--help"])
+    assert ("every run leaves one" in " ".join(capsys.readouterr().out.split())) == (command == "fit")
+
+
+def test_options_may_be_read_from_a_file(checkpoints, tmp_path, capsys):
+    (tmp_path / "options.yaml").write_text("tokens: 3\ngreedy: true\n")
+    command = [
+        "lm",
+        "generate",
+        str(checkpoints.parent),
+        "the sky",
+        "--config",
+        str(tmp_path / "options.yaml"),
+    ]
+    assert main(command) == 0
+    assert len(capsys.readouterr().out.split()) <= 5
+
+
+@pytest.mark.parametrize("inputs", ["logits", "hidden,logits", "[logits]"])
+def test_a_list_may_be_a_bare_word(files, tmp_path, inputs):
+    for name, given in (("a", ["--inputs", inputs]), ("b", [f"--inputs={inputs}"])):
+        assert _fit(files, tmp_path / name, "--steps", "1", *given) == 0
+        config = (tmp_path / name / "config.yaml").read_text()
+        assert ("- logits\n" in config, "- hidden\n" in config) == (True, "hidden" in inputs)
+
+
+# Generation, as far as the model's positions go.
+
+
+@pytest.mark.parametrize(
+    ("words", "tokens", "said"), [(4, 29, "Pass --tokens 28 or less."), (32, 1, "a shorter prompt")]
+)
+def test_generation_beyond_the_positions_is_refused_before_it(checkpoints, capsys, words, tokens, said):
+    prompt = " ".join(TEXT.split()[:words])
+    assert main(["lm", "generate", str(checkpoints.parent), prompt, "--tokens", str(tokens)]) == 2
+    _one_sentence(capsys, "at most 32 tokens together", f"a prompt of {words} and --tokens {tokens}", said)
+
+
+def test_generation_up_to_the_last_position(checkpoints, capsys):
+    prompt = " ".join(TEXT.split()[:4])
+    assert main(["lm", "generate", str(checkpoints.parent), prompt, "--tokens", "28"]) == 0
+    assert prompt in capsys.readouterr().out
+
+
+def test_a_model_that_rotates_by_position_goes_on():
+    config = transformers.LlamaConfig(max_position_embeddings=32)
+    check_room(config, prompt=30, tokens=30)
+    with pytest.raises(ValueError, match="--tokens 2 or less"):
+        check_room(transformers.GPT2Config(n_positions=32), prompt=30, tokens=30)
+
+
+# Interruptions, and runs and models that are not there.
+
+
+def _interrupted(files, output, monkeypatch, step):
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(transformers.TrainerCallback, "on_step_end", stop)
+    return _fit(files, output, "--steps", "6")
+
+
+@pytest.mark.parametrize(("step", "said"), [(1, "before anything was saved"), (3, "checkpoint-2 is safe")])
+def test_an_interruption_says_what_was_saved(files, tmp_path, capfd, monkeypatch, step, said):
+    assert _interrupted(files, tmp_path / "run", monkeypatch, step) == 130
+    last = capfd.readouterr().err.splitlines()[-1]  # a line of its own, not the end of the progress bar's
+    assert last.startswith("stopped")
+    assert said in last
+    monkeypatch.undo()
+    assert main(["lm", "eval", str(tmp_path / "run")]) == 2
+    told = capfd.readouterr().err
+    assert (
+        f"({'no checkpoint yet' if step == 1 else 'newest checkpoint 2'} of 6 steps). Run fit again" in told
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX knows them")
+def test_ctrl_c_while_importing_ends_without_a_traceback(tmp_path):
+    # In the middle of the package's import, from the thread that imports, as the interpreter delivers Ctrl-C.
+    (tmp_path / "einops.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    code = "import sys; from _dro_temp_command import main; sys.exit(main())"
+    paths = [str(tmp_path), str(Path(dro_temp.__file__).parents[1])]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--version"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 130
+    assert done.stderr == "\nstopped before anything was done\n"
+
+
+@pytest.mark.parametrize("name", ["./tyni", "~/no/such/tyni", "/no/such/tyni", "models/of/mine"])
+def test_a_folder_of_a_model_that_is_not_there(files, tmp_path, capsys, name):
+    assert _fit(files, tmp_path / "run", "--model", name) == 2
+    assert "hub" not in _one_sentence(capsys, f"--model {name}", "no such folder")
+    assert _fit(files, tmp_path / "run", "--tokenizer", name) == 2
+    _one_sentence(capsys, f"--tokenizer {name}", "no such folder")
 
 
 def test_version(capsys):
@@ -533,7 +681,7 @@ def test_a_place_that_cannot_be_written_to(files, checkpoints, tmp_path, capsys,
             RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 256 vs 150"),
             ["room on the disk"],
         ),
-        (KeyError("weights"), ["KeyError: weights", "DRO_TEMP_TRACEBACK=1"]),
+        (KeyError("weights"), ["not foreseen: KeyError: weights", "DRO_TEMP_TRACEBACK=1"]),
         (RuntimeError("one\n  two"), ["RuntimeError: one two"]),
         (torch.OutOfMemoryError("CUDA out of memory."), ["--batch"]),
         (ValueError("expected a, received b. Type c."), ["expected a, received b. Type c."]),
@@ -567,6 +715,37 @@ def test_records_without_text_are_counted(tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text("\n".join([*records, '{"other": "four"}']))
     with pytest.raises(ValueError, match=r"expected text.*received 3 of 5 without any.*--column"):
         text.documents(str(tmp_path / "a.jsonl"))
+
+
+def test_records_of_an_empty_text_are_counted(tmp_path, capsys):
+    records = ['{"text": "one"}', '{"other": "two"}', '{"text": ""}', '{"text": " "}', '{"text": "three"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(records))
+    assert text.documents(str(tmp_path / "a.jsonl")) == ["one", "three"]
+    assert "3 of 5 records" in (said := capsys.readouterr().out)
+    assert "1 without 'text', 2 with an empty 'text'" in said
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".CSV"])
+def test_tables_are_refused_with_what_converts_them(tmp_path, monkeypatch, suffix):
+    pytest.importorskip("datasets")
+    separator = "\t" if suffix == ".tsv" else ","
+    table = tmp_path / f"a{suffix}"
+    table.write_text(f"text{separator}number\none{separator}1\n")
+    for place in (table, tmp_path):
+        with pytest.raises(
+            ValueError, match=r"expected text.*received the table.*Convert it: python -c"
+        ) as error:
+            text.documents(str(place))
+    code = re.search(r'python -c "(.*?)"', str(error.value))[1]
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert text.documents(str(tmp_path / "a.jsonl")) == ["one"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".JSONL", ".JSON"])
+def test_a_suffix_in_capitals_is_the_same(tmp_path, suffix):
+    (tmp_path / f"a{suffix}").write_text('{"text": "one"}')
+    assert text.documents(str(tmp_path / f"a{suffix}")) == ["one"]
 
 
 @pytest.mark.parametrize(

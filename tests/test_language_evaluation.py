@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 import dro_temp as dt
 from dro_temp import evaluation
 from dro_temp.evaluation import _batches, _constants, evaluate_language, expected_calibration_error
+from dro_temp.evaluation.report import SHARES, LanguageReport, TemperatureScheme
 
 transformers = pytest.importorskip("transformers")
 
@@ -347,3 +348,17 @@ def test_calibration_error_equals_its_formula(rows, bins):
 def test_calibration_error_refuses(confidence, correct, error, said):
     with pytest.raises(error, match=said):
         expected_calibration_error(confidence, correct)
+
+
+@pytest.mark.parametrize(
+    ("gap", "recovered", "cell"), [(2e-5, -679.4, "–"), (0.5, -679.4, "-67940.0"), (0.0, math.nan, "–")]
+)
+def test_the_table_shows_no_share_of_next_to_nothing(gap, recovered, cell):
+    quantiles = dict.fromkeys(SHARES, 1.0)
+    constant = TemperatureScheme("best constant (robust)", 2.0, 0.1, 1.0, gap, 0.0, 1.0, quantiles)
+    net = TemperatureScheme("TempNet", 2.0, 0.1, 1.1, 0.1, recovered, 1.0, quantiles)
+    report = LanguageReport(10, 99, 1.0, (constant, net))
+    row = report.table().splitlines()[-1]
+    assert [x.strip() for x in row.split("|")][6] == cell
+    assert f">{cell}</td>" in report._repr_html_()
+    assert report.asdict()["schemes"][1]["recovered"] is recovered

@@ -140,7 +140,7 @@ def test_a_network_of_another_class(tmp_path):
 
 def test_a_card_says_what_it_is(tmp_path):
     network = dt.TempNet(dt.HiddenEncoder(8, width=4), **BOUNDS)
-    network.made_for, network.rho = LanguageHead(99, 8, "some/model"), 3.5
+    network.made_for, network.rho = LanguageHead(99, 8, "some/model"), 3.50000999
     network.save_pretrained(tmp_path)
     said = (tmp_path / "README.md").read_text()
     yaml = pytest.importorskip("yaml")
@@ -149,7 +149,16 @@ def test_a_card_says_what_it_is(tmp_path):
     assert header["library_name"] == "dro-temp"
     parameters = sum(p.numel() for p in network.parameters())
     for part in (
-        *("0.1 to 2.0", "3.5", "HiddenEncoder", "99 outcomes and width 8", "2404.04575", dt.__version__),
+        *(
+            "0.1 to 2.0",
+            "| 3.5 |",
+            "scores are divided by its temperatures",
+            "[some/model](",
+            "HiddenEncoder",
+            "99 outcomes and width 8",
+            "2404.04575",
+            dt.__version__,
+        ),
         *("dt.TempNet.from_pretrained(", f"{parameters:,}"),
     ):
         assert part in said

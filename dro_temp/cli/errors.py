@@ -35,8 +35,9 @@ def sentence(error: BaseException) -> str:
             "--batch (with --accumulate for fit), or a smaller --block."
         )
     return (
-        f"expected to get through, received {type(error).__name__}: {told.rstrip('.')}. Check the options; to see "
-        f"where it was raised, set {TRACEBACK}=1 and type the command again."
+        "expected the command to end without an error, received one that was not foreseen: "
+        f"{type(error).__name__}: {told.rstrip('.')}. Check the options; to see where it was raised, set {TRACEBACK}=1 "
+        "and type the command again."
     )
 
 

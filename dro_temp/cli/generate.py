@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dro_temp.cli.needs import needed
-from dro_temp.cli.options import check_above_zero, check_least, check_seed
+from dro_temp.cli.options import check_above_zero, check_least, check_room, check_seed
 from dro_temp.cli.run import Run
 
 
@@ -38,11 +38,13 @@ def generate(
     check_seed(seed)
     model, tokenizer, tempnet, _ = Run(run).load()
     needed("transformers").set_seed(seed)
-    given = tokenizer(prompt, return_tensors="pt").to(model.device)
-    if given["input_ids"].shape[1] == 0:
+    given = tokenizer(prompt, return_tensors="pt", verbose=False).to(model.device)
+    length = given["input_ids"].shape[1]
+    if length == 0:
         raise ValueError(
             "expected a prompt of at least one token, received an empty one. Type dro-temp lm generate RUN 'some text'."
         )
+    check_room(model.config, length, tokens)
     processor = TemperatureLogitsProcessor(model, tempnet)
     sampling = {} if greedy else {"temperature": temperature, "top_p": top_p, "top_k": 0}
     out = model.generate(

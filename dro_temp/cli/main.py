@@ -1,18 +1,19 @@
 """`dro-temp`: what to do, then its options."""
 
-import difflib
 import gc
 import inspect
+import itertools
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import dro_temp
+from dro_temp.cli.checkpoints import newest_listed
 from dro_temp.cli.errors import TRACEBACK, sentence
 from dro_temp.cli.needs import needed
+from dro_temp.cli.refusals import is_list, refusal, unknown_keys
 from dro_temp.cli.run import Run
 
 EXAMPLES = {
@@ -45,29 +46,44 @@ examples
 """,
 }
 
+CONFIG = {"fit": "a YAML file with these options: every run leaves one in its folder, config.yaml"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and run; the exit status."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    command = "dro-temp"
+    command, options = "dro-temp", {}
     try:
         config = _parsed(_one_spelling(arguments))
         group = config[config.subcommand]
         name = group.subcommand
         command = f"dro-temp lm {name}"
-        _commands()[name](**{k: v for k, v in group[name].items() if k != "config"})
+        options = {k: v for k, v in group[name].items() if k != "config"}
+        _commands()[name](**options)
     except KeyboardInterrupt:
-        print("stopped; what was saved is safe, and the same command goes on from there", file=sys.stderr)
-        return 130
+        status = 130
+        told = f"\n{_stopped(options.get('output'))}"  # a bar, or the ^C of a terminal, may stand on the line
     except Exception as error:
         if os.environ.get(TRACEBACK, "0") != "0":
             raise
-        told = f"{command}: {sentence(error)}"
+        status, told = 2, f"{command}: {sentence(error)}"
     else:
         return 0
     gc.collect()  # a progress bar that is still open would write over the sentence
     print(told, file=sys.stderr)
-    return 2
+    return status
+
+
+def _stopped(output: Path | None) -> str:
+    """What an interruption leaves.
+
+    Args:
+        output: the folder of a run that was being fitted.
+    """
+    saved = None if output is None else newest_listed(Run(Path(output)).checkpoints)
+    if saved is None:
+        return "stopped before anything was saved; the same command starts again"
+    return f"stopped; {saved.name} is safe, and the same command goes on from there"
 
 
 def _commands() -> dict[str, Callable[..., None]]:
@@ -82,6 +98,7 @@ def _commands() -> dict[str, Callable[..., None]]:
 def _parsed(arguments: list[str]) -> Any:
     """The options; those of `fit` that were not typed are as the run that is there was started with."""
     parser = _parser(needed("jsonargparse"))
+    _check_config(arguments)
     config = parser.parse_args(arguments)
     group = config[config.subcommand]
     if group.subcommand != "fit" or group.fit.config:
@@ -93,16 +110,51 @@ def _parsed(arguments: list[str]) -> Any:
     return parser.parse_args([*arguments[:at], "--config", str(started_with), *arguments[at:]])
 
 
+def _check_config(arguments: list[str]) -> None:
+    """Leave where the file of --config holds what the command does not take: the parser would not name it."""
+    commands = _commands()
+    name = next((argument for argument in arguments if argument in commands), None)
+    files = [b for a, b in itertools.pairwise(arguments) if a == "--config"]
+    files += [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
+    if name is None:
+        return
+    for file in files:
+        try:
+            options = needed("yaml").safe_load(Path(file).expanduser().read_text(encoding="utf-8"))
+        except (OSError, ValueError, needed("yaml").YAMLError):  # of which the parser speaks
+            continue
+        if isinstance(options, dict):
+            command = f"dro-temp lm {name}"
+            told = unknown_keys(
+                command, file, list(options), list(inspect.signature(commands[name]).parameters)
+            )
+            if told is not None:
+                print(f"{command}: {told}", file=sys.stderr)
+                sys.exit(2)
+
+
 def _one_spelling(arguments: Sequence[str]) -> list[str]:
-    """Options may be written --host-lr or --host_lr; help and examples write the second, as config.yaml does."""
-    known = {name for command in _commands().values() for name in inspect.signature(command).parameters}
-    spelled = []
+    """Options may be written --host-lr or --host_lr, and a list of one as a bare word.
+
+    Help and examples write --host_lr, as config.yaml does, and '[word]'.
+    """
+    called = [command for name, command in _commands().items() if name in arguments]
+    known = {k: v for command in called for k, v in inspect.signature(command).parameters.items()}
+    spelled: list[str] = []
     for argument in arguments:
         option, equals, value = argument.partition("=")
         name = option.removeprefix("--").replace("-", "_")
         ours = option.startswith("--") and name in {*known, "print_config"}
+        if ours and is_list(known.get(name)) and equals:
+            value = _as_list(value)
+        elif spelled and spelled[-1].startswith("--") and is_list(known.get(spelled[-1].removeprefix("--"))):
+            argument = argument if argument.startswith("--") else _as_list(argument)
         spelled.append(f"--{name}{equals}{value}" if ours else argument)
     return spelled
+
+
+def _as_list(value: str) -> str:
+    return value if value.strip().startswith(("[", "(")) else f"[{value}]"
 
 
 def _parser(jsonargparse: Any) -> Any:
@@ -114,7 +166,7 @@ def _parser(jsonargparse: Any) -> Any:
                 raise jsonargparse.ArgumentError(None, message) from ex
             parser = getattr(ex, "subcommand_parser", None) or self
             command = parser.prog.replace(" [options]", "").replace(" {lm} ...", "")
-            print(f"{command}: {_of_options(message)}", file=sys.stderr)
+            print(": ".join(refusal(command, message, _commands())), file=sys.stderr)
             sys.exit(2)
 
     options = {"formatter_class": _keeping_lines(jsonargparse.DefaultHelpFormatter)}
@@ -133,48 +185,11 @@ def _parser(jsonargparse: Any) -> Any:
         about = command.__doc__.strip().splitlines()[0]
         sub = Parser(description=about, epilog=EXAMPLES[name], **options)
         sub.add_argument(
-            "--config", action="config", help="a YAML file with these options, as every run leaves one"
+            "--config", action="config", help=CONFIG.get(name, "a YAML file with options of this command")
         )
         sub.add_function_arguments(command, as_positional=True)
         names.add_subcommand(name, sub, help=about)
     return parser
-
-
-def _of_options(message: str) -> str:
-    """What the parser says of wrong options, in one sentence of three parts."""
-    told = " ".join(message.split())
-    choice = re.fullmatch(r"argument subcommand: invalid choice: (.*) \(choose from (.*)\)", told)
-    if choice is not None:
-        return f"expected one of {choice[2]}, received {choice[1]}. Type --help for examples."
-    nothing = re.fullmatch(r'expected "[\w.]+" to be one of \{(.*)\}, but it was not provided\.?', told)
-    if nothing is not None:
-        return f"expected one of {nothing[1].replace(',', ', ')}, received none. Type --help for examples."
-    file = re.fullmatch(r'Parser key "(?:[\w.]+\.)?config": (.*)', told)
-    if file is not None:
-        return (
-            f"expected a YAML file of options for --config, received: {file[1].rstrip('.')}. Check the path."
-        )
-    either = re.fullmatch(r'Parser key "([\w.]+)": .*Union subtypes.*?\[(.*?)\].*Given value: (.*)', told)
-    if either is not None:
-        told = (
-            f'Parser key "{either[1]}": Expected a {either[2].replace(", ", " or ")}. Got value: {either[3]}'
-        )
-    typed = re.fullmatch(r'Parser key "([\w.]+)": Expected an? (.+?)\. Got value: (.*)', told)
-    if typed is not None:
-        option, kind, value = typed[1].rpartition(".")[2], typed[2], typed[3]
-        kind = re.sub(r"<class '(\w+)'>", r"\1", kind).replace("typing.", "").replace("NoneType", "null")
-        return f"expected {kind} for --{option}, received {value}. Type --help for what the options take."
-    unknown = re.fullmatch(r"unrecognized arguments: (.*)", told, re.IGNORECASE)
-    if unknown is not None:
-        names = [f"--{name}" for f in _commands().values() for name in inspect.signature(f).parameters]
-        near = difflib.get_close_matches(unknown[1].split()[0].partition("=")[0], names, n=1)
-        instead = f"Type {near[0]}?" if near else "Type --help for those that there are."
-        return f"expected known options, received {unknown[1]}. {instead}"
-    missing = re.fullmatch(r"the following arguments are required: (.*)", told)
-    if missing is not None:
-        wanted = missing[1].rpartition(".")[2]
-        return f"expected a value for {wanted}, received none. Type --help for examples."
-    return f"expected options as --help lists them, received: {told.rstrip('.')}. Type --help for examples."
 
 
 def _keeping_lines(formatter: type) -> type:

@@ -35,6 +35,8 @@ def load_model(name: str, tokenizer: str | None = None) -> tuple[Any, Any]:
     if name == OFFLINE:
         with needed("accelerate").PartialState().main_process_first():  # the others find it made
             name = str(offline_model())
+    name = _existing("model", name)
+    tokenizer = None if tokenizer is None else _existing("tokenizer", tokenizer)
     transformers = needed("transformers")
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(name)
@@ -49,6 +51,20 @@ def load_model(name: str, tokenizer: str | None = None) -> tuple[Any, Any]:
             f"on the hub, received none that can be loaded: {' '.join(str(error).split())[:300].rstrip('.')}. Pass "
             "--model ./folder, or --model offline."
         ) from error
+
+
+def _existing(option: str, name: str) -> str:
+    """The name; raises where it is a path and nothing is there, since the hub would speak of its own names."""
+    path = Path(name).expanduser()
+    is_path = name.startswith((".", "~")) or path.is_absolute() or name.count("/") > 1 or "\\" in name
+    if not is_path:
+        return name
+    if not path.exists():
+        raise ValueError(
+            f"expected the folder of a {option}, received --{option} {name}: there is no such folder. Check the path, "
+            f"which is relative to {Path.cwd()}."
+        )
+    return str(path)
 
 
 def offline_model(root: Path | None = None) -> Path:

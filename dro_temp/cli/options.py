@@ -90,9 +90,39 @@ def check_positions(config: Any, block: int) -> None:
     Raises:
         ValueError: they are.
     """
-    positions = getattr(config, "max_position_embeddings", None)
-    if isinstance(positions, int) and 0 < positions < block:
+    positions = _positions(config)
+    if positions is not None and positions < block:
         raise ValueError(
             f"expected blocks of at most {positions} tokens, as many as the model has positions, received --block "
             f"{block}. Pass --block {positions} or less."
         )
+
+
+def check_room(config: Any, prompt: int, tokens: int) -> None:
+    """Raise where a text would grow beyond the positions that a model has.
+
+    A model that rotates by position (`rope_parameters`) computes what it needs, and is left to go on.
+
+    Args:
+        config: the model's own.
+        prompt: its number of tokens.
+        tokens: how many are to follow.
+
+    Raises:
+        ValueError: it would.
+    """
+    positions = _positions(config)
+    if positions is None or getattr(config, "rope_parameters", None) or prompt + tokens <= positions:
+        return
+    room = positions - prompt
+    instead = f"Pass --tokens {room} or less" if room > 0 else "Pass a shorter prompt"
+    raise ValueError(
+        f"expected a prompt and --tokens of at most {positions} tokens together, as many as the model has positions, "
+        f"received a prompt of {prompt} and --tokens {tokens}. {instead}."
+    )
+
+
+def _positions(config: Any) -> int | None:
+    """How many tokens a model reads, if it says; transformers knows n_positions under this name as well."""
+    positions = getattr(config, "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None

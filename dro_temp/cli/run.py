@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dro_temp._files import check_writable, whole_file
+from dro_temp.cli.checkpoints import newest_listed
 from dro_temp.cli.models import load_model
 from dro_temp.cli.needs import needed
 from dro_temp.predictors import TempNet
@@ -154,9 +155,15 @@ class Run:
         options = self.options()
         done = self.steps_done()
         if done is None:
+            newest = newest_listed(self.checkpoints)
+            reached = (
+                "no checkpoint yet"
+                if newest is None
+                else f"newest checkpoint {newest.name.partition('-')[2]}"
+            )
             raise ValueError(
-                f"expected a finished run in {str(self.folder)!r}, received one without a TempNet that is known to be "
-                f"whole. Go on with it: dro-temp lm fit --config {self.config}"
+                f"expected a finished run in {str(self.folder)!r}, received one that has not finished ({reached} of "
+                f"{options['steps']} steps). Run fit again, it goes on from there: dro-temp lm fit {self.folder}"
             )
         if done < options["steps"]:
             print(f"note: this TempNet was trained for {done} steps of {options['steps']}")

@@ -50,7 +50,15 @@ def documents(source: str, *, split: str = "train", column: str = "text") -> lis
 
 
 def _of_file(path: Path, column: str) -> list[str]:
-    if path.suffix == ".parquet":
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):  # as plain text, commas and all other columns would be trained on
+        separator = ", sep='\\t'" if suffix == ".tsv" else ""
+        raise ValueError(
+            f"expected text, .json, .jsonl or .parquet, received the table {str(path)!r}. Convert it: python -c "
+            f"\"import datasets; datasets.load_dataset('csv', data_files='{path}', split='train'{separator}).to_json("
+            f"'{path.with_suffix('.jsonl')}')\", or name a data set on the hub."
+        )
+    if suffix == ".parquet":
         try:
             loaded = needed("datasets").load_dataset("parquet", data_files=str(path), split="train")
         except Exception as error:  # of datasets, of pyarrow, of the disk: one answer
@@ -66,9 +74,9 @@ def _of_file(path: Path, column: str) -> list[str]:
             f"expected UTF-8 text in {str(path)!r}, received bytes that are not ({error.reason} at byte "
             f"{error.start}). Convert the file, or pass .jsonl or .parquet."
         ) from None
-    if path.suffix not in (".jsonl", ".json"):
+    if suffix not in (".jsonl", ".json"):
         return [text]
-    records = _array(text) if path.suffix == ".json" else None
+    records = _array(text) if suffix == ".json" else None
     return _column(_lines(text, path) if records is None else records, column, str(path))
 
 
@@ -144,9 +152,19 @@ def _column(records: list[Any], column: str, source: str) -> list[str]:
             f"expected text in the column {column!r} of most records of {source!r}, received {without} of "
             f"{len(records)} without any. Pass --column, or remove those records."
         )
-    if without:
-        say(f"note: {without} of {len(records)} records of {source} have no {column!r} and are left out")
-    return texts
+    written = [text for text in texts if text.strip()]
+    left_out = [
+        f"{count} {lack}"
+        for count, lack in (
+            (without, f"without {column!r}"),
+            (len(texts) - len(written), f"with an empty {column!r}"),
+        )
+        if count
+    ]
+    if left_out:
+        count = len(records) - len(written)
+        say(f"note: {count} of {len(records)} records of {source} are left out: {', '.join(left_out)}")
+    return written
 
 
 def _no_column(column: str, source: str, names: Iterable[str]) -> ValueError:

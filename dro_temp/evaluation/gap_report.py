@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from dro_temp.evaluation._share import recovered_share
+from dro_temp.evaluation._share import recovered_share, share_cell
 from dro_temp.evaluation._table import html_table, markdown_table
 
 
@@ -126,11 +126,17 @@ class AmortisationGap:
                 ("rank correlation", self.rank_correlation, self.rank_correlation_interval, 2, ""),
             )
         )
+        if share_cell(self.recovered, self.loss_constant - self.loss_optimum) == "–":
+            share = "recovered –"
         return f"{gap}, {share}, {rank} ({100 * self.confidence:g} % bootstrap over rows)"
 
     def _losses(self, loss: float) -> list[str]:
         share = recovered_share(loss, self.loss_constant, self.loss_optimum)
-        return [f"{loss:.4f}", f"{loss - self.loss_optimum:.4f}", f"{100 * share:.1f}"]
+        return [
+            f"{loss:.4f}",
+            f"{loss - self.loss_optimum:.4f}",
+            share_cell(share, self.loss_constant - self.loss_optimum),
+        ]
 
 
 def _cells(tau: TemperatureSpread) -> list[str]:

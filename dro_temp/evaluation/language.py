@@ -12,11 +12,11 @@ from dro_temp.evaluation._batches import Batch, blocks_of_rows, check_batches
 from dro_temp.evaluation._constants import lowest_points
 from dro_temp.evaluation._share import recovered_share
 from dro_temp.evaluation._sums import RowFacts, TemperatureSums
-from dro_temp.evaluation.report import SHARES, LanguageReport, TemperatureScheme
+from dro_temp.evaluation.report import BY_ROBUST, SHARES, LanguageReport, TemperatureScheme
 from dro_temp.interfaces import HostAdapter, Rows, TemperaturePredictor
 from dro_temp.interfaces.modes import evaluating
 
-ONE, BY_LIKELIHOOD, BY_ROBUST = "tau = 1", "best constant (likelihood)", "best constant (robust)"
+ONE, BY_LIKELIHOOD = "tau = 1", "best constant (likelihood)"
 OPTIMUM = "optimum"
 
 

@@ -58,6 +58,7 @@ def _digest(text: str) -> str:
 
 def _text(config: Mapping[str, Any], parameters: int, version: str) -> str:
     kind, made_for = config["class"], config.get("made_for") or {}
+    rho = config.get("rho")
     base = _public(made_for.get("name"))
     header = ["library_name: dro-temp", "tags:", "- dro-temp", "- temperature", "- calibration"]
     if base is not None:
@@ -65,7 +66,7 @@ def _text(config: Mapping[str, Any], parameters: int, version: str) -> str:
     facts = {
         "made for": _made_for(base, made_for),
         "temperatures": f"{config['tau_min']} to {config['tau_max']}",
-        "radius rho of the robust loss": config.get("rho") or "none",
+        "radius rho of the robust loss": "none" if rho is None else round(rho, 4),
         "reads": f"`{json.dumps(config['encoder'])}`",
         "readout": config.get("readout", "none"),
         "parameters": f"{parameters:,}",
@@ -75,7 +76,7 @@ def _text(config: Mapping[str, Any], parameters: int, version: str) -> str:
     front = "\n".join(header)
     loader = f"dt.{kind}" if kind == "TempNet" else kind  # or a class of the author's own
     use = (
-        "Its temperatures multiply into generation:\n\n```python\n"
+        "In generation, scores are divided by its temperatures:\n\n```python\n"
         "processor = dt.TemperatureLogitsProcessor(model, tempnet)\n"
         "model.generate(**prompt, do_sample=True, logits_processor=[processor])\n```\n"
     )
