@@ -590,22 +590,6 @@ def test_an_interruption_says_what_was_saved(files, tmp_path, capfd, monkeypatch
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX knows them")
-def test_ctrl_c_while_importing_ends_without_a_traceback(tmp_path):
-    # In the middle of the package's import, from the thread that imports, as the interpreter delivers Ctrl-C.
-    (tmp_path / "einops.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    code = "import sys; from _dro_temp_command import main; sys.exit(main())"
-    paths = [str(tmp_path), str(Path(dro_temp.__file__).parents[1])]
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--version"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 130
-    assert done.stderr == "\nstopped before anything was done\n"
-
-
 @pytest.mark.parametrize("name", ["./tyni", "~/no/such/tyni", "/no/such/tyni", "models/of/mine"])
 def test_a_folder_of_a_model_that_is_not_there(files, tmp_path, capsys, name):
     assert _fit(files, tmp_path / "run", "--model", name) == 2
