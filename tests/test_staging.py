@@ -533,3 +533,11 @@ def test_an_optimizer_with_other_state_under_a_table_steps():
 
     for _ in range(2):
         optimizer.step(closure)
+
+
+def test_a_table_without_momentum_checks_sample_numbers():
+    """As an objective does in several processes, before any of them writes."""
+    table = dt.IndividualTemperature(4, tau_min=0.1, tau_max=1.0, update=None)
+    table.check(torch.tensor([0, 3]))
+    with pytest.raises(IndexError, match="expected sample numbers from 0 to 3, received"):
+        table.check(torch.tensor([4]))
