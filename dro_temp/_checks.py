@@ -32,12 +32,16 @@ def check_bounds(tau_min: float, tau_max: float) -> None:
         )
 
 
-def check_within(name: str, value: float, lower: float, upper: float) -> None:
-    """Raise unless `lower <= value <= upper`."""
+def check_within(
+    name: str, value: float, lower: float, upper: float, *, default: float | None = None
+) -> None:
+    """Raise unless `lower <= value <= upper`; a message says so where the value may be the default."""
     check_real(name, value, f"Pass a number between {lower} and {upper}.")
     if not (lower <= value <= upper):
+        origin = ", which is the default" if value == default else ""
         raise ValueError(
-            f"expected {name} between {lower} and {upper}, received {name}={value}. Pass a value in that range."
+            f"expected {name} between {lower} and {upper}, received {name}={value}{origin}. Pass {name}=... in that "
+            "range."
         )
 
 
@@ -143,8 +147,16 @@ def check_kind(name: str, value: Any, kind: type, instead: str) -> None:
     """Raise unless `value` is an instance of `kind`."""
     if not isinstance(value, kind):
         raise TypeError(
-            f"expected {name} to be a {kind.__name__}, received {type(value).__name__}. {instead}"
+            f"expected {name} to be {with_article(kind)}, received {type(value).__name__}. {instead}"
         )
+
+
+def with_article(kind: type) -> str:
+    """The name of a class as a sentence has it: "an Objective", "a Rows"; that of None's is None."""
+    name = kind.__name__
+    if kind is type(None):
+        return "None"
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
 
 
 def check_class(name: str, value: Any, kind: type, instead: str) -> None:
@@ -182,19 +194,38 @@ def check_radius(rho: float) -> None:
         )
 
 
-def check_feasible(rho: float, support_size: int) -> None:
+def check_feasible(rho: float, support_size: int, *, instead: str | None = None) -> None:
     """Raise where the KL ball of radius `rho` holds every distribution over the support.
 
     `KL(p||U) <= log m` for every p, so from `rho = log m` on, dF/dtau = rho - KL is never negative and
-    every temperature collapses to tau_min.
+    every temperature collapses to tau_min. `instead` is what to do about it, where a larger batch or an estimator
+    would not help.
     """
     if rho > 0.0 and _holds_everything(rho, support_size):
         raise ValueError(
             f"expected rho < log m, received rho={rho} with m={support_size} outcomes in the support "
             f"(log m = {math.log(max(support_size, 1)):.4g}): the KL ball holds every distribution and the "
-            "temperature collapses to tau_min. Lower rho, or raise m: a larger batch (drop_last=True if this "
-            "is a short last batch), or a LogMovingAverage estimator, which makes m the size of the data set."
+            f"temperature collapses to tau_min. {instead or _LARGER_SUPPORT}"
         )
+
+
+def check_feasible_for(rho: float, num_samples: int) -> None:
+    """As `check_feasible`, for rows of which each has all other samples of a data set as its outcomes."""
+    others = num_samples - 1
+    # Beyond that the number is no advice.
+    enough = (
+        f"; rho={rho} needs a data set of {math.floor(math.exp(rho)) + 2} samples or more"
+        if rho < 30.0
+        else ""
+    )
+    instead = f"Lower rho below log(num_samples - 1) = {math.log(max(others, 1)):.4g}{enough}."
+    check_feasible(rho, others, instead=instead)
+
+
+_LARGER_SUPPORT = (
+    "Lower rho, or raise m: a larger batch (drop_last=True if this is a short last batch), or a LogMovingAverage "
+    "estimator, which makes m the size of the data set."
+)
 
 
 def _holds_everything(rho: float, support_size: int) -> bool:
@@ -216,8 +247,9 @@ def check_index(index: Tensor, num_samples: int) -> Tensor:
     if low < 0 or high >= num_samples:
         raise IndexError(
             f"expected sample numbers from 0 to {num_samples - 1}, received numbers from {low} to {high}. "
-            f"Build the table for the whole data set, for example LogMovingAverage({high + 1}), and number "
-            "samples by their place in the data set (dro_temp.datasets.Indexed does)."
+            f"Build the table for the whole data set, for example LogMovingAverage({high + 1}), or, if the data set "
+            "has grown, call objective.resize(number of samples); and number samples by their place in the data set "
+            "(dro_temp.datasets.Indexed does)."
         )
     return index
 

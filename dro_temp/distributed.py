@@ -86,7 +86,7 @@ def _note(gathered: Tensor | None = None, reduced: Tensor | None = None) -> None
 
 
 def refuse_missing_group() -> None:
-    """Raise where a launcher started several processes and nobody joined them into a group.
+    """Raise where a launcher started several processes that were never joined into a group.
 
     Raises:
         RuntimeError: each of them would train alone, on its own share of the columns.

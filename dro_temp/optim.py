@@ -3,12 +3,18 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dro_temp.estimators import GammaSchedule, LogMovingAverage
 from dro_temp.estimators.gamma import as_schedule
 from dro_temp.interfaces import Committable
+
+#: What torch's optimizers call the state that has one number for each of a parameter's.
+_MOMENTS = frozenset(
+    {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg"}
+    | {"acc_delta", "sum", "prev", "step_size", "ax"}
+)
 
 
 class CompositionalOptimizer(Optimizer):
@@ -153,10 +159,12 @@ class CompositionalOptimizer(Optimizer):
 
         Raises:
             RuntimeError: the objective has memory, and nothing was proposed since the last step.
+            ValueError: a table of the objective has grown, and the base's moments of it have not.
         """
         if closure is None and self._only_makes_state():
             self.base.step()
             return None
+        self._refuse_old_moments()
         if closure is None:
             self._refuse_without_proposals()
             loss: float | None = self.base.step()
@@ -187,6 +195,19 @@ class CompositionalOptimizer(Optimizer):
                 "output.loss (autograd.grad over some parameters does not reach a table of individual temperatures); "
                 "of several optimizers over one objective, wrap only the one that steps last."
             )
+
+    def _refuse_old_moments(self) -> None:
+        tables = (p for staged in self.objective.memory_modules() for p in staged.memory_parameters())
+        for table in tables:
+            # Under the first parameter, some optimizers keep other things of other lengths (LBFGS): only names that
+            # are known to be moments count.
+            for name, x in self.base.state.get(table, {}).items():
+                if name in _MOMENTS and isinstance(x, Tensor) and x.shape != table.shape:
+                    raise ValueError(
+                        f"expected the optimizer's {name} of a table of {len(table)} samples, received that of "
+                        f"{len(x)}. Load the optimizer's state before the table is given another size, and pass the "
+                        f"optimizer: objective.resize({len(table)}, optimizer=optimizer)."
+                    )
 
     def __getstate__(self) -> dict[str, Any]:
         """Copied and pickled as a whole: base and objective keep sharing their parameters."""

@@ -593,7 +593,7 @@ def generator():
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"objective": lambda: nn.Linear(2, 2)}, TypeError, "to be a Objective, received Linear.*model.module"),
+        ({"objective": lambda: nn.Linear(2, 2)}, TypeError, "to be an Objective, received Linear.*model.module"),
         ({"objective": lambda: dt.Objective(classifier().host, dt.ConstantTemperature(1.0), dt.InfoNCELoss())},
          TypeError, r"KLRobustLoss in view 'class'.*received InfoNCELoss.*dt\.KLRobustLoss\(rho=1\.0\)"),
         ({"objective": lambda: classifier(dt.ConstantTemperature(0.3))}, ValueError,

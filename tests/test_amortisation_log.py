@@ -145,7 +145,7 @@ def test_training_narrows_the_gap():
         ({"confidence": 0.0}, ValueError, "confidence above 0"),
         ({"batches": data()[0]}, TypeError, "as several batches"),
         ({"batches": iter([data()])}, TypeError, "more than once"),
-        ({"objective": torch.nn.Linear(2, 2)}, TypeError, "to be a Objective"),
+        ({"objective": torch.nn.Linear(2, 2)}, TypeError, "to be an Objective"),
     ],
 )
 def test_refuses(change, error, said):

@@ -436,3 +436,90 @@ def test_an_input_that_is_right_after_all_has_the_exact_result(name, no_shape_ch
     world.objective.discard()
     torch.manual_seed(0)
     torch.testing.assert_close(value, case.equal(world), rtol=0, atol=0, equal_nan=True)
+
+
+# What a message says -------------------------------------------------------------------------------------
+
+
+def test_a_recipe_whose_radius_needs_more_samples_says_how_many():
+    host = _towers()
+    for build in (
+        lambda n: dt.recipes.isogclr(host, num_samples=n),
+        lambda n: dt.recipes.tempnet(host, num_samples=n, width=4),
+        lambda n: dt.recipes.tempnet_queued(host, num_samples=n, width=4),
+        lambda n: dt.recipes.fastclip_v2(host, num_samples=n, **_EPOCHS),
+        lambda n: dt.recipes.fastclip_v3(host, num_samples=n, rho=7.0, **_EPOCHS),
+    ):
+        with pytest.raises(
+            ValueError, match=r"rho < log m, received rho=7.0 with m=999.*of 1098 samples or more"
+        ):
+            build(1000)
+        with pytest.raises(ValueError, match="data set of 1098 samples or more"):
+            build(1097)
+        build(1098)  # log 1097 = 7.0003
+
+
+def test_no_estimator_is_advised_where_there_is_one():
+    rows = dt.Rows(torch.randn(4, 5), torch.zeros(4, dtype=torch.long), index=torch.arange(4))
+    with raises(ValueError, "rho < log m") as caught:
+        dt.KLRobustLoss(4.0, estimator=dt.LogMovingAverage(20))(rows, 1.0)
+    assert "a LogMovingAverage" not in str(caught.value)
+    with raises(ValueError, "rho < log m") as caught:
+        dt.KLRobustLoss(4.0)(rows, 1.0)
+    assert "a LogMovingAverage" in str(caught.value)
+
+
+def test_a_sample_number_beyond_a_table_may_be_of_a_data_set_that_grew():
+    table = dt.IndividualTemperature(4, tau_min=0.1, tau_max=1.0)
+    with pytest.raises(IndexError, match=r"received numbers from 0 to 9.*has grown, call objective.resize\("):
+        table(index=torch.tensor([0, 9]))
+
+
+@pytest.mark.parametrize(
+    ("batch", "received"),
+    [
+        (
+            {"inputs": torch.randn(2, 6), "labels": SOME[:2], "idx": SOME[:2]},
+            "received the unexpected keyword 'idx'",
+        ),
+        ({"inputs": torch.randn(2, 6)}, "received a batch without 'labels'"),
+    ],
+)
+def test_arguments_that_a_host_does_not_take(batch, received):
+    host = dt.hosts.Classifier(nn.Linear(6, 10))
+    with pytest.raises(TypeError, match=received):
+        host(**batch)
+    with pytest.raises(TypeError, match="received too many positional arguments"):
+        host(torch.randn(2, 6), SOME[:2], SOME[:2], 3)
+    with pytest.raises(TypeError, match="received two values for 'labels'"):
+        host(torch.randn(2, 6), SOME[:2], labels=SOME[:2])
+
+
+@pytest.mark.parametrize("inputs", ["logits", "statistics"])
+def test_plain_logits_for_a_predictor_of_scores(inputs):
+    bounds = {"tau_min": 0.1, "tau_max": 4.0}
+    encoder = dt.StatisticsEncoder() if inputs == "statistics" else None
+    predictor = dt.TempNet(encoder, **bounds) if encoder else dt.TempNet.for_logits(10, **bounds)
+    wanted = (
+        r"expected scores \(support=dro_temp.Support\(logits\)\) for TempNet, received features.*no scores"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        predictor(torch.randn(4, 10))
+    assert predictor(support=dt.Support(torch.randn(4, 10))).shape == (4,)
+
+
+def test_a_default_that_was_not_typed_is_called_one():
+    for build in (dt.LearnableTemperature, lambda **b: dt.recipes.fastclip_v0(_towers(), 20, **_EPOCHS, **b)):
+        with pytest.raises(ValueError, match=r"received tau_init=0.07, which is the default. Pass tau_init="):
+            build(tau_min=0.1, tau_max=4.0)
+    with pytest.raises(ValueError, match=r"received tau_init=0.03, which is the default. Pass tau_init="):
+        dt.recipes.fastclip_v2(_towers(), 20, **_EPOCHS, rho=1.0, tau_min=0.1)
+    with pytest.raises(ValueError, match=r"tau_init=0.05\. Pass"):
+        dt.LearnableTemperature(0.05, tau_min=0.1)
+
+
+_EPOCHS = {"epochs": 2, "steps_per_epoch": 3}
+
+
+def _towers():
+    return dt.hosts.TwoTower(nn.Linear(6, 4), nn.Linear(5, 4))

@@ -409,7 +409,7 @@ BAD_PARTS = [
     (lambda: dt.TiltedRisk(0.0), ValueError, r"a tilt other than 0.*received tilt=0.*MeanRisk\(\)"),
     (lambda: dt.TiltedRisk(math.inf), ValueError, r"a finite tilt, received tilt=inf"),
     (lambda: dt.TiltedRisk("1"), TypeError, r"tilt as a number, received str"),
-    (lambda: dt.TiltedRisk(1.0, estimator=0.9), TypeError, r"estimator to be a Estimator, received float"),
+    (lambda: dt.TiltedRisk(1.0, estimator=0.9), TypeError, r"estimator to be an Estimator, received float"),
     (lambda: dt.CVaRRisk(0.0), ValueError, r"alpha in \(0, 1\], received alpha=0.0"),
     (lambda: dt.CVaRRisk(1.1), ValueError, r"alpha in \(0, 1\], received alpha=1.1"),
     (lambda: dt.CVaRRisk(True), TypeError, r"alpha as a number, received bool"),

@@ -388,9 +388,15 @@ def test_individual_temperatures_grow():
     table.resize(4)
     assert table.tau.tolist() == [*old, 0.5, 0.5]
     assert table.momentum.tolist() == [*momentum, 0.0, 0.0]
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
-    with pytest.raises(ValueError, match="expected the optimizer that trains this table"):
-        table.resize(5, optimizer=optimizer)
+    other = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+    table.resize(5, optimizer=other)  # one call serves all kinds of tables
+    assert len(table.tau) == 5
+    trained = dt.IndividualTemperature(2, tau_min=0.1, tau_max=1.0, update=None)
+    with pytest.raises(
+        ValueError, match=r"expected the optimizer that trains this table.*received one without"
+    ):
+        trained.resize(5, optimizer=other)
+    assert len(trained.tau) == 2
 
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)])
@@ -441,3 +447,97 @@ def test_a_run_goes_on_with_a_data_set_that_grew():
     assert all(len(memory.tau) == small.N + 7 for memory in fresh.memory_modules() if hasattr(memory, "tau"))
     with pytest.raises(ValueError, match=rf"Build .*\({small.N}, \.\.\.\).*\.resize\({small.N + 7}\)"):
         fresh.load_state_dict(states[0])
+
+
+def _with_a_trained_table():
+    """Estimators, a table with its own update, and one that the base optimizer trains."""
+    host = dt.hosts.TwoTower(torch.nn.Linear(6, 4), torch.nn.Linear(5, 4))
+    bounds = {"tau_min": 0.1, "tau_max": 1.0}
+    predictor = {
+        "image": dt.IndividualTemperature(8, update=None, **bounds),
+        "text": dt.IndividualTemperature(8, **bounds),
+    }
+    loss = {view: dt.KLRobustLoss(1.0, estimator=dt.LogMovingAverage(8)) for view in host.views}
+    risk = {view: dt.TiltedRisk(1.0, estimator=dt.LogMovingAverage(1)) for view in host.views}
+    objective = dt.Objective(host, predictor, loss, risk=risk)
+    base = torch.optim.AdamW(objective.param_groups(lr=1e-2))
+    return objective, dt.CompositionalOptimizer(base, objective)
+
+
+def _propose(objective, index):
+    n = len(index)
+    objective(torch.randn(n, 6), torch.randn(n, 5), index=torch.tensor(index)).loss.backward()
+
+
+def _sizes(objective):
+    tables = (*objective.predictors.values(), *(loss.estimator for loss in objective.losses.values()))
+    return [table.num_samples for table in tables]
+
+
+def test_all_tables_of_an_objective_grow_or_none_does():
+    objective, optimizer = _with_a_trained_table()
+    _propose(objective, [0, 3, 7])
+    with pytest.raises(RuntimeError, match="expected no pending proposals"):
+        objective.resize(12, optimizer=optimizer)
+    optimizer.step()
+    optimizer.zero_grad()
+    with pytest.raises(ValueError, match=r"at least the 8 samples.*shrink=True"):
+        objective.resize(5, optimizer=optimizer)
+    # The last table of all is the one that refuses.
+    objective.losses["text"].estimator.stage(torch.tensor([0]), torch.tensor([1.0]))
+    with pytest.raises(RuntimeError, match="expected no pending proposals"):
+        objective.resize(12, optimizer=optimizer)
+    objective.discard()
+    other = torch.optim.SGD(objective.host.parameters(), 0.1)
+    with pytest.raises(ValueError, match="expected the optimizer that trains this table"):
+        objective.resize(12, optimizer=other)
+    assert _sizes(objective) == [8] * 4
+    objective.resize(12, optimizer=optimizer)
+    assert _sizes(objective) == [12] * 4
+    assert [risk.estimator.num_samples for risk in objective.risks.values()] == [1, 1]
+    _propose(objective, [11, 0, 8])
+    optimizer.step()
+    assert objective.losses["image"].estimator.log_u[11].isfinite()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)])
+def test_moments_that_did_not_grow_are_named(kind):
+    objective, _ = _with_a_trained_table()
+    optimizer = dt.CompositionalOptimizer(kind(objective.param_groups(lr=1e-2)), objective)
+    _propose(objective, [0, 3, 7])
+    optimizer.step()
+    optimizer.zero_grad()
+    objective.resize(12)
+    _propose(objective, [11, 0, 8])
+    weight = objective.host.image_encoder.weight.clone()
+    with pytest.raises(
+        ValueError, match=r"of a table of 12 samples, received that of 8.*optimizer=optimizer"
+    ):
+        optimizer.step()
+    assert torch.equal(weight, objective.host.image_encoder.weight)
+
+
+def test_an_optimizer_with_other_state_under_a_table_steps():
+    table = dt.IndividualTemperature(8, tau_min=0.1, tau_max=1.0, update=None)
+    host = dt.hosts.Classifier(torch.nn.Linear(6, 10), None)
+    objective = dt.Objective(host, table, dt.KLRobustLoss(1.0))
+    base = torch.optim.LBFGS([table.tau, *host.parameters()], lr=1e-3, max_iter=2)
+    optimizer = dt.CompositionalOptimizer(base, objective)
+    batch = torch.randn(4, 6), torch.randint(10, (4,))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = objective(*batch, index=torch.arange(4)).loss
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        optimizer.step(closure)
+
+
+def test_a_table_without_momentum_checks_sample_numbers():
+    """As an objective does in several processes, before any of them writes."""
+    table = dt.IndividualTemperature(4, tau_min=0.1, tau_max=1.0, update=None)
+    table.check(torch.tensor([0, 3]))
+    with pytest.raises(IndexError, match="expected sample numbers from 0 to 3, received"):
+        table.check(torch.tensor([4]))

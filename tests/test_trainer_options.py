@@ -267,6 +267,11 @@ def test_a_trainer_of_something_else_is_refused(tmp_path):
         log_temperatures(trainer(language_model(), tmp_path))
 
 
+def test_what_is_no_trainer_at_all_is_refused():
+    with pytest.raises(TypeError, match=r"received Linear without a model\. Write"):
+        log_temperatures(torch.nn.Linear(2, 2))
+
+
 def _in_a_process(rank, world):
     from dro_temp.integrations._temperatures import TemperatureSums
 

@@ -77,19 +77,23 @@ class LogTable(Estimator, Staged):
         index, log_g = index[keep], log_g[keep]
         self.put("log_u", index, self._updated(index, log_g))
 
-    def resize(self, num_samples: int, *, shrink: bool = False) -> None:
+    def resize(
+        self, num_samples: int, *, shrink: bool = False, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
         """Go on with a data set of another size: estimates stay, samples that came new were never seen.
 
         Args:
             num_samples: size of the data set as it is now; the samples that there were keep their numbers.
             shrink: True to let it be smaller, which forgets the last samples.
+            optimizer: not used: no optimizer trains this table. `IndividualTemperature.resize` takes one.
 
         Raises:
             RuntimeError: proposals are pending: resize after `optimizer.step()`.
             ValueError: a smaller size without `shrink`, or one below 1.
         """
+        self.refuse_resize(num_samples, shrink=shrink, optimizer=optimizer)
         num_samples = check_count("num_samples", num_samples)
-        self.resize_tables(num_samples, shrink=shrink)
+        self.resize_tables(num_samples)
         self.num_samples = num_samples
 
     def population(self, batch_support: int) -> int:

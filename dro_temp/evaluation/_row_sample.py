@@ -35,7 +35,7 @@ class Part:
 
 
 class RowSample:
-    """A number of rows without replacement, from a stream whose length nobody knows: those of the smallest lots.
+    """A number of rows without replacement, from a stream of unknown length: those of the smallest lots.
 
     Scores that are products stay products. Only where a host gives a matrix are scores held, of at most twice as many
     rows as are wanted.

@@ -1,4 +1,4 @@
-"""Class names in sentences, encoded: the weights of a classifier that nobody trained."""
+"""Class names in sentences, encoded: the weights of a classifier without training."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

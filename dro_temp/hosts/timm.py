@@ -82,7 +82,7 @@ class Timm(HostAdapter):
             classifier = self.model.get_classifier()
             return LinearScores(hidden, classifier.weight, classifier.bias), hidden
         scores = _logits(self.model.forward_head(maps))
-        with torch.no_grad():  # nobody's gradient passes through what predictors read
+        with torch.no_grad():  # no gradient passes through what predictors read
             hidden = _hidden(self.model, maps)
         return scores, hidden
 

@@ -84,7 +84,7 @@ class Committable(nn.Module):
     def discard_backpropagated(self) -> None:
         """Forget what belongs to gradients that are being cleared without a step having been taken.
 
-        A gradient scaler that finds an overflow skips the step and says so to nobody; the clearing of the
+        A gradient scaler that finds an overflow skips the step without saying so; the clearing of the
         gradients tells. Forwards that are still to be backpropagated keep their proposals.
         """
         self._ledger.discard_backpropagated(self.parameters())

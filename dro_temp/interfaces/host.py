@@ -1,6 +1,7 @@
 """The contract of a host adapter."""
 
 import inspect
+import re
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, final
 
@@ -71,8 +72,8 @@ class HostAdapter(nn.Module, ABC):
         except TypeError as unfit:
             takes = ", ".join(str(parameter).split(":")[0] for parameter in signature.parameters.values())
             raise TypeError(
-                f"expected a batch for {type(self).__name__}, which takes ({takes}), received one with {unfit}. Pass "
-                "these, by place or by name; count= and group= go to the objective."
+                f"expected a batch for {type(self).__name__}, which takes ({takes}), received {_unfit(str(unfit))}. "
+                "Pass these, by place or by name; count= and group= go to the objective."
             ) from error
 
     def train(self, mode: bool = True) -> "HostAdapter":
@@ -80,3 +81,10 @@ class HostAdapter(nn.Module, ABC):
         self.objective_trains = mode
         super().train(mode and not self.frozen)
         return self
+
+
+def _unfit(said: str) -> str:
+    """What `inspect` says of arguments that do not fit, as the object of "received"."""
+    said = re.sub(r"^got an unexpected keyword argument", "the unexpected keyword", said)
+    said = re.sub(r"^missing a required (keyword-only )?argument:", "a batch without", said)
+    return re.sub(r"^multiple values for argument", "two values for", said)

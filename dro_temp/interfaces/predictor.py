@@ -23,6 +23,19 @@ from dro_temp.kernels.products import whole_rows
 
 Readable: TypeAlias = Literal["features", "index", "support", "summary"]
 
+_PASS: dict[str, str] = {
+    "features": "features=...",
+    "index": "index=...",
+    "support": "support=dro_temp.Support(scores)",
+    "summary": "support=dro_temp.Support(scores)",
+}
+_TYPED: dict[str, str] = {
+    "features": "features",
+    "index": "index",
+    "support": "scores (support=dro_temp.Support(logits))",
+    "summary": "scores (support=dro_temp.Support(logits))",
+}
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -138,11 +151,19 @@ class TemperaturePredictor(nn.Module, ABC):
         given = {"features": features, "index": index, "support": support, "summary": summary}
         missing = sorted(name for name in self.reads if given[name] is None)
         if missing:
-            missing = ["support" if name == "summary" else name for name in missing]
+            wanted = ", ".join(dict.fromkeys(_TYPED[name] for name in sorted(self.reads)))
+            absent = list(
+                dict.fromkeys("scores" if name in ("summary", "support") else name for name in missing)
+            )
+            unread = (
+                ""
+                if features is None or "features" in self.reads
+                else "features, which it does not read, and "
+            )
             raise ValueError(
-                f"expected {', '.join(sorted(self.reads))} for {type(self).__name__}, received no "
-                f"{' and no '.join(missing)}. Pass {', '.join(f'{name}=...' for name in missing)}; in an "
-                "Objective the host's Rows carry them (index: call objective(..., index=index))."
+                f"expected {wanted} for {type(self).__name__}, received {unread}no {' and no '.join(absent)}. Pass "
+                f"{', '.join(dict.fromkeys(_PASS[name] for name in missing))}; in an Objective the host's Rows carry "
+                "them (index: call objective(..., index=index))."
             )
         if shape is None:
             shape = _leading_shape(features, index, summary, support)

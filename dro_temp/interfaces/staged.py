@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from dro_temp._checks import check_index
+from dro_temp._checks import check_count, check_flag, check_index, check_kind
 
 _ROUNDED = (torch.float16, torch.bfloat16)
 
@@ -46,24 +46,35 @@ class Staged(nn.Module, ABC):
         self.register_buffer(name, table)
         self._starts[name] = start
 
-    def resize_tables(self, num_samples: int, *, shrink: bool) -> None:
+    def resize_tables(self, num_samples: int) -> None:
         """Give the tables of `remember` another size: entries stay, new ones start as all did.
 
         Args:
-            num_samples: the new size.
-            shrink: True to let it be smaller, which forgets the last samples.
-
-        Raises:
-            RuntimeError: proposals are pending.
-            ValueError: a smaller size without `shrink`.
+            num_samples: the new size; see `refuse_resize` for what is to be checked before.
         """
-        self.refuse_resize(num_samples, min(len(getattr(self, name)) for name in self.memory), shrink)
         for name, start in self._starts.items():
             table = grown(getattr(self, name), num_samples, start)
             self._buffers[name] = _pinned(table) if self.on_host else table
 
-    def refuse_resize(self, num_samples: int, size: int, shrink: bool) -> None:
-        """Raise where a table may not be given this size; see `resize_tables`."""
+    def refuse_resize(
+        self, num_samples: int, *, shrink: bool, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        """Raise where the tables may not be given this size; nothing is changed.
+
+        Args:
+            num_samples: the new size.
+            shrink: True to let it be smaller, which forgets the last samples.
+            optimizer: the one that trains tables which are parameters.
+
+        Raises:
+            TypeError: a size that is no int, or no optimizer.
+            RuntimeError: proposals are pending.
+            ValueError: a smaller size without `shrink`, or one below 1; an optimizer that does not train the table.
+        """
+        check_count("num_samples", num_samples)
+        check_flag("shrink", shrink)
+        size = self._size()
+        self._refuse_other_optimizer(optimizer)
         if self.pending:
             raise RuntimeError(
                 "expected no pending proposals before a table is given another size, received some of the last "
@@ -75,10 +86,32 @@ class Staged(nn.Module, ABC):
                 "shrink=True to forget the last ones."
             )
 
+    def _refuse_other_optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
+        if optimizer is None:
+            return
+        instead = "Pass the one that trains the table, or leave it out."
+        check_kind("optimizer", optimizer, torch.optim.Optimizer, instead)
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if any(p.requires_grad and id(p) not in trained for p in self.memory_parameters()):
+            raise ValueError(
+                f"expected the optimizer that trains this table, received one without the parameter of this "
+                f"{type(self).__name__}. Build it from objective.param_groups(lr=..., tau_lr=...), or leave it out if "
+                "there is none yet."
+            )
+
+    def memory_parameters(self) -> list[nn.Parameter]:
+        """Those of the tables that a base optimizer trains."""
+        tables = (self._parameters.get(name) for name in self.memory)
+        return [table for table in tables if table is not None]
+
+    def _size(self) -> int:
+        """Number of samples that the tables have; a leaf may hold fewer tables than `memory` names."""
+        return min(len(getattr(self, name)) for name in self.memory if hasattr(self, name))
+
     def check(self, index: Tensor) -> None:
         """Raise where a sample number is outside the tables."""
         if self.memory:
-            check_index(index, min(len(getattr(self, name)) for name in self.memory))
+            check_index(index, self._size())
 
     def read(self, name: str, index: Tensor) -> Tensor:
         """Entries of a table: where the table is, or, with `on_host`, where the index is."""

@@ -138,7 +138,7 @@ class Sweep:
             p.transform.apply_(scores)
 
     def _tilted(self, scores: Scores, tau: PerRow, gradients: ProductGradients) -> Tilted:
-        if not gradients.wanted:  # nobody reads weights: a frozen host
+        if not gradients.wanted:  # weights are not read: a frozen host
             sums = self.passes.sum_rows(scores, tau)
             return Tilted(scores, sums.top, sums.total, sums.excess)
         return self.passes.tilt_(scores, tau, excess=not gradients.means, factor=gradients.factor)

@@ -39,7 +39,7 @@ def borrow(purpose: str, rows: int, columns: int, like: Tensor, dtype: torch.dty
 
 
 def give_back(purpose: str, matrix: Tensor) -> None:
-    """Nobody uses the matrix any more; the next one that is borrowed may have its memory."""
+    """The matrix is no longer used; the next one that is borrowed may have its memory."""
     if matrix.device.type == "cpu" and matrix._base is not None:
         _free.pieces[purpose, matrix.dtype] = matrix._base
 

@@ -7,7 +7,7 @@ from dro_temp._checks import check_count
 from dro_temp._typing import Features, RowIndex
 from dro_temp.interfaces import Staged
 
-#: A key whose sample nobody named; no sample has this number.
+#: A key whose sample has no name; no sample has this number.
 NAMELESS = -1
 
 

@@ -6,6 +6,8 @@ from dro_temp._typing import PerRow
 from dro_temp.estimators import Estimator, Exact
 from dro_temp.interfaces import Impl, LogMeanExpLoss, Rows
 
+_LOWER = "Lower rho: the estimator's m is that of the whole data set already, and no larger batch raises it."
+
 
 class KLRobustLoss(LogMeanExpLoss):
     r"""$F_i(\tau_i) = \tau_i \left(\log \mathbb{E}_j\, e^{h_{ij}/\tau_i} + \rho\right)$ over each row's support.
@@ -49,7 +51,8 @@ class KLRobustLoss(LogMeanExpLoss):
     def of_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
         """The dual value, with the estimator's compositional gradient."""
         if rows.support_size > 0:
-            check_feasible(self.rho, self.estimator.population(rows.support_size))
+            instead = None if self.row_by_row else _LOWER
+            check_feasible(self.rho, self.estimator.population(rows.support_size), instead=instead)
         log_u = self.estimator.propose(rows.index, log_g, rows.valid)
         return F.dual_value(log_g, tau, rho=self.rho, log_u=log_u)
 

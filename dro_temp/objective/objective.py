@@ -249,6 +249,41 @@ class Objective(Committable):
             others = [r.features for other, r in rows.items() if other != view and r.features is not None]
             self.predictors[view].start_prototypes(torch.cat(others))  # type: ignore[operator]
 
+    def resize(
+        self, num_samples: int, *, shrink: bool = False, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        """Go on with a data set of another size: every table of samples gets it, or, on an error, none does.
+
+        Old samples keep their numbers and entries, new ones start as all did. Queues of keys and risks, which hold
+        nothing for each sample, stay as they are. Call it between steps, before the objective is wrapped for several
+        processes.
+
+        Args:
+            num_samples: size of the data set as it is now.
+            shrink: True to let it be smaller, which forgets the last samples.
+            optimizer: the optimizer that trains the objective, if there is one already. Only an
+                `IndividualTemperature` with `update=None` needs it: its moments grow with the table.
+
+        Raises:
+            RuntimeError: proposals are pending: resize after `optimizer.step()`.
+            ValueError: a smaller size without `shrink`, or one below 1; an optimizer that does not train a table which
+                is a parameter.
+
+        Example:
+            >>> import torch, dro_temp as dt
+            >>> host = dt.hosts.TwoTower(torch.nn.Linear(6, 4), torch.nn.Linear(5, 4))
+            >>> objective = dt.recipes.sogclr(host, num_samples=100)
+            >>> objective.resize(120)
+            >>> objective.losses["image"].estimator
+            LogMovingAverage(120)
+        """
+        parts = (*self.predictors.modules(), *self.losses.modules(), *self.tau_losses.modules())
+        tables = [part for part in staged_modules(parts) if hasattr(part, "resize")]
+        for table in tables:
+            table.refuse_resize(num_samples, shrink=shrink, optimizer=optimizer)
+        for table in tables:
+            table.resize(num_samples, shrink=shrink, optimizer=optimizer)  # type: ignore[operator]
+
     def _checked_parts(self, prefix: str) -> list[tuple[str, nn.Module]]:
         # Without the host: models of others may convert what they load.
         names = ("predictors", "losses", "tau_losses", "risks", "penalties")

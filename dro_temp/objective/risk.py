@@ -77,7 +77,7 @@ def _risk_of_all(
 ) -> Tensor:
     if trains:
         # Every process takes the risk of all rows. Gradients come back summed over processes, and data parallel
-        # training averages them: that is the gradient of the one risk. An evaluation waits for nobody.
+        # training averages them: that is the gradient of the one risk. An evaluation waits for no other process.
         values, _ = distributed.gather_rows_with_gradient(values)
         weight, _ = distributed.gather_rows(weight)
         group = None if group is None else distributed.gather_rows(group)[0]

@@ -157,18 +157,17 @@ class IndividualTemperature(TemperaturePredictor, Staged):
             num_samples: size of the data set as it is now; the samples that there were keep their numbers.
             shrink: True to let it be smaller, which forgets the last samples.
             optimizer: with `update=None`, the optimizer that trains the table, if there is one already: its moments
-                grow with the table, from zero.
+                grow with the table, from zero. With an update of the table's own it is not used.
 
         Raises:
             RuntimeError: proposals are pending: resize after `optimizer.step()`.
             ValueError: a smaller size without `shrink`, or one below 1; an optimizer that does not train the table.
         """
+        self.refuse_resize(num_samples, shrink=shrink, optimizer=optimizer)
         num_samples = check_count("num_samples", num_samples)
-        _check_trains(optimizer, self.tau)
         if self.update is not None:
-            self.resize_tables(num_samples, shrink=shrink)
+            self.resize_tables(num_samples)
         else:
-            self.refuse_resize(num_samples, self.num_samples, shrink)
             # The parameter stays the same object: optimizers and wrappers know it by that.
             self.tau.data, self.tau.grad = grown(self.tau.data, num_samples, self._start), None
             state = {} if optimizer is None else optimizer.state.get(self.tau, {})
@@ -180,16 +179,3 @@ class IndividualTemperature(TemperaturePredictor, Staged):
     def extra_repr(self) -> str:
         """Size and update."""
         return f"{self.num_samples}, {super().extra_repr()}, update={self.update}"
-
-
-def _check_trains(optimizer: torch.optim.Optimizer | None, tau: Tensor) -> None:
-    if optimizer is None:
-        return
-    check_kind(
-        "optimizer", optimizer, torch.optim.Optimizer, "Leave it out, or pass the one that trains the table."
-    )
-    if not any(p is tau for group in optimizer.param_groups for p in group["params"]):
-        raise ValueError(
-            "expected the optimizer that trains this table, received one that does not: with an update of its own no "
-            "optimizer does. Leave it out, or build the table with update=None."
-        )

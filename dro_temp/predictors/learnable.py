@@ -37,7 +37,7 @@ class LearnableTemperature(TemperaturePredictor):
 
     def __init__(self, tau_init: float = 0.07, *, tau_min: float = 0.01, tau_max: float = 1.0) -> None:
         super().__init__(tau_min=tau_min, tau_max=tau_max)
-        check_within("tau_init", tau_init, tau_min, tau_max)
+        check_within("tau_init", tau_init, tau_min, tau_max, default=0.07)
         self.log_tau = nn.Parameter(torch.tensor([math.log(tau_init)]))  # [1]: FSDP shards no scalars
 
     def extra_repr(self) -> str:

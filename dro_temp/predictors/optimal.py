@@ -96,7 +96,8 @@ class OptimalTemperature(TemperaturePredictor):
                 f"for another entropy. Build OptimalTemperature.of_entropy(..., outcomes={reading.support.size})."
             )
         if reading.support.size > 0:
-            check_feasible(self.rho, reading.support.size)
+            instead = "Lower rho, or raise m: rows with more outcomes, such as a larger batch of pairs."
+            check_feasible(self.rho, reading.support.size, instead=instead)
         # KL(p||U) does not change when a constant is added to a row: scores serve as well as margins, and the
         # target's identity is not needed.
         return F.optimal_tau(

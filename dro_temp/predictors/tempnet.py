@@ -185,7 +185,7 @@ class TempNet(Pretrained, TemperaturePredictor):
         head = LanguageHead.of(model)
         if rho is not None:
             check_radius(rho)
-            check_feasible(rho, head.outcomes or 0)
+            check_feasible(rho, head.outcomes or 0, instead="Lower rho: m is the size of the vocabulary.")
         encoder = encoder_for_lm(head, inputs, width=width, dropout=dropout, centred=centred)
         if readout is None:
             readout = PooledReadout if is_the_papers(inputs) else ResidualReadout

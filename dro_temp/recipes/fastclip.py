@@ -4,7 +4,7 @@ What is written here is what the paper says. Where the released code (commit efd
 docstring says so.
 """
 
-from dro_temp._checks import check_count
+from dro_temp._checks import check_bounds, check_count, check_within
 from dro_temp.estimators import CosineGamma, LogMovingAverage
 from dro_temp.interfaces import HostAdapter
 from dro_temp.losses import EntropicRiskLoss
@@ -129,6 +129,9 @@ def fastclip_v2(
 
     Source: arXiv 2407.01445 (FastCLIP).
     """
+    if tau_init is not None:
+        check_bounds(tau_min, tau_max)
+        check_within("tau_init", tau_init, tau_min, tau_max, default=0.03)
     return isogclr(
         host,
         num_samples,
@@ -181,5 +184,5 @@ def fastclip_v3(
     return Objective(
         host,
         LearnableTemperature(tau_init, tau_min=tau_min, tau_max=tau_max),
-        robust(host, rho, lambda: LogMovingAverage(num_samples, gamma=schedule)),
+        robust(host, rho, num_samples, schedule),
     )

@@ -1,7 +1,7 @@
 """Robust losses of the whole data set whose temperatures a network predicts."""
 
 from dro_temp._checks import check_count
-from dro_temp.estimators import GammaSchedule, LogMovingAverage
+from dro_temp.estimators import GammaSchedule
 from dro_temp.interfaces import HostAdapter
 from dro_temp.losses import KLRobustLoss, QueuedLoss
 from dro_temp.objective import Objective
@@ -44,7 +44,7 @@ def tempnet(
     predictor = {
         view: TempNet(width, tau_min=tau_min, tau_max=tau_max, tau_init=tau_init) for view in views_of(host)
     }
-    return Objective(host, predictor, robust(host, rho, lambda: LogMovingAverage(num_samples, gamma=gamma)))
+    return Objective(host, predictor, robust(host, rho, num_samples, gamma))
 
 
 def tempnet_queued(
@@ -111,5 +111,5 @@ def tempnet_queued(
         host,
         lambda: QueuedLoss(KLRobustLoss(rho), size=size, features=width, replay=min(replay, size)),
     )
-    loss = robust(host, rho, lambda: LogMovingAverage(num_samples, gamma=gamma))
+    loss = robust(host, rho, num_samples, gamma)
     return Objective(host, predictor, loss, tau_loss=tau_loss)

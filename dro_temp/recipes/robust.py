@@ -5,8 +5,8 @@ Train them with `CompositionalOptimizer`, which writes that memory, and pass `in
 
 from collections.abc import Callable
 
-from dro_temp._checks import check_kind
-from dro_temp.estimators import Estimator, GammaSchedule, LogMovingAverage, Scent
+from dro_temp._checks import check_count, check_feasible_for, check_kind, check_radius
+from dro_temp.estimators import GammaSchedule, LogMovingAverage, Scent
 from dro_temp.hosts import WithReference
 from dro_temp.interfaces import HostAdapter, RobustLoss
 from dro_temp.losses import EntropicRiskLoss, KLRobustLoss
@@ -29,9 +29,14 @@ def per_view(host: HostAdapter, build: Callable[[], RobustLoss]) -> dict[str, Ro
     return {view: build() for view in views_of(host)}
 
 
-def robust(host: HostAdapter, rho: float, estimator: Callable[[], Estimator]) -> dict[str, RobustLoss]:
-    """The KL-robust loss of each view, with an estimator of its own."""
-    return per_view(host, lambda: KLRobustLoss(rho, estimator=estimator()))
+def robust(
+    host: HostAdapter, rho: float, num_samples: int, gamma: float | GammaSchedule
+) -> dict[str, RobustLoss]:
+    """The KL-robust loss of each view, with a moving average of its own; a radius too large for it is refused now."""
+    views_of(host)
+    check_radius(rho)
+    check_feasible_for(rho, check_count("num_samples", num_samples))
+    return per_view(host, lambda: KLRobustLoss(rho, estimator=LogMovingAverage(num_samples, gamma=gamma)))
 
 
 def sogclr(
@@ -58,7 +63,7 @@ def sogclr(
     return Objective(
         host,
         ConstantTemperature(tau),
-        robust(host, 0.0, lambda: LogMovingAverage(num_samples, gamma=gamma)),
+        robust(host, 0.0, num_samples, gamma),
     )
 
 
@@ -107,7 +112,7 @@ def isogclr(
         )
         for view in views_of(host)
     }
-    return Objective(host, predictor, robust(host, rho, lambda: LogMovingAverage(num_samples, gamma=gamma)))
+    return Objective(host, predictor, robust(host, rho, num_samples, gamma))
 
 
 def drrho(

@@ -80,7 +80,7 @@ class KLRisk(SampleRisk):
         )
 
     def _refuse_collapse(self, weight: PerRow) -> None:
-        # What an estimator has seen is more than a batch, and nobody knows how much more. A count waits.
+        # What an estimator has seen is more than a batch, and how much more is not known. A count waits.
         if not self.estimator.row_by_row or torch.compiler.is_compiling():
             return
         count = int((weight > 0).sum())

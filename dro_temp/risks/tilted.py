@@ -12,7 +12,7 @@ class TiltedRisk(SampleRisk):
     r"""$\frac1t \log \mathbb{E}_i\, e^{t l_i}$: for t > 0 bad samples count more, for t < 0 less.
 
     With t > 0 it is KL-regularised DRO, $\max_p \mathbb{E}_p l - \frac1t \mathrm{KL}(p\|U)$, with the temperature
-    tau = 1/t. With t < 0 samples that nobody can fit, such as wrong labels, hardly count:
+    tau = 1/t. With t < 0 samples that cannot be fitted, such as wrong labels, hardly count:
     $p_i \propto e^{-|t| l_i}$. Towards t = 0 it is the mean.
 
     The log of a batch's mean is, on average, below the log of the data set's. An estimator holds that one number over

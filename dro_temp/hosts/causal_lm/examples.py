@@ -1,4 +1,4 @@
-"""Running a model on a few tokens, so that nobody notices."""
+"""Running a model on a few tokens, without a trace."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -135,7 +135,7 @@ def _example_tokens(model: nn.Module) -> Tensor:
 
 
 def _options(model: nn.Module, tokens: Tensor) -> dict[str, Any]:
-    # A cache is memory that nobody reads, and recurrent models write into theirs, which autograd does not forgive.
+    # A cache is memory that is not read here, and recurrent models write into theirs, which autograd does not forgive.
     # Some models compute something else without one (Dory): they are left as they are.
     usual, uncached = (_outcome(Example(model, tokens, options)) for options in ({}, {"use_cache": False}))
     if isinstance(uncached, Exception):

@@ -23,8 +23,8 @@ class LmHead:
         module: from [... d] hidden states to [... vocabulary].
         linear: True if the model's logits are `transform(hidden @ weight.T + bias)` and nothing else.
         transform: what the model does to the head's output: `SoftCap`, `Scale`, or None for nothing.
-        skippable: True if the model runs when its head is handed one position only, so that logits which nobody
-            reads are not computed.
+        skippable: True if the model runs when its head is handed one position only, so that logits which are
+            not read are not computed.
     """
 
     module: nn.Module

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from dro_temp._checks import with_article
 from dro_temp._optional import optional_module
 from dro_temp.integrations._temperatures import TemperatureSums
 
@@ -57,9 +58,10 @@ def _sums_of(trainer: Any) -> TemperatureSums:
             if part.temperatures is None:
                 part.temperatures = TemperatureSums(part.views)
             return part.temperatures
+    model = "without a model" if parts[0] is None else f"of {with_article(type(parts[0]))}"
     raise TypeError(
         f"expected a trainer of a TrainableLM, a robust_loss_func or a RobustRankingLoss, received "
-        f"{type(trainer).__name__} of a {type(parts[0]).__name__}. Write "
+        f"{type(trainer).__name__} {model}. Write "
         "log_temperatures(transformers.Trainer(TrainableLM(objective), ...))."
     )
 

@@ -94,7 +94,7 @@ class _RobustLossFunc:
         return total / count.to(total.device).clamp(min=1)
 
     def _refuse_left_alone(self, window: Tensor | int | None) -> None:
-        """Raise where nobody trains the predictor: a trainer clears all gradients of its model after each step."""
+        """Raise where the predictor is not trained: a trainer clears all gradients of its model after each step."""
         starts = window is not None and window is not self._window
         self._window = window
         frozen = any(not p.requires_grad for p in self._trained)

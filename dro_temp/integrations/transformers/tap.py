@@ -1,4 +1,4 @@
-"""What a model makes of the last position: caught by hooks in its own forward, where nobody has changed it yet."""
+"""What a model makes of the last position: caught by hooks in its own forward, before anything has changed it."""
 
 import threading
 from contextlib import suppress

@@ -65,7 +65,7 @@ PUBLIC void tilt_bfloat16(const float *scores, size stride, size first, size las
 }
 
 /* Of the numbers of a row that were read so far: the largest; their weights 2^x with x = rate (s - max s), added up; and
- * x times those. A weight that should be 0 may be 2^-125: in a sum that is at least 1 nobody can tell. */
+ * x times those. A weight that should be 0 may be 2^-125: in a sum that is at least 1 it is lost to rounding. */
 typedef struct {
     float highest;
     double sum, moment;
