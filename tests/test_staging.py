@@ -491,6 +491,8 @@ def test_all_tables_of_an_objective_grow_or_none_does():
     other = torch.optim.SGD(objective.host.parameters(), 0.1)
     with pytest.raises(ValueError, match="expected the optimizer that trains this table"):
         objective.resize(12, optimizer=other)
+    with pytest.raises(ValueError, match="num_samples >= 1"):
+        objective.resize(0, shrink=True)
     assert _sizes(objective) == [8] * 4
     objective.resize(12, optimizer=optimizer)
     assert _sizes(objective) == [12] * 4

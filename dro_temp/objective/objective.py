@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp import distributed
-from dro_temp._checks import check_flag, check_kind
+from dro_temp._checks import check_count, check_flag, check_kind
 from dro_temp.interfaces import (
     Committable,
     Evaluated,
@@ -277,6 +277,7 @@ class Objective(Committable):
             >>> objective.losses["image"].estimator
             LogMovingAverage(120)
         """
+        check_count("num_samples", num_samples)
         parts = (*self.predictors.modules(), *self.losses.modules(), *self.tau_losses.modules())
         tables = [part for part in staged_modules(parts) if hasattr(part, "resize")]
         for table in tables:
