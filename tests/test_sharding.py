@@ -100,8 +100,6 @@ def _trained(
 
 
 def _shard(objective: dt.Objective, parts: str) -> None:
-    from torch.distributed.fsdp import fully_shard
-
     for part in parts.split(", "):
         if part == "blocks":
             for block in objective.host.model.transformer.h:
@@ -146,9 +144,15 @@ REFUSED = [
 ]
 
 
-def _keys_of_a_sharded_head() -> str:
-    from torch.distributed.fsdp import fully_shard
+def fully_shard(module: nn.Module, **options) -> None:
+    """Over processors, also where there is a GPU, which torch would take."""
+    from torch.distributed import device_mesh, fsdp
 
+    mesh = device_mesh.init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    fsdp.fully_shard(module, mesh=mesh, **options)
+
+
+def _keys_of_a_sharded_head() -> str:
     head = nn.Linear(4, 10)
     fully_shard(head)
     try:

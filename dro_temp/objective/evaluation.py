@@ -75,8 +75,9 @@ def _evaluate_mirrored(
     ours = [losses[view] for view in views]
     if not all(isinstance(loss, LogMeanExpLoss) and loss.impl != "eager" for loss in ours):
         return None
-    if any(isinstance(tau := taus[view], TemperaturePredictor) and tau.reads_scores for view in views):
-        return None
+    for tau in (taus[view] for view in views):  # no assignment in an expression: torch 2.11 cannot trace one
+        if isinstance(tau, TemperaturePredictor) and tau.reads_scores:
+            return None
     if first.is_share_of_transpose_of(second):
         # Not by the number of rows: that differs from process to process, and all must go the same way.
         choices = [_exchanging(loss, first) for loss in ours]
