@@ -31,12 +31,9 @@ def _exact(x: torch.Tensor, weight: torch.Tensor) -> tuple[float, torch.Tensor]:
 
 
 # The reference adds 1 in sixty digits: an exponent of 1e-200 would be lost there, and not in what is tested.
+small_ones = st.floats(-1e-6, 1e-6).map(lambda x: x if abs(x) > 1e-30 else 0.0)
 exponents = st.one_of(
-    st.floats(-1e-6, 1e-6).map(lambda x: x if abs(x) > 1e-30 else 0.0),
-    st.floats(-1, 1),
-    st.floats(-100, 100),
-    st.floats(-1e8, 1e8),
-    st.just(-1e30),
+    small_ones, st.floats(-1, 1), st.floats(-100, 100), st.floats(-1e8, 1e8), st.just(-1e30)
 )
 weights = st.one_of(st.just(0.0), st.floats(1e-3, 1.0), st.floats(1e-12, 1e-9))
 
