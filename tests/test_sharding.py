@@ -110,6 +110,7 @@ def _shard(objective: dt.Objective, parts: str) -> None:
                 "host": [objective.host],
                 "predictors": list(objective.predictors.values()),
                 "encoder": [getattr(p, "encoder", None) for p in objective.predictors.values()],
+                "readout": [getattr(p, "readout", None) for p in objective.predictors.values()],
                 "model": [getattr(objective.host, "model", None)],
                 "model kept": [getattr(objective.host, "model", None)],
             }
@@ -125,6 +126,7 @@ RIGHT = [
     ("pairs", "objective"),
     ("pairs", "host, predictors"),
     ("pairs", "host, predictors, objective"),
+    ("pairs", "encoder, readout, objective"),
     ("scalars", "objective"),
     ("lm", "blocks, model, predictors"),
     ("lm", "blocks, objective"),
@@ -140,6 +142,7 @@ REFUSED = [
     ("logits", "predictors", "beside sharded ones"),
     ("frozen lm", "model", "beside sharded ones"),
     ("embedding", "encoder, objective", "Shard the predictor as one"),
+    ("embedding", "readout, objective", "Shard the predictor as one"),
     ("logits", "encoder, objective", "Shard the predictor as one"),
 ]
 

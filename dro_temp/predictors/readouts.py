@@ -25,6 +25,11 @@ class TempNetReadout(nn.Module, ABC):
     def raw(self, encoder: TempNetEncoder, similarities: Features) -> PerRow:
         """One unbounded number per row."""
 
+    @final  # type: ignore[misc]  # torch declares forward as an attribute
+    def forward(self, encoder: TempNetEncoder, similarities: Features) -> PerRow:
+        """As `raw`, with the hooks of a module: FSDP gathers parameters in one."""
+        return self.raw(encoder, similarities)
+
     @final
     def start_at(self, raw: float) -> None:
         """Let a row whose similarities say nothing have this number."""

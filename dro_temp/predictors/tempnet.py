@@ -278,4 +278,5 @@ class TempNet(Pretrained, TemperaturePredictor):
 
     def raw(self, reading: Reading) -> PerRow:
         """The readout, before it is squashed into the bounds."""
-        return self.readout.raw(self.encoder, self.encoder(reading))
+        raw: PerRow = self.readout(self.encoder, self.encoder(reading))
+        return raw
