@@ -152,14 +152,10 @@ class TemperaturePredictor(nn.Module, ABC):
         missing = sorted(name for name in self.reads if given[name] is None)
         if missing:
             wanted = ", ".join(dict.fromkeys(_TYPED[name] for name in sorted(self.reads)))
-            absent = list(
-                dict.fromkeys("scores" if name in ("summary", "support") else name for name in missing)
-            )
-            unread = (
-                ""
-                if features is None or "features" in self.reads
-                else "features, which it does not read, and "
-            )
+            absent = dict.fromkeys("scores" if name in ("summary", "support") else name for name in missing)
+            # Logits that were given as features are the likely mistake.
+            mistaken = "scores" in absent and features is not None and "features" not in self.reads
+            unread = "features, which it does not read, and " if mistaken else ""
             raise ValueError(
                 f"expected {wanted} for {type(self).__name__}, received {unread}no {' and no '.join(absent)}. Pass "
                 f"{', '.join(dict.fromkeys(_PASS[name] for name in missing))}; in an Objective the host's Rows carry "
