@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import dro_temp as dt
 from dro_temp.interfaces import Reading, blockwise
@@ -99,6 +100,23 @@ def test_hooks_see_one_call_and_one_gradient(kind):
     torch.testing.assert_close(seen[0], predictor.a.grad)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # by the compiler itself
+def test_a_compiled_layer_inside_of_a_predictor_is_compiled_once():
+    torch.compiler.reset()
+    predictor = dt.TempNet(dt.StatisticsEncoder(width=8), tau_min=0.1, tau_max=2.0).double()
+    expected = gradients(predictor, "eager")
+    counter = CompileCounterWithBackend("aot_eager")
+    predictor.encoder.rest = torch.compile(predictor.encoder.rest, backend=counter)
+    for _ in range(12):
+        found = gradients(predictor, "chunked")
+    assert counter.frame_count <= 2
+    torch.compiler.reset()
+    for gradient, other in zip(expected.values(), found.values(), strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "predictor",
     [
@@ -179,7 +197,7 @@ def test_threads_share_a_decoder(rows_at_once):
 
 
 def test_substitution_ends_with_its_block():
-    x, y = torch.ones(1), torch.zeros(1)
+    x, y = nn.Parameter(torch.ones(1), requires_grad=False), torch.zeros(1)
     with Substituted([x], [y]):
         assert float(x + 1) == 1.0
         assert float(torch.cat([x, x]).sum()) == 0.0

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 
 class Substituted(TorchFunctionMode):
-    """Inside, operations of this thread take other tensors in place of some.
+    """Inside, operations of this thread take other tensors in place of some parameters.
 
     `torch.func.functional_call` writes the substitutes into the module for as long as the call lasts, so that another
     thread that runs the module, or looks at its parameters, meets them there. This writes into nothing: it replaces the
@@ -16,7 +16,7 @@ class Substituted(TorchFunctionMode):
     keeps the parameter: ask for the gradient of both.
 
     Args:
-        originals: tensors to be replaced.
+        originals: parameters to be replaced.
         substitutes: what takes their places, in that order.
 
     Example:
@@ -34,8 +34,9 @@ class Substituted(TorchFunctionMode):
         self._by_id = {id(x): y for x, y in pairs if x is not y}
 
     def of(self, x: Any) -> Any:
-        """What takes the place of x: of a tensor, or of those in lists, tuples and mappings."""
-        if isinstance(x, Tensor):
+        """What takes the place of x: of a parameter, or of those in lists, tuples and mappings."""
+        # Of no other tensor the id: the compiler takes it for a constant, and compiles a layer for one input alone.
+        if isinstance(x, nn.Parameter):
             return self._by_id.get(id(x), x)
         if type(x) in (list, tuple):
             return type(x)(map(self.of, x))
