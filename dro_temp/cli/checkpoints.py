@@ -68,7 +68,7 @@ def newest_listed(folder: Path) -> Path | None:
         folder: where the run's checkpoints are.
     """
     places = (place for _, place in sorted(_numbered(folder), reverse=True))
-    return next((p for p in places if (p / COMPLETE).exists() and differs_from_list(p) is None), None)
+    return next(filter(is_complete, places), None)
 
 
 def lack_of(folder: Path) -> str | None:
@@ -79,7 +79,7 @@ def lack_of(folder: Path) -> str | None:
     """
     try:
         listed = (folder / COMPLETE).exists()
-        return (differs_from_list if listed else _lacks_a_file)(folder) or _damaged(folder)
+        return (_differs_from_list if listed else _lacks_a_file)(folder) or _damaged(folder)
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
 
@@ -120,9 +120,8 @@ def complete(folder: Path) -> None:
     sizes = {}
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.name != COMPLETE:
-            with file.open(
-                "rb+"
-            ) as opened:  # on the disk, not on its way there: a list that is there must be true
+            # On the disk, not on its way there: a list that is there must be true.
+            with file.open("rb+") as opened:
                 os.fsync(opened.fileno())
             sizes[file.relative_to(folder).as_posix()] = file.stat().st_size
     with whole_file(folder / COMPLETE) as out:
@@ -131,13 +130,18 @@ def complete(folder: Path) -> None:
 
 def _delete_older(folder: Path, newest: int, kept: int) -> None:
     older = sorted(((step, place) for step, place in _numbered(folder) if step < newest), reverse=True)
-    whole = [place for _, place in older if (place / COMPLETE).exists() and not differs_from_list(place)]
+    whole = [place for _, place in older if is_complete(place)]
     for _, place in older:
         if place not in whole[: kept - 1]:
             shutil.rmtree(place, ignore_errors=True)
 
 
-def differs_from_list(folder: Path) -> str | None:
+def is_complete(folder: Path) -> bool:
+    """Whether a folder has a list, and all files have the sizes that it says; quick, since none is read."""
+    return (folder / COMPLETE).exists() and _differs_from_list(folder) is None
+
+
+def _differs_from_list(folder: Path) -> str | None:
     """What a folder lacks that its list says it has; None if nothing."""
     try:
         sizes = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dro_temp._files import check_writable, default_root
-from dro_temp.cli.checkpoints import COMPLETE, complete, differs_from_list
+from dro_temp.cli.checkpoints import complete, is_complete
 from dro_temp.cli.needs import needed
 from dro_temp.cli.text import blocks
 from dro_temp.datasets import PythonText
@@ -76,7 +76,7 @@ def offline_model(root: Path | None = None) -> Path:
     transformers = needed("transformers")
     python = ".".join(map(str, sys.version_info[:2]))
     folder = (root or default_root()) / f"gpt2-python{python}-{_VOCABULARY}-{_STEPS}"
-    if _is_whole(folder):
+    if is_complete(folder):
         return folder
     try:
         check_writable(folder)
@@ -96,16 +96,12 @@ def offline_model(root: Path | None = None) -> Path:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         complete(fresh)
-        if not _is_whole(folder):  # another process may have been faster
+        if not is_complete(folder):  # another process may have been faster
             shutil.rmtree(folder, ignore_errors=True)
             fresh.replace(folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return folder
-
-
-def _is_whole(folder: Path) -> bool:
-    return (folder / COMPLETE).exists() and differs_from_list(folder) is None
 
 
 def _train(model: Any, rows: Tensor) -> None:

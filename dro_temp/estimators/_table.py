@@ -91,8 +91,7 @@ class LogTable(Estimator, Staged):
             RuntimeError: proposals are pending: resize after `optimizer.step()`.
             ValueError: a smaller size without `shrink`, or one below 1.
         """
-        self.refuse_resize(num_samples, shrink=shrink, optimizer=optimizer)
-        num_samples = check_count("num_samples", num_samples)
+        num_samples = self.check_resize(num_samples, shrink=shrink, optimizer=optimizer)
         self.resize_tables(num_samples)
         self.num_samples = num_samples
 

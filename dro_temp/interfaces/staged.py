@@ -50,16 +50,16 @@ class Staged(nn.Module, ABC):
         """Give the tables of `remember` another size: entries stay, new ones start as all did.
 
         Args:
-            num_samples: the new size; see `refuse_resize` for what is to be checked before.
+            num_samples: the new size; what `check_resize` returned.
         """
         for name, start in self._starts.items():
             table = grown(getattr(self, name), num_samples, start)
             self._buffers[name] = _pinned(table) if self.on_host else table
 
-    def refuse_resize(
+    def check_resize(
         self, num_samples: int, *, shrink: bool, optimizer: torch.optim.Optimizer | None = None
-    ) -> None:
-        """Raise where the tables may not be given this size; nothing is changed.
+    ) -> int:
+        """Return the new size as an int, or raise where the tables may not be given it; nothing is changed.
 
         Args:
             num_samples: the new size.
@@ -71,7 +71,7 @@ class Staged(nn.Module, ABC):
             RuntimeError: proposals are pending.
             ValueError: a smaller size without `shrink`, or one below 1; an optimizer that does not train the table.
         """
-        check_count("num_samples", num_samples)
+        num_samples = check_count("num_samples", num_samples)
         check_flag("shrink", shrink)
         size = self._size()
         self._refuse_other_optimizer(optimizer)
@@ -85,6 +85,7 @@ class Staged(nn.Module, ABC):
                 f"expected at least the {size} samples that the table has, received num_samples={num_samples}. Pass "
                 "shrink=True to forget the last ones."
             )
+        return num_samples
 
     def _refuse_other_optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
         if optimizer is None:

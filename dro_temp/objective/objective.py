@@ -199,7 +199,7 @@ class Objective(Committable):
         return distributed.raising_together(rows[self.host.views[0]].target.device)
 
     def _check_index(self, rows: dict[str, Rows]) -> None:
-        if distributed.world_size() == 1:  # whoever reads or writes a table checks
+        if distributed.world_size() == 1:  # the parts that read or write a table check
             return
         for view, r in rows.items():
             parts = [part[view] for part in (self.predictors, self.losses, self.tau_losses) if view in part]
@@ -281,7 +281,7 @@ class Objective(Committable):
         parts = (*self.predictors.modules(), *self.losses.modules(), *self.tau_losses.modules())
         tables = [part for part in staged_modules(parts) if hasattr(part, "resize")]
         for table in tables:
-            table.refuse_resize(num_samples, shrink=shrink, optimizer=optimizer)
+            table.check_resize(num_samples, shrink=shrink, optimizer=optimizer)
         for table in tables:
             table.resize(num_samples, shrink=shrink, optimizer=optimizer)  # type: ignore[operator]
 

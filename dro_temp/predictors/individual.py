@@ -163,8 +163,7 @@ class IndividualTemperature(TemperaturePredictor, Staged):
             RuntimeError: proposals are pending: resize after `optimizer.step()`.
             ValueError: a smaller size without `shrink`, or one below 1; an optimizer that does not train the table.
         """
-        self.refuse_resize(num_samples, shrink=shrink, optimizer=optimizer)
-        num_samples = check_count("num_samples", num_samples)
+        num_samples = self.check_resize(num_samples, shrink=shrink, optimizer=optimizer)
         if self.update is not None:
             self.resize_tables(num_samples)
         else:
