@@ -15,7 +15,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def outside_graphs(function: F) -> F:
     """As `torch.compiler.disable`, which loads the whole compiler when it decorates: two seconds of every import.
 
-    Nothing can be compiling before somebody has loaded it.
+    Nothing can be compiling before it is loaded.
     """
     disabled: list[Any] = []
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-#: Whom a container without the host's users shows as the owner of what is theirs, the administrator's included.
+#: The owner that a container without the host's users shows for their files, the administrator's included.
 _UNMAPPED = 65534
 
 

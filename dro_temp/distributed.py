@@ -166,7 +166,7 @@ class _GatherWithGradient(torch.autograd.Function):
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         # Every rank's loss depends on every rank's rows: their gradients add up.
-        # A copy: autograd may have handed the same gradient to somebody else.
+        # A copy: autograd may have handed the same gradient to another tensor.
         total = grads[0].clone(memory_format=torch.contiguous_format)
         _note(reduced=total)
         dist.all_reduce(total)

@@ -132,7 +132,7 @@ def test_a_planted_library_is_not_loaded(tmp_path, who):
 
 
 @needs_compiler
-@pytest.mark.skipif(os.name != "posix", reason="a path that POSIX lets nobody make")
+@pytest.mark.skipif(os.name != "posix", reason="a path that cannot be made on POSIX")
 def test_no_folder_is_left_behind_where_the_cache_cannot_be_used(tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -145,7 +145,7 @@ def test_no_folder_is_left_behind_where_the_cache_cannot_be_used(tmp_path):
 
 
 @needs_compiler
-@pytest.mark.skipif(os.name != "posix", reason="a path that POSIX lets nobody make")
+@pytest.mark.skipif(os.name != "posix", reason="a path that cannot be made on POSIX")
 def test_the_reason_names_every_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
     monkeypatch.setattr(library, "temporary_root", lambda: tmp_path / "shared")

@@ -1,4 +1,4 @@
-"""A predictor's parameters while kernels compute with them: written by nobody, seen whole by hooks, trained all."""
+"""A predictor's parameters while kernels compute with them: never written to, seen whole by hooks, all trained."""
 
 import threading
 import time

@@ -138,7 +138,7 @@ class LogMeanExpLoss(RobustLoss):
             found = predictor(within=lambda: stream(TauFromScores(predictor, rows)))
         values = self.of_log_mean_exp(rows, found.log_g, found.tau)
         noted = found.statistics
-        # Temperatures that were given are handed on as they came: somebody may listen to their gradient.
+        # Temperatures that were given are handed on as they came: hooks may read their gradient.
         taus = given if isinstance(given, Tensor) else found.tau
         if counted is not None:
             values = _spread(values, counted, n, 0.0)

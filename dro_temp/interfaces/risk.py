@@ -75,7 +75,7 @@ class SampleRisk(Committable, ABC):
 
     @final
     def reduced(self, losses: Tensor, *, weight: Tensor | None = None, group: Tensor | None = None) -> Scalar:
-        """As `forward`, for whoever keeps a ledger of what was proposed, as `Objective` does."""
+        """As `forward`, for a caller that keeps a ledger of what was proposed, as `Objective` does."""
         with torch.autocast(losses.device.type, enabled=False):
             losses, weight, group = self._inert(losses, weight, group)
             value = self.value(losses, weight, group)

@@ -2,8 +2,8 @@
 
 The weights' file is named after its own content, and whether a checkpoint exists is decided by one atomic
 replacement, that of `config.json`. Killed before it, a save leaves what was there; killed after it, the new one.
-A model card is written after it, unless the folder
-has one that is not ours; other files of the folder are never touched.
+A model card is written after it, unless the folder has one that is not ours; other files of the folder are never
+touched.
 """
 
 import hashlib

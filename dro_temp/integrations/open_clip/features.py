@@ -50,7 +50,7 @@ def refuse_other_shapes(name: str, features: Tensor) -> None:
 
 
 def refuse_other_lengths(name: str, features: Tensor) -> None:
-    """Raise where a row is not of length one; rows that hold NaN are somebody else's to report."""
+    """Raise where a row is not of length one; NaN passes: other checks report it."""
     length = torch.linalg.vector_norm(features.detach().float(), dim=1)
     wrong = (length - 1).abs() > _ROUNDING
     if bool(wrong.any()):

@@ -164,7 +164,7 @@ class RobustRankingLoss(nn.Module):
         return _CITATION
 
     def _numbers(self, labels: Any) -> Any:
-        """The labels, where they are numbers of samples that somebody asks for."""
+        """The labels, where they are numbers of samples, and a table reads them."""
         predictors = [p for p in self.objective.predictors.values() if isinstance(p, TemperaturePredictor)]
         wanted = any("index" in p.reads for p in predictors)
         # Held-out data have no place in a memory, and its numbers may be anything.
