@@ -4,6 +4,7 @@ import gc
 import weakref
 
 import pytest
+import tiny_lms
 import torch
 import transformers
 from torch import nn
@@ -69,10 +70,7 @@ def _model(name="gpt2"):
 
 def _tempnet(name="logits"):
     torch.manual_seed(1)
-    tempnet = dt.TempNet(ENCODERS[name](), tau_min=0.1, tau_max=2.0).eval()
-    for parameter in tempnet.parameters():
-        nn.init.normal_(parameter, std=0.7)
-    return tempnet
+    return tiny_lms.tempnet(ENCODERS[name]())
 
 
 def _prompt(rows=2, length=5):

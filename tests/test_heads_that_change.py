@@ -187,10 +187,7 @@ def test_nothing_is_probed_twice(monkeypatch):
 def tempnet(kind):
     torch.manual_seed(1)
     encoder = dt.LogitEncoder(V, width=8) if kind == "logits" else dt.HiddenEncoder(32, width=8)
-    made = dt.TempNet(encoder, tau_min=0.1, tau_max=2.0).eval()
-    for parameter in made.parameters():
-        nn.init.normal_(parameter, std=0.7)
-    return made
+    return tiny_lms.tempnet(encoder)
 
 
 @deprecated

@@ -76,10 +76,7 @@ def language_model(kind: str = "llama") -> nn.Module:
 def tempnet(inputs: str = "logits") -> dt.TempNet:
     torch.manual_seed(1)
     encoder = dt.LogitEncoder(V, width=8) if inputs == "logits" else dt.HiddenEncoder(32, width=8)
-    made = dt.TempNet(encoder, tau_min=0.1, tau_max=2.0).eval()
-    for parameter in made.parameters():
-        nn.init.normal_(parameter, std=0.7)
-    return made
+    return tiny_lms.tempnet(encoder)
 
 
 def tokens(seed: int, batch: int = 2, length: int = 7) -> torch.Tensor:

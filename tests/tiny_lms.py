@@ -14,6 +14,8 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto import modeling_auto
 
+import dro_temp as dt
+
 VOCABULARY = 99
 TYPES = tuple(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
@@ -127,6 +129,14 @@ def model(kind: str, **changes: Any) -> nn.Module:
             cls = getattr(transformers, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind])
             return cls(made.decoder).eval()
         return AutoModelForCausalLM.from_config(made).eval()
+
+
+def tempnet(encoder: nn.Module) -> dt.TempNet:
+    """A TempNet in eval mode whose weights are so large that its temperatures differ."""
+    made = dt.TempNet(encoder, tau_min=0.1, tau_max=2.0).eval()
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, std=0.7)
+    return made
 
 
 def _shrunk(cls: type[PretrainedConfig], changes: dict[str, Any]) -> PretrainedConfig:
