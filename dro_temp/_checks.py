@@ -275,7 +275,7 @@ def check_integers(name: str, value: Any) -> None:
     if isinstance(value, Tensor) and value.dtype in _INTEGERS:
         return
     check_tensor(name, value)
-    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+    if not holds_integers(value):
         raise TypeError(f"expected {name} of an integer dtype, received {value.dtype}. Pass {name}.long().")
 
 
@@ -314,6 +314,17 @@ def extremes(x: Tensor) -> tuple[float, float]:
         return 1.0, 1.0
     low, high = x.detach().aminmax()
     return low.item(), high.item()
+
+
+def first_wrong(wrong: Tensor, values: Tensor) -> tuple[int, Any]:
+    """Number of the first row that is wrong, and its value; one must be."""
+    row = int(wrong.nonzero()[0])
+    return row, values[row].item()
+
+
+def holds_integers(x: Tensor) -> bool:
+    """Whether the dtype is one of whole numbers; truth values are none."""
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)

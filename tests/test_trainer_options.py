@@ -248,9 +248,9 @@ def test_each_view_of_a_ranking_loss(tmp_path):
 
 
 def test_means_over_many_batches_lose_nothing_to_rounding():
-    from dro_temp.integrations._temperatures import TemperatureSums
+    from dro_temp.integrations._temperatures import TemperatureMoments
 
-    sums = TemperatureSums(("a", "b"))
+    sums = TemperatureMoments(("a", "b"))
     tau = 1 + 1e-4 * torch.randn(50, 40, generator=torch.Generator().manual_seed(0))
     for batch in tau:
         sums.add("a", torch.cat([batch, torch.tensor([99.0])]), torch.arange(41) < 40, training=True)
@@ -273,9 +273,9 @@ def test_what_is_no_trainer_at_all_is_refused():
 
 
 def _in_a_process(rank, world):
-    from dro_temp.integrations._temperatures import TemperatureSums
+    from dro_temp.integrations._temperatures import TemperatureMoments
 
-    sums = TemperatureSums(("a", "b"))
+    sums = TemperatureMoments(("a", "b"))
     sums.add("a", torch.tensor([[1.0, 2.0, 6.0], [4.0]][rank]), training=True)
     if rank == 1:  # the other has seen none
         sums.add("b", torch.tensor([3.0, 5.0]), training=True)

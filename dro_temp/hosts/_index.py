@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dro_temp._checks import holds_integers
+
 
 def as_index(index: Any, device: torch.device) -> Tensor | None:
     """Sample numbers as a tensor: also those that come as a list, a tuple or a NumPy array.
@@ -24,7 +26,7 @@ def as_index(index: Any, device: torch.device) -> Tensor | None:
         raise _refusal(type(index).__name__) from error
     if numbers.numel() == 0:
         numbers = numbers.long()
-    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+    if not holds_integers(numbers):
         raise _refusal(f"{type(index).__name__} of {str(numbers.dtype).removeprefix('torch.')}")
     return numbers.to(device)
 

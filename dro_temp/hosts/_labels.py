@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dro_temp import functional as F
-from dro_temp._checks import check_integers, check_tensor, values_can_be_read
+from dro_temp._checks import check_integers, check_tensor, first_wrong, values_can_be_read
 from dro_temp.hosts._index import as_index
 from dro_temp.interfaces import LinearScores, Rows
 from dro_temp.interfaces.rows import check_distribution
@@ -78,9 +78,9 @@ def _all_counted(labels: Tensor, counted: Tensor, classes: int, advice: str) -> 
     wrong = counted & ((labels < 0) | (labels >= classes))
     some_wrong, all_counted = torch.stack([wrong.any(), counted.all()]).tolist()  # one wait for the device
     if some_wrong:
-        row = int(wrong.nonzero()[0])
+        row, value = first_wrong(wrong, labels)
         raise ValueError(
-            f"expected labels from 0 to {classes - 1}, or {IGNORE} to ignore a row, received {int(labels[row])} "
+            f"expected labels from 0 to {classes - 1}, or {IGNORE} to ignore a row, received {value} "
             f"in row {row}. {advice}"
         )
     return bool(all_counted)

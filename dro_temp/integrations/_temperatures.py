@@ -9,7 +9,7 @@ from dro_temp import distributed
 _Moments = tuple[Tensor, Tensor, Tensor]
 
 
-class TemperatureSums:
+class TemperatureMoments:
     """Of the rows of several views, since they were last read; training and evaluation apart.
 
     Args:

@@ -16,6 +16,7 @@ from dro_temp._checks import (
     check_positive,
     check_tensor,
     extremes,
+    first_wrong,
     values_can_be_read,
 )
 from dro_temp._pytree import pytree
@@ -223,9 +224,9 @@ def _check_positive(rows: Rows, tau: PerRow) -> None:
         return
     wrong = ~((tau > 0) & (tau < math.inf)) & rows.valid
     if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
+        row, value = first_wrong(wrong, tau)
         raise ValueError(
-            f"expected temperatures that are finite and > 0, received {tau[row].item()} in row {row}. Pass "
+            f"expected temperatures that are finite and > 0, received {value} in row {row}. Pass "
             "predictor.of(rows), whose bounds keep it so, or tau.clamp(min=0.01)."
         )
 

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from dro_temp._checks import (
     check_integers,
     check_tensor,
     extremes,
+    first_wrong,
     values_can_be_read,
 )
 from dro_temp._pytree import map_tensors, pytree
@@ -156,7 +156,7 @@ class Rows:
             low, high = extremes(self.weight)
             if not (low >= 0 and high < math.inf):
                 wrong = ~((self.weight >= 0) & (self.weight < math.inf))
-                row, value = _first(wrong, self.weight)
+                row, value = first_wrong(wrong, self.weight)
                 raise ValueError(
                     f"expected weights that are finite and >= 0, received {value} in row {row}. Pass 0 to leave a "
                     "row out."
@@ -166,7 +166,7 @@ class Rows:
         if not (low >= 0 and high < columns):
             wrong = ((self.target < 0) | (self.target >= columns)) & self.valid
             if bool(wrong.any()):
-                row, value = _first(wrong, self.target)
+                row, value = first_wrong(wrong, self.target)
                 raise ValueError(
                     f"expected targets from 0 to {columns - 1}, one of the columns of the scores, received {value} in "
                     f"row {row}. Pass weight=0 for a row that is not to count, or renumber the targets."
@@ -336,15 +336,9 @@ def check_distribution(name: str, distribution: Scores, counts: RowMask | None =
     wrong = ~((total - 1).abs() <= ROUNDING) | ~(distribution >= 0).all(1)
     wrong = wrong if counts is None else wrong & counts
     if bool(wrong.any()):
-        row, value = _first(wrong, total)
+        row, value = first_wrong(wrong, total)
         raise ValueError(
             f"expected {name} that are probabilities, which sum to 1 in every row, received a row (number {row}) of "
             f"sum {value:.4g} and least entry {float(distribution[row].min()):.4g}. Divide by the sum; labels of "
             "several classes at once (multi-hot) are not served: train those with binary_cross_entropy_with_logits."
         )
-
-
-def _first(wrong: RowMask, values: PerRow) -> tuple[int, Any]:
-    """Number of the first row that is wrong, and its value."""
-    row = int(wrong.nonzero()[0])
-    return row, values[row].item()

@@ -96,8 +96,8 @@ def _loss_of_label(example: Example, at: int, token: Tensor) -> Tensor | None:
 def _is_plain(head: nn.Module) -> bool:
     """Whether the module is a matrix product; a subclass or a wrapped or sharded layer may be something else.
 
-    A hook before it changes what the head is given, as everybody sees, and one behind it is watched in each forward;
-    one in backward would not be called.
+    A hook before it changes what the head is given, which every hook sees, and one behind it is watched in each
+    forward; one in backward would not be called.
     """
     weight = getattr(head, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dro_temp.hosts import InChunks, SentenceTransformers
 from dro_temp.hosts._twin import twin
 from dro_temp.integrations._replicas import Replicas
-from dro_temp.integrations._temperatures import TemperatureSums
+from dro_temp.integrations._temperatures import TemperatureMoments
 from dro_temp.integrations.sentence_transformers.keeper import loss_keeper
 from dro_temp.interfaces import HostAdapter, RobustLoss, TemperaturePredictor
 from dro_temp.interfaces.ledger import Ledger
@@ -91,7 +91,7 @@ class RobustRankingLoss(nn.Module):
             host = InChunks(host, size=mini_batch_size)
         self.objective = Objective(host, predictor, loss, **options)
         self.metrics: dict[str, Tensor] = {}
-        self.temperatures: TemperatureSums | None = None  # for `log_temperatures`
+        self.temperatures: TemperatureMoments | None = None  # for `log_temperatures`
         self._replicas = Replicas(1)
         # Functions, not methods: torch marks what it is given, and copies and pickles keep it.
         self.register_state_dict_post_hook(_leave_model_out)  # type: ignore[no-untyped-call]

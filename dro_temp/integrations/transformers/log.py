@@ -5,7 +5,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from dro_temp._checks import with_article
 from dro_temp._optional import optional_module
-from dro_temp.integrations._temperatures import TemperatureSums
+from dro_temp.integrations._temperatures import TemperatureMoments
 
 Trainer = TypeVar("Trainer")
 
@@ -48,7 +48,7 @@ def log_temperatures(trainer: Trainer) -> Trainer:
     return trainer
 
 
-def _sums_of(trainer: Any) -> TemperatureSums:
+def _sums_of(trainer: Any) -> TemperatureMoments:
     """Of what the trainer's loss comes from, which begins to add up."""
     loss = getattr(trainer, "loss", None)
     losses = list(loss.values()) if isinstance(loss, Mapping) else [loss]
@@ -56,7 +56,7 @@ def _sums_of(trainer: Any) -> TemperatureSums:
     for part in parts:
         if isinstance(part, _LogsTemperatures):
             if part.temperatures is None:
-                part.temperatures = TemperatureSums(part.views)
+                part.temperatures = TemperatureMoments(part.views)
             return part.temperatures
     model = "without a model" if parts[0] is None else f"of {with_article(type(parts[0]))}"
     raise TypeError(
@@ -71,10 +71,10 @@ class _LogsTemperatures(Protocol):
     """What adds up temperatures once it is given sums."""
 
     views: tuple[str, ...]
-    temperatures: TemperatureSums | None
+    temperatures: TemperatureMoments | None
 
 
-def _callback(sums: TemperatureSums) -> Any:
+def _callback(sums: TemperatureMoments) -> Any:
     base: Any = optional_module("transformers", "whose trainer writes the log", extra="clip").TrainerCallback
 
     class TemperatureLog(base):

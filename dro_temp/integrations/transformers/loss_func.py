@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dro_temp._checks import check_kind
 from dro_temp.hosts._labels import labelled
-from dro_temp.integrations._temperatures import TemperatureSums
+from dro_temp.integrations._temperatures import TemperatureMoments
 from dro_temp.interfaces import RobustLoss, TemperaturePredictor, staged_modules
 
 
@@ -67,7 +67,7 @@ class _RobustLossFunc:
         self._trained = [p for p in predictor.parameters() if p.requires_grad]
         self._window: Tensor | int | None = None
         self.views = ("token",)
-        self.temperatures: TemperatureSums | None = None  # for `log_temperatures`
+        self.temperatures: TemperatureMoments | None = None  # for `log_temperatures`
         if self._trained:
             predictor.register_state_dict_post_hook(_warn_beside_adapters)  # type: ignore[no-untyped-call]
 

@@ -9,7 +9,7 @@ from dro_temp import distributed
 from dro_temp._checks import check_kind
 from dro_temp.hosts import CausalLM
 from dro_temp.hosts._labels import IGNORE
-from dro_temp.integrations._temperatures import TemperatureSums
+from dro_temp.integrations._temperatures import TemperatureMoments
 from dro_temp.integrations.transformers.checkpoint import SlimState
 from dro_temp.objective import Objective
 
@@ -57,7 +57,7 @@ class TrainableLM(SlimState):
         super().__init__("objective.host.", objective.host)
         self.objective = objective
         self.views = objective.host.views
-        self.temperatures: TemperatureSums | None = None  # for `log_temperatures`
+        self.temperatures: TemperatureMoments | None = None  # for `log_temperatures`
         ignored = objective._ddp_params_and_buffers_to_ignore
         self._ddp_params_and_buffers_to_ignore = [f"objective.{name}" for name in ignored]
 
