@@ -34,7 +34,7 @@ def run(o: Options) -> float:
     accelerator = Accelerator()
     set_seed(o.seed)
     host = dt.hosts.Timm(timm.create_model("test_resnet", in_chans=1, num_classes=len(GlyphScripts.classes)))
-    tempnet = dt.TempNet(dt.HiddenEncoder(host.width), tau_min=0.05, tau_max=4.0, tau_init=1.0)
+    tempnet = dt.TempNet(dt.predictors.HiddenEncoder(host.width), tau_min=0.05, tau_max=4.0, tau_init=1.0)
     objective = dt.Objective(host, tempnet, dt.KLRobustLoss(o.rho))
     groups = objective.param_groups(lr=o.lr, tau_lr=o.tau_lr)
     optimizer = dt.CompositionalOptimizer(torch.optim.AdamW(groups), objective)

@@ -56,8 +56,13 @@ def run(o: Options) -> None:
     # --8<-- [start:fit]
     frozen, tempnets = dt.hosts.Classifier(body, head, frozen=True), {}
     for name, loss in (("likelihood", dt.LikelihoodLoss()), ("robust", dt.KLRobustLoss(o.rho))):
-        encoder, bounds = dt.StatisticsEncoder(width=32), {"tau_min": 0.2, "tau_max": 20.0, "tau_init": 2.0}
-        tempnets[f"TempNet, {name}"] = tau = dt.TempNet(encoder, readout=dt.ResidualReadout, **bounds)
+        encoder, bounds = (
+            dt.predictors.StatisticsEncoder(width=32),
+            {"tau_min": 0.2, "tau_max": 20.0, "tau_init": 2.0},
+        )
+        tempnets[f"TempNet, {name}"] = tau = dt.TempNet(
+            encoder, readout=dt.predictors.ResidualReadout, **bounds
+        )
         fit(dt.Objective(frozen, tau, loss), calibration, o.steps, 400, lr=5e-3)
     report = evaluate_classifier(frozen, [test], validation=[calibration], predictors=tempnets)
     # --8<-- [end:fit]

@@ -2,7 +2,7 @@
 
 python examples/distributed.py                                    alone
 torchrun --nproc-per-node 2 examples/distributed.py               the same losses
-torchrun --nproc-per-node 2 examples/distributed.py --impl eager  gradients travel in place of numbers per row
+torchrun --nproc-per-node 2 examples/distributed.py --backend eager  gradients travel in place of numbers per row
 
 The same command goes on after Ctrl-C, also with another number of processes.
 """
@@ -40,7 +40,7 @@ class Options:
     """Learning rate of the towers; the TempNets' is half of it."""
     rho: float = 2.0
     """Radius of the robust loss in nats."""
-    impl: Literal["auto", "eager"] = "auto"
+    backend: Literal["auto", "eager"] = "auto"
     """"auto" sends features and three numbers per row, "eager" features and their gradients."""
     out: Path = Path("runs/distributed")
     """Folder for the checkpoint."""
@@ -55,7 +55,7 @@ def objective_for(o: Options, words: int) -> dt.Objective:
     encoder = {"prototypes": 64, "dropout": 0.0}  # dropout would differ between processes
     predictor = {view: dt.TempNet(WIDTH, tau_min=0.01, tau_max=0.2, **encoder) for view in host.views}
     loss = {
-        view: dt.KLRobustLoss(o.rho, estimator=dt.LogMovingAverage(o.size), impl=o.impl)
+        view: dt.KLRobustLoss(o.rho, estimator=dt.LogMovingAverage(o.size), backend=o.backend)
         for view in host.views
     }
     return dt.Objective(host, predictor, loss)

@@ -33,7 +33,9 @@ def network() -> nn.Module:
     return nn.Sequential(*body, nn.Linear(256, 64), nn.GELU(), nn.Linear(64, 10))
 
 
-def trained(o: Options, risk: dt.SampleRisk, images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
+def trained(
+    o: Options, risk: dt.interfaces.SampleRisk, images: torch.Tensor, labels: torch.Tensor
+) -> nn.Module:
     torch.manual_seed(o.seed)
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=o.lr)
@@ -57,7 +59,7 @@ def run(o: Options) -> None:
     digits, order = load_digits(), torch.randperm(1797)
     images, right = torch.tensor(digits.images / 16).float()[order, None], torch.tensor(digits.target)[order]
     given = torch.where(torch.rand(1200) < o.wrong, torch.randint(10, (1200,)), right[:1200])
-    for risk in (dt.MeanRisk(), dt.OptimisticRisk(dt.KLRisk(o.rho))):
+    for risk in (dt.risks.MeanRisk(), dt.OptimisticRisk(dt.KLRisk(o.rho))):
         model = trained(o, risk, images[:1200], given)
         accuracy = 100 * (model(images[1200:]).argmax(1) == right[1200:]).double().mean()
         print(f"{type(risk).__name__}: {accuracy:.1f} % of the test images right")

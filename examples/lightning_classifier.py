@@ -60,7 +60,7 @@ def run(o: Options) -> lightning.Trainer:
     lightning.seed_everything(o.seed)
     model = timm.create_model("test_resnet", in_chans=1, num_classes=len(GlyphScripts.classes))
     host = dt.hosts.Timm(model)
-    tempnet = dt.TempNet(dt.HiddenEncoder(host.width), tau_min=0.05, tau_max=4.0, tau_init=1.0)
+    tempnet = dt.TempNet(dt.predictors.HiddenEncoder(host.width), tau_min=0.05, tau_max=4.0, tau_init=1.0)
     module = RobustClassifier(dt.Objective(host, tempnet, dt.KLRobustLoss(o.rho)), o.lr, o.tau_lr)
     train = DataLoader(GlyphScripts(size=o.size, seed=o.seed), 64, shuffle=True)
     trainer = lightning.Trainer(max_epochs=o.epochs, accelerator="auto", default_root_dir=o.out, logger=False)

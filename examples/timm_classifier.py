@@ -37,7 +37,7 @@ def objective_of(o: Options) -> dt.Objective:
     torch.manual_seed(o.seed)
     model = timm.create_model(o.model, in_chans=1, num_classes=len(GlyphScripts.classes))
     host = dt.hosts.Timm(model)
-    tempnet = dt.TempNet(dt.HiddenEncoder(host.width), tau_min=0.05, tau_max=4.0, tau_init=1.0)
+    tempnet = dt.TempNet(dt.predictors.HiddenEncoder(host.width), tau_min=0.05, tau_max=4.0, tau_init=1.0)
     return dt.Objective(host, tempnet, dt.KLRobustLoss(o.rho))
 
 

@@ -75,7 +75,9 @@ def run(o: Options) -> float:
     torch.manual_seed(o.seed)
     options = {"img_size": o.side} if "vit" in o.model else {}
     model = timm.create_model(o.model, in_chans=1, num_classes=len(GlyphScripts.classes), **options)
-    tempnet = dt.TempNet(dt.HiddenEncoder(model.head_hidden_size), tau_min=0.05, tau_max=4.0, tau_init=1.0)
+    tempnet = dt.TempNet(
+        dt.predictors.HiddenEncoder(model.head_hidden_size), tau_min=0.05, tau_max=4.0, tau_init=1.0
+    )
     task = RobustTask(model, tempnet, dt.KLRobustLoss(o.rho))
     layers = param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.75)
     groups = task.objective.param_groups(lr=o.lr, tau_lr=o.tau_lr, host=layers)

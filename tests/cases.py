@@ -14,8 +14,8 @@ from dro_temp import testing
 torch.manual_seed(0)  # cases build modules at import of the test session; the numbers are the same each time
 
 
-def _several(*encoders: dt.TempNetEncoder) -> dt.TempNet:
-    return dt.TempNet(dt.SeveralEncoder(encoders), tau_min=0.1, tau_max=4.0)
+def _several(*encoders: dt.predictors.TempNetEncoder) -> dt.TempNet:
+    return dt.TempNet(dt.predictors.SumEncoder(encoders), tau_min=0.1, tau_max=4.0)
 
 
 PREDICTORS = (
@@ -34,46 +34,57 @@ PREDICTORS = (
     testing.PredictorCase("tempnet-logits", lambda: dt.TempNet.for_logits(12, tau_min=0.1, tau_max=4.0)),
     testing.PredictorCase(
         "tempnet-logits-centred",
-        lambda: dt.TempNet(dt.LogitEncoder(12, centred=True), tau_min=0.1, tau_max=4.0, tau_init=1.0),
+        lambda: dt.TempNet(
+            dt.predictors.LogitEncoder(12, centred=True), tau_min=0.1, tau_max=4.0, tau_init=1.0
+        ),
     ),
     testing.PredictorCase(
         "tempnet-prototypes",
-        lambda: dt.TempNet(dt.PrototypeEncoder(8, prototypes=4, dropout=0.0), tau_min=0.1, tau_max=4.0),
+        lambda: dt.TempNet(
+            dt.predictors.PrototypeEncoder(8, prototypes=4, dropout=0.0), tau_min=0.1, tau_max=4.0
+        ),
     ),
     testing.PredictorCase(
-        "tempnet-hidden", lambda: dt.TempNet(dt.HiddenEncoder(8, width=16), tau_min=0.1, tau_max=4.0)
+        "tempnet-hidden",
+        lambda: dt.TempNet(dt.predictors.HiddenEncoder(8, width=16), tau_min=0.1, tau_max=4.0),
     ),
     testing.PredictorCase(
         "tempnet-statistics",
-        lambda: dt.TempNet(dt.StatisticsEncoder(width=16, dropout=0.1), tau_min=0.1, tau_max=4.0),
+        lambda: dt.TempNet(dt.predictors.StatisticsEncoder(width=16, dropout=0.1), tau_min=0.1, tau_max=4.0),
     ),
     testing.PredictorCase(
         "tempnet-residual",
-        lambda: dt.TempNet(dt.HiddenEncoder(8), tau_min=0.1, tau_max=4.0, readout=dt.ResidualReadout),
+        lambda: dt.TempNet(
+            dt.predictors.HiddenEncoder(8), tau_min=0.1, tau_max=4.0, readout=dt.predictors.ResidualReadout
+        ),
     ),
-    testing.PredictorCase("tempnet-several", lambda: _several(dt.HiddenEncoder(8), dt.StatisticsEncoder())),
+    testing.PredictorCase(
+        "tempnet-several", lambda: _several(dt.predictors.HiddenEncoder(8), dt.predictors.StatisticsEncoder())
+    ),
     testing.PredictorCase(
         "tempnet-all",
         lambda: _several(
-            dt.StatisticsEncoder(),
-            dt.LogitEncoder(12, centred=True),
-            dt.PrototypeEncoder(8),
-            dt.HiddenEncoder(8),
+            dt.predictors.StatisticsEncoder(),
+            dt.predictors.LogitEncoder(12, centred=True),
+            dt.predictors.PrototypeEncoder(8),
+            dt.predictors.HiddenEncoder(8),
         ),
     ),
     testing.PredictorCase("optimal", lambda: dt.OptimalTemperature(1.0, tau_min=0.01, tau_max=10.0)),
     testing.PredictorCase(
         "optimal-of-entropy",
-        lambda: dt.OptimalTemperature.of_entropy(1.5, outcomes=12, tau_min=0.01, tau_max=10.0),
+        lambda: dt.OptimalTemperature.for_entropy(1.5, outcomes=12, tau_min=0.01, tau_max=10.0),
     ),
-    testing.PredictorCase("edt", lambda: dt.EntropyTemperature(dt.EdtRule(tau0=1.5, theta=0.3))),
-    testing.PredictorCase("dynatemp", lambda: dt.EntropyTemperature(dt.DynatempRule(0.2, 1.8, exponent=1.5))),
+    testing.PredictorCase("edt", lambda: dt.EntropyTemperature(dt.predictors.EdtRule(tau0=1.5, theta=0.3))),
+    testing.PredictorCase(
+        "dynatemp", lambda: dt.EntropyTemperature(dt.predictors.DynatempRule(0.2, 1.8, exponent=1.5))
+    ),
 )
 
 LOSSES = (
     testing.LossCase("infonce", dt.InfoNCELoss, degree=0),
     testing.LossCase("likelihood", dt.LikelihoodLoss, degree=0),
-    testing.LossCase("kl-exact", lambda: dt.KLRobustLoss(rho=1.0, estimator=dt.Exact())),
+    testing.LossCase("kl-exact", lambda: dt.KLRobustLoss(rho=1.0, estimator=dt.estimators.Exact())),
     testing.LossCase(
         "kl-moving-average", lambda: dt.KLRobustLoss(rho=1.0, estimator=dt.LogMovingAverage(50, gamma=0.3))
     ),
@@ -101,7 +112,7 @@ ESTIMATORS = (
     testing.EstimatorCase("scent", lambda: dt.Scent(50)),
     testing.EstimatorCase("scent-slow", lambda: dt.Scent(50, alpha=0.0)),
     testing.EstimatorCase("scent-on-host", lambda: dt.Scent(50, on_host=True)),
-    testing.EstimatorCase("exact", dt.Exact),
+    testing.EstimatorCase("exact", dt.estimators.Exact),
     testing.EstimatorCase("log-moving-average", lambda: dt.LogMovingAverage(50, gamma=0.3)),
     testing.EstimatorCase("log-moving-average-plain", lambda: dt.LogMovingAverage(50, gamma=1.0)),
     testing.EstimatorCase(
@@ -110,7 +121,7 @@ ESTIMATORS = (
 )
 
 RISKS = (
-    testing.RiskCase("mean", dt.MeanRisk),
+    testing.RiskCase("mean", dt.risks.MeanRisk),
     testing.RiskCase("tilted", lambda: dt.TiltedRisk(2.0)),
     testing.RiskCase("tilted-down", lambda: dt.TiltedRisk(-0.5), side="best"),
     testing.RiskCase(
@@ -146,7 +157,7 @@ RISKS = (
 
 GAMMAS = (
     testing.GammaCase("constant", lambda: dt.ConstantGamma(0.8)),
-    testing.GammaCase("cosine", lambda: dt.CosineGamma(0.2, epochs=10, steps_per_epoch=20)),
+    testing.GammaCase("cosine", lambda: dt.estimators.CosineGamma(0.2, epochs=10, steps_per_epoch=20)),
 )
 
 

@@ -36,13 +36,13 @@ def _covered() -> set[type]:
 def test_every_public_concrete_class_has_a_case():
     contracts = (
         dt.TemperaturePredictor,
-        dt.TempNetEncoder,
-        dt.TempNetReadout,
+        dt.predictors.TempNetEncoder,
+        dt.predictors.TempNetReadout,
         dt.RobustLoss,
-        dt.Penalty,
-        dt.SampleRisk,
+        dt.interfaces.Penalty,
+        dt.interfaces.SampleRisk,
         dt.HostAdapter,
-        dt.Estimator,
+        dt.interfaces.Estimator,
         dt.GammaSchedule,
     )
     public = {

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from dro_temp._checks import check_count
 from dro_temp._typing import Features, RowIndex
-from dro_temp.interfaces import Staged
+from dro_temp.state import Staged
 
 #: A key whose sample has no name; no sample has this number.
 NAMELESS = -1

@@ -7,8 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dro_temp.estimators import Estimator, GammaSchedule
+from dro_temp.estimators.moving_average import Schedule
 from dro_temp.interfaces import (
+    Estimator,
     HostAdapter,
     LinearScores,
     Penalty,
@@ -195,4 +196,4 @@ class GammaCase(Case):
         build: makes the schedule.
     """
 
-    build: Callable[[], GammaSchedule]
+    build: Callable[[], Schedule]

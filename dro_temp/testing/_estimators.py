@@ -5,8 +5,8 @@ import copy
 import torch
 from torch import Tensor
 
-from dro_temp.estimators import Estimator
-from dro_temp.interfaces import Staged
+from dro_temp.interfaces import Estimator
+from dro_temp.state import Staged
 from dro_temp.testing._cases import EstimatorCase
 
 

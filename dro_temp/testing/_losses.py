@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dro_temp.interfaces import Rows, staged_modules
+from dro_temp.interfaces import Rows
+from dro_temp.state import staged_modules
 from dro_temp.testing._cases import LossCase
 
 _some = settings(max_examples=20, deadline=None)

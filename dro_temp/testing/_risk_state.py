@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dro_temp.interfaces import SampleRisk, staged_modules
+from dro_temp.interfaces import SampleRisk
+from dro_temp.state import staged_modules
 from dro_temp.testing._cases import RiskCase
 
 _some = settings(max_examples=20, deadline=None)

@@ -45,7 +45,10 @@ def build_objective(method: Method, config: Config, vocabulary: int) -> dt.Objec
         return dt.Objective(host, dt.ConstantTemperature(config.tau_init), dt.InfoNCELoss())
     predictors: dict[str, Callable[[], dt.TemperaturePredictor]] = {
         "tempnet": lambda: dt.TempNet(
-            dt.HiddenEncoder(WIDTH), tau_init=config.tau_init, readout=dt.ResidualReadout, **bounds
+            dt.predictors.HiddenEncoder(WIDTH),
+            tau_init=config.tau_init,
+            readout=dt.predictors.ResidualReadout,
+            **bounds,
         ),
         "tempnet-paper": lambda: dt.TempNet(WIDTH, tau_init=config.tau_init, **bounds),
         "constant": lambda: dt.ConstantTemperature(config.tau_init),

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from dro_temp._checks import check_kind
 from dro_temp.hosts._labels import labelled
 from dro_temp.integrations._temperatures import TemperatureMoments
-from dro_temp.interfaces import RobustLoss, TemperaturePredictor, staged_modules
+from dro_temp.interfaces import RobustLoss, TemperaturePredictor
+from dro_temp.state import staged_modules
 
 
 def robust_loss_func(
