@@ -279,12 +279,14 @@ def test_a_formula_becomes_mathml(mathml):
 def test_the_picture_of_the_layers_shows_every_package_inside_of_its_frame():
     hook = _hook("layers")
     content = hook.on_page_content(f"<p>before</p>{hook.MARK}<p>after</p>")
-    assert content.startswith("<p>before</p><figure") and content.endswith("</figure><p>after</p>")
-    svg = ElementTree.fromstring(content.removeprefix("<p>before</p>").removesuffix("<p>after</p>")).find("svg")
+    assert content.startswith("<p>before</p><figure")
+    assert content.endswith("</figure><p>after</p>")
+    figure = content.removeprefix("<p>before</p>").removesuffix("<p>after</p>")
+    svg = ElementTree.fromstring(figure).find("svg")
     shown = [text.text for text in svg.iter("text") if text.get("class") is None]
     assert Counter(shown) == Counter(name for layer in LAYERS for name in layer)
     boxes = [rect for rect in svg.iter("rect") if rect.get("class") == "box"]
-    assert all(hook.LEFT <= float(box.get("x")) for box in boxes)
+    assert all(float(box.get("x")) >= hook.LEFT for box in boxes)
     assert all(float(box.get("x")) + float(box.get("width")) <= hook.WIDTH - hook.RIGHT for box in boxes)
 
 
@@ -292,5 +294,6 @@ def test_a_layer_of_many_packages_is_drawn_in_several_lines():
     hook = _hook("layers")
     names = tuple(f"package_number_{i}" for i in range(9))
     lines = hook._lines(names)
-    assert len(lines) > 1 and [name for line in lines for name in line] == list(names)
+    assert len(lines) > 1
+    assert [name for line in lines for name in line] == list(names)
     assert all(sum(map(hook._width, line)) + hook.GAP * (len(line) - 1) <= hook.INNER for line in lines)
