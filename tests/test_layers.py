@@ -3,34 +3,12 @@
 import ast
 from pathlib import Path
 
+from layers import LAYERS
+
 import dro_temp
 
 ROOT = Path(dro_temp.__file__).parent
 
-# From bottom to top. A module may import from layers below, and from inside its own package.
-LAYERS = (
-    (
-        "_typing",
-        "_checks",
-        "_autograd",
-        "_files",
-        "_loading",
-        "_modes",
-        "_optional",
-        "_pytree",
-        "_repr",
-        "_tensors",
-    ),
-    ("functional", "distributed"),
-    ("interfaces",),
-    ("state", "kernels"),
-    ("estimators",),
-    ("predictors", "losses", "risks", "hosts", "datasets", "plotting"),
-    ("objective",),
-    ("optim", "schedules", "recipes", "evaluation"),
-    ("testing", "integrations"),
-    ("cli",),
-)
 OPTIONAL = {"matplotlib", "numpy", "PIL", "fontTools", "rich", "timm", "transformers", "torchvision", "scipy",
             "hypothesis", "pytest", "accelerate", "tyro", "triton", "torchmetrics", "lm_eval",
             "datasets", "tokenizers", "peft", "trl", "safetensors", "huggingface_hub", "jsonargparse"}  # fmt: skip
