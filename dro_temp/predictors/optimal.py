@@ -6,6 +6,7 @@ from dro_temp import functional as F
 from dro_temp._checks import check_count, check_feasible, check_radius, check_real
 from dro_temp._typing import PerRow
 from dro_temp.interfaces import Reading, TemperaturePredictor
+from dro_temp.interfaces.scores import at_least_float32
 
 
 class OptimalTemperature(TemperaturePredictor):
@@ -101,7 +102,7 @@ class OptimalTemperature(TemperaturePredictor):
         # KL(p||U) does not change when a constant is added to a row: scores serve as well as margins, and the
         # target's identity is not needed.
         return F.optimal_tau(
-            reading.support.scores,
+            at_least_float32(reading.support.scores),  # a solver in bfloat16 is off by 2 %
             rho=self.rho,
             tau_min=self.tau_min,
             tau_max=self.tau_max,
