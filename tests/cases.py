@@ -36,14 +36,19 @@ PREDICTORS = (
     testing.PredictorCase("tempnet-logits", lambda: dt.TempNet.for_logits(12, tau_min=0.1, tau_max=4.0)),
     testing.PredictorCase(
         "tempnet-logits-centred",
-        lambda: dt.TempNet(dt.predictors.LogitEncoder(12, centred=True), tau_min=0.1, tau_max=4.0, tau_init=1.0),
+        lambda: dt.TempNet(
+            dt.predictors.LogitEncoder(12, centred=True), tau_min=0.1, tau_max=4.0, tau_init=1.0
+        ),
     ),
     testing.PredictorCase(
         "tempnet-prototypes",
-        lambda: dt.TempNet(dt.predictors.PrototypeEncoder(8, prototypes=4, dropout=0.0), tau_min=0.1, tau_max=4.0),
+        lambda: dt.TempNet(
+            dt.predictors.PrototypeEncoder(8, prototypes=4, dropout=0.0), tau_min=0.1, tau_max=4.0
+        ),
     ),
     testing.PredictorCase(
-        "tempnet-hidden", lambda: dt.TempNet(dt.predictors.HiddenEncoder(8, width=16), tau_min=0.1, tau_max=4.0)
+        "tempnet-hidden",
+        lambda: dt.TempNet(dt.predictors.HiddenEncoder(8, width=16), tau_min=0.1, tau_max=4.0),
     ),
     testing.PredictorCase(
         "tempnet-statistics",
@@ -51,9 +56,13 @@ PREDICTORS = (
     ),
     testing.PredictorCase(
         "tempnet-residual",
-        lambda: dt.TempNet(dt.predictors.HiddenEncoder(8), tau_min=0.1, tau_max=4.0, readout=dt.predictors.ResidualReadout),
+        lambda: dt.TempNet(
+            dt.predictors.HiddenEncoder(8), tau_min=0.1, tau_max=4.0, readout=dt.predictors.ResidualReadout
+        ),
     ),
-    testing.PredictorCase("tempnet-several", lambda: _several(dt.predictors.HiddenEncoder(8), dt.predictors.StatisticsEncoder())),
+    testing.PredictorCase(
+        "tempnet-several", lambda: _several(dt.predictors.HiddenEncoder(8), dt.predictors.StatisticsEncoder())
+    ),
     testing.PredictorCase(
         "tempnet-all",
         lambda: _several(

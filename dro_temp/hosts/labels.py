@@ -50,7 +50,7 @@ def labelled_rows(
 
     Example:
         >>> import torch, dro_temp as dt
-        >>> logits, labels = torch.zeros(1, 3, 5), torch.tensor([[4, -100, 2]])  # [batch length classes], [batch length]
+        >>> logits, labels = torch.zeros(1, 3, 5), torch.tensor([[4, -100, 2]])  # a text of three words
         >>> padding = torch.tensor([[1, 1, 0]])
         >>> rows = dt.hosts.labelled_rows(logits.flatten(0, 1), labels.flatten(), mask=padding.flatten())
         >>> rows.target, rows.weight

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from dro_temp._checks import check_within
 from dro_temp._optional import optional_module
 from dro_temp.hosts._hooks import is_bare
-from dro_temp.hosts.labels import labelled_rows
 from dro_temp.hosts._twin import twin
+from dro_temp.hosts.labels import labelled_rows
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 from dro_temp.kernels.randomness import Randomness
 

@@ -13,8 +13,8 @@ def test_contract(case, contract):
     contract(case)
 ```
 
-A case says what the class claims to be (`robust=`, `excludes_target=`, the rows that a host should make of a batch), and
-the contracts hold it to that. Needs pytest and Hypothesis: `pip install 'dro-temp[testing]'`.
+A case says what the class claims to be (`robust=`, `excludes_target=`, the rows that a host should make of a batch),
+and the contracts hold it to that. Needs pytest and Hypothesis: `pip install 'dro-temp[testing]'`.
 """
 
 from dro_temp._optional import optional_module

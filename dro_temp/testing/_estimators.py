@@ -73,7 +73,9 @@ def keeps_samples_apart(case: EstimatorCase) -> None:
         index, log_g = torch.tensor([7, 0, 3]), torch.tensor([0.5, 0.5, 0.5])
         estimate = _propose(together.eval(), index, log_g)[index == sample]
         expected = _propose(alone.eval(), torch.tensor([sample]), log_g[:1])
-        assert_same(estimate, expected, f"estimate of sample {sample} beside others, and alone", rtol=1e-6, atol=1e-6)
+        assert_same(
+            estimate, expected, f"estimate of sample {sample} beside others, and alone", rtol=1e-6, atol=1e-6
+        )
 
 
 def declares_what_is_row_by_row(case: EstimatorCase) -> None:
@@ -86,7 +88,9 @@ def declares_what_is_row_by_row(case: EstimatorCase) -> None:
     for i in range(3):
         one = slice(i, i + 1)
         alone = _propose(case.build(), index[one], log_g[one])
-        assert_same(alone, together[one], f"row_by_row=True: estimate of row {i}, alone and among others", rtol=1e-6)
+        assert_same(
+            alone, together[one], f"row_by_row=True: estimate of row {i}, alone and among others", rtol=1e-6
+        )
 
 
 def counts_the_population(case: EstimatorCase) -> None:
@@ -114,9 +118,13 @@ def counts_a_duplicate_once(case: EstimatorCase) -> None:
     mean = torch.tensor([1.0, 3.0]).exp().mean().log().item()
     expected = _after(case, ([4, 9], [mean, 2.0]))
     one_batch = _after(case, ([4, 9, 4], [1.0, 2.0, 3.0]))
-    _assert_same_memory(one_batch, expected, "memory of a sample twice in a batch, and once at the mean", atol=1e-5)
+    _assert_same_memory(
+        one_batch, expected, "memory of a sample twice in a batch, and once at the mean", atol=1e-5
+    )
     two_batches = _after(case, ([4, 9], [1.0, 2.0]), ([4], [3.0]))
-    _assert_same_memory(two_batches, expected, "memory of a sample in two forwards before one commit", atol=1e-5)
+    _assert_same_memory(
+        two_batches, expected, "memory of a sample in two forwards before one commit", atol=1e-5
+    )
 
 
 def leaves_invalid_rows_out(case: EstimatorCase) -> None:
@@ -125,7 +133,9 @@ def leaves_invalid_rows_out(case: EstimatorCase) -> None:
     valid = torch.tensor([True, True, False])
     with_junk.propose(torch.tensor([1, 2, 2]), torch.tensor([1.0, 2.0, 50.0]), valid)
     _commit(with_junk)
-    _assert_same_memory(with_junk, _after(case, ([1, 2], [1.0, 2.0])), "memory with a row that does not count")
+    _assert_same_memory(
+        with_junk, _after(case, ([1, 2], [1.0, 2.0])), "memory with a row that does not count"
+    )
 
 
 # --- Memory --------------------------------------------------------------------------------------------------
@@ -153,7 +163,9 @@ def writes_only_on_commit(case: EstimatorCase) -> None:
     _propose(estimator.eval(), index, log_g)
     pending = isinstance(estimator, Staged) and estimator.pending
     assert not pending, "expected nothing to be staged without gradients, or in eval mode"
-    assert_unchanged(estimator, before, "expected a proposal that was discarded, or not staged, to write nothing")
+    assert_unchanged(
+        estimator, before, "expected a proposal that was discarded, or not staged, to write nothing"
+    )
 
 
 def survives_saving(case: EstimatorCase) -> None:

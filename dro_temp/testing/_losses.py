@@ -39,7 +39,9 @@ def works_row_by_row(case: LossCase) -> None:
             assert_same(values[one].detach(), alone, what, rtol=1e-9, atol=1e-12)
         (gradient,) = torch.autograd.grad(values[1], scores)
         gradient[1] = 0.0
-        assert not gradient.any(), "expected the value of row 1 to have no gradient to the scores of other rows"
+        assert not gradient.any(), (
+            "expected the value of row 1 to have no gradient to the scores of other rows"
+        )
 
 
 def knows_whether_the_target_is_an_outcome(case: LossCase) -> None:
@@ -155,9 +157,13 @@ def follows_a_target_distribution(case: LossCase) -> None:
         smoothed = case.build()(case.rows(5, target_distribution=0.7 * certain + 0.3 / case.outcomes), tau)
     except ValueError:
         return
-    assert_same(found, values, "values of all probability on the target, and of the target", rtol=1e-9, atol=1e-9)
+    assert_same(
+        found, values, "values of all probability on the target, and of the target", rtol=1e-9, atol=1e-9
+    )
     different = ~torch.isclose(smoothed, values)
-    assert bool(different.all()), "expected the target distribution to count, received the values of the targets"
+    assert bool(different.all()), (
+        "expected the target distribution to count, received the values of the targets"
+    )
 
 
 def _kind(pairs: bool) -> str:
@@ -203,7 +209,11 @@ def survives_extreme_scores(case: LossCase) -> None:
         values.sum().backward()
         assert scores.grad is not None
         assert temperatures.grad is not None
-        for name, x in (("values", values), ("scores' gradient", scores.grad), ("tau's gradient", temperatures.grad)):
+        for name, x in (
+            ("values", values),
+            ("scores' gradient", scores.grad),
+            ("tau's gradient", temperatures.grad),
+        ):
             assert bool(x.isfinite().all()), f"expected finite {name}, received {x}"
 
     check()

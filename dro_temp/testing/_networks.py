@@ -44,12 +44,16 @@ def gives_width_similarities(case: EncoderCase) -> None:
 def reads_what_it_declares(case: EncoderCase) -> None:
     """What is not in `reads` is not needed, and changes nothing."""
     encoder, inputs = case.build().eval(), case.inputs(4)
-    unread = {"features", "index", "support", "summary"} - encoder.reads
+    declared: dict[str, Any] = {name: getattr(inputs, name) for name in encoder.reads}
     try:
-        similarities = encoder(replace(inputs, **dict.fromkeys(unread)))
+        similarities = encoder(Reading(inputs.n, **declared))
     except Exception as error:
-        raise AssertionError(f"reads={sorted(encoder.reads)}: expected to need no more, received {error!r}") from error
-    assert_same(similarities, encoder(inputs), f"without {sorted(unread)}, which it does not declare")
+        raise AssertionError(
+            f"reads={sorted(encoder.reads)}: expected to need no more, received {error!r}"
+        ) from error
+    assert_same(
+        similarities, encoder(inputs), f"with nothing but {sorted(encoder.reads)}, and with all there is"
+    )
 
 
 def encodes_row_by_row(case: EncoderCase) -> None:
@@ -58,9 +62,15 @@ def encodes_row_by_row(case: EncoderCase) -> None:
     together = encoder(inputs)
     for rows in ([0], [0, 1], [3, 0, 4]):
         similarities = encoder(_changed(inputs, lambda x, rows=rows: x[rows]))
-        assert_same(similarities, together[rows], f"rows {rows} of 5, without the others", rtol=1e-4, atol=1e-5)
         assert_same(
-            encoder.pooled(together)[rows], encoder.pooled(together[rows]), f"pooled {rows}", rtol=1e-5, atol=1e-6
+            similarities, together[rows], f"rows {rows} of 5, without the others", rtol=1e-4, atol=1e-5
+        )
+        assert_same(
+            encoder.pooled(together)[rows],
+            encoder.pooled(together[rows]),
+            f"pooled {rows}",
+            rtol=1e-5,
+            atol=1e-6,
         )
 
 
@@ -181,9 +191,8 @@ def depends_on_the_similarities(case: ReadoutCase) -> None:
     values = readout(encoder, x)
     values.sum().backward()
     assert bool((values[1:] != values[0]).all()), f"expected numbers that differ, received {values}"
-    assert x.grad is not None
-    assert bool((x.grad != 0).any(1).all()), f"expected a gradient of every row's similarities, received {x.grad}"
-    assert bool(x.grad.isfinite().all())
+    reaches = x.grad is not None and bool(x.grad.isfinite().all() and (x.grad != 0).any(1).all())
+    assert reaches, f"expected a finite gradient of every row's similarities, received {x.grad}"
     assert_finite_gradients(readout)
 
 

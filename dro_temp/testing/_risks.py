@@ -82,7 +82,9 @@ def does_not_depend_on_the_order(case: RiskCase) -> None:
     shuffled = {name: x[order] for name, x in inputs.items()}
     risk = case.build()
     what = "of samples in another order"
-    assert_same(risk(losses[order], **shuffled), risk(losses, **inputs), f"risk {what}", rtol=1e-10, atol=1e-10)
+    assert_same(
+        risk(losses[order], **shuffled), risk(losses, **inputs), f"risk {what}", rtol=1e-10, atol=1e-10
+    )
     weights = risk.weights(losses, **inputs)[order]
     assert_same(risk.weights(losses[order], **shuffled), weights, f"weights {what}", rtol=1e-8, atol=1e-10)
 
@@ -102,7 +104,9 @@ def has_weights_that_are_its_gradient(case: RiskCase) -> None:
         weights = risk.weights(losses, **inputs)
         assert not risk.pending
         assert not weights.requires_grad
-        assert bool((weights >= 0).all()), f"expected more loss to be no less risk, received weights {weights}"
+        assert bool((weights >= 0).all()), (
+            f"expected more loss to be no less risk, received weights {weights}"
+        )
         assert_same(weights.sum(), torch.ones_like(losses[0]), "sum of the weights", rtol=1e-7, atol=1e-7)
         x = losses.requires_grad_()
         (gradient,) = torch.autograd.grad(risk(x, **inputs), x)

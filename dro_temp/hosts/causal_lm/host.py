@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from dro_temp.hosts._hooks import hooks_of_others
 from dro_temp.hosts._index import as_index
-from dro_temp.hosts.labels import IGNORE, labelled_rows
 from dro_temp.hosts.causal_lm.circumstances import Circumstances
 from dro_temp.hosts.causal_lm.decoder import decoder_states, probe_decoder
 from dro_temp.hosts.causal_lm.examples import logits_of, probe_options
 from dro_temp.hosts.causal_lm.head import LmHead, catching, output_embeddings, words_of
 from dro_temp.hosts.causal_lm.probe import probe_head, probe_shift
+from dro_temp.hosts.labels import IGNORE, labelled_rows
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 
 _ADVICE = (
