@@ -110,13 +110,16 @@ def starts_from_prototypes(case: EncoderCase) -> None:
     assert bool(encoder(case.inputs(4)).isfinite().all())
 
 
-def encodes_low_precision(case: EncoderCase) -> None:
-    """Inputs of half precision count as the numbers that they are, also with weights of half precision."""
+def keeps_the_precision_of_its_inputs(case: EncoderCase) -> None:
+    """Half-precision inputs count as the numbers that they are, and float32 inputs are not rounded to them."""
     encoder = case.build().eval()
+    similarities = encoder(case.inputs(4))
     for dtype in (torch.bfloat16, torch.float16):
         low = _changed(case.inputs(4), lambda x, dtype=dtype: x.to(dtype) if x.is_floating_point() else x)
-        up = _changed(low, lambda x: x.float() if x.is_floating_point() else x)
-        assert_same(encoder(low), encoder(up), f"inputs of {dtype}, and as float32", rtol=1e-3, atol=1e-3)
+        rounded = encoder(_changed(low, lambda x: x.float() if x.is_floating_point() else x))
+        assert_same(encoder(low), rounded, f"inputs of {dtype}, and as float32", rtol=1e-3, atol=1e-3)
+        counts = not torch.equal(rounded, similarities)
+        assert counts, f"expected float32 inputs to count, received those of {dtype}"
     assert bool(encoder.bfloat16()(low).isfinite().all())
 
 
@@ -141,7 +144,7 @@ ENCODER_CONTRACTS = (
     trains_every_parameter,
     is_rebuilt_from_its_config,
     starts_from_prototypes,
-    encodes_low_precision,
+    keeps_the_precision_of_its_inputs,
     encoder_compiles_whole,
 )
 
@@ -205,9 +208,21 @@ def is_restored_from_its_state(case: ReadoutCase) -> None:
     assert bool(second.bfloat16()(encoder, x.bfloat16()).isfinite().all())
 
 
+def readout_compiles_whole(case: ReadoutCase) -> None:
+    """One graph, no breaks."""
+    readout, encoder = _trained(case)
+
+    def read_out(similarities: Tensor) -> Tensor:
+        values: Tensor = readout(encoder, similarities)
+        return values
+
+    assert_compiles(read_out, _similarities(4))
+
+
 READOUT_CONTRACTS = (
     reads_out_one_number_per_row,
     starts_where_it_is_set,
     depends_on_the_similarities,
     is_restored_from_its_state,
+    readout_compiles_whole,
 )

@@ -70,5 +70,11 @@ def test_every_public_concrete_class_has_a_case(base, kind):
     assert concrete
 
 
+def test_every_entropy_rule_has_a_predictor_case():
+    predictors = [case.build() for case in CASES if isinstance(case, testing.PredictorCase)]
+    covered = {type(p.rule) for p in predictors if isinstance(p, dt.EntropyTemperature)}
+    assert covered == {c for c in _public_classes() if issubclass(c, dt.predictors.EntropyRule)}
+
+
 def test_every_kind_of_case_is_demanded():
     assert set(KINDS.values()) == set(testing.CONTRACTS)
