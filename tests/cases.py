@@ -75,7 +75,7 @@ PREDICTORS = (
     testing.PredictorCase("optimal", lambda: dt.OptimalTemperature(1.0, tau_min=0.01, tau_max=10.0)),
     testing.PredictorCase(
         "optimal-of-entropy",
-        lambda: dt.OptimalTemperature.of_entropy(1.5, outcomes=12, tau_min=0.01, tau_max=10.0),
+        lambda: dt.OptimalTemperature.of_entropy(1.5, outcomes=12, tau_min=0.01, tau_max=10.0, iterations=8),
     ),
     testing.PredictorCase("edt", lambda: dt.EntropyTemperature(dt.EdtRule(tau0=1.5, theta=0.3))),
     testing.PredictorCase("dynatemp", lambda: dt.EntropyTemperature(dt.DynatempRule(0.2, 1.8, exponent=1.5))),

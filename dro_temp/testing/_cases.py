@@ -119,8 +119,8 @@ class LossCase(Case):
         name: shown in the test report.
         build: makes a fresh loss.
         degree: k in F(c h, c tau) = c^k F(h, tau): 1 for the robust loss, 0 for a log-likelihood.
-        robust: True for a loss whose value is no less than the mean margin (in units of tau where `degree` is 0), and
-            that weighs outcomes more the higher they score.
+        robust: True for a loss whose value is above the mean margin (in units of tau where `degree` is 0), and that
+            weighs outcomes more the higher they score; False for one of which this is not known.
         excludes_target: True for a loss that follows `Rows.target_in_support`: the target of a pair is no outcome,
             that of a class is one. False for one whose target always counts, as in cross-entropy.
         margins_only: False for a loss that reads the scores themselves: a constant in all of them then matters.

@@ -61,7 +61,7 @@ class KeepsTheGraph(dt.Exact):
         return log_g + 0.0
 
 
-class SaysRowByRow(dt.Exact):
+class DeclaredRowByRow(dt.Exact):
     row_by_row = True
 
     def propose(self, index, log_g, valid):
@@ -123,7 +123,7 @@ FAULTS = (
     _estimator("overshoots", Overshoots, "moves_towards_what_it_sees", "expected estimates between"),
     _estimator("counts padding", CountsPadding, "leaves_invalid_rows_out", "a row that does not count"),
     _estimator("keeps the graph", KeepsTheGraph, "keeps_no_gradient", "without gradient"),
-    _estimator("said to be row by row", SaysRowByRow, "declares_what_is_row_by_row", "row_by_row=True"),
+    _estimator("declared row by row", DeclaredRowByRow, "declares_what_is_row_by_row", "row_by_row=True"),
     _estimator("memory in bfloat16", RoundsItsMemory, "never_rounds_its_memory", "received another log_u"),
     _estimator("memory that is not saved", ForgetsToSave, "survives_saving", "load_state_dict"),
     _gamma("gamma rises", Rising, "never_rises", "expected gamma never to rise"),

@@ -105,7 +105,7 @@ class TargetsOutOfRange(Tagger):
         return self.changed(batch, target=lambda r: r.target + 4)
 
 
-class SaysTargetsAreNoOutcomes(Tagger):
+class TargetsAreNoOutcomes(Tagger):
     def rows(self, **batch):
         return self.changed(batch, target_in_support=lambda r: False)
 
@@ -202,8 +202,8 @@ FAULTS = (
         "scores that are not the logits", OwnTemperature, EXPECTED, "scores of view 'word'.*the model's own"
     ),
     _tagger(
-        "targets said to be no outcomes",
-        SaysTargetsAreNoOutcomes,
+        "targets declared to be no outcomes",
+        TargetsAreNoOutcomes,
         EXPECTED,
         "target_in_support of view 'word'",
     ),

@@ -71,6 +71,12 @@ class WeighsByTheRowsWeight(Dual):
         return values if rows.weight is None else rows.weight * values
 
 
+class MeanMargin(Dual):
+    def values(self, rows, tau):
+        inside = torch.ones_like(rows.margins) if rows.mask is None else rows.mask
+        return (rows.margins * inside).sum(1) / rows.support_size
+
+
 class LeavesTheLogarithm(Dual):
     """exp of scores that were not brought down first."""
 
@@ -123,22 +129,20 @@ FAULTS = (
         "excludes_target=True",
     ),
     _loss(
-        "cross-entropy said to exclude its target",
+        "cross-entropy declared to exclude its target",
         dt.InfoNCELoss,
         "knows_whether_the_target_is_an_outcome",
         "excludes_target=True",
         degree=0,
     ),
     _loss(
-        "a robust loss said to include its target",
+        "a robust loss declared to include its target",
         Dual,
         "knows_whether_the_target_is_an_outcome",
         "excludes_target=False",
         excludes_target=False,
     ),
-    _loss(
-        "the best case", BestCase, "takes_the_worst_case", "robust=True: expected values of at least the mean"
-    ),
+    _loss("the best case", BestCase, "takes_the_worst_case", "robust=True: expected values above the mean"),
     _loss(
         "the lowest scores weigh most",
         BestCaseWithAMargin,
@@ -147,6 +151,15 @@ FAULTS = (
     ),
     _loss(
         "all outcomes weigh alike",
+        WeighsAllOutcomesAlike,
+        "has_the_right_gradient_at_first_sight",
+        "Jacobian",
+    ),
+    _loss(
+        "the mean declared robust", MeanMargin, "takes_the_worst_case", "robust=True: expected values above"
+    ),
+    _loss(
+        "the gradient of another value",
         WeighsAllOutcomesAlike,
         "has_the_right_gradient_at_first_sight",
         "Jacobian",
@@ -171,7 +184,7 @@ FAULTS = (
     _loss("memory outside of the state", AverageOutsideTheState, "survives_saving", "after load_state_dict"),
     _loss("another degree", Dual, "scales_as_declared", "degree=0", degree=0),
     _loss(
-        "margins said not to be enough",
+        "margins declared not to be enough",
         Dual,
         "ignores_a_constant_in_scores",
         "margins_only=False",

@@ -107,7 +107,7 @@ FAULTS = (
     _risk("ignores weights", IgnoresWeights, "counts_a_weight_of_two_as_two_samples", "samples of weight 2"),
     _risk("the best case", BestSamples, "lies_between_mean_and_extreme", "side='worst'"),
     _risk(
-        "said to take the best case",
+        "declared to take the best case",
         LossWeighted,
         "lies_between_mean_and_extreme",
         "side='best'",

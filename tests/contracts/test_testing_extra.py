@@ -78,7 +78,7 @@ def test_contract(case, contract):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> str:
-    """What pytest says of the docs' examples, and of two parts with a fault."""
+    """The report of pytest on the docs' examples and on two faulty parts."""
     folder = tmp_path_factory.mktemp("elsewhere")
     examples = [
         *_blocks("design.md")[:-1],
