@@ -33,7 +33,9 @@ def network() -> nn.Module:
     return nn.Sequential(*body, nn.Linear(256, 64), nn.GELU(), nn.Linear(64, 10))
 
 
-def trained(o: Options, risk: dt.interfaces.SampleRisk, images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
+def trained(
+    o: Options, risk: dt.interfaces.SampleRisk, images: torch.Tensor, labels: torch.Tensor
+) -> nn.Module:
     torch.manual_seed(o.seed)
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=o.lr)

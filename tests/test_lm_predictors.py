@@ -168,10 +168,10 @@ def test_several_is_the_sum():
         _random(dt.predictors.StatisticsEncoder(width=8), 1),
     ]
     both = dt.predictors.SumEncoder(parts).eval()
-    reading = dt.interfaces.PredictorInputs(
-        3, features=torch.randn(3, 6), summary=dt.interfaces.ScoreStatistics(torch.randn(3, 40))
+    inputs = dt.interfaces.PredictorInputs(
+        3, features=torch.randn(3, 6), statistics=dt.interfaces.ScoreStatistics(torch.randn(3, 40))
     )
-    torch.testing.assert_close(both(reading), parts[0](reading) + parts[1](reading))
+    torch.testing.assert_close(both(inputs), parts[0](inputs) + parts[1](inputs))
     assert (both.features, both.outcomes) == (6, None)
 
 

@@ -35,7 +35,7 @@ class ScoreProfile(NamedTuple):
         mean_excess: mean of $s - \max s$ under the softmax at temperature 1, <= 0.
         mean: mean score of the outcomes that can happen, see `IMPOSSIBLE_BELOW`.
         std: standard deviation of theirs, as a whole population.
-        count: number of them.
+        possible: number of them, as a floating-point number.
     """
 
     row_max: PerRow
@@ -43,7 +43,7 @@ class ScoreProfile(NamedTuple):
     mean_excess: PerRow
     mean: PerRow
     std: PerRow
-    count: PerRow
+    possible: PerRow
 
 
 def support_mask(scores: Scores, target: RowIndex, target_in_support: bool) -> Mask | None:

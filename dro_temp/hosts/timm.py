@@ -9,8 +9,8 @@ from dro_temp._autograd import RandomState
 from dro_temp._checks import check_within
 from dro_temp._optional import optional_module
 from dro_temp.hosts._hooks import is_bare
-from dro_temp.hosts._labels import labelled
 from dro_temp.hosts._twin import twin
+from dro_temp.hosts.labels import labelled_rows
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 
 
@@ -73,7 +73,7 @@ class Timm(HostAdapter):
         """
         smoothing = self.label_smoothing if self.objective_trains else 0.0
         scores, hidden = self._scores(inputs) if len(inputs) else self._nothing(inputs)
-        return {"class": labelled(scores, labels, hidden, index, smoothing=smoothing)}
+        return {"class": labelled_rows(scores, labels, hidden, index, smoothing=smoothing)}
 
     def _scores(self, inputs: Tensor) -> tuple[Tensor | LinearScores, Tensor]:
         maps = self.model.forward_features(inputs)

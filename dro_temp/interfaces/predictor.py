@@ -56,7 +56,7 @@ class PredictorInputs:
 
     Args:
         n: number of rows.
-        owner: the class that declared it.
+        owner: name of the class that declared it, for the error.
         **values: each declared value, one entry per row.
 
     Raises:
@@ -72,8 +72,8 @@ class PredictorInputs:
     #: Statistics and projections of the scores, detached.
     statistics: ScoreStatistics
 
-    def __init__(self, n: int, owner: type, **values: Any) -> None:
-        self.n, self._owner, self._reads = n, owner.__name__, sorted(values)
+    def __init__(self, n: int, *, owner: str = "the class", **values: Any) -> None:
+        self.n, self._owner, self._reads = n, owner, sorted(values)
         for name, value in values.items():
             setattr(self, name, value)
 
@@ -207,7 +207,7 @@ class TemperaturePredictor(ShapeChecked, ABC):
         if "features" in values:
             x = values["features"].detach()
             values["features"] = contiguous_left_factor(x) if x.dtype in LOW else x
-        raw = self.raw(PredictorInputs(n, type(self), **values))
+        raw = self.raw(PredictorInputs(n, owner=type(self).__name__, **values))
         return self.bound(raw if raw.dtype in _WIDE else at_least_float32(raw))
 
     @final

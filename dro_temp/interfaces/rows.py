@@ -409,7 +409,6 @@ class Rows:
 
     def select(self, rows: slice | RowIndex) -> "Rows":
         """Some of the rows: a slice (views), or row numbers (copies)."""
-
         scores = self.scores.select(rows) if isinstance(self.scores, LinearScores) else self.scores[rows]
         names = ("target", "features", "index", "weight", "target_distribution")
         values = {name: getattr(self, name) for name in names}

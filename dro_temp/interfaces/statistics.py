@@ -72,7 +72,7 @@ class ScoreStatistics:
     @property
     def possible(self) -> PerRow:
         """Number of outcomes of each row that can happen, as a floating-point number."""
-        return self.profile.count
+        return self.profile.possible
 
     @property
     def max(self) -> PerRow:
@@ -109,7 +109,7 @@ class ScoreStatistics:
         if self._compute_profile is not None and self._scores.device.type != "cpu":
             # Kernels for a device read a row faster than several calls would.
             p, mean = self.profile, self.profile.mean
-            return p.count.sqrt() * torch.hypot(p.std, mean if centre is None else mean - centre)
+            return p.possible.sqrt() * torch.hypot(p.std, mean if centre is None else mean - centre)
         norms = [self._norms(rows, centre) for rows in row_groups(self._scores)]
         return torch.cat(norms or [self._scores.new_empty(0)])
 

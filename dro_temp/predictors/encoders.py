@@ -17,7 +17,7 @@ from dro_temp.predictors.named import class_named
 class TempNetEncoder(nn.Module, ABC):
     """Transformation and projection: from what is read to `width` similarities per row."""
 
-    #: What `forward` needs of a reading.
+    #: What `forward` reads of its inputs.
     reads: frozenset[Readable]
     #: Number of similarities per row.
     width: int
@@ -334,7 +334,7 @@ class StatisticsEncoder(TempNetEncoder):
 def shift_invariant_statistics(statistics: ScoreStatistics) -> Features:
     """The four statistics of `StatisticsEncoder`, [n 4]."""
     p = statistics.profile
-    log_m, log_sum = p.count.clamp(min=2.0).log(), p.sum_exp.log()
+    log_m, log_sum = p.possible.clamp(min=2.0).log(), p.sum_exp.log()
     entropy = log_sum - p.mean_excess
     # Each is >= 0 but for rounding.
     above = (p.row_max - p.mean, p.std, p.row_max + log_sum - p.mean - log_m)
@@ -398,7 +398,7 @@ class SumEncoder(TempNetEncoder):
         return cls([encoder_of(description, known) for description in config["encoders"]])
 
     def forward(self, inputs: PredictorInputs) -> Features:
-        """Sum of what each makes of the reading."""
+        """Sum of their similarities."""
         return torch.stack([encoder(inputs) for encoder in self.encoders]).sum(0)
 
     def set_prototypes(self, embeddings: Features) -> None:

@@ -4,6 +4,7 @@ import math
 
 from dro_temp import functional as F
 from dro_temp._checks import check_count, check_feasible, check_radius, check_real
+from dro_temp._tensors import at_least_float32
 from dro_temp._typing import PerRow
 from dro_temp.interfaces import PredictorInputs, TemperaturePredictor
 
@@ -101,7 +102,7 @@ class OptimalTemperature(TemperaturePredictor):
         # KL(p||U) does not change when a constant is added to a row: scores serve as well as margins, and the
         # target's identity is not needed.
         return F.optimal_tau(
-            inputs.support.scores,
+            at_least_float32(inputs.support.scores),  # a solver in bfloat16 is off by 2 %
             rho=self.rho,
             tau_min=self.tau_min,
             tau_max=self.tau_max,

@@ -5,7 +5,18 @@
 
 #: Names of packages and modules of dro_temp, the lowest layer first.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("_typing", "_checks", "_autograd", "_files", "_loading", "_modes", "_optional", "_pytree", "_repr", "_tensors"),
+    (
+        "_typing",
+        "_checks",
+        "_autograd",
+        "_files",
+        "_loading",
+        "_modes",
+        "_optional",
+        "_pytree",
+        "_repr",
+        "_tensors",
+    ),
     ("functional", "distributed"),
     ("interfaces",),
     ("state", "kernels"),

@@ -1,29 +1,46 @@
-"""Pairs every case with the contracts of its kind."""
+"""The contracts of each kind of case."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dro_temp.testing import _estimators, _gamma, _hosts, _losses, _penalties, _predictors, _risks
+import pytest
+
+from dro_temp.testing import (
+    _estimators,
+    _hosts,
+    _losses,
+    _networks,
+    _penalties,
+    _predictors,
+    _risks,
+    _transforms,
+)
 from dro_temp.testing._cases import (
     Case,
+    EncoderCase,
     EstimatorCase,
     GammaCase,
     HostCase,
     LossCase,
     PenaltyCase,
     PredictorCase,
+    ReadoutCase,
     RiskCase,
+    TransformCase,
 )
 
 #: The contracts of each kind of case, in the order in which they are run.
 CONTRACTS: dict[type[Case], tuple[Callable[[Any], None], ...]] = {
     PredictorCase: _predictors.CONTRACTS,
+    EncoderCase: _networks.ENCODER_CONTRACTS,
+    ReadoutCase: _networks.READOUT_CONTRACTS,
+    TransformCase: _transforms.CONTRACTS,
     LossCase: _losses.CONTRACTS,
     PenaltyCase: _penalties.CONTRACTS,
+    RiskCase: _risks.CONTRACTS,
     HostCase: _hosts.CONTRACTS,
     EstimatorCase: _estimators.CONTRACTS,
-    GammaCase: _gamma.CONTRACTS,
-    RiskCase: _risks.CONTRACTS,
+    GammaCase: _estimators.GAMMA_CONTRACTS,
 }
 
 
@@ -36,12 +53,10 @@ def pair(cases: Iterable[Case]) -> list[Any]:
     Example:
         >>> import dro_temp as dt
         >>> from dro_temp import testing
-        >>> case = testing.GammaCase("constant", lambda: dt.ConstantGamma(0.8))
+        >>> case = testing.GammaCase("cosine", lambda: dt.estimators.CosineGamma(0.2, epochs=10))
         >>> [parameter.id for parameter in testing.pair([case])]
         ['constant-stays_in_range', 'constant-never_rises', 'constant-is_a_function_of_steps']
     """
-    import pytest
-
     return [
         pytest.param(case, contract, id=f"{case.name}-{contract.__name__}")
         for case in cases
