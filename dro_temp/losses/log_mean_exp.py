@@ -196,7 +196,9 @@ class LogMeanExpLoss(RobustLoss):
             names = [fastest if loss.backend == "auto" else loss.backend for loss in (self, other)]
             choices = (BackendChoice(names[0], _EXCHANGED), BackendChoice(names[1], _EXCHANGED))
         elif first.is_transpose_of(second):
-            choices = self.choose_backend(rows[0]), other.choose_backend(rows[1])
+            choice = self.choose_backend(rows[0])  # of scores of the same size and precision
+            same = other.backend == self.backend
+            choices = choice, choice if same else other.choose_backend(rows[1])
         else:
             return None
         return choices if choices[0].name == choices[1].name != "reference" else None

@@ -1,6 +1,5 @@
 """A predictor, an encoder, a readout and a transform that are right, and faults of them."""
 
-
 import torch
 from faults import Fault
 from torch import nn
