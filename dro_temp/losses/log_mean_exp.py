@@ -85,7 +85,7 @@ class LogMeanExpLoss(RobustLoss):
                 f"expected one target per row for backend={option!r}, received target distributions, which are as "
                 "large as the score matrix that it avoids. Pass backend='auto', or class numbers."
             )
-        n, m = scores.shape
+        n, m = scores.queries.shape[0], scores.keys.shape[0]
         if m == (0 if rows.target_in_support else 1):
             return BackendChoice("reference", "there are no outcomes")
         if not (scores.transform is None or isinstance(scores.transform, ScoreTransform)):

@@ -130,7 +130,11 @@ def encoder_compiles_whole(case: EncoderCase) -> None:
     encoder, inputs = case.build().eval(), case.inputs(4)
 
     def encode(features: Tensor, scores: Tensor) -> Tensor:
-        read: dict[str, Any] = {"features": features, "statistics": ScoreStatistics(scores), "support": Support(scores)}
+        read: dict[str, Any] = {
+            "features": features,
+            "statistics": ScoreStatistics(scores),
+            "support": Support(scores),
+        }
         similarities: Tensor = encoder(PredictorInputs(inputs.n, index=inputs.index, **read))
         return similarities
 
