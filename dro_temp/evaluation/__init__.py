@@ -1,23 +1,33 @@
-"""How good a model is, as plain numbers."""
+"""How good a model and its temperatures are, as plain numbers: one package per question asked."""
 
-from dro_temp.evaluation.amortisation import amortisation_gap
-from dro_temp.evaluation.calibration import expected_calibration_error, reliability
-from dro_temp.evaluation.captions import CaptionRecall, caption_recall
-from dro_temp.evaluation.class_accuracy import ClassAccuracy, zero_shot, zero_shot_accuracy
-from dro_temp.evaluation.classifier import evaluate_classifier
-from dro_temp.evaluation.classifier_report import CalibrationScheme, ClassifierReport
-from dro_temp.evaluation.consistency import SemanticConsistency, semantic_consistency
-from dro_temp.evaluation.duplicates import near_duplicates, same_concept
-from dro_temp.evaluation.gap_log import GapLog
-from dro_temp.evaluation.gap_report import AmortisationGap, TemperatureSpread
-from dro_temp.evaluation.language import evaluate_language
-from dro_temp.evaluation.neighbourhoods import NeighbourConsistency, neighbour_consistency
-from dro_temp.evaluation.neighbours import knn_accuracy
-from dro_temp.evaluation.probes import ProbeReport, linear_probe
-from dro_temp.evaluation.prompts import class_embeddings
-from dro_temp.evaluation.report import LanguageReport, TemperatureScheme
-from dro_temp.evaluation.retrieval import retrieval_recall
-from dro_temp.functional.reliability import Reliability
+from dro_temp.evaluation.classifier import (
+    CalibrationScheme,
+    ClassifierReport,
+    Reliability,
+    evaluate_classifier,
+    expected_calibration_error,
+    reliability,
+)
+from dro_temp.evaluation.concepts import (
+    NeighbourConsistency,
+    SemanticConsistency,
+    near_duplicates,
+    neighbour_consistency,
+    same_concept,
+    semantic_consistency,
+)
+from dro_temp.evaluation.features import (
+    ClassAccuracy,
+    ProbeReport,
+    class_embeddings,
+    knn_accuracy,
+    linear_probe,
+    zero_shot,
+    zero_shot_accuracy,
+)
+from dro_temp.evaluation.gap import AmortisationGap, GapLog, TemperatureSpread, amortisation_gap
+from dro_temp.evaluation.language import LanguageReport, TemperatureScheme, evaluate_language
+from dro_temp.evaluation.retrieval import CaptionRecall, caption_recall, retrieval_recall
 
 __all__ = [
     "AmortisationGap",

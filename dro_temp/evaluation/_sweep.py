@@ -1,0 +1,105 @@
+"""Running a host over batches of data: progress bars, rows block by block, no side effects."""
+
+import random
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from dro_temp._checks import check_several
+from dro_temp._optional import optional_module
+from dro_temp._typing import PerRow
+from dro_temp.interfaces import HostAdapter, Rows
+from dro_temp.interfaces.modes import evaluating
+
+T = TypeVar("T")
+#: Token ids [batch length], or the host's own keyword arguments.
+Batch: TypeAlias = Tensor | Mapping[str, Any]
+#: What a host is called with: one tensor, several arguments in order, or keyword arguments.
+HostBatch: TypeAlias = Batch | Sequence[Any]
+
+SCORES_AT_A_TIME = 2**22  # 16 MiB in float32; the exact temperature needs a few copies of it
+
+
+def with_progress(parts: Iterable[T], title: str | None) -> Iterable[T]:
+    """The same parts, under a progress bar unless `title` is None. Raises ImportError without rich."""
+    if title is None:
+        return parts
+    progress = optional_module("rich.progress", "which draws bars where progress=True", extra="recipes")
+    tracked: Iterable[T] = progress.track(parts, description=title)
+    return tracked
+
+
+def check_batches(name: str, batches: Iterable[HostBatch]) -> None:
+    """Raise unless these are batches that can be iterated over more than once."""
+    if isinstance(batches, Tensor):
+        raise TypeError(
+            f"expected {name} as several batches, received one tensor of shape {list(batches.shape)}. "
+            f"Pass {name}=blocks.split(8)."
+        )
+    check_several(name, batches, f"Pass {name}=[batch], or a DataLoader.")
+    if iter(batches) is batches:
+        raise TypeError(
+            f"expected {name} that can be iterated over more than once, received {type(batches).__name__}, which is "
+            f"used up after one pass. Pass {name}=list(batches), or a DataLoader."
+        )
+
+
+def moved(value: Any, device: torch.device | None) -> Any:
+    """All tensors of a batch on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {name: moved(part, device) for name, part in value.items()}
+    return [moved(part, device) for part in value] if isinstance(value, list | tuple) else value
+
+
+def rows_of(host: HostAdapter, batch: HostBatch) -> dict[str, Rows]:
+    """The host's rows of a batch, which is moved to the host's device."""
+    batch = moved(batch, next((p.device for p in host.parameters()), torch.device("cpu")))
+    arguments = batch if isinstance(batch, list) else [batch]
+    rows: dict[str, Rows] = host(**batch) if isinstance(batch, Mapping) else host(*arguments)
+    return rows
+
+
+def weight_of(rows: Rows) -> PerRow:
+    """Weight of each row, 1 by default."""
+    return torch.ones(len(rows), device=rows.target.device) if rows.weight is None else rows.weight
+
+
+def row_blocks(host: HostAdapter, batches: Iterable[HostBatch], title: str | None) -> Iterator[Rows]:
+    """The valid rows of a host with one view, with their scores computed, block by block."""
+    for batch in with_progress(batches, title):
+        (rows,) = rows_of(host, {"input_ids": batch} if isinstance(batch, Tensor) else batch).values()
+        step = max(1, SCORES_AT_A_TIME // max(1, rows.scores.shape[1]))
+        for index in torch.split(rows.valid.nonzero()[:, 0], step):
+            if len(index):  # a batch of padding alone has no rows
+                yield rows.select(index).dense()
+
+
+@contextmanager
+def without_side_effects(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode on this process alone; modes and random states are restored afterwards.
+
+    A data loader draws a random number each time that it is iterated over, and data may be augmented at random: the
+    generators of torch, Python and NumPy are all restored.
+    """
+    hosts = [part for part in module.modules() if isinstance(part, HostAdapter)]
+    trains = [host.objective_trains for host in hosts]
+    numpy = sys.modules.get("numpy")  # code that has not imported it draws nothing from it
+    state = random.getstate(), None if numpy is None else numpy.random.get_state()
+    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices=list(devices)), evaluating(module):
+            for host in hosts:
+                host.objective_trains = False  # else it waits for the rows of other processes
+            yield
+    finally:
+        random.setstate(state[0])
+        if numpy is not None:
+            numpy.random.set_state(state[1])
+        for host, before in zip(hosts, trains, strict=True):
+            host.objective_trains = before

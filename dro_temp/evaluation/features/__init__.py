@@ -1,0 +1,20 @@
+"""What do frozen features tell about classes? Class names, neighbours and linear probes as classifiers."""
+
+from dro_temp.evaluation.features.class_names import (
+    ClassAccuracy,
+    class_embeddings,
+    zero_shot,
+    zero_shot_accuracy,
+)
+from dro_temp.evaluation.features.nearest import knn_accuracy
+from dro_temp.evaluation.features.probe import ProbeReport, linear_probe
+
+__all__ = [
+    "ClassAccuracy",
+    "ProbeReport",
+    "class_embeddings",
+    "knn_accuracy",
+    "linear_probe",
+    "zero_shot",
+    "zero_shot_accuracy",
+]
