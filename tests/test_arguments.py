@@ -262,7 +262,7 @@ CALLS = {
         "concept": LABEL,
         "names": list("abcdefghij"),
         "k": 2,
-        "least": 2,
+        "min_rows": 2,
     },
     dt.plotting.temperature_by_duplicates: lambda: {"tau": TAU, "concept": LABEL, "resamples": 10},
     dt.plotting.temperature_histogram: lambda: {"tau": {"a": TAU}, "bins": 5},

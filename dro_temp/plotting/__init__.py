@@ -4,14 +4,12 @@ Nothing global is changed. matplotlib is imported inside the functions, and `mat
 backend is chosen, no figure is kept open, no default is touched. Save a figure with `figure.savefig("name.png")`.
 """
 
-from dro_temp.plotting.by_concept import temperature_by_concept
-from dro_temp.plotting.curves import curves
-from dro_temp.plotting.duplicates import temperature_by_duplicates
-from dro_temp.plotting.extremes import image_extremes
-from dro_temp.plotting.histogram import temperature_histogram
-from dro_temp.plotting.history import temperature_history
+from dro_temp.plotting.concepts import temperature_by_concept, temperature_by_duplicates
+from dro_temp.plotting.distributions import temperature_histogram, temperature_history
+from dro_temp.plotting.images import image_extremes
 from dro_temp.plotting.reliability import reliability_diagram
 from dro_temp.plotting.token_page import TokenTemperatures, text_page, token_temperatures
+from dro_temp.plotting.training import curves
 
 __all__ = [
     "TokenTemperatures",

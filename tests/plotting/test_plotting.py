@@ -333,8 +333,8 @@ def test_as_many_concepts_are_named_as_there_are(concepts, k, named, tmp_path):
 
 def test_small_concepts_are_left_out():
     concept = torch.tensor([0, 1, 1, 2, 2, 2, 3, 3, 3])
-    for least, left in ((2, "3 concepts of 8 rows"), (3, "2 concepts of 6 rows")):
-        figure = plotting.temperature_by_concept(torch.rand(9), concept, least=least)
+    for min_rows, left in ((2, "3 concepts of 8 rows"), (3, "2 concepts of 6 rows")):
+        figure = plotting.temperature_by_concept(torch.rand(9), concept, min_rows=min_rows)
         assert figure.axes[0].get_title(loc="left") == left
 
 
@@ -349,8 +349,8 @@ def test_one_temperature_is_drawn(tmp_path):
         ({"concept": torch.zeros(4)}, TypeError, "concept.long()"),
         ({"concept": torch.tensor([0, 1])}, ValueError, "concept [4]"),
         ({"concept": torch.tensor([0, 0, 1, 2])}, ValueError, "received 1 among 3 concepts of 4 rows"),
-        ({"least": 3}, ValueError, "two concepts of 3 rows or more"),
-        ({"least": 1}, ValueError, "least=1"),
+        ({"min_rows": 3}, ValueError, "two concepts of 3 rows or more"),
+        ({"min_rows": 1}, ValueError, "min_rows=1"),
         ({"k": 0}, ValueError, "k=0"),
         ({"names": ["one"]}, ValueError, "up to 1, received 1 names"),
     ],
@@ -380,8 +380,8 @@ def test_reliability_diagram_draws_each_bin(tmp_path):
     above, _, below, _ = figure.axes
     drawn = shares(above)
     assert drawn["accuracy"] == pytest.approx([30, 50])  # up to the lower of accuracy and confidence
-    assert drawn["claims too little"] == pytest.approx([45, 0])  # three of four were right
-    assert drawn["claims too much"] == pytest.approx([0, 40])
+    assert drawn["underconfident"] == pytest.approx([45, 0])  # three of four were right
+    assert drawn["overconfident"] == pytest.approx([0, 40])
     assert [bar.get_height() for bar in below.patches] == pytest.approx([400 / 6, 200 / 6])
     error = 100 * (4 * 0.45 + 2 * 0.4) / 6
     assert above.get_title() == f"a\nECE {error:.1f} %"

@@ -1,4 +1,4 @@
-"""Distributions of temperatures over training."""
+"""Distributions of temperatures: at one time, and over training."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -7,31 +7,82 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dro_temp._checks import check_count
+from dro_temp._checks import check_count, check_kind
 from dro_temp._typing import PerRow
-from dro_temp.plotting._style import COLOURS, finite, new_figure, refuse_empty
+from dro_temp.plotting._style import COLOURS, DASHES, check_not_empty, finite, new_figure, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_QUANTILES = ((0.05, ":"), (0.5, "-"), (0.95, ":"))
+
+def temperature_histogram(tau: Mapping[str, PerRow], *, bins: int = 40) -> "Figure":
+    r"""Distribution of the temperatures under each label, on common bins.
+
+    Args:
+        tau: temperatures by label, [n] each, > 0; lengths may differ, since shares are shown and not counts.
+            A label with one temperature only (`LearnableTemperature`) becomes a vertical line.
+        bins: number of bins, from the lowest to the highest temperature of the labels that have several.
+
+    Returns:
+        A figure with one pair of axes.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: no label, no temperature under a label, or temperatures that are not finite.
+
+    Example:
+        >>> import torch
+        >>> from dro_temp.plotting import temperature_histogram
+        >>> figure = temperature_histogram({"images": 0.1 + 0.01 * torch.randn(500)})
+        >>> figure.axes[0].get_xlabel()
+        'temperature τ'
+    """
+    check_kind("tau", tau, Mapping, "Pass {label: values}.")
+    check_not_empty("label", tau)
+    check_count("bins", bins)
+    values = {label: finite(f"temperatures of {label!r}", x) for label, x in tau.items()}
+    single = {label for label, x in values.items() if float(x.max() - x.min()) <= 1e-6 * float(x.abs().max())}
+    spread = [x for label, x in values.items() if label not in single]
+    low = min((float(x.min()) for x in spread), default=0.0)
+    high = max((float(x.max()) for x in spread), default=1.0)
+    figure = new_figure(7.0, 3.8)
+    axes = figure.subplots()
+    for i, (label, x) in enumerate(values.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        if label in single:
+            label = f"{label}: {float(x[0]):#.3g}"
+            axes.axvline(float(x[0]), color=colour, linestyle="--", linewidth=2, label=label)
+            continue
+        axes.hist(
+            x.numpy(), bins=bins, range=(low, high), weights=[100.0 / len(x)] * len(x), histtype="stepfilled",
+            facecolor=(colour, 0.25), edgecolor=colour, linestyle=DASHES[i % len(DASHES)], linewidth=1.8,
+            label=f"{label}: {float(x.mean()):#.3g} ± {float(x.std(correction=0)):#.2g}",
+        )  # fmt: skip
+    axes.set_xlabel("temperature τ")
+    axes.set_ylabel("share of inputs (%)")
+    axes.margins(x=0.03)
+    tidy(axes)
+    # Above the axes, where no bar can be behind it.
+    columns, title = min(2, len(values)), "mean ± standard deviation"
+    figure.legend(loc="outside upper center", ncols=columns, frameon=False, title=title)
+    return figure
 
 
 def temperature_history(
     history: Sequence[tuple[int, Mapping[str, PerRow]]], *, bins: int = 60, step: str = "step"
 ) -> "Figure":
-    """A heat map per view: how its temperatures are distributed at each step of training.
+    """A heat map per view: the distribution of its temperatures at each step of training.
 
     A column is the histogram of one step, as percentages of the inputs; lines are the median and the quantiles at
-    5 % and 95 %. Shades grow with the square root of the share: a first step at which all temperatures are one would
-    leave the others white.
+    5 % and 95 %. Shades grow with the square root of the share: otherwise a first step with one temperature would
+    leave all others white.
 
     Args:
         history: pairs of a step and the temperatures of each view at it, [n] each, steps ascending; views are the
             same at all steps, lengths may differ.
         bins: number of bins, from the lowest to the highest temperature of all.
-        step: what steps are counted in, the label of the horizontal axis.
+        step: unit of the steps, the label of the horizontal axis.
 
     Returns:
         A figure with a panel per view, and a colour bar.
@@ -51,22 +102,25 @@ def temperature_history(
         ['image', 'text']
     """
     check_count("bins", bins)
-    refuse_empty("step", history)
-    steps, views = _checked(history)
+    check_not_empty("step", history)
+    steps, views = _steps_and_views(history)
     values = {view: [finite(f"temperatures of {view!r}", tau[view]) for _, tau in history] for view in views}
     everything = torch.cat([x for columns in values.values() for x in columns])
     low, high = float(everything.min()), float(everything.max())
     room = 0.02 * (high - low) or 0.05 * abs(high) or 1.0
     edges = torch.linspace(low - room, high + room, bins + 1, dtype=torch.float64)
     shares = {
-        view: torch.stack([_shares(x, edges) for x in columns], dim=1) for view, columns in values.items()
+        view: torch.stack([100.0 * torch.histogram(x, edges).hist / len(x) for x in columns], dim=1)
+        for view, columns in values.items()
     }
     top = max(float(share.max()) for share in shares.values())
     figure = new_figure(3.9 * len(views) + 0.8, 3.6)
     panels = figure.subplots(1, len(views), squeeze=False, sharey=True)[0]
     for i, (axes, view) in enumerate(zip(panels, views, strict=True)):
-        _panel(axes, COLOURS[i % len(COLOURS)], steps, edges, shares[view], top)
-        _quantiles(axes, steps, values[view])
+        _draw_shares(axes, COLOURS[i % len(COLOURS)], steps, edges, shares[view], top)
+        for share, line, label in ((0.05, ":", "5 % and 95 %"), (0.5, "-", "median"), (0.95, ":", None)):
+            quantile = [float(x.quantile(share)) for x in values[view]]
+            axes.plot(steps, quantile, color="black", linestyle=line, linewidth=1.2, label=label)
         axes.set_title(view, loc="left", fontsize=11, weight="bold")
         axes.set_xlabel(step)
     panels[0].set_ylabel("temperature τ")
@@ -74,16 +128,15 @@ def temperature_history(
     return figure
 
 
-def _checked(history: Sequence[tuple[int, Mapping[str, PerRow]]]) -> tuple[list[int], list[str]]:
+def _steps_and_views(history: Sequence[tuple[int, Mapping[str, PerRow]]]) -> tuple[list[int], list[str]]:
     for pair in history:
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[1], Mapping)):
             raise TypeError(
                 f"expected pairs of a step and the temperatures of each view, received {type(pair).__name__}. Pass "
                 "[(0, {view: tau}), (100, {view: tau})], say."
             )
-    steps = [number for number, _ in history]
-    views = list(history[0][1])
-    refuse_empty("view", views)
+    steps, views = [number for number, _ in history], list(history[0][1])
+    check_not_empty("view", views)
     if any(a >= b for a, b in itertools.pairwise(steps)):
         raise ValueError(
             f"expected steps that ascend, received {steps[:8]}. Pass sorted(history, key=lambda pair: pair[0]), each "
@@ -98,12 +151,9 @@ def _checked(history: Sequence[tuple[int, Mapping[str, PerRow]]]) -> tuple[list[
     return steps, views
 
 
-def _shares(x: Tensor, edges: Tensor) -> Tensor:
-    """Share of the temperatures in each bin, in percent."""
-    return 100.0 * torch.histogram(x, edges).hist / len(x)
-
-
-def _panel(axes: "Axes", colour: str, steps: list[int], edges: Tensor, shares: Tensor, top: float) -> None:
+def _draw_shares(
+    axes: "Axes", colour: str, steps: list[int], edges: Tensor, shares: Tensor, top: float
+) -> None:
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 
     at = torch.tensor(steps, dtype=torch.float64)
@@ -119,11 +169,3 @@ def _panel(axes: "Axes", colour: str, steps: list[int], edges: Tensor, shares: T
     bar.ax.set_title("%", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.locator_params(axis="x", integer=True)
-
-
-def _quantiles(axes: "Axes", steps: list[int], columns: list[Tensor]) -> None:
-    for share, line in _QUANTILES:
-        axes.plot(
-            steps, [float(x.quantile(share)) for x in columns], color="black", linestyle=line, linewidth=1.2,
-            label={0.5: "median", 0.05: "5 % and 95 %"}.get(share),
-        )  # fmt: skip

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dro_temp._checks import check_kind
-from dro_temp.plotting._style import COLOURS, DASHES, new_figure, refuse_empty, tidy
+from dro_temp.plotting._style import COLOURS, DASHES, check_not_empty, new_figure, tidy
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -18,7 +17,7 @@ def curves(runs: Mapping[str, Mapping[str, Sequence[float]]], *, step: str = "ep
     Args:
         runs: numbers by label and metric, one per step from step 1 on. Metrics need not be the same for all
             labels; NaN leaves a gap, for example where validation was skipped.
-        step: what the numbers are counted in, the label of the horizontal axis.
+        step: unit of the steps, the label of the horizontal axis.
 
     Returns:
         A figure with one pair of axes per metric, in the order in which they first appear.
@@ -34,9 +33,9 @@ def curves(runs: Mapping[str, Mapping[str, Sequence[float]]], *, step: str = "ep
         ['loss', 'R@1 (%)']
     """
     check_kind("runs", runs, Mapping, "Pass {label: values}.")
-    refuse_empty("run", runs)
+    check_not_empty("run", runs)
     metrics = list(dict.fromkeys(metric for run in runs.values() for metric in run))
-    refuse_empty("metric", metrics)
+    check_not_empty("metric", metrics)
     columns = min(3, len(metrics))
     rows = math.ceil(len(metrics) / columns)
     figure = new_figure(3.1 * columns + 0.2, 2.7 * rows + 0.4)
@@ -46,28 +45,17 @@ def curves(runs: Mapping[str, Mapping[str, Sequence[float]]], *, step: str = "ep
     handles: dict[str, Any] = {}
     for axes, metric in zip(grid.flat, metrics, strict=False):
         for i, (label, run) in enumerate(runs.items()):
+            points = [(at, y) for at, y in enumerate(run.get(metric, ()), start=1) if not math.isnan(y)]
             if metric in run:
-                handles[label] = _line(axes, run[metric], i)
+                (handles[label],) = axes.plot(
+                    [at for at, _ in points], [y for _, y in points], linewidth=1.8, markersize=4,
+                    color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i % len(DASHES)],
+                    marker="o" if len(points) < 3 else None,  # a single point has no line
+                )  # fmt: skip
         axes.set_xlabel(step)
         axes.set_ylabel(metric)
         axes.xaxis.get_major_locator().set_params(integer=True)
         tidy(axes)
-    figure.legend(
-        handles.values(), handles, loc="outside upper center", ncols=min(4, len(handles)), frameon=False
-    )
+    columns = min(4, len(handles))
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=columns, frameon=False)
     return figure
-
-
-def _line(axes: "Axes", values: Sequence[float], number: int) -> Any:
-    known = [(step, y) for step, y in enumerate(values, start=1) if not math.isnan(y)]
-    (line,) = axes.plot(
-        [step for step, _ in known],
-        [y for _, y in known],
-        color=COLOURS[number % len(COLOURS)],
-        linestyle=DASHES[number % len(DASHES)],
-        linewidth=1.8,
-        # A single point has no line to be seen by.
-        marker="o" if len(known) < 3 else None,
-        markersize=4,
-    )
-    return line

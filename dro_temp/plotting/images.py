@@ -63,18 +63,18 @@ def image_extremes(
     k = min(k, len(values) // 2)
     order = values.argsort(stable=True).tolist()
     columns = min(k, 6)
-    lowest, highest = order[:k], order[-k:]
-    texts = {i: _wrapped(captions[i]) for i in lowest + highest}
+    texts = {
+        i: "\n".join(textwrap.wrap(captions[i], 17, break_on_hyphens=False)) or " "
+        for i in order[:k] + order[-k:]
+    }
     # Placed by hand, in inches: layout engines do not know about text below an image, and clip it.
     cell = _CELL + 0.38 + _LINE * max(text.count("\n") + 1 for text in texts.values())
     rows = math.ceil(k / columns)
     width, height = columns * (_CELL + _GAP) + _GAP, 2 * (_HEAD + rows * cell)
     figure = new_figure(width, height, layout=None)
-    for part, (title, chosen) in enumerate((("lowest", lowest), ("highest", highest))):
-        top = height - part * height / 2
-        figure.text(
-            _GAP / width, (top - 0.12) / height, f"{title} temperatures", weight="bold", fontsize=11, va="top"
-        )
+    for title, chosen, top in (("lowest", order[:k], height), ("highest", order[-k:], height / 2)):
+        x, y = _GAP / width, (top - 0.12) / height
+        figure.text(x, y, f"{title} temperatures", weight="bold", fontsize=11, va="top")
         for n, i in enumerate(chosen):
             left = _GAP + n % columns * (_CELL + _GAP)
             bottom = top - _HEAD - n // columns * cell - _CELL
@@ -89,16 +89,10 @@ def _show(axes: "Axes", image: Tensor, cmap: str) -> None:
     image = image.detach().cpu()
     image = image.movedim(0, -1) if image.dim() == 3 else image
     axes.imshow(image.numpy(), cmap=cmap, vmin=0, vmax=1 if image.is_floating_point() else 255)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_color("0.8")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_color("0.8")
 
 
 def _write_below(axes: "Axes", text: str, *, points: float, **style: Any) -> None:
     place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
     axes.annotate(text, (0.5, 0), (0, -points), ha="center", va="top", **place, **style)
-
-
-def _wrapped(caption: str) -> str:
-    return "\n".join(textwrap.wrap(caption, width=17, break_on_hyphens=False)) or " "
