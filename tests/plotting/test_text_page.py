@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import dro_temp as dt
 from dro_temp.plotting import TokenTemperatures, text_page, token_temperatures
-from dro_temp.plotting.token_page.colours import ColourScale
 from dro_temp.plotting.token_page.escaping import escaped, harmless, shown
+from dro_temp.plotting.token_page.parts import ColourScale
 
 NASTY = ["</script><b>", "<!--", "<img src=x onerror=alert(1)>", '"><svg onload=alert(1)>', "&lt;", "&amp", "{title}",
          "\n", "\n        ", " ", "\t", "\u2028", "\u202e", "'", '"', "\\", "\x00", "\r", "é", "漢字", "🜚",
@@ -307,10 +307,10 @@ def test_escapes_quotes():
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=30))
 def test_colours_rise_with_temperature(taus):
-    scale = ColourScale.of(taus)
-    places = [scale.classes.index(scale.of_tau(t)) for t in sorted(taus)]
+    scale = ColourScale.from_temperatures(taus)
+    places = [scale.classes.index(scale.class_of(t)) for t in sorted(taus)]
     assert places == sorted(places)
-    assert scale.of_tau(scale.middle) == scale.classes[len(scale.classes) // 2]
+    assert scale.class_of(scale.middle) == scale.classes[len(scale.classes) // 2]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A text read by a model: the temperature of every token, and what was likely in its place."""
+"""The temperature of every token of a text, and the likeliest tokens in its place."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ _BYTES = 4  # of the longest character
 
 
 class TokenTemperatures(NamedTuple):
-    """What `text_page` shows, in the order in which it takes it.
+    """The first arguments of `text_page`.
 
     Attributes:
         tokens: the text, token by token; empty for all but the last of the tokens that are one character together.
@@ -44,16 +44,15 @@ def token_temperatures(
     k: int = 5,
     window: int = 512,
 ) -> TokenTemperatures:
-    """Let a language model read a text, and a predictor choose a temperature for each of its tokens.
+    """Temperatures that a predictor gives to the tokens of a text, and the likeliest tokens in each place.
 
     A text longer than `window` is read in windows that overlap by half, so that every token but the first few has
-    at least half a window before it. Model and predictor run in evaluation mode and are then put back into their
-    own.
+    at least half a window before it. Model and predictor run in evaluation mode, which is then undone.
 
     Args:
         host: the language model, `dt.hosts.CausalLM(model)`.
         tokenizer: the model's own, of transformers.
-        predictor: any predictor of rows without sample numbers.
+        predictor: any predictor that is not indexed by sample.
         text: at least two tokens.
         k: number of candidates; the token that is there is added where it is not among them.
         window: tokens that the model reads at once, at least 2: at most as many as it has positions.
@@ -92,18 +91,15 @@ def token_temperatures(
             after += _likeliest(rows, tau, k)
     missing = len(numbers) - len(taus)  # the first token, unless the model's labels are not shifted
     spelled = _spelled(tokenizer, numbers.tolist())
-    words = _words(tokenizer, {n for row in before + after for n, _ in row})
-    nothing: list[list[tuple[str, float]]] = [[] for _ in range(missing)]
+    # Alone, some tokenizers drop the space that a token begins with.
+    words = {n: _inside(tokenizer, [n]) for n in {n for row in before + after for n, _ in row}}
 
-    def spelled_out(rows: list[list[tuple[int, float]]]) -> list[list[tuple[str, float]]]:
+    def in_words(rows: list[list[tuple[int, float]]]) -> list[list[tuple[str, float]]]:
         places = zip(rows, spelled[missing:], numbers.tolist()[missing:], strict=True)
-        return nothing + [
-            [(own if n == target else words[n], p) for n, p in row] for row, own, target in places
-        ]
+        named = [[(own if n == target else words[n], p) for n, p in row] for row, own, target in places]
+        return [[] for _ in range(missing)] + named
 
-    return TokenTemperatures(
-        spelled, [float("nan")] * missing + taus, spelled_out(before), spelled_out(after)
-    )
+    return TokenTemperatures(spelled, [float("nan")] * missing + taus, in_words(before), in_words(after))
 
 
 def _windows(host: HostAdapter, numbers: Tensor, window: int) -> Iterator[Rows]:
@@ -124,22 +120,15 @@ def _windows(host: HostAdapter, numbers: Tensor, window: int) -> Iterator[Rows]:
 
 
 def _likeliest(rows: Rows, tau: Tensor, k: int) -> list[list[tuple[int, float]]]:
-    """Token numbers and probabilities, falling; at the end the token that is there, if it is not among them."""
+    """Token ids and probabilities, in falling order; the actual token last, if it is not among them."""
     p = (rows.dense_scores / tau[:, None]).softmax(1)
     best = p.topk(min(k, p.shape[1]), dim=1)
-    own = p.gather(1, rows.target.long()[:, None])[:, 0].tolist()
-    found = []
-    for top, numbers, target, p_own in zip(
-        best.values.tolist(), best.indices.tolist(), rows.target.tolist(), own, strict=True
-    ):
-        row = list(zip(numbers, top, strict=True))
-        found.append(row if target in numbers else [*row, (target, p_own)])
-    return found
-
-
-def _words(tokenizer: Any, numbers: set[int]) -> dict[int, str]:
-    """Text of each token as it is inside a text: alone, some tokenizers drop the space that it begins with."""
-    return {n: _inside(tokenizer, [n]) for n in numbers}
+    own = p.gather(1, rows.target.long()[:, None])
+    columns = best.indices.tolist(), best.values.tolist(), rows.target.tolist(), own.tolist()
+    return [
+        list(zip(ids, top, strict=True)) + [(target, p_own)] * (target not in ids)
+        for ids, top, target, (p_own,) in zip(*columns, strict=True)
+    ]
 
 
 def _spelled(tokenizer: Any, numbers: list[int]) -> list[str]:
