@@ -21,9 +21,10 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("PIL")
 pytest.importorskip("fontTools")
 
-from dro_temp.datasets import _glyph_cache, _glyph_render, _glyph_splits
+from dro_temp._files import default_root
+from dro_temp.datasets import _glyph_images
+from dro_temp.datasets.glyphs import SPLITS
 
-SPLITS = _glyph_splits.SPLITS
 SIZES = (None, 2000)
 SMALL = ("DejaVuSansDisplay", "DejaVuSerifDisplay", "STIXSizFiveSymReg", "STIXSizOneSymBol", "cmr10")
 
@@ -32,7 +33,7 @@ SMALL = ("DejaVuSansDisplay", "DejaVuSerifDisplay", "STIXSizFiveSymReg", "STIXSi
 def root(tmp_path_factory):
     """Every font, rendered once for all tests of a process."""
     folder = tmp_path_factory.mktemp("glyphs")
-    _glyph_cache.load(folder)
+    _glyph_images.load(folder)
     return folder
 
 
@@ -44,15 +45,15 @@ def splits(root):
 @pytest.fixture
 def small(monkeypatch):
     """Five fonts of a few dozen characters, and how often they were rendered."""
-    files = [path for path in _glyph_render.font_files() if path.stem in SMALL]
-    render, calls = _glyph_render.render, []
+    files = [path for path in _glyph_images.font_files() if path.stem in SMALL]
+    render, calls = _glyph_images.render, []
 
     def counted(paths):
         calls.append(len(paths))
         return render(paths)
 
-    monkeypatch.setattr(_glyph_render, "font_files", lambda: files)
-    monkeypatch.setattr(_glyph_render, "render", counted)
+    monkeypatch.setattr(_glyph_images, "font_files", lambda: files)
+    monkeypatch.setattr(_glyph_images, "render", counted)
     return calls
 
 
@@ -173,7 +174,7 @@ def test_glyphs_are_visible_whole_and_centred(splits):
 def test_only_true_names(splits):
     seen = {(f, c) for data in splits[None].values() for f, c in zip(data.fonts, data.captions, strict=True)}
     fonts = {f for f, _ in seen}
-    assert not [f for f in fonts if f.startswith(_glyph_render.LEFT_OUT)]
+    assert not [f for f in fonts if f.startswith(_glyph_images.LEFT_OUT)]
     assert ("cmr10", "latin small letter a") in seen
     assert ("cmr10", "less-than sign") not in seen  # TeX has an inverted exclamation mark there
     assert ("DejaVuSans", "greek capital letter omega") in seen
@@ -240,7 +241,7 @@ def test_folder_is_the_users_cache(small, tmp_path, monkeypatch):
     assert [p.suffix for p in (tmp_path / "xdg" / "dro_temp").iterdir()] == [".npz"]
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert _glyph_cache.default_root() == tmp_path / "home" / ".cache" / "dro_temp"
+    assert default_root() == tmp_path / "home" / ".cache" / "dro_temp"
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "pickle", "folder in place of images"])
@@ -267,10 +268,10 @@ def test_damaged_file_is_rendered_again(small, tmp_path, damage):
 def kept(tmp_path_factory):
     """The bytes of a small cache file, what they mean, and a place to damage them."""
     path = tmp_path_factory.mktemp("kept") / "kept.npz"
-    _glyph_cache._write(
-        path, _glyph_render.render([p for p in _glyph_render.font_files() if p.stem in SMALL])
-    )
-    return path.read_bytes(), _glyph_cache._read(path), path.with_name("damaged.npz")
+    with path.open("wb") as file:
+        files = [p for p in _glyph_images.font_files() if p.stem in SMALL]
+        _glyph_images.write(file, _glyph_images.render(files))
+    return path.read_bytes(), _glyph_images.read(path), path.with_name("damaged.npz")
 
 
 @given(data=st.data())
@@ -279,7 +280,7 @@ def test_flipped_bits_never_reach_the_images(kept, data):
     damaged = bytearray(whole)
     damaged[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(damaged)
-    read = _glyph_cache._read(path)
+    read = _glyph_images.read(path)
     if read is not None:  # a date, say
         assert torch.equal(read.images, meant.images)
         assert read[1:] == meant[1:]
@@ -299,7 +300,7 @@ def test_an_interrupted_write_leaves_nothing(small, tmp_path, monkeypatch):
 
 def test_two_processes_at_once(tmp_path, root):
     code = (
-        "import sys; from dro_temp.datasets import GlyphCaptions, _glyph_render as r\n"
+        "import sys; from dro_temp.datasets import GlyphCaptions, _glyph_images as r\n"
         "files = [p for p in r.font_files() if p.stem in sys.argv[2:]]\n"
         "r.font_files = lambda: files\n"
         "print(len(GlyphCaptions(root=sys.argv[1])))"
@@ -319,7 +320,7 @@ def test_two_processes_at_once(tmp_path, root):
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_ctrl_c_while_rendering_leaves_no_file(tmp_path):
     code = (
-        "import sys; from dro_temp.datasets import GlyphCaptions, _glyph_render as r\n"
+        "import sys; from dro_temp.datasets import GlyphCaptions, _glyph_images as r\n"
         "inner = r._render_font\n"
         "def told(path):\n    print('rendering', flush=True)\n    yield from inner(path)\n"
         "r._render_font = told\n"
@@ -336,15 +337,15 @@ def test_ctrl_c_while_rendering_leaves_no_file(tmp_path):
 
 
 def test_version_follows_fonts_and_unicode(small, tmp_path, monkeypatch):
-    files = _glyph_render.font_files()
-    here = _glyph_cache.version(files)
+    files = _glyph_images.font_files()
+    here = _glyph_images.version(files)
     copies = [tmp_path / path.name for path in files]
     for copy, path in zip(copies, files, strict=True):
         copy.write_bytes(path.read_bytes())
-    assert _glyph_cache.version(copies) == here
+    assert _glyph_images.version(copies) == here
     copies[0].write_bytes(copies[0].read_bytes() + b"\0")
     monkeypatch.setattr(unicodedata, "unidata_version", "0.0.0")
-    assert len({here, _glyph_cache.version(copies), _glyph_cache.version(files)}) == 3
+    assert len({here, _glyph_images.version(copies), _glyph_images.version(files)}) == 3
 
 
 def test_a_folder_that_cannot_be_written_to(small, tmp_path):

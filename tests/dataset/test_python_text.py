@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dro_temp.datasets import PythonText, _python_files, _text_tokenizer, token_blocks
+from dro_temp.datasets import PythonText, python_text, token_blocks
 
-SPLITS = _python_files.SPLITS
+SPLITS = python_text.SPLITS
 SIZE = 600_000
 
 
@@ -50,9 +50,9 @@ def test_no_file_and_no_text_is_in_two_splits(splits):
 def test_files_are_sources_and_no_tests(splits):
     for data in splits.values():
         for name, text in list(zip(data.files, data.texts, strict=True))[:-1]:  # the last one is cut
-            assert _python_files.LEFT_OUT.isdisjoint(name.split("/"))
+            assert python_text.LEFT_OUT.isdisjoint(name.split("/"))
             ast.parse(text)
-            assert (_python_files.library() / name).read_text(encoding="utf-8").strip() + "\n" == text
+            assert (python_text.library() / name).read_text(encoding="utf-8").strip() + "\n" == text
 
 
 def test_smaller_texts_lie_in_larger_ones(splits):
@@ -111,7 +111,7 @@ def test_refuses(options, error, said):
 
 
 def test_says_that_there_are_no_sources(tmp_path, monkeypatch):
-    monkeypatch.setattr(_python_files, "library", lambda: tmp_path)
+    monkeypatch.setattr(python_text, "library", lambda: tmp_path)
     with pytest.raises(
         FileNotFoundError, match=r"expected Python's standard library.*received .*python\.org"
     ):
@@ -129,8 +129,8 @@ def test_passes_over_what_cannot_be_read_says_nothing_or_repeats(tmp_path, monke
         "test/f.py": b"x = 3\n",
     }.items():
         (tmp_path / name).write_bytes(content)
-    monkeypatch.setattr(_python_files, "library", lambda: tmp_path)
-    monkeypatch.setattr(_python_files, "split_of", lambda name, seed: "train")
+    monkeypatch.setattr(python_text, "library", lambda: tmp_path)
+    monkeypatch.setattr(python_text, "split_of", lambda name, seed: "train")
     assert PythonText().texts == ["x = 1\n"]
 
 
@@ -209,7 +209,7 @@ def test_tokenizer_says_that_the_folder_cannot_be_written_to(splits, tmp_path):
 def test_names_the_extra(splits, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=r"pip install 'dro-temp\[llm\]'"):
-        _text_tokenizer.load(splits["train"].texts, 1024, None)
+        python_text.load_tokenizer(splits["train"].texts, 1024, None)
 
 
 def test_tokens_wants_an_end_of_text(splits):

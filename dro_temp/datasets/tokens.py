@@ -1,29 +1,29 @@
-"""From captions to word numbers."""
+"""From texts to token ids: words of captions, and blocks of a long text."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Int
 from torch import Tensor
 
-from dro_temp._checks import check_count
+from dro_temp._checks import check_count, check_several, holds_integers
 
 PAD, UNKNOWN = 0, 1
 _SPECIAL = ["<pad>", "<unknown>"]
 
 
 class WordTokenizer:
-    """Numbers for the words of a caption: 0 fills up, 1 is any word that was not there when fitting.
+    """Token ids for the words of a caption, lower-cased and split at spaces and hyphens: 0 pads, 1 is unknown.
 
-    Words are split at spaces and hyphens, in lower case. A name never seen still consists mostly of words that
-    were; only a word never seen becomes 1.
+    A name that did not occur in fitting still consists mostly of known words.
 
     Args:
-        vocabulary: word of each number; starts with `<pad>` and `<unknown>`. `len(vocabulary)` is the number of
+        vocabulary: word of each id; starts with `<pad>` and `<unknown>`. `len(vocabulary)` is the number of
             rows of an embedding.
-        length: number of words in a row; longer captions lose their last words.
+        length: number of words in a row; longer captions are truncated.
 
     Raises:
         ValueError: a vocabulary that starts otherwise, or with a word twice; a length below 1.
@@ -61,11 +61,11 @@ class WordTokenizer:
 
     @classmethod
     def fit(cls, captions: Iterable[str], max_words: int | None = None) -> "WordTokenizer":
-        """Vocabulary and length from captions, the most frequent words first, equals in alphabetical order.
+        """Vocabulary and length from captions, the most frequent words first, ties in alphabetical order.
 
         Args:
             captions: the *training* captions, once per sample.
-            max_words: at most so many words beside `<pad>` and `<unknown>`, the most frequent; None for all.
+            max_words: number of words besides `<pad>` and `<unknown>`, the most frequent; None for all.
 
         Raises:
             TypeError: one string in place of several, or a `max_words` that is no int.
@@ -77,7 +77,7 @@ class WordTokenizer:
         """
         if max_words is not None:
             check_count("max_words", max_words)
-        split = [cls.words(caption) for caption in _several(captions)]
+        split = [cls.words(caption) for caption in _check_captions(captions)]
         count = Counter(word for words in split for word in words if word not in _SPECIAL)
         if not count:
             raise ValueError(
@@ -88,20 +88,20 @@ class WordTokenizer:
         return cls(_SPECIAL + order, max(map(len, split)))
 
     def __call__(self, captions: Iterable[str]) -> Int[Tensor, "n length"]:
-        """Word numbers, int64 [n length], filled up with 0.
+        """Token ids, int64 [n length], padded with 0.
 
         Raises:
             TypeError: one string in place of several.
         """
         rows = [
             [self._number.get(word, UNKNOWN) for word in self.words(c)[: self.length]]
-            for c in _several(captions)
+            for c in _check_captions(captions)
         ]
         padded = [row + [PAD] * (self.length - len(row)) for row in rows]
         return torch.tensor(padded, dtype=torch.long).view(len(rows), self.length)
 
     def to_dict(self) -> dict[str, Any]:
-        """State that JSON and `torch.save` can hold.
+        """State for JSON or `torch.save`.
 
         Example:
             >>> WordTokenizer.fit(["a b"]).to_dict()
@@ -111,7 +111,7 @@ class WordTokenizer:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> "WordTokenizer":
-        """The tokenizer whose `to_dict` this was.
+        """The tokenizer of a `to_dict`.
 
         Raises:
             ValueError: keys other than `vocabulary` and `length`.
@@ -132,9 +132,48 @@ class WordTokenizer:
         return f"WordTokenizer({len(self.vocabulary)} words, length={self.length})"
 
 
-def _several(captions: Iterable[str]) -> Iterable[str]:
+def _check_captions(captions: Iterable[str]) -> Iterable[str]:
     if isinstance(captions, str):
         raise TypeError(
             f"expected a list of captions, received one string ({captions!r}). Pass [caption] for a single one."
         )
     return captions
+
+
+def token_blocks(tokens: Int[Tensor, "n"] | Sequence[int], length: int) -> Int[Tensor, "blocks length"]:
+    """Cut a text into blocks to train a language model on; the remainder is dropped.
+
+    Args:
+        tokens: the text.
+        length: tokens of a block, at least 2: one to read and one to predict. At most as many as the model has
+            positions.
+
+    Returns:
+        [len(tokens) // length, length], int64.
+
+    Raises:
+        ValueError: no tokens, fewer than one block of them, or more than one row.
+        TypeError: tokens or a length that are not whole numbers.
+
+    Example:
+        >>> token_blocks(torch.arange(7), 3)
+        tensor([[0, 1, 2],
+                [3, 4, 5]])
+    """
+    length = check_count("length", length, minimum=2)
+    if not isinstance(tokens, Tensor):
+        check_several("tokens", tokens, "Pass a list of token numbers, or a tensor of them.")
+    row = torch.as_tensor(tokens)
+    if row.dim() != 1 or len(row) == 0:
+        raise ValueError(
+            f"expected one row of tokens, at least {length}, received the shape {list(row.shape)}. Tokenise a text "
+            "that is not empty; join several with torch.cat."
+        )
+    if not holds_integers(row):
+        raise TypeError(f"expected whole numbers, received {row.dtype}. Pass tokens.long().")
+    if len(row) < length:
+        raise ValueError(
+            f"expected a text of at least one block of {length} tokens, received {len(row)} tokens. "
+            f"Pass a longer text, or length={len(row)} or less."
+        )
+    return rearrange(row[: len(row) // length * length].long(), "(block token) -> block token", token=length)
