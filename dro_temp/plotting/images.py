@@ -21,12 +21,7 @@ _CELL, _GAP, _LINE, _HEAD = 1.12, 0.18, 0.15, 0.42
 
 
 def image_extremes(
-    images: Shaped[Tensor, "n ..."],
-    captions: Sequence[str],
-    tau: PerRow,
-    *,
-    k: int = 6,
-    cmap: str = "gray_r",
+    images: Shaped[Tensor, "n ..."], captions: Sequence[str], tau: PerRow, *, k: int = 6, cmap: str = "gray_r"
 ) -> "Figure":
     """The k inputs of lowest and the k of highest temperature, with temperature and caption under each.
 
