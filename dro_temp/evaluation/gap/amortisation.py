@@ -213,25 +213,14 @@ def amortisation_gap(
 
     Source: arXiv 2404.04575, equation 6, for $F_i$.
     """
-    gaps = measured(
-        objective, batches, rows=rows, seed=seed, tau_min=tau_min, tau_max=tau_max, resamples=resamples,
-        confidence=confidence, progress=progress,
-    )  # fmt: skip
+    gaps = measured(objective, batches, rows, seed, tau_min, tau_max, resamples, confidence, progress)
     return {view: gap for view, (gap, _) in gaps.items()}
 
 
 def measured(
-    objective: Objective,
-    batches: Iterable[HostBatch],
-    *,
-    rows: int,
-    seed: int,
-    tau_min: float | None,
-    tau_max: float | None,
-    resamples: int,
-    confidence: float,
-    progress: bool = False,
-) -> dict[str, tuple[AmortisationGap, PerRow]]:
+    objective: Objective, batches: Iterable[HostBatch], rows: int, seed: int, tau_min: float | None,
+    tau_max: float | None, resamples: int, confidence: float, progress: bool = False,
+) -> dict[str, tuple[AmortisationGap, PerRow]]:  # fmt: skip
     """As `amortisation_gap`, with the predicted temperatures of the sampled rows."""
     check_count("resamples", resamples)
     check_confidence(confidence)
@@ -243,42 +232,46 @@ def measured(
         assert isinstance(predictor, TemperaturePredictor)
         bounds[view] = _bounds(view, predictor, tau_min, tau_max)
         samples[view] = RowSample(view, predictor, rows, seed)
-    gaps = {}
     with without_side_effects(objective):
         check_batches("batches", batches)  # inside, since an iterator of a data loader draws a random number
         for batch in with_progress(batches, "rows" if progress else None):
             by_view = rows_of(objective.host, batch)
             for view, sample in samples.items():
                 sample.offer(by_view[view])
-        for view, sample in samples.items():
-            title = f"best temperatures, {view}" if progress else None
-            losses, outcomes = _losses(sample, radii[view], bounds[view], title)
-            figures, intervals = _bootstrap(losses, resamples, confidence, seed)
-            gap = AmortisationGap(
-                view=view,
-                rows=len(losses.tau),
-                available=sample.available,
-                outcomes=outcomes,
-                rho=radii[view],
-                tau_min=bounds[view][0],
-                tau_max=bounds[view][1],
-                constant=losses.constant,
-                loss=losses.mean(losses.at_tau),
-                loss_optimum=losses.mean(losses.at_optimum),
-                loss_constant=losses.mean(losses.at_constant),
-                loss_same_mean=losses.mean(losses.at_mean),
-                gap=figures[0],
-                gap_interval=intervals[0],
-                recovered=figures[1],
-                recovered_interval=intervals[1],
-                rank_correlation=figures[2],
-                rank_correlation_interval=intervals[2],
-                tau=_spread(losses, losses.tau, bounds[view]),
-                optimum=_spread(losses, losses.optimum, bounds[view]),
-                confidence=confidence,
-            )
-            gaps[view] = gap, losses.tau
-    return gaps
+        return {
+            view: _gap(sample, radii[view], bounds[view], resamples, confidence, seed, progress)
+            for view, sample in samples.items()
+        }
+
+
+def _gap(
+    sample: RowSample, rho: float, bounds: Pair, resamples: int, confidence: float, seed: int, progress: bool
+) -> tuple[AmortisationGap, PerRow]:
+    view, (rows, tau) = sample.view, sample.drawn()
+    m = min(r.support_size for r in rows)
+    if m == 0 or 0 < rho >= math.log(m):
+        more = "" if rows[0].target_in_support else "more data, all that the loss was trained on, or "
+        raise ValueError(
+            f"expected rho < log m in view {view!r}, received rho={rho} and m={m} outcomes in a row's support, "
+            f"log m = {math.log(max(m, 1)):.4g}: every temperature would collapse to tau_min. Pass {more}a smaller rho."
+        )
+    # A little wider where float32 rounds the bounds so: a prediction at its bound is not outside.
+    low, high = torch.tensor(bounds).tolist()
+    wider = min(low, bounds[0]), max(high, bounds[1])
+    losses = robust_losses(view, rows, tau, rho, wider, f"best temperatures, {view}" if progress else None)
+    figures, intervals = _bootstrap(losses, resamples, confidence, seed)
+    gap = AmortisationGap(
+        view=view, rows=len(losses.tau), available=sample.available, outcomes=m,
+        rho=rho, tau_min=bounds[0], tau_max=bounds[1], constant=losses.constant,
+        loss=losses.mean(losses.at_tau), loss_optimum=losses.mean(losses.at_optimum),
+        loss_constant=losses.mean(losses.at_constant), loss_same_mean=losses.mean(losses.at_mean),
+        gap=figures[0], gap_interval=intervals[0],
+        recovered=figures[1], recovered_interval=intervals[1],
+        rank_correlation=figures[2], rank_correlation_interval=intervals[2],
+        tau=_spread(losses, losses.tau, bounds), optimum=_spread(losses, losses.optimum, bounds),
+        confidence=confidence,
+    )  # fmt: skip
+    return gap, losses.tau
 
 
 def radii_of(objective: Objective) -> dict[str, float]:
@@ -301,28 +294,11 @@ def _bounds(view: str, predictor: TemperaturePredictor, low: float | None, high:
     low, high = predictor.tau_min if low is None else low, predictor.tau_max if high is None else high
     if low == high == predictor.tau_min:
         raise ValueError(
-            f"expected bounds to look for better temperatures in, received a {type(predictor).__name__} at {low} in "
-            f"view {view!r}, which has none. Pass tau_min=0.01, tau_max=1.0, or those of the predictor that it is "
-            "compared with."
+            f"expected bounds to search, received a {type(predictor).__name__} at {low} in view {view!r}, which "
+            "has none. Pass tau_min=0.01, tau_max=1.0, or those of the predictor that it is compared with."
         )
     check_bounds(low, high)
     return low, high
-
-
-def _losses(sample: RowSample, rho: float, bounds: Pair, title: str | None) -> tuple[RobustLosses, int]:
-    """Losses of the sampled rows, and the number of outcomes in their support."""
-    rows, tau = sample.drawn()
-    m = min(r.support_size for r in rows)
-    if m == 0 or 0 < rho >= math.log(m):
-        more = "" if rows[0].target_in_support else "more data, all that the loss was trained on, or "
-        raise ValueError(
-            f"expected rho < log m in view {sample.view!r}, received rho={rho} and m={m} outcomes in a row's support, "
-            f"log m = {math.log(max(m, 1)):.4g}: every temperature would collapse to tau_min. Pass {more}a smaller rho."
-        )
-    # A little wider where float32 rounds the bounds so: a prediction at its bound is not outside.
-    low, high = torch.tensor(bounds).tolist()
-    bounds = min(low, bounds[0]), max(high, bounds[1])
-    return robust_losses(sample.view, rows, tau, rho, bounds, title), m
 
 
 def _bootstrap(
@@ -349,12 +325,9 @@ def _bootstrap(
     while len(drawn) < resamples:
         several = min(max(1, _TIMES_AT_A_TIME // n), resamples - len(drawn))
         drawn += figures(torch.stack([times_drawn(n, rng) for _ in range(several)]))
-    return whole, [
-        interval(torch.tensor(values, dtype=torch.float64), confidence)
-        if value == value
-        else (math.nan, math.nan)
-        for value, values in zip(whole, zip(*drawn, strict=True), strict=True)
-    ]
+    # A figure that is undefined for the rows has no interval.
+    resampled = torch.tensor(drawn, dtype=torch.float64) + 0.0 * torch.tensor(whole)
+    return whole, [interval(column, confidence) for column in resampled.unbind(1)]
 
 
 def _spread(losses: RobustLosses, tau: PerRow, bounds: Pair) -> TemperatureSpread:
@@ -365,9 +338,8 @@ def _spread(losses: RobustLosses, tau: PerRow, bounds: Pair) -> TemperatureSprea
     wanted = torch.tensor(SHARES, dtype=torch.float64) * below[-1] * (1 - 1e-12)
     place = torch.searchsorted(below, wanted).clamp(max=len(tau) - 1)
     near = (tau <= bounds[0] * 1.01) | (tau >= bounds[1] * 0.99)
-    return TemperatureSpread(
-        mean,
+    std, quantiles = (
         losses.mean((tau - mean).square()) ** 0.5,
         dict(zip(SHARES, value[place].tolist(), strict=True)),
-        losses.mean(near.double()),
     )
+    return TemperatureSpread(mean, std, quantiles, losses.mean(near.double()))

@@ -23,17 +23,11 @@ OUTCOMES_AT_A_TIME = 2**20  # 8 MiB in float64; a few copies of it are needed
 
 
 class Dual(NamedTuple):
-    r"""Rows at one temperature each.
+    """Rows at one temperature each."""
 
-    Args:
-        loss: $F = \tau (\log \mathrm{mean}_j e^{h_j/\tau} + \rho)$.
-        excess: $\mathrm{KL}(p\|U) - \rho = -dF/d\tau$; positive where the temperature is below the optimum.
-        variance: $\mathrm{Var}_p(h/\tau) = -d\mathrm{KL}/d\log\tau$.
-    """
-
-    loss: PerRow
-    excess: PerRow
-    variance: PerRow
+    loss: PerRow  # F = tau (log mean_j exp(h_j / tau) + rho)
+    excess: PerRow  # KL(p||U) - rho = -dF/dtau: positive where the temperature is below the optimum
+    variance: PerRow  # Var_p(h / tau) = -dKL/dlog(tau)
 
 
 class Margins:
@@ -41,18 +35,12 @@ class Margins:
 
     `functional.optimal_tau` finds the same optimum under `torch.compile`, in a fixed number of steps; here rows that
     have converged drop out, which takes less than a tenth of its time.
-
-    Args:
-        rows: whose scores are computed here, in float64 where the device has it.
-        rho: radius.
     """
 
     def __init__(self, rows: Rows, rho: float) -> None:
         dtype = torch.float32 if rows.target.device.type == "mps" else torch.float64
         h = replace(rows, scores=rows.dense_scores.to(dtype)).margins
-        if (
-            not rows.target_in_support
-        ):  # the last outcome takes the target's place: what remains is the support
+        if not rows.target_in_support:  # the last outcome takes the target's place
             h = h.scatter_(1, rows.target.long()[:, None], h[:, -1:].clone())[:, :-1]
         self.rho, self.log_size = rho, math.log(h.shape[1])
         self.top = h.amax(1)
@@ -102,27 +90,16 @@ class Margins:
 
 @dataclass(frozen=True)
 class RobustLosses:
-    """Of each row, float64 on the CPU.
-
-    Args:
-        weight: of each row in a mean.
-        tau: predicted temperatures.
-        optimum: best temperatures.
-        constant: the best constant one, on these rows.
-        at_tau: robust loss at the predicted temperatures.
-        at_optimum: at the best ones.
-        at_constant: at the best constant.
-        at_mean: at the mean of the predicted temperatures.
-    """
+    """Temperatures of rows and their robust losses at these, float64 on the CPU."""
 
     weight: PerRow
-    tau: PerRow
+    tau: PerRow  # predicted
     optimum: PerRow
-    constant: float
+    constant: float  # the best constant on these rows
     at_tau: PerRow
     at_optimum: PerRow
     at_constant: PerRow
-    at_mean: PerRow
+    at_mean: PerRow  # at the mean of the predicted temperatures
 
     def mean(self, x: PerRow) -> float:
         """Weighted mean over rows."""
@@ -132,16 +109,7 @@ class RobustLosses:
 def robust_losses(
     view: str, rows: list[Rows], tau: PerRow, rho: float, bounds: tuple[float, float], title: str | None
 ) -> RobustLosses:
-    """Losses of rows over their whole support; margins exist a block at a time.
-
-    Args:
-        view: their name, for errors.
-        rows: batches of rows.
-        tau: their predicted temperatures.
-        rho: radius.
-        bounds: of the optima and of the constant.
-        title: of a progress bar; None for no bar.
-    """
+    """Losses of batches of rows with these predicted temperatures; margins exist a block at a time."""
     tau = tau.detach().cpu().double()
     weight = torch.cat([weight_of(r) for r in rows]).detach().cpu().double()
     mean = float(weight @ tau) / float(weight.sum())
@@ -155,9 +123,8 @@ def robust_losses(
     bad = ~torch.stack([tau, optimum, at_optimum, at_tau]).isfinite().all(0)
     if bool(bad.any()):
         raise FloatingPointError(
-            f"expected finite scores and temperatures in view {view!r}, received NaN or infinity in "
-            f"{int(bad.sum())} of {len(bad)} sampled rows. Look at the inputs, or load a checkpoint from before "
-            "the model diverged."
+            f"expected finite scores and temperatures in view {view!r}, received NaN or infinity in {int(bad.sum())} "
+            f"of {len(bad)} sampled rows. Look at the inputs, or load a checkpoint from before the model diverged."
         )
     constant, at_constant = _best_constant(rows, weight, optimum, rho)
     return RobustLosses(weight, tau, optimum, constant, at_tau, at_optimum, at_constant, at_mean)
@@ -185,11 +152,8 @@ def _blocks(rows: list[Rows]) -> Iterator[tuple[Rows, slice]]:
     """Rows with so many outcomes at a time, and their place among all rows."""
     start = 0
     for batch in rows:
-        for block in _parts(batch):
+        step = max(1, OUTCOMES_AT_A_TIME // batch.scores.shape[1])
+        for first in range(0, len(batch), step):
+            block = batch.select(slice(first, first + step))
             yield block, slice(start, start + len(block))
             start += len(block)
-
-
-def _parts(rows: Rows) -> Iterator[Rows]:
-    step = max(1, OUTCOMES_AT_A_TIME // rows.scores.shape[1])
-    return (rows.select(slice(first, first + step)) for first in range(0, len(rows), step))

@@ -1,6 +1,7 @@
 """A random sample of the rows of one view, from batches that come one after the other."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,17 +12,10 @@ from dro_temp.functional.resampling import generator
 from dro_temp.interfaces import LinearScores, Rows, TemperaturePredictor
 
 
-@dataclass(frozen=True)
-class Part:
-    """Rows of one batch that are in the sample so far.
+class Part(NamedTuple):
+    """Rows of one batch that are in the sample so far, and their predicted temperatures."""
 
-    Args:
-        key: a random number of each, float64, on the CPU: the sample is the rows of the smallest keys.
-        rows: their scores and targets.
-        tau: their predicted temperatures.
-    """
-
-    key: Tensor
+    key: Tensor  # a random number of each, float64, on the CPU: the sample is the rows of the smallest keys
     rows: Rows
     tau: PerRow
 
@@ -36,13 +30,9 @@ class RowSample:
     """A number of rows without replacement, from a stream of unknown length.
 
     Scores that are products stay products. Score matrices, where a host gives these, are stored for at most twice as
-    many rows as are wanted. Rows of pairs are scored against the keys of all batches, so their keys are stored.
-
-    Args:
-        view: their name, for errors.
-        predictor: of the temperatures, which are predicted from the rows of a batch, as in training.
-        size: rows wanted; all, if there are no more.
-        seed: of the random keys, which belong to rows in their order, however these are cut into batches.
+    many rows as are wanted. Rows of pairs are scored against the keys of all batches, so these are stored.
+    Temperatures are predicted from the rows of a batch, as in training. How rows are cut into batches does not change
+    which are drawn.
     """
 
     def __init__(self, view: str, predictor: TemperaturePredictor, size: int, seed: int) -> None:
@@ -106,9 +96,8 @@ class RowSample:
         before, own = self._parts[-1].rows.scores if self._parts else None, rows.scores
         if not isinstance(before, LinearScores) or not isinstance(own, LinearScores):
             return rows
-        if own.keys.data_ptr() == before.keys.data_ptr() or not torch.equal(own.keys, before.keys):
-            return rows
-        return replace(rows, scores=replace(own, keys=before.keys))
+        copied = own.keys.data_ptr() != before.keys.data_ptr() and torch.equal(own.keys, before.keys)
+        return replace(rows, scores=replace(own, keys=before.keys)) if copied else rows
 
     # --- Pairs, whose support is the whole data set
 
@@ -116,9 +105,9 @@ class RowSample:
         """Rows of a batch of pairs, with targets that count over the keys of all batches, which are stored."""
         if not isinstance(scores, LinearScores):
             raise TypeError(
-                f"expected scores that are products (LinearScores) in view {self.view!r}, whose rows have the whole "
-                f"data set for their support, received a matrix of the scores of one batch, {list(scores.shape)}. "
-                "Pass an Objective of a host of pairs, such as hosts.TwoTower."
+                f"expected products (LinearScores) in view {self.view!r}, since the support is the whole data set, "
+                f"received a matrix of scores {list(scores.shape)}. Pass an Objective of a host of pairs, such as "
+                "hosts.TwoTower."
             )
         numbered = replace(chosen, target=chosen.target.long() + self._keys)
         self._keys += scores.shape[1]
