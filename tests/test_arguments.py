@@ -250,7 +250,7 @@ CALLS = {
     E.zero_shot_accuracy: lambda: {"images": ITEMS, "classes": ITEMS[:10], "label": LABEL, "ks": (1, 2)},
     dt.datasets.SampleTable: lambda: {"size": 3},
     dt.datasets.token_blocks: lambda: {"tokens": torch.arange(9), "length": 3},
-    dt.plotting.curves: lambda: {"runs": {"a": {"loss": [1.0, 2.0]}}},
+    dt.plotting.training_curves: lambda: {"runs": {"a": {"loss": [1.0, 2.0]}}},
     dt.plotting.image_extremes: lambda: {
         "images": torch.rand(30, 4, 4),
         "captions": ["a"] * 30,

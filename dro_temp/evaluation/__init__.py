@@ -1,4 +1,7 @@
-"""How good a model and its temperatures are, as plain numbers: one package per question asked."""
+"""How good a model and its temperatures are, as plain numbers: one package per question asked.
+
+`progress=True` needs rich, of the extra `recipes`.
+"""
 
 from dro_temp.evaluation.classifier import (
     CalibrationScheme,
@@ -20,9 +23,9 @@ from dro_temp.evaluation.features import (
     ClassAccuracy,
     ProbeReport,
     class_embeddings,
+    evaluate_zero_shot,
     knn_accuracy,
     linear_probe,
-    zero_shot,
     zero_shot_accuracy,
 )
 from dro_temp.evaluation.gap import AmortisationGap, GapLog, TemperatureSpread, amortisation_gap
@@ -48,6 +51,7 @@ __all__ = [
     "class_embeddings",
     "evaluate_classifier",
     "evaluate_language",
+    "evaluate_zero_shot",
     "expected_calibration_error",
     "knn_accuracy",
     "linear_probe",
@@ -57,6 +61,5 @@ __all__ = [
     "retrieval_recall",
     "same_concept",
     "semantic_consistency",
-    "zero_shot",
     "zero_shot_accuracy",
 ]

@@ -51,7 +51,6 @@ def temperature_by_concept(
         A figure with two pairs of axes.
 
     Raises:
-        ImportError: matplotlib is not installed.
         ValueError: temperatures that are not finite, not one concept each, fewer than two concepts of `min_rows` rows,
             or a concept without a name.
         TypeError: concepts of another than an integer dtype.
@@ -205,7 +204,6 @@ def temperature_by_duplicates(
         A figure with one pair of axes.
 
     Raises:
-        ImportError: matplotlib is not installed.
         ValueError: both or neither of `count` and `concept`, not one of them per temperature, negative numbers, or
             temperatures that are not finite.
         TypeError: numbers of another than an integer dtype.

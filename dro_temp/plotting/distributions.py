@@ -28,7 +28,6 @@ def temperature_histogram(tau: Mapping[str, PerRow], *, bins: int = 40) -> "Figu
         A figure with one pair of axes.
 
     Raises:
-        ImportError: matplotlib is not installed.
         ValueError: no label, no temperature under a label, or temperatures that are not finite.
 
     Example:
@@ -88,7 +87,6 @@ def temperature_history(
         A figure with a panel per view, and a colour bar.
 
     Raises:
-        ImportError: matplotlib is not installed.
         ValueError: no step, steps that do not ascend, other views at one step than at another, or temperatures that
             are not finite.
         TypeError: `bins` is no int.

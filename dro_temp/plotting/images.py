@@ -36,7 +36,6 @@ def image_extremes(
         A figure with one small pair of axes per image, the lowest first.
 
     Raises:
-        ImportError: matplotlib is not installed.
         ValueError: not as many captions and temperatures as images, or fewer than two of them.
 
     Example:

@@ -31,7 +31,6 @@ def reliability_diagram(schemes: Mapping[str, Reliability]) -> "Figure":
         A figure with two pairs of axes for each label: accuracies above, counts below.
 
     Raises:
-        ImportError: matplotlib is not installed.
         ValueError: no label, or a label without rows.
 
     Example:

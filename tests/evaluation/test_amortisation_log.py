@@ -108,7 +108,7 @@ def test_history_is_what_json_and_the_plots_take():
     _, _, log, _, _ = run(4, every=2)
     assert json.loads(json.dumps(log.history)) == log.history
     views = {view: {"gap": log.history[f"{view}/gap"]} for view in ("image", "text")}
-    (axes,) = dt.plotting.curves(views, step="measurement").axes
+    (axes,) = dt.plotting.training_curves(views, step="measurement").axes
     assert [len(line.get_ydata()) for line in axes.get_lines()] == [2, 2]
     panels = dt.plotting.temperature_history(log.temperatures).axes
     assert [axes.get_title(loc="left") for axes in panels][:2] == ["image", "text"]

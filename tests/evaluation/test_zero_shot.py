@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_accuracy
 
 import dro_temp as dt
-from dro_temp.evaluation import class_embeddings, zero_shot, zero_shot_accuracy
+from dro_temp.evaluation import class_embeddings, evaluate_zero_shot, zero_shot_accuracy
 
 NAMES = ["cat", "dog", "polar bear", "tram"]
 TEMPLATES = ["a photo of a {}.", "{}", "many {}, drawn"]
@@ -50,7 +50,7 @@ def test_class_embeddings_are_those_of_open_clip(kind, batch_size):
 def test_whole_evaluation_is_that_of_open_clip():
     model = tiny_clips.open_clip("vit")
     host = dt.hosts.OpenCLIP(model)
-    report = zero_shot(
+    report = evaluate_zero_shot(
         host.encode_image, host.encode_text, batches(), classnames=NAMES, templates=TEMPLATES, tokenizer=tokens,
         ks=(1, 2),
     )  # fmt: skip
@@ -87,7 +87,7 @@ def test_a_two_tower_with_dropout_is_evaluated_and_put_back():
     host(*tiny_clips.open_clip_batch(2).values())
     host.train()
     image[2].eval()
-    report = zero_shot(
+    report = evaluate_zero_shot(
         host.encode_image, host.encode_text, batches(), classnames=NAMES, templates=TEMPLATES, tokenizer=tokens,
         ks=(1,),
     )  # fmt: skip
@@ -104,7 +104,7 @@ def test_a_hugging_face_model_takes_mappings():
     host = dt.hosts.HFDualEncoder(tiny_clips.hf("CLIPModel"))
     read = lambda texts: {"input_ids": tokens(texts), "attention_mask": tokens(texts) != tiny_clips.PAD}  # noqa: E731
     pixels = [({"pixel_values": images}, label) for images, label in batches()]
-    report = zero_shot(
+    report = evaluate_zero_shot(
         host.encode_image, host.encode_text, pixels, classnames=NAMES, templates=TEMPLATES, tokenizer=read,
         ks=(1,), progress=True,
     )  # fmt: skip
@@ -250,6 +250,6 @@ def test_refuses_too_large_a_k_before_anything_is_encoded_and_no_batches():
 
     arguments = {"classnames": ["a", "b"], "templates": ["{}"]}
     with pytest.raises(ValueError, match="k=5"):
-        zero_shot(encode, encode, [], **arguments, tokenizer=never)
+        evaluate_zero_shot(encode, encode, [], **arguments, tokenizer=never)
     with pytest.raises(ValueError, match="at least one batch"):
-        zero_shot(encode, encode, [], **arguments, tokenizer=letters, ks=(1,))
+        evaluate_zero_shot(encode, encode, [], **arguments, tokenizer=letters, ks=(1,))

@@ -101,7 +101,7 @@ def test_extremes_refuses_other_lengths():
 
 def test_curves_have_a_panel_per_metric_and_a_line_per_run(tmp_path):
     runs = {"a": {"loss": [3.0, 2.0, 1.0], "R@1 (%)": [math.nan, 10.0, 20.0]}, "b": {"loss": [2.0, 1.0]}}
-    figure = plotting.curves(runs, step="step")
+    figure = plotting.training_curves(runs, step="step")
     loss, recall = figure.axes
     assert (loss.get_xlabel(), loss.get_ylabel(), recall.get_ylabel()) == ("step", "loss", "R@1 (%)")
     assert [len(axes.lines) for axes in figure.axes] == [2, 1]
@@ -114,7 +114,7 @@ def test_curves_have_a_panel_per_metric_and_a_line_per_run(tmp_path):
 @pytest.mark.parametrize("runs", [{}, {"a": {}}])
 def test_curves_refuses_nothing(runs):
     with pytest.raises(ValueError, match="expected at least one"):
-        plotting.curves(runs)
+        plotting.training_curves(runs)
 
 
 def test_names_the_extra_where_matplotlib_is_missing(monkeypatch):

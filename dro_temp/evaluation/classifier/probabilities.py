@@ -140,7 +140,7 @@ def evaluate_classifier(
             or a host of several views or of pairs.
         TypeError: another kind of host, a tensor or a generator in place of batches, a batch without labels.
         FloatingPointError: scores that are NaN or infinite; -inf is allowed for a masked class that is no row's label.
-        ImportError: torchmetrics is not installed; `progress` without rich.
+        ImportError: torchmetrics is not installed.
 
     Example:
         >>> import dro_temp as dt

@@ -51,7 +51,6 @@ def near_duplicates(
     Raises:
         ValueError: features that are no finite matrix, or a threshold outside [0, 1].
         TypeError: features that are not floating point.
-        ImportError: `progress` without rich.
 
     Example:
         >>> near_duplicates(torch.tensor([[1.0, 0.0], [2.0, 0.1], [0.0, 1.0]]))

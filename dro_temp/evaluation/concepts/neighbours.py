@@ -92,7 +92,6 @@ def neighbour_consistency(
         ValueError: temperatures or features that are not finite, other lengths, a k above the number of rows of
             other concepts, or a confidence outside (0, 1).
         TypeError: temperatures, features or concepts of a wrong dtype.
-        ImportError: `progress` without rich.
 
     Example:
         >>> angle = torch.linspace(0, 1.5, 50)

@@ -3,7 +3,7 @@
 from dro_temp.evaluation.features.class_names import (
     ClassAccuracy,
     class_embeddings,
-    zero_shot,
+    evaluate_zero_shot,
     zero_shot_accuracy,
 )
 from dro_temp.evaluation.features.nearest import knn_accuracy
@@ -13,8 +13,8 @@ __all__ = [
     "ClassAccuracy",
     "ProbeReport",
     "class_embeddings",
+    "evaluate_zero_shot",
     "knn_accuracy",
     "linear_probe",
-    "zero_shot",
     "zero_shot_accuracy",
 ]

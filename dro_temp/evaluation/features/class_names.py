@@ -50,7 +50,7 @@ class ClassAccuracy:
         return sum(known) / len(known)
 
 
-def zero_shot(
+def evaluate_zero_shot(
     encode_image: Encode,
     encode_text: Encode,
     batches: Iterable[tuple[Any, Tensor]],
@@ -83,14 +83,13 @@ def zero_shot(
     Raises:
         ValueError: as `class_embeddings` and `zero_shot_accuracy`; no batches.
         TypeError: class names or templates as one string; labels that are no integers.
-        ImportError: `progress` without rich.
 
     Example:
         >>> import dro_temp as dt
         >>> host = dt.hosts.TwoTower(torch.nn.Identity(), torch.nn.Identity())
         >>> letters = lambda texts: torch.tensor([[text.count("a"), text.count("b")] for text in texts]).float()
         >>> batches = [(torch.tensor([[2.0, 1.0], [1.0, 3.0]]), torch.tensor([0, 1]))]
-        >>> zero_shot(host.encode_image, host.encode_text, batches, classnames=["aa", "bb"], templates=["{}"],
+        >>> evaluate_zero_shot(host.encode_image, host.encode_text, batches, classnames=["aa", "bb"], templates=["{}"],
         ...           tokenizer=letters, ks=(1,)).accuracy
         {1: 100.0}
 
@@ -133,7 +132,6 @@ def zero_shot_accuracy(
         ValueError: features that are no finite matrices of one width, a label of no class, or a k above the number
             of classes.
         TypeError: features or labels of a wrong dtype.
-        ImportError: `progress` without rich.
 
     Example:
         >>> report = zero_shot_accuracy(torch.eye(3), torch.eye(3), torch.tensor([0, 1, 1]), ks=(1, 2))
@@ -212,7 +210,6 @@ def class_embeddings(
         ValueError: no class, an empty name, no template, a template without {}, or vectors that are not finite and
             one per prompt.
         TypeError: class names or templates as one string.
-        ImportError: `progress` without rich.
 
     Example:
         >>> letters = lambda texts: torch.tensor([[text.count("a"), text.count("b")] for text in texts]).float()

@@ -42,7 +42,6 @@ def knn_accuracy(
         ValueError: features that are no finite matrices of one width, labels that do not fit, a k above the number
             of training items, or a temperature that is not positive.
         TypeError: features or labels of a wrong dtype.
-        ImportError: `progress` without rich.
 
     Example:
         >>> knn_accuracy(torch.eye(2), torch.tensor([0, 1]), torch.eye(2), torch.tensor([0, 0]), k=1)

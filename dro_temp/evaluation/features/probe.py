@@ -64,7 +64,6 @@ def linear_probe(
         ValueError: features that are no finite matrices of one width, labels that do not fit, or no strength or one
             that is not positive.
         TypeError: features or labels of a wrong dtype.
-        ImportError: `progress` without rich.
 
     Example:
         >>> label = torch.arange(30) % 3

@@ -199,7 +199,6 @@ def amortisation_gap(
             gives score matrices (`hosts.TwoViews`).
         ValueError: bounds that are no interval (a constant predictor has none), no rows, rho >= log m.
         FloatingPointError: scores or temperatures that are not finite.
-        ImportError: `progress` without rich.
 
     Example:
         >>> import dro_temp as dt

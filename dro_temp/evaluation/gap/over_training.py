@@ -33,7 +33,7 @@ class GapLog:
     Attributes:
         steps: optimizer steps so far.
         history: "step", and figures of each view, "image/gap" or "image/recovered_low": one per measurement, as JSON
-            holds them, and as `plotting.curves` draws them.
+            holds them, and as `plotting.training_curves` draws them.
         temperatures: pairs of a step and the sampled rows' temperatures at it, as `plotting.temperature_history` draws
             them.
 

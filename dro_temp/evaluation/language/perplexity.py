@@ -129,7 +129,6 @@ def evaluate_language(
         ValueError: rho >= log m, no predictor or one under a reserved name, bounds that are no interval, data
             without a token to predict, or a host with several views.
         TypeError: a tensor or a generator in place of batches.
-        ImportError: `progress` without rich.
 
     Example:
         >>> import torch, transformers

@@ -45,7 +45,6 @@ def retrieval_recall(
     Raises:
         ValueError: no queries or no `ks`, shapes that do not fit, or a query whose label is not in the gallery.
         TypeError: a k that is no int.
-        ImportError: `progress` without rich.
 
     Example:
         >>> items = torch.eye(4)
@@ -108,7 +107,6 @@ def caption_recall(
         ValueError: features that are not finite matrices of one width, a caption of an image that does not exist,
             or a k above the number of items.
         TypeError: features or numbers of a wrong dtype.
-        ImportError: `progress` without rich.
 
     Example:
         >>> images = torch.eye(2)

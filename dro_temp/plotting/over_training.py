@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def curves(runs: Mapping[str, Mapping[str, Sequence[float]]], *, step: str = "epoch") -> "Figure":
+def training_curves(runs: Mapping[str, Mapping[str, Sequence[float]]], *, step: str = "epoch") -> "Figure":
     """Training curves: one panel per metric, one line per run.
 
     Args:
@@ -23,12 +23,11 @@ def curves(runs: Mapping[str, Mapping[str, Sequence[float]]], *, step: str = "ep
         A figure with one pair of axes per metric, in the order in which they first appear.
 
     Raises:
-        ImportError: matplotlib is not installed.
         ValueError: no run or no metric.
 
     Example:
-        >>> from dro_temp.plotting import curves
-        >>> figure = curves({"tempnet": {"loss": [2.0, 1.5], "R@1 (%)": [10.0, 20.0]}})
+        >>> from dro_temp.plotting import training_curves
+        >>> figure = training_curves({"tempnet": {"loss": [2.0, 1.5], "R@1 (%)": [10.0, 20.0]}})
         >>> [axes.get_ylabel() for axes in figure.axes]
         ['loss', 'R@1 (%)']
     """
