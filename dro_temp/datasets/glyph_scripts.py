@@ -78,7 +78,6 @@ class GlyphScripts(Dataset[tuple[Any, int]]):
         self.labels = label[chosen]
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
@@ -110,5 +109,4 @@ class GlyphScripts(Dataset[tuple[Any, int]]):
         return folder
 
     def __repr__(self) -> str:
-        """Split and numbers."""
         return f"GlyphScripts({self.split!r}, seed={self.seed}: {len(self)} images of {len(self.classes)} scripts)"

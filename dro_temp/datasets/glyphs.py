@@ -114,7 +114,6 @@ class GlyphCaptions(Dataset[tuple[Any, str, int]]):
         self.name_index = torch.tensor([place[caption] for caption in self.captions], dtype=torch.long)
 
     def __len__(self) -> int:
-        """Number of samples."""
         return len(self.captions)
 
     def __getitem__(self, index: int) -> tuple[Any, str, int]:
@@ -127,7 +126,6 @@ class GlyphCaptions(Dataset[tuple[Any, str, int]]):
         return image_at(self.images, index, self.transform), self.captions[index], index
 
     def __repr__(self) -> str:
-        """Split, and numbers of samples, names and fonts."""
         belongs = "" if self.size is None else f", size={self.size}"
         return (
             f"GlyphCaptions({self.split!r}{belongs}, seed={self.seed}: {len(self)} images, "

@@ -46,7 +46,6 @@ class Indexed(Dataset[Any]):
         self.dataset = dataset
 
     def __len__(self) -> int:
-        """Number of samples."""
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
@@ -69,7 +68,6 @@ class Indexed(Dataset[Any]):
         return (*item, index) if isinstance(item, tuple) else (item, index)
 
     def __repr__(self) -> str:
-        """What is wrapped."""
         return f"Indexed({self.dataset!r})"
 
 
@@ -132,11 +130,9 @@ class SampleTable:
         return -math.expm1(others * math.log1p(-1.0 / self.size)) if self.size > 1 else float(others > 0)
 
     def __len__(self) -> int:
-        """Number of entries."""
         return self.size
 
     def __repr__(self) -> str:
-        """Number of entries."""
         return f"SampleTable({self.size})"
 
 

@@ -64,7 +64,6 @@ class PythonText(Dataset[str]):
         self.files, self.texts = [name for name, _ in chosen], [text for _, text in chosen]
 
     def __len__(self) -> int:
-        """Number of files."""
         return len(self.texts)
 
     def __getitem__(self, index: int) -> str:
@@ -125,7 +124,6 @@ class PythonText(Dataset[str]):
         return torch.tensor([token for row in encoded for token in row + end], dtype=torch.long)
 
     def __repr__(self) -> str:
-        """Split and numbers of files and characters."""
         return (
             f"PythonText({self.split!r}, size={self.size}, seed={self.seed}: {len(self)} files, "
             f"{sum(map(len, self.texts))} characters)"

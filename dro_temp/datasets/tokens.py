@@ -128,7 +128,6 @@ class WordTokenizer:
         return cls(state["vocabulary"], state["length"])
 
     def __repr__(self) -> str:
-        """Sizes."""
         return f"WordTokenizer({len(self.vocabulary)} words, length={self.length})"
 
 

@@ -25,7 +25,7 @@ class Report:
         return ""
 
     def asdict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts, as JSON holds them."""
+        """Plain numbers, strings, tuples and dicts, for JSON."""
         plain: dict[str, Any] = dataclasses.asdict(self)  # type: ignore[call-overload]  # leaves are dataclasses
         return plain
 
@@ -82,11 +82,6 @@ class Comparison(Report, Generic[S]):
         if name not in by_name:
             raise KeyError(f"expected one of {', '.join(by_name)}, received {name!r}. Pass one of those.")
         return by_name[name]
-
-    def asdict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts, as JSON holds them."""
-        plain = super().asdict()
-        return plain | {"schemes": list(plain["schemes"])}
 
 
 def tau_cells(scheme: _Scheme) -> list[str]:

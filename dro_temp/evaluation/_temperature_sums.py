@@ -47,7 +47,7 @@ class TemperatureSums:
 
     def __init__(self, rho: float, bins: int) -> None:
         self.rho, self._bins = rho, torch.zeros(3, bins, dtype=torch.float64)
-        self.count = self._nll = self._robust = self._tau = 0.0
+        self._sums = torch.zeros(4, dtype=torch.float64)
         self._taus: list[Tensor] = []  # one number per row: exact quantiles are worth it
 
     def add(self, rows: ScoredRows, tau: PerRow) -> None:
@@ -59,22 +59,8 @@ class TemperatureSums:
         robust = tau * (nll - math.log(rows.outcomes) + self.rho)
         confidence, correct, weight = (x.cpu() for x in ((-log_partition).exp(), rows.correct, rows.weight))
         self._bins += reliability_sums(confidence, correct, weight, self._bins.shape[1])
-        nll, robust, weight, tau = (x.cpu().double() for x in (nll, robust, weight, tau))
-        self.count += float(weight.sum())
-        self._nll += float(weight @ nll)
-        self._robust += float(weight @ robust)
-        self._tau += float(weight @ tau)
-        self._taus.append(tau.float())
-
-    @property
-    def nll(self) -> float:
-        """Mean negative log-likelihood, in nats."""
-        return self._nll / self.count
-
-    @property
-    def robust_loss(self) -> float:
-        """Mean robust loss."""
-        return self._robust / self.count
+        self._sums += torch.stack([torch.ones_like(nll), nll, robust, tau]).cpu().double() @ weight.double()
+        self._taus.append(tau.cpu().float())
 
     @property
     def rows(self) -> int:
@@ -82,9 +68,10 @@ class TemperatureSums:
         return sum(map(len, self._taus))
 
     @property
-    def tau_mean(self) -> float:
-        """Mean temperature."""
-        return self._tau / self.count
+    def means(self) -> tuple[float, float, float]:
+        """Negative log-likelihood in nats, robust loss, and temperature."""
+        nll, robust, tau = (self._sums[1:] / self._sums[0]).tolist()
+        return nll, robust, tau
 
     @property
     def reliability(self) -> Reliability:
@@ -108,12 +95,12 @@ def best_constants(
 ) -> list[float]:
     """The constant of highest likelihood, and with a radius that of lowest robust loss; three passes over the data."""
 
-    def losses(taus: list[float]) -> list[list[float]]:
+    def losses(taus: list[float]) -> list[tuple[float, ...]]:
         sums = [TemperatureSums(rho or 0.0, 1) for _ in taus]
         for rows in map(ScoredRows, blocks()):
             for total, tau in zip(sums, taus, strict=True):
                 total.add(rows, constant(tau)(rows))
-        return [[s.nll] if rho is None else [s.nll, s.robust_loss] for s in sums]
+        return [s.means for s in sums]
 
     return minimisers(losses, 1 if rho is None else 2, tau_min, tau_max)
 

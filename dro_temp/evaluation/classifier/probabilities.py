@@ -81,7 +81,6 @@ class ClassifierReport(Comparison[CalibrationScheme]):
         return {scheme.name: scheme.reliability for scheme in self.schemes}
 
     def __str__(self) -> str:
-        """The accuracies, and the table."""
         return f"{self._heading()}\n\n{self.table()}"
 
     def _heading(self) -> str:
@@ -211,9 +210,8 @@ class _BrierSums(TemperatureSums):
         self._brier += float(difference.square().sum(1).double().sum())
 
     def scheme(self, name: str) -> CalibrationScheme:
-        bins = self.reliability
-        brier, quantiles = self._brier / self.count, self.quantiles(SHARES)
-        return CalibrationScheme(name, self.nll, bins.error, brier, self.tau_mean, quantiles, bins)
+        (nll, _, tau), brier, bins = self.means, self._brier / self.rows, self.reliability
+        return CalibrationScheme(name, nll, bins.error, brier, tau, self.quantiles(SHARES), bins)
 
 
 def _warn_at_bound(best: float, tau_min: float, tau_max: float) -> None:

@@ -45,7 +45,6 @@ class NeighbourConsistency:
     confidence: float
 
     def __str__(self) -> str:
-        """One line."""
         if math.isnan(self.correlation):
             return f"undefined: one temperature for all of {self.rows:,} rows, or for all their neighbours"
         return (

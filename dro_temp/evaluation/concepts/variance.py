@@ -50,7 +50,6 @@ class SemanticConsistency:
         return self.within_difference / self.between_difference if self.between_difference > 0 else math.nan
 
     def __str__(self) -> str:
-        """Three lines."""
         if math.isnan(self.icc):
             return f"undefined: one temperature for all of {self.concepts:,} concepts of {self.rows:,} rows"
         return (

@@ -102,7 +102,6 @@ class AmortisationGap(Report):
         return recovered_share(self.loss_same_mean, self.loss_constant, self.loss_optimum)
 
     def __str__(self) -> str:
-        """The table between what was measured and the confidence intervals."""
         return f"{self._heading()}\n{self.table()}\n{self._footnote()}"
 
     def _heading(self) -> str:

@@ -179,15 +179,16 @@ def evaluate_language(
 
 
 def _scheme(name: str, sums: dict[str, TemperatureSums], rho: float | None) -> TemperatureScheme:
-    own, robust = sums[name], {} if rho is None else {key: s.robust_loss for key, s in sums.items()}
+    own, robust = sums[name], {} if rho is None else {key: s.means[1] for key, s in sums.items()}
+    nll, _, tau_mean = own.means
     return TemperatureScheme(
         name=name,
-        perplexity=math.exp(min(own.nll, 700.0)),  # a larger one overflows float64
+        perplexity=math.exp(min(nll, 700.0)),  # a larger one overflows float64
         ece=own.reliability.error,
         robust_loss=robust[name] if robust else None,
         gap=robust[name] - robust[OPTIMUM] if robust else None,
         recovered=recovered_share(robust[name], robust[BY_ROBUST], robust[OPTIMUM]) if robust else None,
-        tau_mean=own.tau_mean,
+        tau_mean=tau_mean,
         tau_quantiles=own.quantiles(SHARES),
     )
 
