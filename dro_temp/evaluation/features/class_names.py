@@ -11,7 +11,7 @@ from einops import reduce
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dro_temp._checks import check_count
+from dro_temp._checks import check_count, check_integers
 from dro_temp.evaluation._inputs import (
     ROUNDING,
     check_features,
@@ -64,8 +64,7 @@ def evaluate_zero_shot(
 ) -> ClassAccuracy:
     """Accuracy of images classified by the nearest class name.
 
-    The class weights are `class_embeddings`, the rule is that of `zero_shot_accuracy`; image embeddings exist for one
-    batch at a time.
+    The class weights are `class_embeddings`, the rule is that of `zero_shot_accuracy`.
 
     Args:
         encode_image: from a batch of images to vectors [n d]: `host.encode_image`, or any function. The module that
@@ -99,11 +98,18 @@ def evaluate_zero_shot(
     classes = class_embeddings(
         encode_text, tokenizer, classnames, templates, batch_size=batch_size, progress=progress
     )
-    hits = _Hits(classes, ks)
+    features, labels = [], []
     with evaluating(*_modules_of(encode_image)):
         for images, label in with_progress(batches, "images" if progress else None):
-            hits.add(_encoded(encode_image, images), label)
-    return hits.report()
+            features.append(_encoded(encode_image, images))
+            check_integers("label", label)
+            labels.append(label)
+    if not features:
+        raise ValueError(
+            "expected at least one batch of images and labels, received none. Pass a DataLoader, or a list: a "
+            "generator is used up after one pass."
+        )
+    return zero_shot_accuracy(torch.cat(features), classes, torch.cat(labels), ks=ks)
 
 
 def zero_shot_accuracy(
@@ -138,46 +144,26 @@ def zero_shot_accuracy(
         >>> report.per_class, round(report.accuracy[1], 1)
         ((100.0, 50.0, nan), 66.7)
     """
-    hits = _Hits(classes, ks)
-    hits.add(images, label, "images" if progress else None)
-    return hits.report()
-
-
-class _Hits:
-    """Expected hits by class, summed over batches."""
-
-    def __init__(self, classes: Tensor, ks: Sequence[int]) -> None:
-        check_features(classes=classes)
-        self.ks, self.classes = check_ks(ks, len(classes), "classes"), classes
-        self.hits = torch.zeros(len(classes), len(self.ks), dtype=torch.float64)
-        self.count = torch.zeros(len(classes), dtype=torch.long)
-
-    @torch.no_grad()
-    def add(self, images: Tensor, label: Tensor, title: str | None = None) -> None:
-        check_features(images=images, classes=self.classes)
-        label = check_labels("label", label, len(images), len(self.classes)).to(images.device)
-        for image, right in with_progress(in_blocks(len(self.classes), images, label), title):
+    check_features(classes=classes)
+    ks = check_ks(ks, len(classes), "classes")
+    check_features(images=images, classes=classes)
+    label = check_labels("label", label, len(images), len(classes)).to(images.device)
+    count, hits = (
+        label.bincount(minlength=len(classes)),
+        torch.zeros(len(classes), len(ks), dtype=torch.float64),
+    )
+    with torch.no_grad():
+        for image, right in with_progress(
+            in_blocks(len(classes), images, label), "images" if progress else None
+        ):
             x = unit(image)
-            scores = x @ unit(self.classes).to(x).T
             # Not torchmetrics' MulticlassAccuracy: at k = 5 and 1000 classes it took 13 times as long, and among ties
             # it takes the first class, so that a collapsed model is perfect on it.
-            self.hits.index_add_(
-                0, right.cpu(), expected_hits(scores, right, self.ks, ROUNDING).cpu().double()
-            )
-            self.count += torch.bincount(right.cpu(), minlength=len(self.count))
-
-    def report(self) -> ClassAccuracy:
-        n = int(self.count.sum())
-        if n == 0:
-            raise ValueError(
-                "expected at least one batch of images and labels, received none. Pass a DataLoader, or a list: a "
-                "generator is used up after one pass."
-            )
-        total = (100.0 * self.hits.sum(dim=0) / n).tolist()
-        per_class = (100.0 * self.hits[:, self.ks.index(min(self.ks))] / self.count).tolist()  # 0 / 0 is NaN
-        return ClassAccuracy(
-            dict(zip(self.ks, total, strict=True)), tuple(per_class), tuple(self.count.tolist())
-        )
+            expected = expected_hits(x @ unit(classes).to(x).T, right, ks, ROUNDING)
+            hits.index_add_(0, right.cpu(), expected.cpu().double())
+    total = (100.0 * hits.sum(dim=0) / len(label)).tolist()
+    per_class = (100.0 * hits[:, ks.index(min(ks))] / count.cpu()).tolist()  # 0 / 0 is NaN
+    return ClassAccuracy(dict(zip(ks, total, strict=True)), tuple(per_class), tuple(count.tolist()))
 
 
 def class_embeddings(
