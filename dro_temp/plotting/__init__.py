@@ -5,9 +5,9 @@ not imported at all: no backend is chosen, no figure stays open. Save one with `
 """
 
 from dro_temp.plotting.concepts import temperature_by_concept, temperature_by_duplicates
-from dro_temp.plotting.distributions import temperature_histogram, temperature_history
+from dro_temp.plotting.histogram import temperature_histogram
 from dro_temp.plotting.images import image_extremes
-from dro_temp.plotting.over_training import training_curves
+from dro_temp.plotting.over_training import temperature_history, training_curves
 from dro_temp.plotting.reliability import reliability_diagram
 from dro_temp.plotting.token_page import TokenTemperatures, text_page, token_temperatures
 

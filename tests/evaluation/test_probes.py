@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dro_temp.evaluation import _inputs, knn_accuracy, linear_probe, near_duplicates, same_concept
 from dro_temp.evaluation.concepts import duplicates
 from dro_temp.evaluation.features import nearest
-from dro_temp.evaluation.features.probe import fitted, zeros
+from dro_temp.evaluation.features.logistic_regression import fitted, zeros
 
 
 def blobs(seed, n, classes=3, d=5, noise=0.8, dtype=torch.float32):

@@ -6,8 +6,8 @@ from dro_temp.evaluation.features.class_names import (
     evaluate_zero_shot,
     zero_shot_accuracy,
 )
+from dro_temp.evaluation.features.logistic_regression import ProbeReport, linear_probe
 from dro_temp.evaluation.features.nearest import knn_accuracy
-from dro_temp.evaluation.features.probe import ProbeReport, linear_probe
 
 __all__ = [
     "ClassAccuracy",

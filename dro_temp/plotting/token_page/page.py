@@ -9,7 +9,7 @@ from importlib import resources
 import torch
 from torch import Tensor
 
-from dro_temp.plotting.token_page import parts
+from dro_temp.plotting.token_page import markup
 from dro_temp.plotting.token_page.escaping import as_json, escaped, shown
 
 #: The likeliest tokens at one place: (token, probability), in falling order.
@@ -54,11 +54,11 @@ def text_page(
     """
     taus = torch.as_tensor(tau).detach().cpu().double().flatten().tolist()
     _check(tokens, taus, candidates_before, candidates_after)
-    scale = parts.ColourScale.from_temperatures([t for t in taus if not math.isnan(t)])
+    scale = markup.ColourScale.from_temperatures([t for t in taus if not math.isnan(t)])
     script = _file("page.js")
     data = [_card(*row) for row in zip(tokens, taus, candidates_before, candidates_after, strict=True)]
-    body = [parts.header(title, taus), parts.legend(scale), parts.text(tokens, taus, scale)]
-    body += [parts.histogram(taus, scale), parts.extremes(tokens, taus, scale)]
+    body = [markup.header(title, taus), markup.legend(scale), markup.text(tokens, taus, scale)]
+    body += [markup.histogram(taus, scale), markup.extremes(tokens, taus, scale)]
     return _PAGE.format(
         hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         title=escaped(title),
@@ -104,7 +104,7 @@ def _card(token: str, tau: float, before: Candidates, after: Candidates) -> dict
 
     return {
         "token": shown(token),
-        "tau": None if math.isnan(tau) else parts.number(tau),
+        "tau": None if math.isnan(tau) else markup.number(tau),
         "before": listed(before),
         "after": listed(after),
     }
