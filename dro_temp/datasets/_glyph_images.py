@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from dro_temp._optional import optional_module
-from dro_temp.datasets._samples import cache_path, cached_file
+from dro_temp.datasets._samples import cache_path, cached_file, hashed
 
 SIDE = 32  # pixels, height and width of an image
 EM = 24  # pixels, size of a font in which accented capitals and descenders fit without being scaled
@@ -65,11 +65,8 @@ def load(root: str | os.PathLike[str] | None = None) -> Glyphs:
 
 def version(files: Sequence[Path]) -> str:
     """Sixteen hexadecimal digits that change when the images or their names would."""
-    digest = hashlib.sha256(f"{_FORMAT} {SIDE} {unicodedata.unidata_version}".encode())
-    for path in files:
-        digest.update(f"\n{path.name}\n".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]
+    fonts = [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
+    return hashed(_FORMAT, SIDE, unicodedata.unidata_version, *fonts).hex()[:16]
 
 
 def read(path: Path) -> Glyphs | None:
@@ -79,11 +76,9 @@ def read(path: Path) -> Glyphs | None:
         # A zip archive without pickles: its checksums reveal damage, and reading it runs no code.
         with open(path, "rb") as file, numpy.load(file, allow_pickle=False) as arrays:
             images, codepoints, font, names = (arrays[k] for k in ("images", "codepoints", "font", "names"))
-        count = len(codepoints)
+        (count,) = codepoints.shape
         whole = images.shape == (count, SIDE, SIDE) and images.dtype == numpy.uint8 and font.shape == (count,)
-        if not whole or codepoints.ndim != 1:
-            return None
-        return Glyphs(torch.from_numpy(images), codepoints.tolist(), names[font].tolist())
+        return Glyphs(torch.from_numpy(images), codepoints.tolist(), names[font].tolist()) if whole else None
     except Exception:  # damage comes in a dozen types: of zipfile, zlib, struct, numpy's header parser ...
         return None
 

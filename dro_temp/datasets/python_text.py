@@ -152,10 +152,9 @@ def _sources(folder: Path) -> list[str]:
 
 def _chosen(split: str, size: int, seed: int) -> list[tuple[str, str]]:
     """(path, text) of one split's files, in a random order, until its share of the characters is reached."""
-    folder = library()
+    folder, files = library(), []
     left = round(size * SHARES[SPLITS.index(split)])
     names = [name for name in _sources(folder) if split_of(name, seed) == split]
-    files: list[tuple[str, str]] = []
     for name, text in _texts(folder, sorted(names, key=lambda name: hashed("order", seed, name))):
         files.append((name, text[:left]))
         left -= len(text)
@@ -195,14 +194,6 @@ def _require(module: str) -> Any:
     return optional_module(module, "which PythonText makes its tokenizer with")
 
 
-def _version(texts: Sequence[str], vocabulary: int) -> str:
-    """Sixteen hexadecimal digits that change when the tokenizer would."""
-    digest = hashlib.sha256(f"{_FORMAT} {vocabulary} {_require('tokenizers').__version__}".encode())
-    for text in texts:
-        digest.update(hashlib.sha256(text.encode()).digest())
-    return digest.hexdigest()[:16]
-
-
 def load_tokenizer(texts: Sequence[str], vocabulary: int, root: str | os.PathLike[str] | None) -> Any:
     """Read the tokenizer, or train and cache it; see `PythonText.tokenizer`."""
     vocabulary = check_count("vocabulary", vocabulary)
@@ -212,7 +203,9 @@ def load_tokenizer(texts: Sequence[str], vocabulary: int, root: str | os.PathLik
             "for more, and 256 of them are single bytes. Pass vocabulary=4096."
         )
     transformers = _require("transformers")
-    path = cache_path(root, f"python-text-{_version(texts, vocabulary)}.json")
+    digests = (hashlib.sha256(text.encode()).hexdigest() for text in texts)
+    version = hashed(_FORMAT, vocabulary, _require("tokenizers").__version__, *digests).hex()[:16]
+    path = cache_path(root, f"python-text-{version}.json")
     trained = _read(path, vocabulary)
     if trained is None:
         trained = _train(texts, vocabulary)
