@@ -23,38 +23,31 @@ class GlyphCaptions(Dataset[tuple[Any, str, int]]):
     """Glyphs of the fonts that matplotlib ships, each with its Unicode name: "greek small letter tau".
 
     Every visible character of every font is one grey image of 32 x 32 pixels, horizontally centred, on a common
-    baseline and in a common font size; what would not fit is moved or scaled. The names are long-tailed (hundreds
-    of accented letters, rare symbols), and one name occurs in up to 30 fonts: true false negatives for a
-    contrastive loss. Many characters look alike under different names (Latin, Greek and Cyrillic capital A), so
-    no model can reach 100 %.
+    baseline and in a common font size; what would not fit is moved or scaled. The names are long-tailed, and one name
+    occurs in up to 30 fonts: true false negatives for a contrastive loss. Many characters look alike under different
+    names (Latin, Greek and Cyrillic capital A), so no model can reach 100 %.
 
     Splits:
         train: seen names in the training fonts.
         val_seen, test_seen: names that occur in train, in fonts that do not.
         val_unseen, test_unseen: names that do not occur in train, in any font; none is in both.
 
-    Sibling fonts share drawings: a third of DejaVu Sans exists pixel by pixel in a sister font, so a font held
-    out at random would test little. Images equal to a training image of the same name are therefore left out of
-    the seen splits. Held out for **test** are the whole STIX family, unrelated to the training fonts, and DejaVu
-    Sans Bold Oblique, a known family in a style that is not in training: 4 % of the images lie within 30 %
-    (Euclidean distance by own norm) of a training image of the same name, 0.4 % of those of STIX. Held out for
-    **validation** are the Computer Modern fonts, a whole family too, but small, and DejaVu Sans Mono Bold with its
-    oblique; 12 % lie within 30 %, so validation is easier than test. Compare validation numbers with validation
-    numbers only.
+    A third of the drawings of DejaVu Sans exists pixel by pixel in a sister font: images equal to a training image of
+    the same name are left out of the seen splits. Held out for **test** are the STIX family, unrelated to the training
+    fonts, and DejaVu Sans Bold Oblique, a known family in a new style: 4 % of the images lie within 30 % (Euclidean
+    distance by own norm) of a training image of the same name, 0.4 % of those of STIX. Held out for **validation** are
+    the small Computer Modern family and DejaVu Sans Mono Bold with its oblique; 12 % lie within 30 %, so validation is
+    easier than test: compare its numbers with each other only.
 
-    `seed` chooses the held-out names and the subset of `size`; the held-out fonts are the same for all seeds.
-
-    The first use renders the glyphs, in seconds, into a file below `root` which later uses read; it is replaced as
-    a whole, which is safe with several processes and Ctrl-C, and a damaged file is rendered again.
+    The first use renders the glyphs, in seconds, into a file below `root`, which is written as a whole and rendered
+    again if it is damaged.
 
     Args:
         split: one of `train`, `val_seen`, `val_unseen`, `test_seen`, `test_unseen`.
         root: folder of the rendered images; `$XDG_CACHE_HOME/dro_temp` or `~/.cache/dro_temp` if None.
-        size: number of *training* samples, drawn at random from all of them; None for all. Give every split of
-            one experiment the same `size`: for an evaluation split it means "the one that belongs to
-            train with this size", which is no bound on its own size. `*_seen` then hold only names of that subset;
-            `*_unseen` do not depend on it. Smaller subsets lie in larger ones.
-        seed: chooses names and subset; the global random state is neither read nor changed.
+        size: number of *training* samples, drawn at random; None for all. Give every split of one experiment the same
+            `size`: `*_seen` then hold only names of that subset of train. Smaller subsets lie in larger ones.
+        seed: of the held-out names and the subset, not of the held-out fonts. The global random state is not used.
         transform: applied to each image, a float32 tensor [1 32 32] in [0, 1], when it is accessed.
 
     Attributes:

@@ -77,7 +77,8 @@ class WordTokenizer:
         """
         if max_words is not None:
             check_count("max_words", max_words)
-        split = [cls.words(caption) for caption in _check_captions(captions)]
+        check_several("captions", captions, "Pass [caption] for a single one.")
+        split = [cls.words(caption) for caption in captions]
         count = Counter(word for words in split for word in words if word not in _SPECIAL)
         if not count:
             raise ValueError(
@@ -93,10 +94,8 @@ class WordTokenizer:
         Raises:
             TypeError: one string in place of several.
         """
-        rows = [
-            [self._number.get(word, UNKNOWN) for word in self.words(c)[: self.length]]
-            for c in _check_captions(captions)
-        ]
+        check_several("captions", captions, "Pass [caption] for a single one.")
+        rows = [[self._number.get(word, UNKNOWN) for word in self.words(c)[: self.length]] for c in captions]
         padded = [row + [PAD] * (self.length - len(row)) for row in rows]
         return torch.tensor(padded, dtype=torch.long).view(len(rows), self.length)
 
@@ -129,14 +128,6 @@ class WordTokenizer:
 
     def __repr__(self) -> str:
         return f"WordTokenizer({len(self.vocabulary)} words, length={self.length})"
-
-
-def _check_captions(captions: Iterable[str]) -> Iterable[str]:
-    if isinstance(captions, str):
-        raise TypeError(
-            f"expected a list of captions, received one string ({captions!r}). Pass [caption] for a single one."
-        )
-    return captions
 
 
 def token_blocks(tokens: Int[Tensor, "n"] | Sequence[int], length: int) -> Int[Tensor, "blocks length"]:

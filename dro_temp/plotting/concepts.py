@@ -35,10 +35,9 @@ def temperature_by_concept(
 ) -> "Figure":
     """The concepts of lowest and of highest median temperature, and how far temperatures agree within a concept.
 
-    Left, concepts by their median: the k at either end with their names, the rest squeezed between them in grey. A dot
-    is a row, a bar reaches from a concept's lowest row to its highest, the mark is the median. Right, the cumulative
-    distribution of the difference of two rows' temperatures, for rows of one concept and for rows of two. Where
-    concepts decide, the first line rises well before the second.
+    Left, concepts by their median: the k at either end with their names, the rest in grey. A dot is a row, a bar
+    reaches from a concept's lowest row to its highest, the mark is the median. Right, the cumulative distribution of
+    the difference of two rows of one concept, and of two: where concepts decide, the first rises well before.
 
     Args:
         tau: one temperature per row.

@@ -117,11 +117,10 @@ def evaluate_classifier(
 
     and the [calibration error][dro_temp.evaluation.expected_calibration_error] of the most probable class. The best
     constant minimises the NLL of the validation data: temperature scaling, solved exactly, without a learning rate. A
-    predictor that does not beat it is not worth its parameters. A search that ends at one of its bounds raises a
+    predictor that does not beat it is not worth its parameters. A search that ends at one of its bounds warns with a
     `TemperatureWarning`.
 
-    Rows labelled -100 do not count. The validation data are read three times, the test data once; host and
-    predictors run in evaluation mode, which is then undone.
+    Rows labelled -100 do not count. The validation data are read three times, the test data once, in evaluation mode.
 
     Args:
         host: a classifier with one view, or an Objective of one. For precomputed logits,

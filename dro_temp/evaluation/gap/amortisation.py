@@ -166,23 +166,19 @@ def amortisation_gap(
     $$\mathrm{gap} = \bar F(\tau_{\mathrm{net}}) - \bar F(\tau^*) \ge 0, \qquad
     \mathrm{recovered} = \frac{\bar F(\tau_c) - \bar F(\tau_{\mathrm{net}})}{\bar F(\tau_c) - \bar F(\tau^*)}.$$
 
-    The constant, unlike a predictor, is chosen on the very rows that it is judged on. That favours the constant: the
-    share is conservative.
+    The constant, unlike a predictor, is chosen on the very rows that it is judged on: the share is conservative.
 
-    Rows of classes and tokens have their own support. That of rows of pairs is all *other* items of `batches`, however
-    these are batched: pass the whole data set of interest, in the order of the host's arguments,
-    `hosts.TwoTower(images, texts, index)` for example. It is then the support that the loss estimates in training.
+    The support of rows of classes and tokens is their own; that of rows of pairs is all *other* items of `batches`,
+    however these are batched, as the loss estimates it in training: pass the whole data set of interest.
 
     Data are read once. Scores exist a block of rows at a time; in memory are the embeddings of all items for pairs,
-    and the sampled rows of a host that gives a score matrix. Everything runs in evaluation mode; modes, random
-    numbers, memories and proposals are restored afterwards.
+    and the sampled rows of a host that gives a score matrix. Modes, random numbers, memories and proposals are
+    unchanged afterwards.
 
     Args:
         objective: whose losses are all `KLRobustLoss`, with any host and predictors.
-        batches: what the host is called with: a tensor, a tuple of its arguments, or keyword arguments, including
-            `index` for predictors that are indexed by sample.
-        rows: rows of each view, drawn at random without replacement; all if there are fewer. Those of weight 0 are
-            left out.
+        batches: arguments of the host, `(images, texts, index)` for example: a tensor, a tuple, or keyword arguments.
+        rows: rows of each view, drawn at random without replacement from those of weight > 0; all if there are fewer.
         seed: of the sample, and of the bootstrap.
         tau_min: lower bound of the optimum and of the constant; by default that of each view's predictor.
         tau_max: upper bound; by default that of each view's predictor.

@@ -15,9 +15,8 @@ from dro_temp.objective import Objective
 class GapLog:
     """Measures `amortisation_gap` at regular intervals of training, without side effects.
 
-    Call `step` after each optimizer step. A run with the log is, bit for bit, the run without it: random numbers,
-    modes, gradients, memories and proposals are restored. That holds for the objective only: give the log batches of
-    its own, whose sampler and generator training does not share.
+    Call `step` after each optimizer step. A run with the log is, bit for bit, the run without it, provided that the
+    log's batches share no sampler or generator with training.
 
     Args:
         objective: as for `amortisation_gap`.

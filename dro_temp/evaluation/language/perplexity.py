@@ -105,12 +105,11 @@ def evaluate_language(
     $$\frac{\bar F(\tau_c) - \bar F(\tau_{\mathrm{net}})}{\bar F(\tau_c) - \bar F(\tau^*)},$$
 
     $\tau_c$ the best constant on the validation data and $\tau_i^* = \arg\min F_i$ within the bounds. It measures
-    how well the predictor optimises its training objective. Whether that helps the likelihood is another question,
-    which the perplexity answers: the optimum gives every token's distribution the entropy $\log m - \rho$, and
-    for a frozen model that often makes its likelihood worse.
+    how well the predictor optimises its training objective. Whether that helps the likelihood, the perplexity tells:
+    the optimum gives every token's distribution the entropy $\log m - \rho$, and often makes the likelihood of a
+    frozen model worse.
 
-    The validation data are read three times, the test data once. Scores exist for a few thousand tokens at a time;
-    model and predictors run in evaluation mode, which is then undone.
+    The validation data are read three times, the test data once, in evaluation mode, a few thousand tokens at a time.
 
     Args:
         host: a language model with one view, `dt.hosts.CausalLM(model)`.
