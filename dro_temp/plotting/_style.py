@@ -10,8 +10,10 @@ from dro_temp._checks import check_several, holds_integers
 from dro_temp._optional import optional_module
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
+else:  # matplotlib is imported where it draws
+    Axes = Figure = Any
 
 # Okabe and Ito's colours, in an order in which neighbours differ in brightness too: readable by colour-blind
 # people, and in a grey print.
@@ -21,14 +23,14 @@ DASHES = ("-", "--", "-.", ":")
 
 def new_figure(
     width: float, height: float, *, layout: Literal["constrained"] | None = "constrained"
-) -> "Figure":
+) -> Figure:
     """A figure outside of pyplot's global state; width and height in inches."""
     module = optional_module("matplotlib.figure", "which dro_temp.plotting draws with", extra="recipes")
     figure: Figure = module.Figure(figsize=(width, height), dpi=150, layout=layout, facecolor="white")
     return figure
 
 
-def tidy(axes: "Axes") -> None:
+def tidy(axes: Axes) -> None:
     """Remove what is not data, and draw a light grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="0.9", linewidth=0.8)

@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int
@@ -11,11 +10,7 @@ from torch import Tensor
 from dro_temp._checks import check_count, check_several
 from dro_temp._typing import PerRow
 from dro_temp.functional.ranks import spearman
-from dro_temp.plotting._style import COLOURS, finite, new_figure, per_row, tidy
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from dro_temp.plotting._style import COLOURS, Axes, Figure, finite, new_figure, per_row, tidy
 
 _POINTS = 3000  # more are one cloud
 _PAIRS = 20_000  # more change no line
@@ -32,7 +27,7 @@ def temperature_by_concept(
     *,
     k: int = 8,
     min_rows: int = 2,
-) -> "Figure":
+) -> Figure:
     """The concepts of lowest and of highest median temperature, and how far temperatures agree within a concept.
 
     Left, concepts by their median: the k at either end with their names, the rest in grey. A dot is a row, a bar
@@ -115,7 +110,7 @@ def _parts(values: Tensor, place: Tensor) -> Sequence[Tensor]:
     return parts
 
 
-def _draw_concepts(axes: "Axes", tau: Tensor, rank: Tensor, ends: int) -> Tensor:
+def _draw_concepts(axes: Axes, tau: Tensor, rank: Tensor, ends: int) -> Tensor:
     """Draw rows by the rank of their concept; the height of each concept, those at the ends a unit apart."""
     parts = _parts(tau, rank)
     concepts = len(parts)
@@ -140,7 +135,7 @@ def _draw_concepts(axes: "Axes", tau: Tensor, rank: Tensor, ends: int) -> Tensor
     return height
 
 
-def _draw_differences(axes: "Axes", tau: Tensor, place: Tensor) -> None:
+def _draw_differences(axes: Axes, tau: Tensor, place: Tensor) -> None:
     within, between = _differences(tau, place)
     for x, label, colour, line in (
         (within, "two rows of one concept", COLOURS[0], "-"),
@@ -185,7 +180,7 @@ def temperature_by_duplicates(
     count: Int[Tensor, "n"] | None = None,
     concept: Int[Tensor, "n"] | None = None,
     resamples: int = 1000,
-) -> "Figure":
+) -> Figure:
     r"""Temperatures against the number of near-duplicates.
 
     A box per power of two of the count holds the middle half, its whiskers 5 % and 95 %; the line joins the medians.
@@ -245,7 +240,7 @@ def temperature_by_duplicates(
     return figure
 
 
-def _draw_boxes(axes: "Axes", tau: Tensor, box: Tensor) -> None:
+def _draw_boxes(axes: Axes, tau: Tensor, box: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     shown = torch.randperm(len(tau), generator=generator)[:_POINTS]
     x = box[shown] + 0.56 * torch.rand(len(shown), generator=generator) - 0.28

@@ -1,17 +1,13 @@
 """Distributions of temperatures."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from dro_temp._checks import check_count, check_kind
 from dro_temp._typing import PerRow
-from dro_temp.plotting._style import COLOURS, DASHES, check_not_empty, finite, new_figure, tidy
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from dro_temp.plotting._style import COLOURS, DASHES, Figure, check_not_empty, finite, new_figure, tidy
 
 
-def temperature_histogram(tau: Mapping[str, PerRow], *, bins: int = 40) -> "Figure":
+def temperature_histogram(tau: Mapping[str, PerRow], *, bins: int = 40) -> Figure:
     r"""Distribution of the temperatures under each label, on common bins.
 
     Args:

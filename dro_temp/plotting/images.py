@@ -3,18 +3,14 @@
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxtyping import Shaped
 from torch import Tensor
 
 from dro_temp._checks import check_count, check_several
 from dro_temp._typing import PerRow
-from dro_temp.plotting._style import finite, new_figure
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from dro_temp.plotting._style import Axes, Figure, finite, new_figure
 
 # Inches: an image, the space between images, a line of caption, the head of a sheet.
 _CELL, _GAP, _LINE, _HEAD = 1.12, 0.18, 0.15, 0.42
@@ -22,7 +18,7 @@ _CELL, _GAP, _LINE, _HEAD = 1.12, 0.18, 0.15, 0.42
 
 def image_extremes(
     images: Shaped[Tensor, "n ..."], captions: Sequence[str], tau: PerRow, *, k: int = 6, cmap: str = "gray_r"
-) -> "Figure":
+) -> Figure:
     """The k inputs of lowest and the k of highest temperature, with temperature and caption under each.
 
     Args:
@@ -79,7 +75,7 @@ def image_extremes(
     return figure
 
 
-def _show(axes: "Axes", image: Tensor, cmap: str) -> None:
+def _show(axes: Axes, image: Tensor, cmap: str) -> None:
     image = image.detach().cpu()
     image = image.movedim(0, -1) if image.dim() == 3 else image
     axes.imshow(image.numpy(), cmap=cmap, vmin=0, vmax=1 if image.is_floating_point() else 255)
@@ -87,6 +83,6 @@ def _show(axes: "Axes", image: Tensor, cmap: str) -> None:
     axes.spines[:].set_color("0.8")
 
 
-def _write_below(axes: "Axes", text: str, *, points: float, **style: Any) -> None:
+def _write_below(axes: Axes, text: str, *, points: float, **style: Any) -> None:
     place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
     axes.annotate(text, (0.5, 0), (0, -points), ha="center", va="top", **place, **style)

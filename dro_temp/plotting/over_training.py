@@ -3,21 +3,17 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dro_temp._checks import check_count, check_kind
 from dro_temp._typing import PerRow
-from dro_temp.plotting._style import COLOURS, DASHES, check_not_empty, finite, new_figure, tidy
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from dro_temp.plotting._style import COLOURS, DASHES, Axes, Figure, check_not_empty, finite, new_figure, tidy
 
 
-def training_curves(runs: Mapping[str, Mapping[str, Sequence[float]]], *, step: str = "epoch") -> "Figure":
+def training_curves(runs: Mapping[str, Mapping[str, Sequence[float]]], *, step: str = "epoch") -> Figure:
     """Training curves: one panel per metric, one line per run.
 
     Args:
@@ -68,7 +64,7 @@ def training_curves(runs: Mapping[str, Mapping[str, Sequence[float]]], *, step: 
 
 def temperature_history(
     history: Sequence[tuple[int, Mapping[str, PerRow]]], *, bins: int = 60, step: str = "step"
-) -> "Figure":
+) -> Figure:
     """A heat map per view: the distribution of its temperatures at each step of training.
 
     A column is the histogram of one step, as percentages of the inputs; lines are the median and the quantiles at
@@ -148,7 +144,7 @@ def _steps_and_views(history: Sequence[tuple[int, Mapping[str, PerRow]]]) -> tup
 
 
 def _draw_shares(
-    axes: "Axes", colour: str, steps: list[int], edges: Tensor, shares: Tensor, top: float
+    axes: Axes, colour: str, steps: list[int], edges: Tensor, shares: Tensor, top: float
 ) -> None:
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 

@@ -2,20 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from dro_temp._checks import check_kind
 from dro_temp.functional.reliability import Reliability
-from dro_temp.plotting._style import COLOURS, check_not_empty, new_figure, tidy
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from dro_temp.plotting._style import COLOURS, Axes, Figure, check_not_empty, new_figure, tidy
 
 _NORMAL = 1.96  # 95 %
 
 
-def reliability_diagram(schemes: Mapping[str, Reliability]) -> "Figure":
+def reliability_diagram(schemes: Mapping[str, Reliability]) -> Figure:
     r"""Accuracy against confidence by bins of confidence, with the share of the rows in each bin below.
 
     A bar reaches to the accuracy of a bin's rows. The red piece on top is the excess of their mean confidence over it
@@ -67,7 +62,7 @@ def reliability_diagram(schemes: Mapping[str, Reliability]) -> "Figure":
     return figure
 
 
-def _draw_accuracies(axes: "Axes", bins: Reliability) -> None:
+def _draw_accuracies(axes: Axes, bins: Reliability) -> None:
     width = 100.0 / len(bins.count)
     filled = [b for b, count in enumerate(bins.count) if count > 0]
     middle = [(b + 0.5) * width for b in filled]
