@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dro_temp._checks import check_several
 from dro_temp._optional import optional_module
 from dro_temp._typing import PerRow
-from dro_temp.interfaces import HostAdapter, Rows
+from dro_temp.interfaces import HostAdapter, Rows, TemperaturePredictor
 from dro_temp.interfaces.modes import evaluating
 
 T = TypeVar("T")
@@ -20,6 +20,7 @@ T = TypeVar("T")
 Batch: TypeAlias = Tensor | Mapping[str, Any]
 #: What a host is called with: one tensor, several arguments in order, or keyword arguments.
 HostBatch: TypeAlias = Batch | Sequence[Any]
+Predictors: TypeAlias = TemperaturePredictor | Mapping[str, TemperaturePredictor]
 
 SCORES_AT_A_TIME = 2**22  # 16 MiB in float32; the exact temperature needs a few copies of it
 
@@ -70,14 +71,42 @@ def weight_of(rows: Rows) -> PerRow:
     return torch.ones(len(rows), device=rows.target.device) if rows.weight is None else rows.weight
 
 
-def row_blocks(host: HostAdapter, batches: Iterable[HostBatch], title: str | None) -> Iterator[Rows]:
-    """The valid rows of a host with one view, with their scores computed, block by block."""
+def row_blocks(
+    host: HostAdapter, batches: Iterable[HostBatch], title: str | None, what: str = "row"
+) -> Iterator[Rows]:
+    """The valid rows of a host with one view, with their scores, block by block; raise if there is no `what`."""
+    count = 0
     for batch in with_progress(batches, title):
         (rows,) = rows_of(host, {"input_ids": batch} if isinstance(batch, Tensor) else batch).values()
-        step = max(1, SCORES_AT_A_TIME // max(1, rows.scores.shape[1]))
-        for index in torch.split(rows.valid.nonzero()[:, 0], step):
+        size = max(1, SCORES_AT_A_TIME // max(1, rows.scores.shape[1]))
+        for index in torch.split(rows.valid.nonzero()[:, 0], size):
             if len(index):  # a batch of padding alone has no rows
+                count += len(index)
                 yield rows.select(index).dense()
+    if count == 0:
+        raise ValueError(
+            f"expected data with at least one {what}, received none. Pass batches that are not empty, with labels "
+            "other than -100."
+        )
+
+
+def named_predictors(
+    predictors: Predictors | None, reserved: Sequence[str], host: HostAdapter, instead: str
+) -> dict[str, TemperaturePredictor]:
+    """Predictors by name; raise where a name is reserved, or the host has several views."""
+    if len(host.views) != 1:
+        raise ValueError(
+            f"expected a host with one view, received {type(host).__name__} with {list(host.views)}. Pass {instead}."
+        )
+    if isinstance(predictors, TemperaturePredictor):
+        return {"predictor": predictors}
+    named = dict(predictors or {})
+    if set(reserved) & set(named):
+        raise ValueError(
+            f"expected predictors under names other than {', '.join(map(repr, reserved))}, received "
+            f"{', '.join(named)}. Pass {{'tempnet': tempnet}}."
+        )
+    return named
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,14 @@ from torch import Tensor
 from dro_temp._checks import check_bounds, check_count, check_kind
 from dro_temp._optional import optional_module
 from dro_temp._typing import PerRow
-from dro_temp.evaluation._sweep import HostBatch, check_batches, row_blocks, with_progress
+from dro_temp.evaluation._sweep import (
+    HostBatch,
+    Predictors,
+    check_batches,
+    named_predictors,
+    row_blocks,
+    with_progress,
+)
 from dro_temp.evaluation._tables import SHARES, TAU_TITLES, Comparison, tau_cells
 from dro_temp.evaluation._temperature_sums import (
     ScoredRows,
@@ -22,13 +29,11 @@ from dro_temp.evaluation._temperature_sums import (
     predicted,
 )
 from dro_temp.functional.reliability import Reliability
-from dro_temp.interfaces import HostAdapter, Rows, TemperaturePredictor
+from dro_temp.interfaces import HostAdapter, Rows
 from dro_temp.interfaces.modes import evaluating
 from dro_temp.objective import Objective, TemperatureWarning
 
 ONE, CONSTANT = "tau = 1", "best constant"
-
-Predictors = TemperaturePredictor | Mapping[str, TemperaturePredictor]
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,12 @@ def evaluate_classifier(
 
     Source: Guo et al., arXiv 1706.04599; Brier 1950.
     """
-    host, named = _host_and_predictors(host, predictors)
+    if isinstance(host, Objective):
+        own = list(host.predictors.children())
+        predictors = own[0] if predictors is None else predictors  # type: ignore[assignment]
+        host = host.host
+    check_kind("host", host, HostAdapter, "Wrap the model: dro_temp.hosts.Classifier(model).")
+    named = named_predictors(predictors, (ONE, CONSTANT), host, "dt.hosts.Classifier(model)")
     check_bounds(tau_min, tau_max)
     check_count("bins", bins)
     check_batches("test", test)
@@ -225,34 +235,9 @@ def _warn_at_bound(best: float, tau_min: float, tau_max: float) -> None:
             )
 
 
-def _host_and_predictors(
-    host: HostAdapter | Objective, predictors: Predictors | None
-) -> tuple[HostAdapter, dict[str, TemperaturePredictor]]:
-    if isinstance(host, Objective):
-        (own,) = host.predictors.children() if len(host.host.views) == 1 else (None,)
-        predictors = own if predictors is None else predictors  # type: ignore[assignment]
-        host = host.host
-    check_kind("host", host, HostAdapter, "Wrap the model: dro_temp.hosts.Classifier(model).")
-    if len(host.views) != 1:
-        raise ValueError(
-            f"expected a host with one view, of classes, received {type(host).__name__} with {list(host.views)}. "
-            "Pass dt.hosts.Classifier(model)."
-        )
-    if isinstance(predictors, TemperaturePredictor):
-        return host, {"predictor": predictors}
-    named = {} if predictors is None else dict(predictors)
-    if {ONE, CONSTANT} & set(named):
-        raise ValueError(
-            f"expected predictors under names other than {ONE!r} and {CONSTANT!r}, received {', '.join(named)}. "
-            "Pass {'tempnet': tempnet}."
-        )
-    return host, named
-
-
 def _labelled_rows(host: HostAdapter, batches: Iterable[HostBatch], title: str | None) -> Iterator[Rows]:
     """Labelled rows, block by block, checked to be those of a classifier."""
-    rows = None
-    for rows in row_blocks(host, map(_with_labels, with_progress(batches, title)), None):
+    for rows in row_blocks(host, map(_with_labels, with_progress(batches, title)), None, "label"):
         if not rows.target_in_support or (rows.weight is not None and bool((rows.weight != 1).any())):
             raise ValueError(
                 f"expected rows of classes, each of weight 1, received rows of {type(host).__name__} that are pairs "
@@ -268,11 +253,6 @@ def _labelled_rows(host: HostAdapter, batches: Iterable[HostBatch], title: str |
                 "-100."
             )
         yield rows
-    if rows is None:
-        raise ValueError(
-            "expected data with at least one label, received none. Pass batches of inputs and labels, not all of them "
-            "-100."
-        )
 
 
 def _with_labels(batch: HostBatch) -> HostBatch:

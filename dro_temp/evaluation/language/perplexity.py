@@ -1,12 +1,12 @@
 """Perplexity, calibration and robust loss of a language model under several temperatures."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from dro_temp import functional as F
 from dro_temp._checks import check_bounds, check_count, check_radius
-from dro_temp.evaluation._sweep import Batch, check_batches, row_blocks
+from dro_temp.evaluation._sweep import Batch, Predictors, check_batches, named_predictors, row_blocks
 from dro_temp.evaluation._tables import SHARES, TAU_TITLES, Comparison, recovered_share, share_cell, tau_cells
 from dro_temp.evaluation._temperature_sums import (
     ScoredRows,
@@ -15,7 +15,7 @@ from dro_temp.evaluation._temperature_sums import (
     constant,
     predicted,
 )
-from dro_temp.interfaces import HostAdapter, Rows, TemperaturePredictor
+from dro_temp.interfaces import HostAdapter, Rows
 from dro_temp.interfaces.modes import evaluating
 
 ONE, BY_LIKELIHOOD, BY_ROBUST = "tau = 1", "best constant (likelihood)", "best constant (robust)"
@@ -87,7 +87,7 @@ class LanguageReport(Comparison[TemperatureScheme]):
 
 def evaluate_language(
     host: HostAdapter,
-    predictors: TemperaturePredictor | Mapping[str, TemperaturePredictor],
+    predictors: Predictors,
     test: Iterable[Batch],
     *,
     validation: Iterable[Batch],
@@ -140,28 +140,21 @@ def evaluate_language(
         >>> [scheme.name for scheme in report.schemes][-2:], report["optimum"].gap
         (['predictor', 'optimum'], 0.0)
     """
-    named = {"predictor": predictors} if isinstance(predictors, TemperaturePredictor) else dict(predictors)
-    if not named or {ONE, BY_LIKELIHOOD, BY_ROBUST, OPTIMUM} & set(named):
-        raise ValueError(
-            f"expected at least one predictor, under names other than {ONE!r}, {BY_LIKELIHOOD!r}, {BY_ROBUST!r} and "
-            f"{OPTIMUM!r}, received {', '.join(named) or 'none'}. Pass {{'tempnet': tempnet}}."
-        )
+    reserved = ONE, BY_LIKELIHOOD, BY_ROBUST, OPTIMUM
+    named = named_predictors(predictors, reserved, host, "dt.hosts.CausalLM(model)")
+    if not named:
+        raise ValueError("expected at least one predictor, received none. Pass {'tempnet': tempnet}.")
     if rho is not None:
         check_radius(rho)
     check_count("bins", bins)
     low = min(p.tau_min for p in named.values()) if tau_min is None else tau_min
     high = max(p.tau_max for p in named.values()) if tau_max is None else tau_max
     check_bounds(low, high)
-    if len(host.views) != 1:
-        raise ValueError(
-            f"expected a host with one view, of tokens, received {type(host).__name__} with {list(host.views)}. "
-            "Pass dt.hosts.CausalLM(model)."
-        )
     check_batches("test", test)
     check_batches("validation", validation)
     title = "constants" if progress else None
     with evaluating(host, *named.values()):
-        best = best_constants(lambda: _checked(row_blocks(host, validation, title), rho), rho, low, high)
+        best = best_constants(lambda: _token_rows(host, validation, rho, title), rho, low, high)
         # Without a radius there is one constant only.
         fixed = {ONE: 1.0, **dict(zip((BY_LIKELIHOOD, BY_ROBUST), best, strict=False))}
         choices = {name: constant(tau) for name, tau in fixed.items()}
@@ -169,12 +162,11 @@ def evaluate_language(
         if rho is not None:
             choices[OPTIMUM] = lambda rows: F.optimal_tau(rows.scores, rho=rho, tau_min=low, tau_max=high)
         sums = {name: TemperatureSums(rho or 0.0, bins) for name in choices}
-        for rows in map(ScoredRows, _checked(row_blocks(host, test, "test" if progress else None), rho)):
+        for rows in map(ScoredRows, _token_rows(host, test, rho, "test" if progress else None)):
             for name, choose in choices.items():
                 sums[name].add(rows, choose(rows))
-    return LanguageReport(
-        sums[ONE].rows, rows.outcomes, rho, tuple(_scheme(name, sums, rho) for name in sums)
-    )
+    schemes = tuple(_scheme(name, sums, rho) for name in sums)
+    return LanguageReport(sums[ONE].rows, rows.outcomes, rho, schemes)
 
 
 def _scheme(name: str, sums: dict[str, TemperatureSums], rho: float | None) -> TemperatureScheme:
@@ -192,10 +184,11 @@ def _scheme(name: str, sums: dict[str, TemperatureSums], rho: float | None) -> T
     )
 
 
-def _checked(blocks: Iterable[Rows], rho: float | None) -> Iterator[Rows]:
-    """The same rows; raise where rho admits every distribution, or there are no rows."""
-    rows = None
-    for rows in blocks:
+def _token_rows(
+    host: HostAdapter, batches: Iterable[Batch], rho: float | None, title: str | None
+) -> Iterator[Rows]:
+    """Rows of tokens, block by block; raise where the ball of radius rho holds every distribution."""
+    for rows in row_blocks(host, batches, title, "token to predict"):
         if rho and rho >= math.log(rows.support_size):
             raise ValueError(
                 f"expected rho < log m = {math.log(rows.support_size):.4g} for a vocabulary of {rows.support_size} "
@@ -203,8 +196,3 @@ def _checked(blocks: Iterable[Rows], rho: float | None) -> Iterator[Rows]:
                 f"Pass rho={0.5 * math.log(rows.support_size):.2g} or so, the rho that the predictor was trained with."
             )
         yield rows
-    if rows is None:
-        raise ValueError(
-            "expected data with at least one token to predict, received none. Pass batches of at least two tokens, "
-            "not all of them labelled -100."
-        )
