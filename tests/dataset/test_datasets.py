@@ -132,16 +132,16 @@ def test_seed_means_the_same_in_every_process(root, splits):
         "data = GlyphCaptions(root=sys.argv[1], size=2000)\n"
         "print(hashlib.sha256(''.join(data.captions).encode()).hexdigest())"
     )
-    printed = {
-        subprocess.run(
+    running = [
+        subprocess.Popen(
             [sys.executable, "-W", "error", "-c", code, str(root)],
             env=os.environ | {"PYTHONHASHSEED": salt},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+            stdout=subprocess.PIPE,
+        )
         for salt in ("1", "2")
-    }
+    ]
+    printed = {process.communicate(timeout=60)[0] for process in running}
+    assert [process.returncode for process in running] == [0, 0]
     assert len(printed) == 1
 
 
