@@ -32,7 +32,7 @@ class GlyphScripts(Dataset[tuple[Any, int]]):
         split: "train", "val" or "test".
         root: folder of the rendered images, as in `GlyphCaptions`.
         size: number of images, drawn at random; None for all.
-        seed: chooses them, and the held-out names; the global random state is neither read nor changed.
+        seed: of these images and of the held-out names; the global random state is not used.
         transform: applied to each image, a float32 tensor [1 32 32] in [0, 1], when it is accessed.
 
     Attributes:

@@ -28,16 +28,15 @@ LEFT_OUT = frozenset(
 class PythonText(Dataset[str]):
     """The source files of Python's standard library: code, comments and docstrings, several megabytes of them.
 
-    Tests, tables of character codes and pages of documentation kept as code are left out, and of equal files all
-    but one. A file belongs to one split as a whole, by a hash of its path: the same on every run, for every size
-    and on every machine with the same Python. Other versions of Python have other texts: compare numbers within one
-    version only.
+    Tests, tables of character codes, documentation stored as code and copies of other files are left out. A file
+    belongs to one split as a whole, by a hash of its path. Other versions of Python have other texts: compare numbers
+    within one version only.
 
     Args:
         split: `train`, `validation` or `test`, about 8 : 1 : 1.
-        size: characters of all three splits together; less where the library has less. Files are taken in a
-            random order until there are enough, and the last one is cut. Smaller texts lie in larger ones.
-        seed: chooses splits and order; the global random state is neither read nor changed.
+        size: maximum number of characters of all three splits together. Files are taken in a random order, the last
+            one is cut. Smaller texts lie in larger ones.
+        seed: of splits and order; the global random state is not used.
 
     Attributes:
         texts: one string per file.

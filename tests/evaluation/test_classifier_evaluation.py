@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import dro_temp as dt
 from dro_temp.evaluation import (
-    _sweep,
+    _batches,
     evaluate_classifier,
     expected_calibration_error,
     reliability,
@@ -151,7 +151,7 @@ def test_temperatures_do_not_move_accuracy(report, tempnet):
 
 @pytest.mark.parametrize("sizes", [[1, 299], [100, 100, 100], [7] * 42 + [6]])
 def test_neither_batches_nor_blocks_matter(sizes, report, tempnet, monkeypatch):
-    monkeypatch.setattr(_sweep, "SCORES_AT_A_TIME", 5 * 13)
+    monkeypatch.setattr(_batches, "SCORES_AT_A_TIME", 5 * 13)
     batches = list(zip(*(x.split(sizes) for x in TEST), strict=True))
     other = evaluate_classifier(
         LOGITS, batches, validation=[VALIDATION], predictors={"tempnet": tempnet}

@@ -13,7 +13,7 @@ import dro_temp as dt
 from dro_temp.evaluation import (
     LanguageReport,
     TemperatureScheme,
-    _sweep,
+    _batches,
     evaluate_language,
     expected_calibration_error,
 )
@@ -202,7 +202,7 @@ def test_the_optimum_recovers_everything(host):
 
 
 def test_neither_batches_nor_blocks_matter(host, tempnet, report, monkeypatch):
-    monkeypatch.setattr(_sweep, "SCORES_AT_A_TIME", 3 * V)
+    monkeypatch.setattr(_batches, "SCORES_AT_A_TIME", 3 * V)
     loader = DataLoader([{"input_ids": row} for row in TEST], batch_size=1)
     other = evaluate_language(host, tempnet, loader, validation=[VALIDATION], rho=RHO)
     for a, b in zip(report.schemes, other.schemes, strict=True):
@@ -218,7 +218,7 @@ def test_holds_the_scores_of_one_block(host, tempnet, monkeypatch):
         seen.append(tuple(rows.scores.shape))
         add(self, rows)
 
-    monkeypatch.setattr(_sweep, "SCORES_AT_A_TIME", 10 * V)
+    monkeypatch.setattr(_batches, "SCORES_AT_A_TIME", 10 * V)
     monkeypatch.setattr(ScoredRows, "__init__", noted)
     evaluate_language(host, tempnet, TEST.split(5), validation=VALIDATION.split(5), rho=RHO)
     assert max(n for n, _ in seen) == 10

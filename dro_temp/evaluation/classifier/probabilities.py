@@ -12,7 +12,7 @@ from torch import Tensor
 from dro_temp._checks import check_bounds, check_count, check_kind
 from dro_temp._optional import optional_module
 from dro_temp._typing import PerRow
-from dro_temp.evaluation._sweep import (
+from dro_temp.evaluation._batches import (
     HostBatch,
     Predictors,
     check_batches,

@@ -5,8 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dro_temp._checks import check_tensor, check_within
+from dro_temp.evaluation._batches import with_progress
 from dro_temp.evaluation._inputs import ROUNDING, check_features, check_labels, unit
-from dro_temp.evaluation._sweep import with_progress
 
 _TILE = 2048  # items on either side of a tile of similarities, 16 MiB in float32
 

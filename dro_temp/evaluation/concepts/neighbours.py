@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dro_temp._checks import check_count
+from dro_temp.evaluation._batches import with_progress
 from dro_temp.evaluation._inputs import (
     check_confidence,
     check_features,
@@ -16,7 +17,6 @@ from dro_temp.evaluation._inputs import (
     in_blocks,
     unit,
 )
-from dro_temp.evaluation._sweep import with_progress
 from dro_temp.evaluation.features.nearest import BANK, nearest
 from dro_temp.functional.ranks import spearman
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dro_temp._checks import check_count, check_integers
+from dro_temp.evaluation._batches import moved, with_progress
 from dro_temp.evaluation._inputs import (
     ROUNDING,
     check_features,
@@ -21,7 +22,6 @@ from dro_temp.evaluation._inputs import (
     in_blocks,
     unit,
 )
-from dro_temp.evaluation._sweep import moved, with_progress
 from dro_temp.interfaces.modes import evaluating
 
 #: From a batch of inputs to vectors [n d]: a module, a method of one, or any function.

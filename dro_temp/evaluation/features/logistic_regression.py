@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dro_temp._checks import check_count, check_positive, check_several
+from dro_temp.evaluation._batches import with_progress
 from dro_temp.evaluation._inputs import check_features, check_labels, expected_hits, in_blocks
-from dro_temp.evaluation._sweep import with_progress
 
 #: Features [n d] and class numbers [n].
 Labelled: TypeAlias = tuple[Tensor, Tensor]

@@ -5,8 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dro_temp._checks import check_positive
+from dro_temp.evaluation._batches import with_progress
 from dro_temp.evaluation._inputs import check_features, check_ks, check_labels, expected_hits, in_blocks, unit
-from dro_temp.evaluation._sweep import with_progress
 
 BANK = 16_384  # training items in a tile of similarities
 

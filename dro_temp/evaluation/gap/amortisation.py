@@ -9,8 +9,14 @@ from torch import Tensor
 
 from dro_temp._checks import check_bounds, check_count, check_kind
 from dro_temp._typing import PerRow
+from dro_temp.evaluation._batches import (
+    HostBatch,
+    check_batches,
+    rows_of,
+    with_progress,
+    without_side_effects,
+)
 from dro_temp.evaluation._inputs import check_confidence, check_tau
-from dro_temp.evaluation._sweep import HostBatch, check_batches, rows_of, with_progress, without_side_effects
 from dro_temp.evaluation._tables import SHARES, Report, recovered_share, share_cell
 from dro_temp.evaluation.gap.robust_losses import RobustLosses, robust_losses
 from dro_temp.evaluation.gap.row_sample import RowSample

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from dro_temp._checks import check_count
+from dro_temp.evaluation._batches import HostBatch, check_batches, without_side_effects
 from dro_temp.evaluation._inputs import check_confidence
-from dro_temp.evaluation._sweep import HostBatch, check_batches, without_side_effects
 from dro_temp.evaluation.gap.amortisation import AmortisationGap, measured, radii_of
 from dro_temp.objective import Objective
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dro_temp._typing import PerRow, Scores
-from dro_temp.evaluation._sweep import weight_of, with_progress
+from dro_temp.evaluation._batches import weight_of, with_progress
 from dro_temp.interfaces import Rows
 
 _UNDERFLOWS = -800.0  # exp of it is 0 in float64; minus infinity times that zero would be NaN

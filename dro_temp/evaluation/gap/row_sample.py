@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dro_temp._typing import PerRow
-from dro_temp.evaluation._sweep import SCORES_AT_A_TIME, weight_of
+from dro_temp.evaluation._batches import SCORES_AT_A_TIME, weight_of
 from dro_temp.functional.resampling import generator
 from dro_temp.interfaces import LinearScores, Rows, TemperaturePredictor
 

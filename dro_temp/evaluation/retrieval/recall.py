@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dro_temp._checks import check_floats, check_integers
+from dro_temp.evaluation._batches import with_progress
 from dro_temp.evaluation._inputs import ROUNDING, check_features, check_ks, check_labels, in_blocks
-from dro_temp.evaluation._sweep import with_progress
 
 
 def retrieval_recall(
@@ -33,7 +33,7 @@ def retrieval_recall(
 
     Args:
         queries: embeddings to search with; normalise them for cosine similarity.
-        gallery: embeddings to search in. The n x m similarities are never held at once.
+        gallery: embeddings to search in. The n x m similarities never exist at once.
         query_label: label of each query.
         gallery_label: label of each item; several items may share one.
         ks: numbers of items considered, each at least 1.
@@ -93,7 +93,7 @@ def caption_recall(
     $$\text{image to text: } \frac{100}{n} \#\{i : \exists j \in \mathrm{top}_k(s_{i\cdot}),\ c(j) = i\}, \qquad
     \text{text to image: } \frac{100}{m} \#\{j : c(j) \in \mathrm{top}_k(s_{\cdot j})\}$$
 
-    A tie is a miss, as in `retrieval_recall`, which does the work: the n x m similarities are never held at once.
+    A tie is a miss, as in `retrieval_recall`, which does the work: the n x m similarities never exist at once.
 
     Args:
         images: embeddings; normalise them for cosine similarity.

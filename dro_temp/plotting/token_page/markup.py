@@ -45,7 +45,7 @@ class ColourScale:
             return ""
         distance = math.log(tau / self.middle)
         end = math.log((self.high if distance > 0 else self.low) / self.middle)
-        share = min(1.0, distance / end) if abs(end) > 1e-4 else 0.0  # what differs by rounding looks alike
+        share = min(1.0, distance / end) if abs(end) > 1e-4 else 0.0  # equal up to rounding: one colour
         return self.classes[_SHADES + round(math.copysign(share * _SHADES, distance))]
 
     def style(self) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from dro_temp.plotting.token_page import markup
 from dro_temp.plotting.token_page.escaping import as_json, escaped, shown
 
-#: The likeliest tokens at one place: (token, probability), in falling order.
+#: The most likely tokens at one place: (token, probability), in falling order.
 Candidates = Sequence[tuple[str, float]]
 
 
@@ -26,14 +26,14 @@ def text_page(
 ) -> str:
     """One self-contained HTML page: the text, each token coloured by its temperature.
 
-    Pointing at a token, or moving there with the keyboard, shows a card with the likeliest tokens in its place, before
-    and after the temperature. Below the text are a histogram and the tokens of lowest and highest temperature. The
-    page has a light and a dark theme, loads nothing, and runs no script but its own.
+    Pointing at a token, or moving there with the keyboard, shows a card with the most likely tokens in its place,
+    before and after the temperature. Below the text are a histogram and the tokens of lowest and highest temperature.
+    The page has a light and a dark theme, loads nothing, and runs no script but its own.
 
     Args:
         tokens: the text, token by token; joined, they are what is shown.
         tau: temperature that each token was predicted with, > 0; NaN for a token that was not predicted.
-        candidates_before: for each token, the likeliest tokens in its place at temperature 1, with probabilities.
+        candidates_before: for each token, the most likely tokens in its place at temperature 1, with probabilities.
             Empty where there are none.
         candidates_after: the same, at the token's own temperature.
         title: heading of the page.

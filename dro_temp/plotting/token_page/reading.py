@@ -1,4 +1,4 @@
-"""The temperature of every token of a text, and the likeliest tokens in its place."""
+"""The temperature of every token of a text, and the most likely tokens in its place."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -19,13 +19,13 @@ class TokenTemperatures(NamedTuple):
     Attributes:
         tokens: the text, token by token; empty for all but the last of the tokens that are one character together.
         tau: the temperature that each token was predicted with; NaN for the first, which nothing predicts.
-        candidates_before: the likeliest tokens in each place at temperature 1, (token, probability).
+        candidates_before: the most likely tokens in each place at temperature 1, (token, probability).
         candidates_after: the same at the token's own temperature.
 
     Example:
-        >>> found = TokenTemperatures(["a", "b"], [float("nan"), 0.5], [[], [("b", 0.6)]], [[], [("b", 0.9)]])
-        >>> tokens, tau, before, after = found
-        >>> found.candidates_after[1]
+        >>> read = TokenTemperatures(["a", "b"], [float("nan"), 0.5], [[], [("b", 0.6)]], [[], [("b", 0.9)]])
+        >>> tokens, tau, before, after = read
+        >>> read.candidates_after[1]
         [('b', 0.9)]
     """
 
@@ -44,7 +44,7 @@ def token_temperatures(
     k: int = 5,
     window: int = 512,
 ) -> TokenTemperatures:
-    """Temperatures that a predictor gives to the tokens of a text, and the likeliest tokens in each place.
+    """Temperatures that a predictor gives to the tokens of a text, and the most likely tokens in each place.
 
     A text longer than `window` is read in windows that overlap by half, so that every token but the first few has
     at least half a window before it. Model and predictor run in evaluation mode, which is then undone.
@@ -70,8 +70,8 @@ def token_temperatures(
         >>> config = transformers.GPT2Config(vocab_size=1024, n_embd=16, n_layer=1, n_head=2)
         >>> host = dt.hosts.CausalLM(transformers.GPT2LMHeadModel(config), frozen=True)
         >>> tempnet = dt.TempNet(16, tau_min=0.1, tau_max=2.0)
-        >>> found = token_temperatures(host, PythonText(size=400_000).tokenizer(1024), tempnet, "import os")
-        >>> "".join(found.tokens), "<h1>" in text_page(*found)
+        >>> read = token_temperatures(host, PythonText(size=400_000).tokenizer(1024), tempnet, "import os")
+        >>> "".join(read.tokens), "<h1>" in text_page(*read)
         ('import os', True)
     """
     check_count("k", k)
@@ -87,8 +87,8 @@ def token_temperatures(
         for rows in _windows(host, numbers, window):
             tau = predictor.of(rows)
             taus += tau.double().tolist()
-            before += _likeliest(rows, torch.ones_like(tau), k)
-            after += _likeliest(rows, tau, k)
+            before += _most_likely(rows, torch.ones_like(tau), k)
+            after += _most_likely(rows, tau, k)
     missing = len(numbers) - len(taus)  # the first token, unless the model's labels are not shifted
     spelled = _spelled(tokenizer, numbers.tolist())
     # Alone, some tokenizers drop the space that a token begins with.
@@ -119,7 +119,7 @@ def _windows(host: HostAdapter, numbers: Tensor, window: int) -> Iterator[Rows]:
             yield fresh
 
 
-def _likeliest(rows: Rows, tau: Tensor, k: int) -> list[list[tuple[int, float]]]:
+def _most_likely(rows: Rows, tau: Tensor, k: int) -> list[list[tuple[int, float]]]:
     """Token ids and probabilities, in falling order; the actual token last, if it is not among them."""
     p = (rows.dense_scores / tau[:, None]).softmax(1)
     best = p.topk(min(k, p.shape[1]), dim=1)
@@ -133,13 +133,13 @@ def _likeliest(rows: Rows, tau: Tensor, k: int) -> list[list[tuple[int, float]]]
 
 def _spelled(tokenizer: Any, numbers: list[int]) -> list[str]:
     """The text, token by token; a character of several tokens stands at the last of them."""
-    spelled, held = [], []
+    spelled, pending = [], []
     for n in numbers:
-        held.append(n)
-        word = _inside(tokenizer, held)
-        unfinished = word.endswith("\ufffd") and len(held) < _BYTES
+        pending.append(n)
+        word = _inside(tokenizer, pending)
+        unfinished = word.endswith("\ufffd") and len(pending) < _BYTES
         spelled.append("" if unfinished else word)
-        held = held if unfinished else []
+        pending = pending if unfinished else []
     return spelled
 
 
