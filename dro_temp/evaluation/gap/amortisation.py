@@ -132,16 +132,13 @@ class AmortisationGap(Report):
         return lines
 
     def _footnote(self) -> str:
-        gap, share, rank = (
-            f"{name} {value:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
-            for name, value, (low, high), digits, unit in (
-                ("gap", self.gap, self.gap_interval, 4, ""),
-                ("recovered", 100 * self.recovered, tuple(100 * x for x in self.recovered_interval), 1, " %"),
-                ("rank correlation", self.rank_correlation, self.rank_correlation_interval, 2, ""),
-            )
-        )
+        gap = "gap {:.4f} [{:.4f}, {:.4f}]".format(self.gap, *self.gap_interval)
+        shares = (100 * x for x in (self.recovered, *self.recovered_interval))
+        share = "recovered {:.1f} % [{:.1f}, {:.1f}]".format(*shares)
         if share_cell(self.recovered, self.loss_constant - self.loss_optimum) == "–":
             share = "recovered –"
+        correlation = self.rank_correlation, *self.rank_correlation_interval
+        rank = "rank correlation {:.2f} [{:.2f}, {:.2f}]".format(*correlation)
         return f"{gap}, {share}, {rank} ({100 * self.confidence:g} % bootstrap over rows)"
 
 
@@ -338,8 +335,6 @@ def _spread(losses: RobustLosses, tau: PerRow, bounds: Pair) -> TemperatureSprea
     wanted = torch.tensor(SHARES, dtype=torch.float64) * below[-1] * (1 - 1e-12)
     place = torch.searchsorted(below, wanted).clamp(max=len(tau) - 1)
     near = (tau <= bounds[0] * 1.01) | (tau >= bounds[1] * 0.99)
-    std, quantiles = (
-        losses.mean((tau - mean).square()) ** 0.5,
-        dict(zip(SHARES, value[place].tolist(), strict=True)),
-    )
+    std = losses.mean((tau - mean).square()) ** 0.5
+    quantiles = dict(zip(SHARES, value[place].tolist(), strict=True))
     return TemperatureSpread(mean, std, quantiles, losses.mean(near.double()))
