@@ -31,8 +31,7 @@ def check_size(size: int, available: int, what: str) -> int:
     """The size; raise unless it is in [1, available]."""
     if check_count("size", size) > available:
         raise ValueError(
-            f"expected size of at most {available}, the number of {what}, received size={size}. Leave size out to "
-            "use all of them."
+            f"expected size of at most {available} {what}, received size={size}. Leave size out to use all."
         )
     return size
 
@@ -62,6 +61,5 @@ def cached_file(path: Path, what: str, example: str) -> Iterator[BinaryIO]:
             yield file
     except OSError as error:
         raise OSError(
-            f"expected a folder for {what} that can be written to, received {path.parent} ({error}). "
-            f"Pass another one, for example {example}."
+            f"expected a folder to write {what} to, received {path.parent} ({error}). Pass another one: {example}."
         ) from error

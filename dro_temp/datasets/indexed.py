@@ -119,8 +119,7 @@ class SampleTable:
         """
         if isinstance(keys, (str, bytes)):
             raise TypeError(
-                f"expected many keys, received one {type(keys).__name__} ({keys!r}). Write table({keys!r}), or put "
-                "it into a list."
+                f"expected many keys, received one {type(keys).__name__} ({keys!r}). Write table({keys!r})."
             )
         return torch.tensor([self(key) for key in keys], dtype=torch.int64)
 

@@ -163,7 +163,6 @@ def token_blocks(tokens: Int[Tensor, "n"] | Sequence[int], length: int) -> Int[T
         raise TypeError(f"expected whole numbers, received {row.dtype}. Pass tokens.long().")
     if len(row) < length:
         raise ValueError(
-            f"expected a text of at least one block of {length} tokens, received {len(row)} tokens. "
-            f"Pass a longer text, or length={len(row)} or less."
+            f"expected at least one block of {length} tokens, received {len(row)} tokens. Pass a longer text."
         )
     return rearrange(row[: len(row) // length * length].long(), "(block token) -> block token", token=length)

@@ -38,8 +38,7 @@ def check_batches(name: str, batches: Iterable[HostBatch]) -> None:
     """Raise unless these are batches that can be iterated over more than once."""
     if isinstance(batches, Tensor):
         raise TypeError(
-            f"expected {name} as several batches, received one tensor of shape {list(batches.shape)}. "
-            f"Pass {name}=blocks.split(8)."
+            f"expected {name} as several batches, received one tensor {list(batches.shape)}. Pass blocks.split(8)."
         )
     check_several(name, batches, f"Pass {name}=[batch], or a DataLoader.")
     if iter(batches) is batches:
@@ -85,8 +84,7 @@ def row_blocks(
                 yield rows.select(index).dense()
     if count == 0:
         raise ValueError(
-            f"expected data with at least one {what}, received none. Pass batches that are not empty, with labels "
-            "other than -100."
+            f"expected data with at least one {what}, received none. Pass batches with labels other than -100."
         )
 
 
@@ -103,8 +101,7 @@ def named_predictors(
     named = dict(predictors or {})
     if set(reserved) & set(named):
         raise ValueError(
-            f"expected predictors under names other than {', '.join(map(repr, reserved))}, received "
-            f"{', '.join(named)}. Pass {{'tempnet': tempnet}}."
+            f"expected names other than {', '.join(reserved)}, received {', '.join(named)}. Pass {{'net': tempnet}}."
         )
     return named
 

@@ -17,8 +17,7 @@ def check_features(**named: Tensor) -> None:
         check_floats(name, x)
         if x.dim() != 2 or x.numel() == 0:
             raise ValueError(
-                f"expected {name} [n d], one row per item, received {list(x.shape)}. Pool to one vector per item, and "
-                "pass at least one item."
+                f"expected {name} [n d] with n > 0, received {list(x.shape)}. Pool to one vector per item."
             )
         bad = ~x.isfinite().all(dim=1)
         if bool(bad.any()):
@@ -45,8 +44,7 @@ def check_labels(name: str, label: Tensor, n: int, classes: int | None = None) -
     if low < 0 or (classes is not None and high >= classes):
         upper = "" if classes is None else f" to {classes - 1}"
         raise ValueError(
-            f"expected {name} from 0{upper}, received numbers from {low} to {high}. Number by place in the list, "
-            "counted from 0."
+            f"expected {name} from 0{upper}, received numbers from {low} to {high}. Number by place in the list."
         )
     return label.long()
 

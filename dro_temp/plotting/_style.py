@@ -54,8 +54,7 @@ def finite(what: str, x: Tensor) -> Tensor:
     x = torch.as_tensor(x).detach().cpu().double().reshape(-1)
     if x.numel() == 0 or not bool(x.isfinite().all()):
         raise ValueError(
-            f"expected finite {what}, at least one, received {x.numel()} of which "
-            f"{int((~x.isfinite()).sum())} are not finite. Drop those rows first."
+            f"expected finite {what}, received {x.numel()} with {int((~x.isfinite()).sum())} NaN or inf. Drop these."
         )
     return x
 

@@ -131,14 +131,12 @@ def _steps_and_views(history: Sequence[tuple[int, Mapping[str, PerRow]]]) -> tup
     check_not_empty("view", views)
     if any(a >= b for a, b in itertools.pairwise(steps)):
         raise ValueError(
-            f"expected steps that ascend, received {steps[:8]}. Pass sorted(history, key=lambda pair: pair[0]), each "
-            "step once."
+            f"expected steps that ascend, received {steps[:8]}. Sort the history, and record each step once."
         )
     for number, tau in history:
         if set(tau) != set(views):
             raise ValueError(
-                f"expected the views {views} at every step, received {list(tau)} at step {number}. Record every view "
-                "each time."
+                f"expected the views {views} at every step, received {list(tau)} at step {number}. Record them all."
             )
     return steps, views
 

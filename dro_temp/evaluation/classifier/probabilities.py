@@ -258,7 +258,6 @@ def _labelled_rows(host: HostAdapter, batches: Iterable[HostBatch], title: str |
 def _with_labels(batch: HostBatch) -> HostBatch:
     if isinstance(batch, Tensor):
         raise TypeError(
-            f"expected batches of inputs and labels, received one tensor of shape {list(batch.shape)} in place of "
-            "a batch. Pass [(inputs, labels)]."
+            f"expected batches of inputs and labels, received a tensor {list(batch.shape)}. Pass [(inputs, labels)]."
         )
     return batch

@@ -103,8 +103,7 @@ def neighbour_consistency(
     concept = torch.arange(n) if concept is None else check_labels("concept", concept, n).cpu()
     if len(features) != n:
         raise ValueError(
-            f"expected features [{n} d], one row per temperature, received {list(features.shape)}. Index "
-            "temperatures and features alike."
+            f"expected features [{n} d], received {list(features.shape)}. Index temperatures and features alike."
         )
     _, group, size = torch.unique(concept, return_inverse=True, return_counts=True)
     k, largest = check_count("k", k), int(size.max())

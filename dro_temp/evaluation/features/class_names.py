@@ -106,8 +106,7 @@ def evaluate_zero_shot(
             labels.append(label)
     if not features:
         raise ValueError(
-            "expected at least one batch of images and labels, received none. Pass a DataLoader, or a list: a "
-            "generator is used up after one pass."
+            "expected at least one batch of images and labels, received none. Pass a list or a DataLoader."
         )
     return zero_shot_accuracy(torch.cat(features), classes, torch.cat(labels), ks=ks)
 
@@ -266,6 +265,5 @@ def _check_prompts(classnames: Sequence[str], templates: Sequence[Template]) -> 
     for template in templates:
         if isinstance(template, str) and "{}" not in template:
             raise ValueError(
-                f"expected {{}} in every template, where the class name goes, received {template!r}. "
-                f"Type {template.strip() + ' {}'!r}, say."
+                f"expected {{}} in every template, received {template!r}. Type {template.strip() + ' {}'!r}, say."
             )

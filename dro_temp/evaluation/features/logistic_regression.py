@@ -98,8 +98,7 @@ def _checked(splits: dict[str, Labelled]) -> list[Labelled]:
     for name, split in splits.items():
         if not (isinstance(split, tuple | list) and len(split) == 2):
             raise TypeError(
-                f"expected {name} as a pair of features and labels, received {type(split).__name__}. Pass "
-                f"{name}=(features, label)."
+                f"expected {name} as a pair, received {type(split).__name__}. Pass {name}=(features, label)."
             )
     check_features(**{name: x for name, (x, _) in splits.items()})
     dtype = torch.float64 if any(x.dtype == torch.float64 for x, _ in splits.values()) else torch.float32

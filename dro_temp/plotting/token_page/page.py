@@ -132,6 +132,5 @@ def _check(
     for word, p in (candidate for row in (*before, *after) for candidate in row):
         if not 0 <= p <= 1 + 1e-6:
             raise ValueError(
-                f"expected probabilities in [0, 1], received {p} for {word!r}. Pass those of "
-                "(logits / tau).softmax(-1)."
+                f"expected probabilities in [0, 1], received {p} for {word!r}. Pass (logits / tau).softmax(-1)."
             )

@@ -79,8 +79,7 @@ def token_temperatures(
     numbers = tokenizer(text, return_tensors="pt")["input_ids"][0].long()
     if len(numbers) < 2:
         raise ValueError(
-            f"expected a text of at least two tokens, one to read and one to predict, received {text!r}, which is "
-            f"{len(numbers)}. Pass a longer text."
+            f"expected a text of at least two tokens, received {text!r}, which is {len(numbers)}. Pass a longer text."
         )
     taus, before, after = [], [], []
     with evaluating(host, predictor):
