@@ -17,7 +17,7 @@ from dro_temp.evaluation import (
     evaluate_language,
     expected_calibration_error,
 )
-from dro_temp.evaluation._tables import SHARES
+from dro_temp.evaluation._reports import SHARES
 from dro_temp.evaluation._temperature_sums import ScoredRows, minimisers
 
 transformers = pytest.importorskip("transformers")

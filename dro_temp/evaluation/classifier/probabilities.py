@@ -20,7 +20,7 @@ from dro_temp.evaluation._batches import (
     row_blocks,
     with_progress,
 )
-from dro_temp.evaluation._tables import SHARES, TAU_TITLES, Comparison, tau_cells
+from dro_temp.evaluation._reports import SHARES, TAU_TITLES, Comparison, tau_cells
 from dro_temp.evaluation._temperature_sums import (
     ScoredRows,
     TemperatureSums,

@@ -17,7 +17,7 @@ from dro_temp.evaluation._batches import (
     without_side_effects,
 )
 from dro_temp.evaluation._inputs import check_confidence, check_tau
-from dro_temp.evaluation._tables import SHARES, Report, recovered_share, share_cell
+from dro_temp.evaluation._reports import SHARES, Report, recovered_share, share_cell
 from dro_temp.evaluation.gap.robust_losses import RobustLosses, robust_losses
 from dro_temp.evaluation.gap.row_sample import RowSample
 from dro_temp.functional.ranks import places, rank_correlation

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from dro_temp import functional as F
 from dro_temp._checks import check_bounds, check_count, check_radius
 from dro_temp.evaluation._batches import Batch, Predictors, check_batches, named_predictors, row_blocks
-from dro_temp.evaluation._tables import SHARES, TAU_TITLES, Comparison, recovered_share, share_cell, tau_cells
+from dro_temp.evaluation._reports import (
+    SHARES,
+    TAU_TITLES,
+    Comparison,
+    recovered_share,
+    share_cell,
+    tau_cells,
+)
 from dro_temp.evaluation._temperature_sums import (
     ScoredRows,
     TemperatureSums,

@@ -1,4 +1,4 @@
-"""What all reports share: tables in Markdown and HTML, plain numbers, and the share of the attainable gain."""
+"""What all reports share: tables in Markdown and HTML, plain numbers, and the recovered share of the gain."""
 
 import dataclasses
 import math
