@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -51,8 +50,6 @@ class GlyphScripts(Dataset[tuple[Any, int]]):
         (torch.Size([1, 32, 32]), 100, 12)
     """
 
-    images: UInt8[Tensor, "n 32 32"]
-    labels: Int[Tensor, "n"]
     classes: tuple[str, ...] = SCRIPTS
 
     def __init__(

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -72,13 +71,6 @@ class GlyphCaptions(Dataset[tuple[Any, str, int]]):
 
     Source: the fonts' own character maps, and the Unicode Character Database in Python's `unicodedata`.
     """
-
-    images: UInt8[Tensor, "n 32 32"]
-    captions: list[str]
-    names: list[str]
-    name_index: Int[Tensor, "n"]
-    fonts: list[str]
-    codepoints: list[int]
 
     def __init__(
         self,

@@ -53,9 +53,6 @@ class PythonText(Dataset[str]):
         (10000, True)
     """
 
-    texts: list[str]
-    files: list[str]
-
     def __init__(self, split: str = "train", *, size: int = 6_000_000, seed: int = 0) -> None:
         check_split(split, SPLITS, seed, "PythonText('validation')")
         self.split, self.size, self.seed = split, check_count("size", size, minimum=100), seed
