@@ -31,7 +31,7 @@ def parser(
             "--workers",
             type=int,
             default=workers,
-            help="processes, each with one thread (default: %(default)s)",
+            help="processes, each with one thread; 1 runs in this process (default: %(default)s)",
         )
     result.add_argument(
         "--out", type=Path, default=Path(out), help="folder for runs and tables (default: %(default)s)"

@@ -4,7 +4,7 @@ import itertools
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -78,20 +78,25 @@ def stored(file: Path, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def all_done(jobs: Sequence[Job], workers: int, what: str) -> list[dict[str, Any]]:
-    """Results of all jobs, in their order, from several processes of one thread each; shows a progress bar."""
+    """Results of all jobs, in their order; several workers are processes of one thread each. Shows a progress bar."""
     console = Console()
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        multiprocessing.get_context("spawn").Pool(workers) as pool,
-        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
-    ):
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=len(jobs))
         results = []
-        for job, result in zip(jobs, pool.imap(Job.done, jobs, chunksize=1), strict=True):
+        for job, result in zip(jobs, _results(jobs, workers), strict=True):
             results.append(result)
             bar.advance(task)
             console.print(f"{job.file.stem}: {result['chosen_by']:.3f} on validation", highlight=False)
     return results
+
+
+def _results(jobs: Sequence[Job], workers: int) -> Iterator[dict[str, Any]]:
+    if workers == 1:
+        yield from map(Job.done, jobs)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(Job.done, jobs, chunksize=1)
 
 
 def tuned_and_tested(
