@@ -121,8 +121,8 @@ def temperature(p: GenerationProblem) -> Step:
     def call() -> None:
         for hook in model._forward_pre_hooks.values():
             hook(model, (p.token,))
-        for hook in head._forward_pre_hooks.values():
-            hook(head, (hidden,), {})
+        for hook in head._forward_hooks.values():
+            hook(head, (hidden,), {}, p.last["output"].logits)
         for hook in model._forward_hooks.values():
             hook(model, (p.token,), arguments, p.last["output"])
         p.processor(next(p.texts), p.last["scores"])

@@ -1,5 +1,6 @@
 """Numbers with a spread or an interval in the documentation are those of `benchmarks/results/`."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,3 +103,32 @@ def test_intervals_of_tables_are_those_of_the_results(page):
     shown = _intervals(page)
     for row in _rows(page):
         assert {_plain(" ".join(parts)) for parts in INTERVAL.findall(row)} <= shown, row
+
+
+def test_results_files_are_as_they_are_written():
+    for file in results.RESULTS.glob("*.json"):
+        text = file.read_text(encoding="utf-8")
+        assert f"{results.dumps(json.loads(text))}\n" == text, file.name
+
+
+def test_every_study_has_its_results_and_tables(capsys, monkeypatch):
+    for package in ("scipy", "sklearn", "rich", "timm", "torchvision", "matplotlib", "transformers"):
+        pytest.importorskip(package)
+    from benchmarks.studies import show
+
+    files = {file.stem for file in results.RESULTS.glob("*.json")}
+    assert set(show.TABLES) <= files
+    for study in show.TABLES:
+        summaries = show.published(study)
+        tables = dict(show.tables(study))
+        assert set(summaries) <= set(tables)
+        for section, summary in summaries.items():
+            assert all(method in tables[section] for method in summary.methods)
+    monkeypatch.setattr("sys.argv", ["show.py", "calibration"])
+    show.main()
+    shown = capsys.readouterr().out
+    assert all(table in shown for table in dict(show.tables("calibration")).values())
+    monkeypatch.setattr("sys.argv", ["show.py", "no-such-study"])
+    with pytest.raises(SystemExit):
+        show.main()
+    assert "expected studies of calibration" in capsys.readouterr().err

@@ -44,7 +44,9 @@ class Paired:
     def __neg__(self) -> "Paired":
         """The second method minus the first."""
         low, high = self.interval
-        return replace(self, mean=-self.mean, interval=(-high, -low), higher=self.lower, lower=self.higher)
+        return replace(
+            self, mean=0.0 - self.mean, interval=(0.0 - high, 0.0 - low), higher=self.lower, lower=self.higher
+        )
 
     def text(self, digits: int = 2) -> str:
         """Mean, interval and p-value for a table."""

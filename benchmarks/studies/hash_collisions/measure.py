@@ -105,15 +105,15 @@ def measure(pairs: Pairs, objective: dt.Objective, numbers: Tensor) -> dict[str,
         errors.append(log_u - log_g.detach())
         exact.append(log_g.mean())
         weighted.append((log_g - log_u).exp().mean())
-    wanted, estimated = (_gradient(torch.stack(side).mean(), host) for side in (exact, weighted))
+    true, estimated = (_gradient(torch.stack(side).mean(), host) for side in (exact, weighted))
     shared = torch.bincount(numbers)[numbers] > 1
     with torch.no_grad():
         recall = pairs.recall(host)
     return {
         "shared": 100 * float(shared.double().mean()),
         "log_u": float(torch.cat(errors).square().mean().sqrt()),
-        "gradient": 100 * float((estimated - wanted).norm() / wanted.norm()),
-        "cosine": float(torch.nn.functional.cosine_similarity(estimated, wanted, dim=0)),
+        "gradient": 100 * float((estimated - true).norm() / true.norm()),
+        "cosine": float(torch.nn.functional.cosine_similarity(estimated, true, dim=0)),
         "recall": recall,
     }
 
@@ -150,10 +150,13 @@ def table(summary: Summary) -> str:
     header = ["n / size", *(title for title, _ in COLUMNS.values()), "R@1 less exact"]
     rows = []
     for record in summary.records:
+        row = [record["method"], *(_cell(record[name], digits) for name, (_, digits) in COLUMNS.items())]
         difference = summary.minus(record["method"], EXACT, "recall")
-        values = [(record[name], digits) for name, (_, digits) in COLUMNS.items()]
-        values.append(((difference.mean, difference.std) if difference else (0.0, 0.0), 1))
-        rows.append([record["method"], *(_cell(statistic, digits) for statistic, digits in values)])
+        if record["method"] == EXACT:
+            row.append("0.0")
+        else:
+            row.append("" if difference is None else cell((difference.mean, difference.std)))
+        rows.append(row)
     return markdown(header, rows, words=0)
 
 
