@@ -57,6 +57,17 @@ def test_a_summary_compares_every_pair_in_both_directions():
     assert {m: each.p for m, each in summary.family("a", "x").items()} == holm(raw)
 
 
+def test_methods_with_other_seeds_are_not_paired():
+    seeds = {"a": (0, 1), "b": (0, 2), "c": (0, 1)}
+    runs = [
+        {"method": method, "seed": seed, "options": {}, "x": float(seed)}
+        for method, each in seeds.items()
+        for seed in each
+    ]
+    summary = summarise(runs, lambda run: {"x": run["x"]}, compared=("x",))
+    assert [(row["method"], row["minus"]) for row in summary.differences] == [("c", "a")]
+
+
 def test_a_metric_that_is_undefined_in_one_run_is_undefined():
     runs = [{"method": "a", "seed": s, "options": {}, "x": x} for s, x in enumerate((1.0, math.nan))]
     assert summarise(runs, lambda run: {"x": run["x"]})["a"]["x"] == [None, None]

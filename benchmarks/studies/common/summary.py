@@ -87,11 +87,14 @@ def summarise(
         record = {"method": method, "options": each[0]["options"], "seeds": len(each)}
         record |= {name: _mean_and_std(column) for name, column in of.items()}
         records.append(record | {f"{name}_min": min(of[name]) for name in lowest})
-    seeds = sorted({run["seed"] for each in by_method.values() for run in each})
+    seeds = {method: [run["seed"] for run in each] for method, each in by_method.items()}
     differences = [
-        row for metric in compared for row in _differences(values, metric, references or list(values))
+        row
+        for metric in compared
+        for row in _differences(values, seeds, metric, list(values) if references is None else references)
     ]
-    return Summary({**machine(), "seeds": seeds, **(about or {})}, records, differences)
+    every_seed = sorted(set().union(*seeds.values()))
+    return Summary({**machine(), "seeds": every_seed, **(about or {})}, records, differences)
 
 
 def publish(study: str, title: str, section: str, summary: Summary, table: str, options: Namespace) -> None:
@@ -121,20 +124,22 @@ def _mean_and_std(values: Sequence[float]) -> list[float | None]:
 
 
 def _differences(
-    values: Mapping[str, Mapping[str, Sequence[float]]], metric: str, references: Sequence[str]
+    values: Mapping[str, Mapping[str, Sequence[float]]],
+    seeds: Mapping[str, Sequence[int]],
+    metric: str,
+    references: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Every method minus every reference, each pair once."""
+    """Every method minus every reference with the same seeds, at least two; each pair once."""
     rows: list[dict[str, Any]] = []
-    columns = {method: of[metric] for method, of in values.items() if metric in of}
-    references = [method for method in references if method in columns]
-    for place, reference in enumerate(references):
-        theirs = columns[reference]
-        for method, ours in columns.items():
-            if method in references[: place + 1] or len(ours) != len(theirs) or len(ours) < 2:
+    columns = {method: of[metric] for method, of in values.items() if metric in of and len(seeds[method]) > 1}
+    done: set[str] = set()
+    for reference in (method for method in references if method in columns):
+        done.add(reference)
+        for method, column in columns.items():
+            if method in done or seeds[method] != seeds[reference]:
                 continue
-            fields = asdict(paired(ours, theirs))
+            fields = asdict(paired(column, columns[reference]))
             low, high = fields.pop("interval")
-            mean, std = fields.pop("mean"), fields.pop("std")
-            ends = {"mean": mean, "std": std, "low": low, "high": high}
+            ends = {"mean": fields.pop("mean"), "std": fields.pop("std"), "low": low, "high": high}
             rows.append({"metric": metric, "method": method, "minus": reference, **ends, **fields})
     return rows

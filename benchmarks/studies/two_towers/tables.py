@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.studies.common.paired import Paired
 from benchmarks.studies.common.summary import Summary
 from benchmarks.studies.common.tables import cell, cells, markdown, named
 
@@ -48,7 +49,7 @@ def _recovered(record: Mapping[str, Any]) -> str:
     return ", ".join(cell(record[name], digits=0) for name in views)
 
 
-def _gain(theirs: Any) -> str:
+def _gain(theirs: Paired | None) -> str:
     """Ours minus theirs, with Cohen's d."""
     if theirs is None:
         return ""
