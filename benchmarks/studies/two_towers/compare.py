@@ -111,7 +111,7 @@ def arguments(doc: str | None, methods: Sequence[str], out: str) -> argparse.Arg
     result.add_argument(
         "--options-from",
         metavar="SECTION",
-        help="use the options chosen in this section of benchmarks/results/two_towers.json; no trials",
+        help="use the options chosen in this section of benchmarks/results/two_towers.json, without trials",
     )
     result.add_argument("--no-controls", action="store_true", help="leave out the two controls")
     return result
