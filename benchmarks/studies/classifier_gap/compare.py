@@ -43,10 +43,10 @@ def _paper() -> dt.TempNet:
 #: Predictor, and the share of training in which temperatures stay at their start.
 METHODS: dict[str, tuple[Callable[[], dt.TemperaturePredictor], float]] = {
     "paper": (_paper, 0.0),
-    "paper, hold": (_paper, 0.3),
-    "hidden, residual, hold": (_hidden, 0.3),
-    "hidden + statistics, residual, hold": (_both, 0.3),
-    "hidden + statistics, residual, no hold": (_both, 0.0),
+    "paper, held": (_paper, 0.3),
+    "hidden, residual, held": (_hidden, 0.3),
+    "hidden + statistics, residual, held": (_both, 0.3),
+    "hidden + statistics, residual, not held": (_both, 0.0),
 }
 
 

@@ -61,7 +61,7 @@ METHODS = {
         Method("constant", "joint", (), True, _HOST, _CONTROL),
         Method("tempnet-logits", "joint", ("logits",), True, _HOST, _RHO),
         Method("tempnet-ours", "joint", _BOTH, True, _HOST, _RHO, dt.ResidualReadout),
-        Method("tempnet-ours-hold", "joint", _BOTH, True, _HOST, _RHO, dt.ResidualReadout, hold=0.3),
+        Method("tempnet-ours-held", "joint", _BOTH, True, _HOST, _RHO, dt.ResidualReadout, hold=0.3),
         Method("label-aware", "joint", _BOTH, False, _HOST, readout=dt.ResidualReadout),
         Method("likelihood-constant", "joint", (), False, _HOST, {"tau": 0.28}),
         Method("fine-tuned-cross-entropy", "fine-tuned", (), False, _FINE),

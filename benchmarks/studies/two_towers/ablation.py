@@ -23,7 +23,7 @@ from benchmarks.studies.two_towers.training import trained
 
 TITLE = "Parts of a temperature network on glyph-caption pairs: recovered share and R@1 in percent"
 #: Variants that all others are compared with.
-REFERENCES = ("paper", "hidden, residual, hold, queue", "constant")
+REFERENCES = ("paper", "hidden, residual, held, queue", "constant")
 COLUMNS = {
     "recovered_image": ("recovered (%): images", 0),
     "recovered_text": ("names", 0),

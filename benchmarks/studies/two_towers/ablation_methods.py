@@ -137,7 +137,7 @@ ABLATION = {
     for variant in (
         _variant("paper", "prototypes"),
         _variant("paper, no dropout", "prototypes", dropout=0.0),
-        _variant("hidden, residual, hold, queue", "hidden", **_OURS),
+        _variant("hidden, residual, held, queue", "hidden", **_OURS),
         _variant("the same, 128 rows replayed", "hidden", **_OURS, replay=128),
         _variant("the same, 512 rows replayed", "hidden", **_OURS, replay=512),
         _variant("the same, 1024 rows replayed", "hidden", **_OURS, replay=1024),
@@ -150,21 +150,21 @@ ABLATION = {
         _variant("the same, tau_lr 2e-3", "hidden", **{**_OURS, "tau_lr": 2e-3}),
         _variant("the same, tau_lr 8e-3", "hidden", **{**_OURS, "tau_lr": 8e-3}),
         _variant("the same, β2 0.99", "hidden", **_OURS, tau_beta=0.99),
-        _variant("the same, no hold", "hidden", _RESIDUAL, queue=True, tau_lr=4e-3),
+        _variant("the same, not held", "hidden", _RESIDUAL, queue=True, tau_lr=4e-3),
         _variant("the same, no queue", "hidden", _RESIDUAL, hold=HOLD, tau_lr=4e-3),
-        _variant("the same, neither hold nor queue", "hidden", _RESIDUAL, tau_lr=4e-3),
+        _variant("the same, neither held nor queue", "hidden", _RESIDUAL, tau_lr=4e-3),
         _variant(
             "the same, regression on the optimum", "hidden", **_OURS, regression=lambda: Regression(RHO)
         ),
         _variant(
             "the same, started by regression", "hidden", **_OURS, regression=lambda: Regression(RHO, 300)
         ),
-        _variant("paper, hold, queue", "prototypes", queue=True, hold=HOLD, tau_lr=4e-3),
+        _variant("paper, held, queue", "prototypes", queue=True, hold=HOLD, tau_lr=4e-3),
         _variant(
-            "paper, hold, queue, 512 replayed", "prototypes", queue=True, replay=512, hold=HOLD, tau_lr=4e-3
+            "paper, held, queue, 512 replayed", "prototypes", queue=True, replay=512, hold=HOLD, tau_lr=4e-3
         ),
         _variant("one temperature, 10 x tau_lr", "global", tau_lr=2e-2),
-        _variant("one temperature, 10 x tau_lr, hold", "global", tau_lr=2e-2, hold=HOLD),
+        _variant("one temperature, 10 x tau_lr, held", "global", tau_lr=2e-2, hold=HOLD),
         _variant("constant", "jitter"),
         _variant("constant, jitter 0.04", "jitter", sigma=0.04),
         _variant("constant, jitter 0.2", "jitter", sigma=0.2),
