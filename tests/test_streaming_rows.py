@@ -7,10 +7,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import seeds
-from streams import TRANSFORMS, assert_close, assert_no_worse_than_eager, blocks_of, row_problems, upstream_of
+from streams import (
+    TRANSFORMS,
+    RowProblem,
+    assert_close,
+    assert_no_worse_than_eager,
+    blocks_of,
+    product_rows,
+    row_problems,
+    upstream_of,
+)
 
 from dro_temp.functional import Scale
-from dro_temp.kernels import STATISTICS, Products, byte_budget, eager, log_mean_exp_rows, products
+from dro_temp.kernels import STATISTICS, byte_budget, log_mean_exp_rows, products
+from dro_temp.kernels.backends import reference
 
 float64 = torch.float64
 
@@ -27,7 +37,7 @@ def test_equals_eager(problem, seed, step, speculates, budget, uniform):
     upstream = upstream_of(problem, seed)
     if uniform:
         upstream = (torch.full((n,), -0.7, dtype=float64), torch.zeros(n, dtype=float64))
-    theirs = problem.run(eager.log_mean_exp_rows, upstream)
+    theirs = problem.run(reference.log_mean_exp_rows, upstream)
     with blocks_of(step), byte_budget(budget):
         ours = problem.run(log_mean_exp_rows, upstream, expected=_expect_ones if speculates else None)
     assert_close(ours, theirs, problem, upstream)
@@ -63,8 +73,8 @@ def test_gradcheck(transform, inside, speculates):
     target = torch.tensor([0, 3, 1, 1, 2])
 
     def log_g(queries, keys, bias, tau):
-        p = Products(queries, keys, target, bias, transform, inside)
-        return log_mean_exp_rows(p, tau, expected=_expect_ones if speculates else None).log_g
+        p = product_rows(queries, keys, target, bias, transform, inside)
+        return log_mean_exp_rows(p, tau, assumed_grad_output=_expect_ones if speculates else None).log_g
 
     with blocks_of(2):
         assert torch.autograd.gradcheck(log_g, (*leaves, tau))
@@ -84,9 +94,9 @@ def test_low_precision_is_no_worse_than_eager(problem, seed, dtype):
 def _exponents(queries, keys, transform=None, tau=0.005):
     """log_g of unit vectors, ours and that in float64."""
     tau, target = torch.full((len(queries),), tau), torch.arange(len(queries))
-    exact = Products(queries.double(), keys.double(), target, transform=transform)
-    ours = log_mean_exp_rows(Products(queries, keys, target, transform=transform), tau).log_g
-    return ours.double(), eager.log_mean_exp_rows(exact, tau.double()).log_g
+    exact = product_rows(queries.double(), keys.double(), target, transform=transform)
+    ours = log_mean_exp_rows(product_rows(queries, keys, target, transform=transform), tau).log_g
+    return ours.double(), reference.log_mean_exp_rows(exact, tau.double()).log_g
 
 
 def _unit(n, dtype):
@@ -109,3 +119,32 @@ def test_scores_keep_their_digits_whatever_the_processor_multiplies(fast, querie
     with mock.patch.object(products, "processor_multiplies_bfloat16", return_value=fast):
         ours, exact = _exponents(_unit(8, queries), _unit(9, torch.bfloat16))
     torch.testing.assert_close(ours, exact, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_that_are_certain_of_their_target_are_no_worse_than_eager_in_bfloat16(seed, inside, monkeypatch):
+    """p - 1 nearly cancels there: after products in bfloat16, the rounding of p alone would be left."""
+    monkeypatch.setattr(products, "processor_multiplies_bfloat16", lambda: True)
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, dtype=float64)
+
+    tau = 0.005 * (1 + torch.rand(1, generator=g, dtype=float64))
+    target = torch.randint(4, (1,), generator=g)
+    problem = RowProblem(
+        0.1 * normal(1, 2),
+        normal(4, 2),
+        None,
+        tau,
+        normal(3, 4),
+        normal(3),
+        target,
+        None,
+        inside,
+        False,
+        0.005,
+    ).to(torch.bfloat16)
+    upstream = upstream_of(problem, seed)
+    assert_no_worse_than_eager(problem.run(log_mean_exp_rows, upstream), problem, upstream)

@@ -43,10 +43,10 @@ def plain_formula(p: LmProblem) -> Step:
     return step
 
 
-def dro_temp(p: LmProblem, impl: str) -> Step:
+def dro_temp(p: LmProblem, backend: str) -> Step:
     """This library; its kernels compute the scores block by block."""
     rows = dt.Rows(dt.LinearScores(p.hidden, p.weight), p.target)
-    robust = dt.KLRobustLoss(RHO, impl=impl)
+    robust = dt.KLRobustLoss(RHO, backend=backend)
 
     def step() -> Tensor:
         p.clear()
@@ -59,7 +59,7 @@ def dro_temp(p: LmProblem, impl: str) -> Step:
 
 def dro_temp_fp32(p: LmProblem) -> Step:
     """The same from float32 inputs, the baseline of half precision."""
-    return dro_temp(p.to(torch.float32), "native")
+    return dro_temp(p.to(torch.float32), "cpu")
 
 
 def _cross_entropy(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
@@ -151,10 +151,12 @@ CONTENDERS = (
     ),
     Contender("cce", partial(cut_cross_entropy, impl="cce"), "its GPU kernel", (_training, cuda), **CCE),
     Contender("liger", liger, "fused cross-entropy without temperatures", (_training, cuda), **LIGER),
-    Contender("dro_temp-eager", partial(dro_temp, impl="eager"), "robust loss and TempNet, logits at once"),
-    Contender("dro_temp-chunked", partial(dro_temp, impl="chunked"), "the same, streamed in plain PyTorch"),
-    Contender("dro_temp-native", partial(dro_temp, impl="native"), "the same, with passes in C"),
-    Contender("dro_temp-triton", partial(dro_temp, impl="triton"), "the same, by a GPU kernel", (cuda,)),
+    Contender(
+        "dro_temp-eager", partial(dro_temp, backend="reference"), "robust loss and TempNet, logits at once"
+    ),
+    Contender("dro_temp-chunked", partial(dro_temp, backend="torch"), "the same, streamed in plain PyTorch"),
+    Contender("dro_temp-native", partial(dro_temp, backend="cpu"), "the same, with passes in C"),
+    Contender("dro_temp-triton", partial(dro_temp, backend="triton"), "the same, by a GPU kernel", (cuda,)),
     # It has its own inputs, whose gradients the problem does not count.
     Contender("dro_temp-fp32", dro_temp_fp32, "streamed, from float32 inputs", (_half,), memory=False),
 )

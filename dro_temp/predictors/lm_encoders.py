@@ -6,8 +6,8 @@ from typing import Literal, TypeAlias
 from dro_temp.predictors.encoders import (
     HiddenEncoder,
     LogitEncoder,
-    SeveralEncoder,
     StatisticsEncoder,
+    SumEncoder,
     TempNetEncoder,
 )
 from dro_temp.predictors.language_head import LanguageHead
@@ -71,4 +71,4 @@ def encoder_for_lm(
             "by it. Leave centred out, or pass inputs='logits'."
         )
     encoders = [build[name]() for name in wanted]
-    return encoders[0] if len(encoders) == 1 else SeveralEncoder(encoders)
+    return encoders[0] if len(encoders) == 1 else SumEncoder(encoders)

@@ -30,7 +30,7 @@ class Pretrained(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def of_config(
+    def from_config(
         cls: type[_Network], config: Mapping[str, Any], encoders: Iterable[type[TempNetEncoder]] = ()
     ) -> _Network:
         """A network of this `config`, with fresh weights.
@@ -98,7 +98,7 @@ class Pretrained(nn.Module, ABC):
             # What a file of unknown origin says is compared with its weights before anything of that size is made.
             _check_shapes(cls._outline(config, encoders), tensors, folder)
             with torch.random.fork_rng(devices=[]):  # the fresh weights are overwritten: leave no trace
-                network = cls.of_config(config, encoders)
+                network = cls.from_config(config, encoders)
             _check_shapes(network.state_dict(), tensors, folder)
         except _UNBUILDABLE as error:
             raise ValueError(
@@ -115,7 +115,7 @@ class Pretrained(nn.Module, ABC):
         """Names and shapes of a network of this config, without its memory; None if they cannot be told like that."""
         try:
             with torch.device("meta"):
-                return cls.of_config(config, encoders).state_dict()
+                return cls.from_config(config, encoders).state_dict()
         except RuntimeError:
             if not encoders:  # those of others may compute something when they are made
                 raise

@@ -37,20 +37,20 @@ def run(
 
 def _built(
     problem: Problem, method: Method, option: float, samples: int
-) -> tuple[dt.Objective, dt.SampleRisk]:
+) -> tuple[dt.Objective, dt.interfaces.SampleRisk]:
     host = dt.hosts.Classifier(
         problem.body(),
         torch.nn.Linear(WIDTH, problem.classes),
         label_smoothing=option if method.smoothing else 0.0,
     )
     predictor = method.predictor(option, samples) if method.predictor else dt.ConstantTemperature(1.0)
-    risk = method.risk(option, problem.classes) if method.risk else dt.MeanRisk()
-    return dt.Objective(host, predictor, method.loss(option), watch=False), risk
+    risk = method.risk(option, problem.classes) if method.risk else dt.risks.MeanRisk()
+    return dt.Objective(host, predictor, method.loss(option), monitor=False), risk
 
 
 def _train(
     objective: dt.Objective,
-    risk: dt.SampleRisk,
+    risk: dt.interfaces.SampleRisk,
     method: Method,
     options: dict[str, float],
     data: Split,
@@ -83,7 +83,7 @@ def _train(
             schedule.step()
 
 
-def _groups(risk: dt.SampleRisk, labels: Tensor) -> Tensor | None:
+def _groups(risk: dt.interfaces.SampleRisk, labels: Tensor) -> Tensor | None:
     """The classes, for a risk that needs groups."""
     return labels if risk.needs_groups else None
 
@@ -116,7 +116,11 @@ def _probabilities(report: ClassifierReport) -> dict[str, float]:
 
 @torch.no_grad()
 def _wrong_label_signals(
-    objective: dt.Objective, risk: dt.SampleRisk, method: Method, options: dict[str, float], splits: Splits
+    objective: dt.Objective,
+    risk: dt.interfaces.SampleRisk,
+    method: Method,
+    options: dict[str, float],
+    splits: Splits,
 ) -> dict[str, float]:
     """AUROC of temperature, weight and loss as detectors of wrong labels among the training samples."""
     from sklearn.metrics import roc_auc_score
@@ -134,7 +138,7 @@ def _wrong_label_signals(
         signals["weight"] = -weight  # a small weight indicates a wrong label
         more["weight_of_wrong"] = 100 * float(weight[wrong].sum())
     elif objective.predictors["class"].reads:  # a single temperature separates nothing
-        tau = objective.predictors["class"].of(rows)
+        tau = objective.predictors["class"].predict(rows)
         signals["tau"] = tau
         more |= {"tau_wrong": float(tau[wrong].mean()), "tau_right": float(tau[~wrong].mean())}
     auroc = {f"auroc_{name}": float(roc_auc_score(wrong.numpy(), x.numpy())) for name, x in signals.items()}

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from dro_temp.hosts._hooks import hooks_of_others
 from dro_temp.hosts._index import as_index
-from dro_temp.hosts._labels import IGNORE, labelled
 from dro_temp.hosts.causal_lm.circumstances import Circumstances
 from dro_temp.hosts.causal_lm.decoder import decoder_states, probe_decoder
 from dro_temp.hosts.causal_lm.examples import logits_of, probe_options
 from dro_temp.hosts.causal_lm.head import LmHead, catching, output_embeddings, words_of
 from dro_temp.hosts.causal_lm.probe import probe_head, probe_shift
+from dro_temp.hosts.labels import IGNORE, labelled_rows
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 
 _ADVICE = (
@@ -93,9 +93,10 @@ class CausalLM(HostAdapter):
         _refuse_other_positions(labels, scored)
         here, there = (slice(-1), slice(1, None)) if shifted else (slice(None), slice(None))
         target = labels[:, there]
+        mask = None
         if attention_mask is not None and attention_mask.shape == labels.shape:
-            padding = attention_mask == 0
-            target = target.masked_fill(padding[:, here] | padding[:, there], IGNORE)
+            real = attention_mask != 0  # at padding, a position is not predicted and predicts nothing
+            mask = (real[:, here] & real[:, there]).flatten()
         index = as_index(index, target.device)
         if index is not None:
             index = (index[:, None].expand_as(labels) if index.dim() == 1 else index)[:, there].flatten()
@@ -106,7 +107,7 @@ class CausalLM(HostAdapter):
             scores = LinearScores(features, head.weight, head.bias, head.transform)
         else:
             scores = logits[:, here].flatten(0, 1)
-        return {"token": labelled(scores, target.flatten(), features, index, advice=_ADVICE)}
+        return {"token": labelled_rows(scores, target.flatten(), features, index, mask=mask, advice=_ADVICE)}
 
     def _run(self, inputs: dict[str, Any]) -> tuple[LmHead, Tensor | None, Tensor | None]:
         """The head, what it was given, and the logits; None for those that the head's weight stands for."""

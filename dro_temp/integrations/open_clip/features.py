@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dro_temp._tensors import at_least_float32
 from dro_temp.hosts._pairs import pair_rows
 from dro_temp.interfaces import HostAdapter, Rows
-from dro_temp.interfaces.scores import at_least_float32
 
 _ROUNDING = 0.02  # a unit vector in bfloat16 is not that far from length one
 _OTHER_LOSSES = {"logits": "CoCa's caption loss", "dist_image_features": "distillation"}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dro_temp._checks import check_count
-from dro_temp.estimators import GammaSchedule
+from dro_temp.estimators.moving_average import Schedule
 from dro_temp.integrations._replicas import Replicas, zero_gradient
 from dro_temp.integrations.open_clip.features import (
     FeaturesHost,
@@ -18,7 +18,7 @@ from dro_temp.integrations.open_clip.features import (
 from dro_temp.integrations.open_clip.groups import TEMPERATURE
 from dro_temp.interfaces import RobustLoss, TemperaturePredictor
 from dro_temp.objective import Objective
-from dro_temp.objective.parts import PerView
+from dro_temp.objective.views import PerView
 from dro_temp.optim import CompositionalOptimizer
 
 
@@ -118,7 +118,7 @@ class OpenClipLoss(nn.Module):
         return {"contrastive_loss": loss} if output_dict else loss
 
     def optimizer(
-        self, base: Optimizer, *, tau_lr: float | None = None, gamma: float | GammaSchedule | None = None
+        self, base: Optimizer, *, tau_lr: float | None = None, gamma: float | Schedule | None = None
     ) -> CompositionalOptimizer:
         """The loop's optimizer: it trains this loss's parameters too, and writes the memory when it steps.
 

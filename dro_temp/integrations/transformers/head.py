@@ -11,7 +11,7 @@ from dro_temp.hosts._hooks import hooks_of_others
 from dro_temp.hosts.causal_lm import LmHead
 from dro_temp.hosts.causal_lm.circumstances import Circumstances
 from dro_temp.hosts.causal_lm.probe import probe_head
-from dro_temp.interfaces import Decoder, FrozenHead, Summary, TemperaturePredictor
+from dro_temp.interfaces import Decoder, FrozenHead, ScoreStatistics, TemperaturePredictor
 
 
 class HeadTemperatures:
@@ -75,9 +75,9 @@ class HeadTemperatures:
 class _LogitsAlone:
     """Stands for a head of which nothing can be prepared: a predictor reads the logits that it came to."""
 
-    def summary(self, queries: Tensor | None, scores: Tensor) -> Summary:
+    def statistics(self, queries: Tensor | None, scores: Tensor) -> ScoreStatistics:
         """Of the logits."""
-        return Summary(scores)
+        return ScoreStatistics(scores)
 
 
 def _decoder(head: LmHead, predictor: TemperaturePredictor) -> Decoder:
