@@ -6,7 +6,7 @@ a ratio of 1.1 is ten percent for the softmax, the robust loss, TempNet and all 
 
   python -m benchmarks.streaming_lm                        all three shapes: about an hour on one thread
   python -m benchmarks.streaming_lm --shapes 2048,512,32000 --rounds 3
-  python -m benchmarks.streaming_lm --only dro_temp-native cross-entropy --no-memory
+  python -m benchmarks.streaming_lm --only dro_temp-cpu cross-entropy --no-memory
   python -m benchmarks.streaming_lm --frozen               only TempNet is trained; ratios to the plain formula
   python -m benchmarks.streaming_lm --dtype bf16           half-precision hidden states and weight
 
@@ -21,7 +21,7 @@ from benchmarks.harness.bars import share
 from benchmarks.lm import CONTENDERS, make_problem
 
 SHAPES = [(2048, 512, 32000), (4096, 768, 50304), (2048, 1024, 128256)]
-OURS = "dro_temp-native"
+OURS = "dro_temp-cpu"
 
 
 def baseline(options: Namespace) -> str:

@@ -152,10 +152,12 @@ CONTENDERS = (
     Contender("cce", partial(cut_cross_entropy, impl="cce"), "its GPU kernel", (_training, cuda), **CCE),
     Contender("liger", liger, "fused cross-entropy without temperatures", (_training, cuda), **LIGER),
     Contender(
-        "dro_temp-eager", partial(dro_temp, backend="reference"), "robust loss and TempNet, logits at once"
+        "dro_temp-reference",
+        partial(dro_temp, backend="reference"),
+        "robust loss and TempNet, logits at once",
     ),
-    Contender("dro_temp-chunked", partial(dro_temp, backend="torch"), "the same, streamed in plain PyTorch"),
-    Contender("dro_temp-native", partial(dro_temp, backend="cpu"), "the same, with passes in C"),
+    Contender("dro_temp-torch", partial(dro_temp, backend="torch"), "the same, streamed in plain PyTorch"),
+    Contender("dro_temp-cpu", partial(dro_temp, backend="cpu"), "the same, with passes in C"),
     Contender("dro_temp-triton", partial(dro_temp, backend="triton"), "the same, by a GPU kernel", (cuda,)),
     # It has its own inputs, whose gradients the problem does not count.
     Contender("dro_temp-fp32", dro_temp_fp32, "streamed, from float32 inputs", (_half,), memory=False),

@@ -143,7 +143,7 @@ CONTENDERS = (
     ),
     Contender("tempnets", tempnets, "both networks alone, without a loss", memory=False),
     Contender(
-        "dro_temp-eager",
+        "dro_temp-reference",
         partial(dro_temp, backend="reference"),
         "robust loss with a temperature per sample, all at once",
     ),
@@ -168,7 +168,7 @@ CONTENDERS = (
         "temperatures from networks; similarities computed twice",
     ),
     Contender(
-        "dro_temp-plain",
+        "dro_temp-torch",
         partial(dro_temp, backend="torch"),
         "the same in plain PyTorch, without a C compiler",
     ),

@@ -19,7 +19,7 @@ from benchmarks.studies.common.networks import digits_body
 from benchmarks.studies.common.options import parser
 from benchmarks.studies.common.runs import stored
 from benchmarks.studies.common.summary import Summary, publish, summarise
-from benchmarks.studies.common.tables import cells, markdown
+from benchmarks.studies.common.tables import cells, markdown, number
 from dro_temp.evaluation import amortisation_gap
 
 TITLE = "Recovered share of the optimum's gain for a classifier's temperatures: share and accuracy in percent"
@@ -109,7 +109,7 @@ def table(summary: Summary) -> str:
     rows = []
     for record in summary.records:
         shares = (record["recovered"][0], record["recovered_min"])
-        rows.append([record["method"], *(f"{x:.1f}" for x in shares), *cells(record, **digits)])
+        rows.append([record["method"], *map(number, shares), *cells(record, **digits)])
     return markdown([*header, "optimum's", "accuracy"], rows)
 
 

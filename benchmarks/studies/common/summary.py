@@ -86,7 +86,7 @@ def summarise(
         of = values[method]
         record = {"method": method, "options": each[0]["options"], "seeds": len(each)}
         record |= {name: _mean_and_std(column) for name, column in of.items()}
-        records.append(record | {f"{name}_min": min(of[name]) for name in lowest})
+        records.append(record | {f"{name}_min": _lowest(of[name]) for name in lowest})
     seeds = {method: [run["seed"] for run in each] for method, each in by_method.items()}
     differences = [
         row
@@ -121,6 +121,10 @@ def _mean_and_std(values: Sequence[float]) -> list[float | None]:
     if any(map(math.isnan, values)):
         return [None, None]
     return [statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0]
+
+
+def _lowest(values: Sequence[float]) -> float | None:
+    return None if any(map(math.isnan, values)) else min(values)
 
 
 def _differences(

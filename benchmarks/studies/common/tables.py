@@ -10,6 +10,11 @@ def cell(statistic: Sequence[float | None], *, sign: str = "", digits: int = 1) 
     return "-" if mean is None else f"{mean:{sign}.{digits}f} ± {std:.{digits}f}"
 
 
+def number(value: float | None, *, digits: int = 1) -> str:
+    """A number; a dash where it is undefined."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
 def cells(record: Mapping[str, Any], **digits: int) -> list[str]:
     """Metrics of a record, each with so many decimals; empty where the record lacks it."""
     return [cell(record[name], digits=d) if name in record else "" for name, d in digits.items()]
