@@ -38,12 +38,12 @@ test-timm-all: install  ## and on the modules that have only larger ones
 
 # Few rounds of one size each; every script's --help tells the rest. Peers: pip install -e '.[bench]'.
 bench: install  ## speed and memory on one CPU thread; tables and plots in runs/benchmarks
-	$(BIN)/python benchmarks/objective_overhead.py
-	$(BIN)/python benchmarks/streaming_lm.py --shapes 2048,512,32000 --rounds 3
-	$(BIN)/python benchmarks/streaming_pairs.py --shapes 4096,512 --memory-shapes 16384,512 --rounds 3
-	$(BIN)/python benchmarks/decode.py --rounds 10
-	$(BIN)/python benchmarks/generation.py --rounds 10
-	$(BIN)/python benchmarks/sample_state.py
+	$(BIN)/python -m benchmarks.objective_overhead
+	$(BIN)/python -m benchmarks.streaming_lm --shapes 2048,512,32000 --rounds 3
+	$(BIN)/python -m benchmarks.streaming_pairs --shapes 4096,512 --memory-shapes 16384,512 --rounds 3
+	$(BIN)/python -m benchmarks.decode --rounds 10
+	$(BIN)/python -m benchmarks.generation --rounds 10
+	$(BIN)/python -m benchmarks.sample_state
 
 docs: install  ## build the site strictly into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -1,10 +1,10 @@
-"""What the temperature of one token costs in generation, beside the head's own product.
+"""Cost of the temperature of one token in generation, relative to the head's matrix product.
 
-One hidden state, a frozen linear head and a TempNet over its logits. Before each call the head's product runs,
-untimed, so that a temperature finds the caches as generation leaves them: full of the head's weight.
+One hidden state, a frozen linear head and a TempNet over its logits. The head's product runs untimed before each call,
+so that the caches are filled with the head's weight as in generation.
 
-  python benchmarks/decode.py
-  python benchmarks/decode.py --shapes 4096,128256 --rounds 100
+  python -m benchmarks.decode
+  python -m benchmarks.decode --shapes 4096,128256 --rounds 100
 """
 
 import sys
@@ -12,17 +12,17 @@ from argparse import Namespace
 from dataclasses import dataclass
 
 import torch
-from harness import Bar, Case, Contender, Plan, Problem, Step, Suite, arguments, run, shape
 from torch import Tensor
 
 import dro_temp as dt
+from benchmarks.harness import Bar, Case, Contender, Plan, Problem, Step, Suite, arguments, run, shape
 
 SHAPES = [(768, 50304), (2048, 32000), (4096, 32000), (2048, 128256)]
 
 
 @dataclass(frozen=True)
 class DecodeProblem(Problem):
-    """What generation has at hand for one token.
+    """Inputs for one token.
 
     Args:
         hidden: its hidden state, [1 d].
@@ -51,7 +51,7 @@ def make_problem(shape: tuple[int, ...], options: Namespace) -> DecodeProblem:
 
 
 def head(p: DecodeProblem) -> Step:
-    """The product that every token pays for."""
+    """The head's product, which every token needs."""
     logits = p.hidden.new_empty(1, len(p.weight))
 
     def step() -> None:
@@ -72,7 +72,7 @@ def naive(p: DecodeProblem) -> Step:
 
 
 def folded(p: DecodeProblem) -> Step:
-    """The same temperature, with whatever a frozen head lets one prepare."""
+    """The same temperature, with all that can be prepared for a frozen head."""
     logits = p.hidden @ p.weight.T
     temperatures = p.tempnet.decoder(dt.interfaces.FrozenHead(p.weight))
     return lambda: temperatures(p.hidden, logits)
@@ -86,7 +86,7 @@ CONTENDERS = (
 
 
 def bars(case: Case, options: Namespace) -> list[Bar]:
-    """A temperature should be lost in the head's own cost."""
+    """A temperature should be negligible beside the head."""
     return [Bar("temperature / head's product", case.ratio("dro_temp-folded", "head"), 0.03, aim=0.01)]
 
 

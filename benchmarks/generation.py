@@ -1,12 +1,12 @@
-"""What temperatures cost in generation, as a share of a token: hooks, prediction, division.
+"""Cost of temperatures in generation as a share of a token: hooks, prediction, division.
 
 A GPT-2 of the given size with random weights and a vocabulary of 50,257, one text, TempNet over the logits. A step is
-one forward of one token and the drawing of the next; nothing is attended to, which makes it a little cheaper than
-real ones, and a share of it a little larger. Before each call a step runs untimed, so that a temperature finds the
-caches as generation leaves them. The last two contenders are whole calls of `generate`.
+the forward of one token and the sampling of the next; there is no context to attend to, so steps are slightly cheaper
+than in practice and shares slightly larger. A step runs untimed before each call, so that the caches are in the state
+of generation. The last two contenders are whole calls of `generate`.
 
-  python benchmarks/generation.py
-  python benchmarks/generation.py --shapes 1024,24 --rounds 30
+  python -m benchmarks.generation
+  python -m benchmarks.generation --shapes 1024,24 --rounds 30
 """
 
 import copy
@@ -18,25 +18,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from harness import Bar, Case, Contender, Plan, Problem, Step, Suite, arguments, run, shape
 from torch import Tensor, nn
 
 import dro_temp as dt
+from benchmarks.harness import Bar, Case, Contender, Plan, Problem, Step, Suite, arguments, run, shape
 
 VOCABULARY, TOKENS = 50257, 16
 
 
 @dataclass(frozen=True)
 class GenerationProblem(Problem):
-    """A model twice, once with hooks and once without.
+    """A model with and without hooks.
 
     Args:
-        plain: without.
+        plain: the model without hooks.
         hooked: its copy, to which the processor belongs.
         processor: the processor.
-        token: what is read next, [1 1].
+        token: the next input, [1 1].
         texts: one text, a token longer each time.
-        found: what the last token came from, left by `before`.
+        last: output and scores of the last forward, stored by `before`.
     """
 
     plain: nn.Module
@@ -44,7 +44,7 @@ class GenerationProblem(Problem):
     processor: dt.TemperatureLogitsProcessor
     token: Tensor
     texts: Iterator[Tensor]
-    found: dict[str, Any] = field(default_factory=dict)
+    last: dict[str, Any] = field(default_factory=dict)
 
     def leaves(self) -> list[Tensor]:
         """Nothing is trained."""
@@ -101,31 +101,31 @@ def step_with(p: GenerationProblem) -> Step:
 
 
 def before(p: GenerationProblem) -> Step:
-    """A forward, and scores fresh from it."""
+    """A forward, and new scores from it."""
 
     @torch.no_grad()
     def call() -> None:
-        p.found["output"] = _output(p.hooked, p.token)
-        p.found["scores"] = _scores(p.found["output"])
+        p.last["output"] = _output(p.hooked, p.token)
+        p.last["scores"] = _scores(p.last["output"])
 
     return call
 
 
 def temperature(p: GenerationProblem) -> Step:
-    """What is added to a step: the hooks, called by hand, and the processor's call."""
-    before(p)()  # the first call warms up, and has no other before it
+    """What temperatures add to a step: the hooks, called directly, and the processor's call."""
+    before(p)()  # for the first, warm-up call
     model, head = p.hooked, p.hooked.get_output_embeddings()
-    hidden, asked = torch.randn(1, 1, head.in_features, device=p.token.device), {"return_dict": True}
+    hidden, arguments = torch.randn(1, 1, head.in_features, device=p.token.device), {"return_dict": True}
 
     @torch.no_grad()
     def call() -> None:
         for hook in model._forward_pre_hooks.values():
             hook(model, (p.token,))
-        for hook in head._forward_pre_hooks.values():
-            hook(head, (hidden,), {})
+        for hook in head._forward_hooks.values():
+            hook(head, (hidden,), {}, p.last["output"].logits)
         for hook in model._forward_hooks.values():
-            hook(model, (p.token,), asked, p.found["output"])
-        p.processor(next(p.texts), p.found["scores"])
+            hook(model, (p.token,), arguments, p.last["output"])
+        p.processor(next(p.texts), p.last["scores"])
 
     return call
 
@@ -149,7 +149,7 @@ def generate(p: GenerationProblem) -> Step:
 
 
 def generate_with(p: GenerationProblem) -> Step:
-    """`generate` with them."""
+    """`generate` with temperatures."""
     return _generate(p.hooked, p.token, p.processor)
 
 
@@ -163,7 +163,7 @@ CONTENDERS = (
 
 
 def bars(case: Case, options: Namespace) -> list[Bar]:
-    """A temperature should be lost in a token's own cost."""
+    """A temperature should be negligible beside a token."""
     whole = case.ratio("generate-with", "generate")
     return [
         Bar("temperature / step", case.ratio("temperature", "step"), 0.01),

@@ -1,29 +1,26 @@
-"""What the robust objective costs beside InfoNCE: one forward and backward of the demo's model.
+"""Cost of the robust objective relative to InfoNCE: one forward and backward of the demo's model.
 
-Run: python benchmarks/objective_overhead.py [--batch-size 256] [--rounds 40]
+Run: python -m benchmarks.objective_overhead [--batch-size 256] [--rounds 40]
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from timing import interleaved, ratios, report
+from glyphs.model import WIDTH, TextEncoder, image_encoder
 from torch import Tensor, nn
 
 import dro_temp as dt
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
-from glyphs.model import WIDTH, TextEncoder, image_encoder
+from benchmarks.harness.timing import interleaved, ratios, report
 
 WORDS, LENGTH, PAIRS = 2000, 12, 10_000
 PLAIN = "plain PyTorch InfoNCE"
 
 
 class Clip(nn.Module):
-    """CLIP's loss as everyone writes it, without this library: the bar."""
+    """CLIP's loss in plain PyTorch: the baseline."""
 
     def __init__(self) -> None:
         super().__init__()

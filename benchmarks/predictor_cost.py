@@ -1,11 +1,11 @@
-"""What predicting temperatures adds to a training step, beside one learned temperature for all.
+"""What predicted temperatures add to a training step, compared with one learned temperature.
 
-Hosts of ordinary size with random weights: CLIP ViT-S/16 (open_clip) with a queue of 16,384 keys from which four rows
-are replayed for each of the batch, ResNet-50 (timm), GPT-2 small, trained and frozen, and GPT-2 medium, frozen. What a
-predictor adds is timed with the host's outputs held fixed, where the host's own spread cannot hide it, and divided by
-the time of a whole step with one learned temperature.
+Hosts of ordinary size with random weights: CLIP ViT-S/16 (open_clip) with a queue of 16,384 keys and four replayed rows
+for each row of the batch, ResNet-50 (timm), GPT-2 small, trained and frozen, and GPT-2 medium, frozen. The added time
+is measured with the host's outputs fixed, so that variation of the host's own time cannot hide it, and divided by the
+time of a whole step with one learned temperature.
 
-Run: python benchmarks/predictor_cost.py [--hosts clip resnet gpt2 gpt2-frozen gpt2-medium-frozen] [--rounds 5]
+Run: python -m benchmarks.predictor_cost [--hosts clip resnet gpt2 gpt2-frozen gpt2-medium-frozen] [--rounds 5]
 """
 
 import argparse
@@ -18,37 +18,39 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from timing import interleaved, machine, save
 from torch import Tensor, nn
 
 import dro_temp as dt
+from benchmarks.harness.results import save
+from benchmarks.harness.timing import interleaved, machine
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 
+TITLE = "Time that a predictor adds to a training step"
 ONE, PAPER, OURS = "one learned temperature", "TempNet (paper)", "TempNet (ours)"
 SAMPLES, QUEUE = 1_000_000, 16_384
-REPLAYED = 4  # rows, for each of the batch
-NARROW = 64  # hidden width where rows show all of their outcomes, as `TempNet.for_lm` has it
+REPLAYED = 4  # rows for each row of the batch
+NARROW = 64  # hidden width for exact rows, as in `TempNet.for_lm`
 
 
-class Held(HostAdapter):
-    """Rows from features that are leaves: what comes after the host, and no more."""
+class FixedRows(HostAdapter):
+    """A host that returns given rows, so that only what follows the host is timed."""
 
-    def __init__(self, made: dict[str, Rows]) -> None:
+    def __init__(self, fixed: dict[str, Rows]) -> None:
         super().__init__()
-        self.views, self.made = tuple(made), made  # type: ignore[misc]
+        self.views, self.fixed = tuple(fixed), fixed  # type: ignore[misc]
 
     def rows(self, **batch: Any) -> dict[str, Rows]:
-        """The same rows at every call, of samples that were not seen yet."""
-        self.made = {
+        """The same rows at every call, with indices of new samples."""
+        self.fixed = {
             view: rows if rows.index is None else replace(rows, index=(rows.index + len(rows)) % SAMPLES)
-            for view, rows in self.made.items()
+            for view, rows in self.fixed.items()
         }
-        return self.made
+        return self.fixed
 
 
 @dataclass(frozen=True)
 class Case:
-    """A host, a batch for it, and the objective of each predictor over any host with the same rows."""
+    """A host, a batch, and a function that builds the objective of each predictor on a host with the same rows."""
 
     host: HostAdapter
     batch: dict[str, Tensor]
@@ -130,15 +132,15 @@ HOSTS = {
 }
 
 
-def held(case: Case) -> Held:
-    """The rows that the host makes of the batch, cut off from it."""
+def detached(case: Case) -> FixedRows:
+    """The host's rows of the batch, detached from it."""
     with torch.no_grad():
-        made = case.host(**case.batch)
+        views = case.host(**case.batch)
     trains = not case.host.frozen
     seen: dict[int, Tensor] = {}
 
     def leaf(x: Tensor | None) -> Tensor | None:
-        # Two sides share their tensors: each must stay one leaf.
+        # Both sides share their tensors; each tensor must be a single leaf.
         if x is None:
             return None
         return seen.setdefault(x.data_ptr(), x.detach().clone().requires_grad_(trains))
@@ -156,7 +158,7 @@ def held(case: Case) -> Held:
             rows.weight,
         )
 
-    return Held({view: cut(rows) for view, rows in made.items()})
+    return FixedRows({view: cut(rows) for view, rows in views.items()})
 
 
 def step(objective: dt.Objective, batch: dict[str, Tensor]) -> Callable[[], None]:
@@ -175,52 +177,52 @@ def step(objective: dt.Objective, batch: dict[str, Tensor]) -> Callable[[], None
 
 
 def _fill(loss: dt.QueuedLoss) -> None:
-    """As after thousands of steps."""
+    """Fill the queue, as after thousands of steps."""
     queue = loss.queue
     vectors = [
         nn.functional.normalize(torch.randn(queue.size, queue.features), dim=1) for _ in queue.kept[:-1]
     ]
-    queue.write(*vectors, torch.arange(queue.size) + SAMPLES)  # of other samples than the batch's
+    queue.write(*vectors, torch.arange(queue.size) + SAMPLES)  # samples outside the batch
 
 
 def measured(case: Case, rounds: int) -> Iterator[tuple[str, float, float]]:
-    """Of each predictor: seconds of what comes after the host; and seconds of a step with one temperature."""
+    """For each predictor the seconds that it adds after the host, and the seconds of a step with one temperature."""
     names = (ONE, PAPER, OURS)
-    after = held(case)
+    after = detached(case)
     parts = interleaved({name: step(case.objective(after, name), {}) for name in names}, rounds, repeats=1)
     whole = interleaved({ONE: step(case.objective(case.host, ONE), case.batch)}, rounds, repeats=1)
     total = statistics.median(whole[ONE])
     for name in names:
-        added = [mine - one for mine, one in zip(parts[name], parts[ONE], strict=True)]
+        added = [own - one for own, one in zip(parts[name], parts[ONE], strict=True)]
         yield name, statistics.median(added), total
 
 
 def main() -> None:
-    """Measure the hosts that were asked for."""
+    """Measure the selected hosts."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--hosts", nargs="+", choices=list(HOSTS), default=list(HOSTS), help="which")
+    parser.add_argument(
+        "--hosts", nargs="+", choices=list(HOSTS), default=list(HOSTS), help="hosts to measure (default: all)"
+    )
     parser.add_argument("--batch", type=int, default=16, help="images, or pairs, per step")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each predictor")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/predictor_cost.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     results = []
     for name in options.hosts:
-        table = Table(
-            "predictor", "added ms", "step ms", "added", title=f"what a predictor adds to a step: {name}"
-        )
+        title = f"what a predictor adds to a step: {name}"
+        table = Table("predictor", "added ms", "step ms", "added", title=title)
         for predictor, added, total in measured(HOSTS[name](options.batch), options.rounds):
             results.append({"host": name, "predictor": predictor, "added_s": added, "step_s": total})
-            table.add_row(
-                predictor, f"{1e3 * added:.2f}", f"{1e3 * total:.0f}", f"{100 * added / total:+.2f} %"
-            )
+            share = f"{100 * added / total:+.2f} %"
+            table.add_row(predictor, f"{1e3 * added:.2f}", f"{1e3 * total:.0f}", share)
         Console().print(table)
-        # After every host, so that an early stop leaves whole ones.
-        found = {"machine": machine(), "batch": options.batch, "rounds": options.rounds, "results": results}
-        save(found, options.out)
+        # After every host, so that an interrupted run leaves whole ones.
+        about = {"machine": machine(), "options": {"batch": options.batch, "rounds": options.rounds}}
+        save(options.out, TITLE, "cpu", {**about, "results": results})
 
 
 if __name__ == "__main__":

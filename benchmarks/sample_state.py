@@ -1,22 +1,21 @@
-"""What the memory of every sample costs: bytes per sample and side, and a step's time as the data set grows.
+"""Cost of state for every sample: bytes per sample and side, and the time of a step as the data set grows.
 
-Two sides (image, text) of `LogMovingAverage(..., on_host=True)`. Resident memory is what Linux reports of this
-process. A step is one side's propose and commit of a batch of random samples, other ones at every step.
+Two sides (image, text) of `LogMovingAverage(..., on_host=True)`. Resident memory is Linux's figure for this process. A
+step is one side's propose and commit of a batch of random samples, new ones at every step.
 
-Run: python benchmarks/sample_state.py [--samples 100000000] [--rounds 30] [--out FILE]
+Run: python -m benchmarks.sample_state [--samples 100000000] [--rounds 30] [--out FILE]
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
-from timing import interleaved, ratios, report
 
 import dro_temp as dt
+from benchmarks.harness.timing import interleaved, ratios, report
 
 SIDES = ("image", "text")
 SMALLEST, MIDDLE = 10_000, 1_000_000
@@ -25,20 +24,20 @@ REPEATS = 10
 
 
 def resident(field: str = "VmRSS") -> int:
-    """Bytes of this process in memory now, or at their highest so far (VmHWM)."""
+    """Resident bytes of this process now (VmRSS), or at most so far (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def measured(samples: int) -> tuple[torch.nn.ModuleDict, dict[str, Any]]:
-    """Both sides' memory, and what building, saving and moving it add to this process."""
-    torch.zeros(1).add_(1)  # torch's own start is not the table's cost
+    """State of both sides, and the memory that building, saving and moving it add to this process."""
+    torch.zeros(1).add_(1)  # exclude what torch allocates at its first use
     before = resident()
     sides = torch.nn.ModuleDict({side: dt.LogMovingAverage(samples, on_host=True) for side in SIDES})
     built = resident() - before
     state = sides.state_dict()
     sides.half()
-    sides.to("meta")  # stands for any device: the tables stay
+    sides.to("meta")  # stands for any device: tables do not move
     sides.load_state_dict(state, assign=True)
     peak = resident("VmHWM") - before
     tables = [state[f"{side}.log_u"] for side in SIDES]
@@ -104,8 +103,8 @@ def main() -> None:
     contenders = {name: step(e, options.batch_size, steps) for name, e in estimators.items()}
     to = f"{SMALLEST:,} samples"
     table = ratios(interleaved(contenders, options.rounds, REPEATS), to)
-    report(f"propose + commit of one side, batch {options.batch_size}, fp32 CPU", table, to, options.out)
-    options.out.write_text(json.dumps(json.loads(options.out.read_text()) | {"memory": memory}, indent=2))
+    title = f"propose + commit of one side, batch {options.batch_size}, fp32 CPU"
+    report(title, table, to, options.out, memory=memory)
 
 
 if __name__ == "__main__":

@@ -4,35 +4,35 @@ One forward and backward of a loss from hidden states [tokens, d] and a head's w
 gradients of both and of TempNet. The floor is the three matrix products that no implementation can avoid:
 a ratio of 1.1 is ten percent for the softmax, the robust loss, TempNet and all their gradients.
 
-  python benchmarks/streaming_lm.py                        all three shapes: about an hour on one thread
-  python benchmarks/streaming_lm.py --shapes 2048,512,32000 --rounds 3
-  python benchmarks/streaming_lm.py --only dro_temp-native cross-entropy --no-memory
-  python benchmarks/streaming_lm.py --frozen               only TempNet is trained; ratios to the plain formula
-  python benchmarks/streaming_lm.py --dtype bf16           half-precision hidden states and weight
+  python -m benchmarks.streaming_lm                        all three shapes: about an hour on one thread
+  python -m benchmarks.streaming_lm --shapes 2048,512,32000 --rounds 3
+  python -m benchmarks.streaming_lm --only dro_temp-cpu cross-entropy --no-memory
+  python -m benchmarks.streaming_lm --frozen               only TempNet is trained; ratios to the plain formula
+  python -m benchmarks.streaming_lm --dtype bf16           half-precision hidden states and weight
 
-A contender that is not installed is named with what installs it: pip install -e '.[bench]' has those that run on a CPU.
+A missing contender is listed with the command that installs it; pip install -e '.[bench]' has those that run on a CPU.
 """
 
 import sys
 from argparse import Namespace
 
-from harness import Bar, Case, Plan, Suite, arguments, run, shape
-from harness.bars import share
-from lm import CONTENDERS, make_problem
+from benchmarks.harness import Bar, Case, Plan, Suite, arguments, run, shape
+from benchmarks.harness.bars import share
+from benchmarks.lm import CONTENDERS, make_problem
 
 SHAPES = [(2048, 512, 32000), (4096, 768, 50304), (2048, 1024, 128256)]
-OURS = "dro_temp-native"
+OURS = "dro_temp-cpu"
 
 
 def baseline(options: Namespace) -> str:
-    """What ratios are taken to."""
+    """The contender that times are divided by."""
     if options.frozen:
         return "plain-formula"
     return "dro_temp-fp32" if options.dtype == "bf16" else "floor"
 
 
 def bars(case: Case, options: Namespace) -> list[Bar]:
-    """What the streamed loss should stay under."""
+    """Limits of the streamed loss."""
     scratch = share(case.scratch(OURS), case.scratch("plain-formula"))
     if options.frozen:
         return [
@@ -41,14 +41,14 @@ def bars(case: Case, options: Namespace) -> list[Bar]:
         ]
     memory = Bar("scratch / plain formula's", scratch, 0.03, aim=0.01)
     if options.dtype == "bf16":
-        # Of the scratch, the float32 sum of the head's gradient alone is more than the bar, which was set for float32.
+        # The float32 sum of the head's gradient alone exceeds this limit on scratch memory, which was set for float32.
         return [
             Bar("bf16: time / fp32 path", case.ratio(OURS, "dro_temp-fp32"), 0.65),
             Bar("bf16: time / its floor (an aim)", case.ratio(OURS, "floor"), 1.3),
             memory,
         ]
-    # TempNet's first layer folded into the head, and its gradient out of it: two products with 256 rows, where
-    # the floor has three with as many rows as tokens.
+    # Folding TempNet's first layer into the head, and its gradient back: two products with 256 rows, against the
+    # floor's three with one row for each token.
     extra = 171 / case.shape[0]
     return [
         Bar("time / floor", case.ratio(OURS, "floor"), 1.10 + extra, aim=1.05 + extra),
@@ -74,8 +74,7 @@ def main() -> int:
     parser.add_argument("--dropout", type=float, default=0.0, help="TempNet's (default: %(default)s)")
     options = parser.parse_args()
     variant = f"{'-frozen' if options.frozen else ''}{'-bf16' if options.dtype == 'bf16' else ''}"
-    if options.out == parser.get_default("out"):
-        options.out = options.out.with_name(options.out.name + variant)
+    options.section = options.section or f"{options.device}{variant}"
     suite = Suite(
         title=f"loss over a vocabulary, forward + backward{variant.replace('-', ', ')}",
         axes=("tokens", "d", "vocabulary"),

@@ -5,20 +5,20 @@ temperature, and moving averages of every sample. Temperatures come from tables,
 TempNets, whose own cost is shown beside. Two floors: three matrix products, if the pairs x pairs
 similarities are kept from forward to backward; four, if memory must stay linear in the number of pairs.
 
-  python benchmarks/streaming_pairs.py                     times to 8192 pairs, memory to 65536: half an hour
-  python benchmarks/streaming_pairs.py --shapes 4096,512 --memory-shapes 16384,512 --rounds 3
-  python benchmarks/streaming_pairs.py --large --rounds 1  times at the memory shapes as well: hours
-  python benchmarks/streaming_pairs.py --only dro_temp-recomputing floor4 --no-memory
+  python -m benchmarks.streaming_pairs                     times to 8192 pairs, memory to 65536: half an hour
+  python -m benchmarks.streaming_pairs --shapes 4096,512 --memory-shapes 16384,512 --rounds 3
+  python -m benchmarks.streaming_pairs --large --rounds 1  times at the memory shapes as well: hours
+  python -m benchmarks.streaming_pairs --only dro_temp-recomputing floor4 --no-memory
 
-Whoever does not fit into the machine's memory is said not to. A contender that is not installed is named with
-what installs it: pip install -e '.[bench]' has those that run on a CPU.
+A contender that does not fit into memory is reported as such. A missing one is listed with the command that installs
+it; pip install -e '.[bench]' has those that run on a CPU.
 """
 
 import sys
 from argparse import Namespace
 
-from harness import Bar, Case, Plan, Suite, arguments, run, shape
-from pairs import CONTENDERS, make_problem
+from benchmarks.harness import Bar, Case, Plan, Suite, arguments, run, shape
+from benchmarks.pairs import CONTENDERS, make_problem
 
 SHAPES = [(4096, 512), (8192, 512)]
 MEMORY_SHAPES = [(16384, 512), (32768, 512), (65536, 512)]
@@ -26,7 +26,7 @@ CACHED, RECOMPUTING = "dro_temp-cached", "dro_temp-recomputing"
 
 
 def bars(case: Case, options: Namespace) -> list[Bar]:
-    """What the streamed losses should stay under."""
+    """Limits of the streamed losses."""
     result = [
         Bar("similarities kept: time / three products", case.ratio(CACHED, "floor3"), 1.15),
         Bar("computed twice: time / four products", case.ratio(RECOMPUTING, "floor4"), 1.15),

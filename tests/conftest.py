@@ -12,8 +12,7 @@ from hypothesis import settings
 from jaxtyping import config, install_import_hook
 
 sys.path.insert(0, str(Path(__file__).parent))
-
-from isolation import importable_benchmarks
+sys.path.append(str(Path(__file__).parents[1]))  # for `benchmarks`, which is not installed
 
 # Without a GPU, Triton's kernels are interpreted. Triton decides that once, when somebody first imports it, so it
 # must be said before any test does (torch.compile, for one).
@@ -46,23 +45,11 @@ settings.load_profile("dro_temp")
 
 
 @pytest.fixture
-def studies(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The benchmarks' modules can be imported, and studies train in this process: with tiny runs that is quicker."""
-    with importable_benchmarks():
-        from reproduction import study
-
-        monkeypatch.setattr(study, "all_done", _all_done_here)
-        yield
-
-
-def _all_done_here(jobs: list, workers: int, what: str) -> list:
-    from reproduction.study import done
-
+def one_thread() -> Iterator[None]:
+    """Studies train with one thread; the number of threads is restored afterwards."""
     threads = torch.get_num_threads()
-    try:
-        return [done(job) for job in jobs]
-    finally:
-        torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
-EXAMPLES, BENCHMARKS = ROOT / "examples", ROOT / "benchmarks"
+EXAMPLES = ROOT / "examples"
 
 
 @contextmanager
@@ -20,22 +20,6 @@ def imported_example(name: str) -> Iterator[ModuleType]:
         yield importlib.import_module(name)
     finally:
         sys.path.remove(str(EXAMPLES))
-
-
-@contextmanager
-def importable_benchmarks() -> Iterator[None]:
-    """The folders that the studies' commands put on the path; what was imported from them is forgotten after it."""
-    folders = [str(EXAMPLES), str(BENCHMARKS), str(BENCHMARKS / "reproduction")]
-    path, modules = list(sys.path), set(sys.modules)
-    sys.path[:0] = folders
-    try:
-        yield
-    finally:
-        sys.path[:] = path
-        for name in set(sys.modules) - modules:
-            file = getattr(sys.modules[name], "__file__", None) or ""
-            if file.startswith((str(EXAMPLES), str(BENCHMARKS))):
-                del sys.modules[name]
 
 
 def forget_accelerate() -> None:

@@ -1,6 +1,6 @@
 """Two views of one timm backbone: rows against loops, four schemes, what is remembered, and what is learned."""
 
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
@@ -299,16 +299,14 @@ def test_training_without_names_finds_more_names(example):
 
 
 @pytest.fixture
-def study(monkeypatch):
-    pytest.importorskip("scipy")
-    monkeypatch.syspath_prepend(str(EXAMPLES.parent / "benchmarks"))
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    # The example has the same file name.
-    file = EXAMPLES.parent / "benchmarks" / "self_supervised.py"
-    spec = importlib.util.spec_from_file_location("self_supervised_study", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def study():
+    for package in ("scipy", "sklearn"):
+        pytest.importorskip(package)
+    return importlib.import_module("benchmarks.studies.self_supervised.compare")
+
+
+def _summary(study, tests):
+    return study.summarise(tests, study.metrics, compared=("knn", "probe"))
 
 
 def test_schemes_have_as_many_trials(study):
@@ -318,11 +316,11 @@ def test_schemes_have_as_many_trials(study):
 def test_the_table_is_scheme_minus_simclr(study):
     found = {"simclr": (50.0, 52.0, 51.0), "tempnet": (53.0, 54.5, 54.5), "pixels": (70.0, 70.0, 70.0)}
     tests = [
-        {"arm": arm, "seed": seed, "options": {"tau": 0.1}, "metrics": {"knn": x, "probe": x}}
-        for arm, values in found.items()
+        {"method": name, "seed": seed, "options": {"tau": 0.1}, "metrics": {"knn": x, "probe": x}}
+        for name, values in found.items()
         for seed, x in enumerate(values)
     ]
-    simclr, tempnet, pixels = study.table(tests).splitlines()[2:]
+    simclr, tempnet, pixels = study.table(_summary(study, tests)).splitlines()[2:]
     assert "| +3.0 [" in tempnet
     assert "3 of 3" in tempnet
     assert " of 3" not in simclr + pixels
@@ -330,8 +328,8 @@ def test_the_table_is_scheme_minus_simclr(study):
 
 def test_the_controls_compare_losses_at_one_temperature(study):
     tests = [
-        {"arm": arm, "seed": seed, "options": {"tau": tau}, "metrics": {"knn": x + seed + by * seed}}
-        for arm, tau, x, by in (
+        {"method": name, "seed": seed, "options": {"tau": tau}, "metrics": {"knn": x + seed + by * seed}}
+        for name, tau, x, by in (
             ("simclr", 0.2, 50.0, 0.0),
             ("simclr, not chosen", 0.1, 40.0, 0.0),
             ("sogclr", 0.1, 42.0, 0.1),
@@ -339,7 +337,7 @@ def test_the_controls_compare_losses_at_one_temperature(study):
         )
         for seed in range(3)
     ]
-    low, high = study.at_the_same_temperature(tests)
+    low, high = study.at_the_same_temperature(_summary(study, tests))
     assert "tau 0.1, SogCLR minus SimCLR: +2.1 [" in low
     assert "3 of 3" in low
     assert "tau 0.2, SogCLR minus SimCLR: -0.9 [" in high

@@ -1,6 +1,6 @@
-"""Bars to clear."""
+"""Limits that measurements should stay under."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -11,8 +11,8 @@ class Bar:
     Args:
         text: what is measured.
         value: the number, or None if it was not measured.
-        limit: the bar.
-        aim: what we would like.
+        limit: what it must not exceed.
+        aim: a stricter limit that would be better still.
         unit: printed behind numbers.
     """
 
@@ -24,7 +24,7 @@ class Bar:
 
     @property
     def verdict(self) -> str:
-        """Met, and the aim as well; met; or not."""
+        """Whether the limit, and the aim, are met."""
         if self.value is None:
             return "not measured"
         if self.value > self.limit:
@@ -37,15 +37,8 @@ class Bar:
         return f"{self.text}: {value}, bar {self.limit:.3g}{self.unit}{aim}: {self.verdict}"
 
     def asdict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "text": self.text,
-            "value": self.value,
-            "limit": self.limit,
-            "aim": self.aim,
-            "unit": self.unit,
-            "verdict": self.verdict,
-        }
+        """For the results file."""
+        return {**asdict(self), "verdict": self.verdict}
 
 
 def share(a: float | None, b: float | None) -> float | None:

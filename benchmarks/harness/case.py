@@ -1,11 +1,10 @@
-"""What came out for one shape."""
+"""Measurements at one shape."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from timing import ratios
-
-from harness.memory import Peak
+from benchmarks.harness.memory import Peak
+from benchmarks.harness.timing import ratios
 
 MEGABYTE = 1e6
 
@@ -16,8 +15,12 @@ class Case:
 
     Args:
         label: the shape in words.
-        shape: and in numbers.
-        to: name of the contender that ratios of time are taken to.
+        shape: its sizes.
+        to: the contender that times are divided by.
+        seconds: times of each contender, one for each round.
+        peaks: peak memory of each contender.
+        losses: first loss of each contender.
+        failures: why a contender failed; says whether it only lacked memory.
     """
 
     label: str
@@ -26,17 +29,16 @@ class Case:
     seconds: dict[str, list[float]] = field(default_factory=dict)
     peaks: dict[str, Peak] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
-    #: What a contender stumbled over; the message says whether only memory was missing.
     failures: dict[str, str] = field(default_factory=dict)
 
     def ratio(self, name: str, to: str) -> float | None:
-        """Median over rounds of a time as a multiple of another."""
+        """Median over rounds of one contender's time divided by another's."""
         if name not in self.seconds or to not in self.seconds:
             return None
         return ratios(self.seconds, to)[name]["median"]
 
     def scratch(self, name: str) -> float | None:
-        """Megabytes of a step that are gone after it."""
+        """Megabytes that a step needs beside its gradients."""
         return self.peaks[name].scratch / MEGABYTE if name in self.peaks else None
 
     def peak(self, name: str) -> float | None:
@@ -65,17 +67,19 @@ class Case:
         return "\n".join(lines)
 
     def asdict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "label": self.label,
-            "shape": self.shape,
-            "to": self.to,
-            "ratios": ratios(self.seconds, self.to) if self.to in self.seconds else {},
-            "seconds": self.seconds,
-            "bytes": {name: peak.asdict() for name, peak in self.peaks.items()},
-            "losses": self.losses,
-            "failures": self.failures,
-        }
+        """For the results file: one record for each contender, without the times of single rounds."""
+        times = ratios(self.seconds, self.to) if self.to in self.seconds else {}
+        rows = []
+        for name in dict.fromkeys([*self.seconds, *self.peaks, *self.failures]):
+            row = {
+                **times.get(name, {}),
+                "peak_MB": self.peak(name),
+                "scratch_MB": self.scratch(name),
+                "loss": self.losses.get(name),
+                "failure": self.failures.get(name),
+            }
+            rows.append({"contender": name, **{key: x for key, x in row.items() if x is not None}})
+        return {"ratio_to": self.to, "contenders": rows}
 
 
 def _cell(x: float | None, form: str) -> str:

@@ -1,4 +1,4 @@
-"""What takes part in a benchmark, and why it may have to stay out."""
+"""What a benchmark compares, and what may prevent a contender from running."""
 
 import os
 import shutil
@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-#: One forward and backward; returns the loss, if there is one, so that contenders can be seen to agree.
+#: One forward and backward; returns the loss, if any, so that contenders can be checked against each other.
 Step: TypeAlias = Callable[[], Tensor | None]
-#: A reason to stay out, or None.
+#: Why a contender cannot run, or None.
 Need: TypeAlias = Callable[[Namespace], str | None]
 
 
@@ -23,15 +23,15 @@ class Problem(ABC):
 
     @abstractmethod
     def leaves(self) -> list[Tensor]:
-        """What a step leaves gradients in."""
+        """Tensors that receive gradients."""
 
     def clear(self) -> None:
-        """Forget gradients; a step begins with it, as a training loop does."""
+        """Clear gradients; every step begins with it, as in a training loop."""
         for leaf in self.leaves():
             leaf.grad = None
 
     def gradient_bytes(self) -> int:
-        """What no implementation can avoid: the gradients that the last step left."""
+        """Size of the gradients of the last step, which no implementation can avoid."""
         return sum(leaf.grad.nbytes for leaf in self.leaves() if leaf.grad is not None)
 
 
@@ -41,14 +41,14 @@ class Contender:
 
     Args:
         name: what `--only` takes.
-        make: from a problem to a step; whatever can be prepared once is prepared here. It goes to a process of
-            its own for the memory: a module's function, or a `partial` of one.
+        make: from a problem to a step, with all preparation that is done once. It is sent to another process to
+            measure memory, so it must be a module's function, or a `partial` of one.
         about: one line for `--help`.
-        needs: reasons to stay out, asked in turn.
-        package: what `pip install` calls it, if it is not ours.
-        module: what Python calls it.
-        compiled: True if the first step compiles, so that its memory says nothing.
-        memory: False if its memory is of no interest.
+        needs: requirements, checked in turn.
+        package: name on PyPI, if it is another library's.
+        module: name of its Python module.
+        compiled: True if the first step compiles, so that its memory is not representative.
+        memory: False to leave its memory unmeasured.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Contender:
     memory: bool = True
 
     def why_not(self, options: Namespace) -> str | None:
-        """Why it does not take part, or None."""
+        """Why it cannot run, or None."""
         reason = next((reason for need in self.needs if (reason := need(options))), None)
         if reason is None and self.module is not None and find_spec(self.module) is None:
             return f"not installed; run: pip install {self.package}"
@@ -69,7 +69,7 @@ class Contender:
 
     @property
     def installed(self) -> str | None:
-        """Version of its package."""
+        """Version of its package, if installed."""
         try:
             return None if self.package is None else version(self.package)
         except PackageNotFoundError:
@@ -77,12 +77,12 @@ class Contender:
 
 
 def cuda(options: Namespace) -> str | None:
-    """Runs on NVIDIA's GPUs only."""
+    """Requires an NVIDIA GPU."""
     return None if options.device == "cuda" else "runs on a GPU only; pass --device cuda"
 
 
 def compiler(options: Namespace) -> str | None:
-    """`torch.compile` builds its kernels with the system's compiler."""
+    """Requires a C++ compiler, which `torch.compile` builds its kernels with."""
     names = (os.environ.get("CXX"), "g++", "clang++", "c++")
     if any(name and shutil.which(name) for name in names):
         return None

@@ -4,11 +4,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from timing import ratios
+from benchmarks.harness.case import Case
+from benchmarks.harness.timing import ratios
 
-from harness.case import Case
-
-# Okabe and Ito's, readable by colour-blind people.
+# Okabe and Ito's palette, readable by colour-blind people.
 OURS, THEIRS, FLOOR = "#0072B2", "#E69F00", "#999999"
 
 
@@ -57,7 +56,7 @@ def _memory(axes, case: Case) -> None:
     axes.bar_label(bars, fmt="%.3g", padding=4, fontsize=7)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("")  # within one decade they would run into each other
+    axes.xaxis.set_minor_formatter("")  # within one decade they would overlap
     _tidy(axes, case, "scratch memory of a step (MB)")
 
 

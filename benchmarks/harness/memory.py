@@ -1,8 +1,8 @@
-"""Peak memory of one step, each in a process of its own.
+"""Peak memory of one step, each in its own process.
 
-Resident memory, not the allocator's count: what products pack for themselves and what the C library keeps are
-paid for as well. The step that is measured is the first of its size, since pages that an earlier one gave back
-to the allocator, but not to the system, would hide in the resident size that is subtracted.
+Resident memory, not the allocator's count, so that it includes the packing buffers of matrix products and what the C
+library retains. The measured step is the first of its size: pages that an earlier step returned to the allocator but
+not to the system would be part of the resident size that is subtracted.
 """
 
 import gc
@@ -11,14 +11,14 @@ import multiprocessing
 import resource
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from harness.contender import Contender, Problem
+from benchmarks.harness.contender import Contender, Problem
 
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
@@ -26,11 +26,11 @@ CLEAR = Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes above what was there before the step.
+    """Bytes that a step adds.
 
     Args:
-        peak: with the gradients that the step leaves.
-        gradients: those.
+        peak: at its highest, including the gradients that the step leaves.
+        gradients: size of these gradients.
     """
 
     peak: int
@@ -38,12 +38,8 @@ class Peak:
 
     @property
     def scratch(self) -> int:
-        """What is gone after the step."""
+        """The peak without the gradients."""
         return self.peak - self.gradients
-
-    def asdict(self) -> dict[str, int]:
-        """For JSON."""
-        return {**asdict(self), "scratch": self.scratch}
 
 
 def of_step(contender: Contender, make: Callable[[Any], Problem], small: Any, full: Any, device: str) -> Peak:
@@ -52,19 +48,17 @@ def of_step(contender: Contender, make: Callable[[Any], Problem], small: Any, fu
     Args:
         contender: whose step.
         make: makes a problem.
-        small: what a problem is made of that only loads kernels and starts threads.
-        full: what the problem is made of.
+        small: shape of a problem that only loads kernels and starts threads.
+        full: shape of the measured problem.
         device: "cpu" or "cuda".
     """
     torch.set_num_threads(1)
-    refuse_more_than_there_is(device)
-    importlib.import_module(
-        "torch._dynamo"
-    )  # every optimizer and checkpoint loads it, 150 MB, sooner or later
+    limit_to_available_memory(device)
+    importlib.import_module("torch._dynamo")  # 150 MB that optimizers and checkpointing import at some point
     contender.make(make(small))()
     problem = make(full)
     step = contender.make(problem)
-    if contender.compiled:  # its first step is the compiler's
+    if contender.compiled:  # its first step compiles
         step()
         problem.clear()
     gc.collect()
@@ -74,24 +68,24 @@ def of_step(contender: Contender, make: Callable[[Any], Problem], small: Any, fu
 
 
 def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
-    """What the function returns; raises RuntimeError with what it raised, or if the process died."""
+    """Return the function's result; RuntimeError if it raised, with its message, or if the process died."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sender, function, args))
     process.start()
     sender.close()
     try:
-        fine, answer = receiver.recv()
+        succeeded, answer = receiver.recv()
     except EOFError:
-        fine, answer = False, "the process was killed"
+        succeeded, answer = False, "the process was killed"
     process.join()
-    if not fine:
+    if not succeeded:
         raise RuntimeError(answer)
     return answer
 
 
-def refuse_more_than_there_is(device: str) -> None:
-    """Let an allocation that does not fit raise, in place of a system that looks for something to kill."""
+def limit_to_available_memory(device: str) -> None:
+    """Make an allocation that does not fit raise an error before the system starts to kill processes."""
     info = Path("/proc/meminfo")
     if device != "cpu" or not info.exists():  # drivers reserve addresses by the terabyte
         return
@@ -109,7 +103,7 @@ def _send(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...
 
 
 def _start_peak(device: str) -> int:
-    """Begin anew to watch the peak; returns where it stands."""
+    """Reset the peak; returns the current memory."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -117,7 +111,7 @@ def _start_peak(device: str) -> int:
     try:
         CLEAR.write_text("5")
     except OSError:
-        return _peak(device)  # too little is then said of a step that stays below an earlier peak
+        return _peak(device)  # a step below an earlier peak is then underestimated
     return _kilobytes(STATUS, "VmRSS")
 
 
@@ -126,13 +120,13 @@ def _peak(device: str) -> int:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
     if STATUS.exists():
-        # Not ru_maxrss, in which a child starts from its parent's size.
+        # Not ru_maxrss, which a child inherits from its parent.
         return _kilobytes(STATUS, "VmHWM")
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _kilobytes(file: Path, name: str) -> int:
-    """A line `Name: 123 kB` of such a file, in bytes."""
+    """The line `Name: 123 kB` of such a file, in bytes."""
     line = next(line for line in file.read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024

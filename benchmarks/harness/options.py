@@ -4,25 +4,25 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness.contender import Contender
+from benchmarks.harness.contender import Contender
 
 HOW_TO_READ = """
 how to read the result
-  ratio    process time of one step as a multiple of the baseline's: median over the rounds of the two times of
-           one round, in which every contender takes its turn, so that a drift cancels (on a GPU: wall clock)
-  peak     megabytes (1e6 bytes) of resident memory above what was there before a step, in a fresh process
+  ratio    process time of one step divided by the baseline's in the same round, in which every contender takes its
+           turn, so that drifts cancel: median over the rounds (on a GPU: wall time)
+  peak     megabytes (1e6 bytes) of resident memory that a step adds, in a fresh process
   scratch  the peak without the gradients that the step leaves
-  loss     what the contender computed first; those that claim to compute the same should agree
+  loss     the contender's first loss; contenders that compute the same quantity should agree
 """
 
 
 def arguments(doc: str, name: str, contenders: Sequence[Contender], *, rounds: int, repeats: int = 1):
-    """A parser whose --help says what is measured, who takes part, and how to read the result.
+    """A parser whose --help explains what is measured, the contenders, and how to read the result.
 
     Args:
         doc: what the benchmark measures.
-        name: name of its files under runs/benchmarks.
-        contenders: who takes part.
+        name: of its files under runs/benchmarks.
+        contenders: listed in --help.
         rounds: default of --rounds.
         repeats: default of --repeats.
     """
@@ -34,12 +34,12 @@ def arguments(doc: str, name: str, contenders: Sequence[Contender], *, rounds: i
         epilog="\n".join(["contenders", *peers]) + "\n" + HOW_TO_READ,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=rounds, help="rounds that count (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=rounds, help="timed rounds (default: %(default)s)")
     parser.add_argument(
         "--repeats", type=int, default=repeats, help="calls in each round (default: %(default)s)"
     )
     parser.add_argument(
-        "--only", nargs="+", choices=names, metavar="NAME", help="contenders, beside the baseline"
+        "--only", nargs="+", choices=names, metavar="NAME", help="contenders to run beside the baseline"
     )
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="one thread of the CPU, or a GPU"
@@ -50,8 +50,9 @@ def arguments(doc: str, name: str, contenders: Sequence[Contender], *, rounds: i
         "--out",
         type=Path,
         default=Path("runs/benchmarks") / name,
-        help="where OUT.json and OUT.png go (default: %(default)s)",
+        help="write OUT.json and OUT-SECTION.png (default: %(default)s)",
     )
+    parser.add_argument("--section", help="section of OUT.json to replace (default: the device and variant)")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Runs a benchmark: who can takes part, at every shape; prints, saves and draws."""
+"""Runs a benchmark: all available contenders at every shape; prints, saves and plots."""
 
 import sys
 from argparse import Namespace
@@ -8,29 +8,30 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from timing import clock_of, interleaved, machine, save
 
-from harness import figure, memory
-from harness.bars import Bar
-from harness.case import Case
-from harness.contender import Contender, Problem, Step
+from benchmarks.harness import figure, memory
+from benchmarks.harness.bars import Bar
+from benchmarks.harness.case import Case
+from benchmarks.harness.contender import Contender, Problem, Step
+from benchmarks.harness.results import save
+from benchmarks.harness.timing import clock_of, interleaved, machine
 
 Shape: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Suite:
-    """One kind of problem and those who solve it.
+    """One kind of problem and its contenders.
 
     Args:
         title: heads tables and plots.
         axes: names of a shape's sizes.
-        contenders: who takes part.
-        baseline: name of the contender that ratios are taken to; always takes part.
-        problem: makes the inputs of one shape, under the options.
+        contenders: all of them.
+        baseline: the contender that times are divided by; always runs.
+        problem: makes the inputs of one shape from the options.
         small: a shape that takes no time.
-        bars: what should hold at a shape.
-        before: from a problem to what runs, untimed, before each call; None: nothing.
+        bars: limits at a shape.
+        before: from a problem to what runs, untimed, before each call; None for nothing.
     """
 
     title: str
@@ -53,16 +54,16 @@ class Plan:
 
 
 def run(suite: Suite, options: Namespace, plans: Sequence[Plan]) -> int:
-    """Measure everything; returns the exit status: 1 if a contender failed for want of anything but memory."""
+    """Measure everything; returns the exit status, 1 if a contender failed for any other reason than memory."""
     torch.set_num_threads(1)
-    memory.refuse_more_than_there_is(options.device)
+    memory.limit_to_available_memory(options.device)
     wanted = [c for c in suite.contenders if not options.only or c.name in (*options.only, suite.baseline)]
     skipped = {c.name: reason for c in wanted if (reason := c.why_not(options))}
     contenders = [c for c in wanted if c.name not in skipped]
+    section, file = options.section or options.device, options.out.with_suffix(".json")
     about = {
-        "title": suite.title,
         "machine": machine(),
-        "options": {key: value for key, value in vars(options).items() if key != "out"},
+        "options": {key: x for key, x in vars(options).items() if x and isinstance(x, (int, float, str))},
         "versions": {c.package: c.installed for c in contenders if c.package},
         "skipped": skipped,
     }
@@ -70,16 +71,17 @@ def run(suite: Suite, options: Namespace, plans: Sequence[Plan]) -> int:
     for name, reason in skipped.items():
         print(f"skipped {name}: {reason}")
     cases: list[Case] = []
-    bars: list[list[Bar]] = []
+    measured: dict[str, Any] = {}
     for plan in plans:
         case = measure(suite, contenders, options, plan)
+        bars = suite.bars(case, options)
+        print(f"\n{case.label}\n{case.table()}", *(f"  {bar}" for bar in bars), sep="\n", flush=True)
         cases.append(case)
-        bars.append(suite.bars(case, options))
-        print(f"\n{case.label}\n{case.table()}", *(f"  {bar}" for bar in bars[-1]), sep="\n", flush=True)
-        results = [c.asdict() | {"bars": [x.asdict() for x in b]} for c, b in zip(cases, bars, strict=True)]
-        # After every case, so that an early stop leaves whole ones.
-        save({**about, "cases": results}, options.out.with_suffix(".json"))
-    figure.draw(suite.title, cases, options.out.with_suffix(".png"))
+        measured[case.label] = case.asdict() | {"bars": [bar.asdict() for bar in bars]}
+        # After every case, so that an interrupted run leaves whole ones.
+        save(file, suite.title, section, {**about, "cases": measured})
+    print(f"saved {file}", file=sys.stderr)
+    figure.draw(suite.title, cases, options.out.with_name(f"{options.out.name}-{section}.png"))
     broken = {(c.label, name) for c in cases for name, why in c.failures.items() if why != NO_ROOM}
     for label, name in sorted(broken):
         print(f"FAILED: {name} at {label}", file=sys.stderr)
@@ -87,7 +89,7 @@ def run(suite: Suite, options: Namespace, plans: Sequence[Plan]) -> int:
 
 
 def measure(suite: Suite, contenders: Sequence[Contender], options: Namespace, plan: Plan) -> Case:
-    """Everything about one shape."""
+    """Times and memory at one shape."""
     label = ", ".join(f"{axis} {size}" for axis, size in zip(suite.axes, plan.shape, strict=True))
     case = Case(label, plan.shape, suite.baseline)
     if plan.time and not options.no_time:

@@ -1,21 +1,21 @@
-"""Who computes a loss over a vocabulary, with or without a temperature per token."""
+"""Losses over a vocabulary, with or without a temperature for each token."""
 
 import math
 from argparse import Namespace
 from functools import partial
 
 import torch
-from harness import Contender, Step, compiler, cuda
 from torch import Tensor
 from torch.nn import functional as F
 
 import dro_temp as dt
+from benchmarks.harness import Contender, Step, compiler, cuda
+from benchmarks.lm.problem import RHO, LmProblem
 from dro_temp.kernels.products import processor_multiplies_bfloat16
-from lm.problem import RHO, LmProblem
 
 
 def floor(p: LmProblem) -> Step:
-    """The products z = h W^T, dh = z W, dW = z^T h, into memory that is there."""
+    """The products z = h W^T, dh = z W, dW = z^T h, into preallocated memory."""
     hidden, weight = p.hidden.detach(), p.weight.detach()
     z = hidden.new_empty(len(hidden), len(weight))
     dh, dw = torch.empty_like(hidden), torch.empty_like(weight)
@@ -29,7 +29,7 @@ def floor(p: LmProblem) -> Step:
 
 
 def plain_formula(p: LmProblem) -> Step:
-    """The loss as one writes it down: all logits, TempNet on them, tau times a log-softmax at 1 / tau."""
+    """The loss by its formula: all logits, TempNet on them, tau times a log-softmax at 1 / tau."""
 
     def step() -> Tensor:
         p.clear()
@@ -44,7 +44,7 @@ def plain_formula(p: LmProblem) -> Step:
 
 
 def dro_temp(p: LmProblem, backend: str) -> Step:
-    """This library; the scores are a product that its kernels compute piece by piece."""
+    """This library; its kernels compute the scores block by block."""
     rows = dt.Rows(dt.LinearScores(p.hidden, p.weight), p.target)
     robust = dt.KLRobustLoss(RHO, backend=backend)
 
@@ -58,8 +58,8 @@ def dro_temp(p: LmProblem, backend: str) -> Step:
 
 
 def dro_temp_fp32(p: LmProblem) -> Step:
-    """The same from float32 inputs: what half precision is compared with."""
-    return dro_temp(p.to(torch.float32), "native")
+    """The same from float32 inputs, the baseline of half precision."""
+    return dro_temp(p.to(torch.float32), "cpu")
 
 
 def _cross_entropy(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
@@ -67,8 +67,8 @@ def _cross_entropy(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
 
 
 def cross_entropy(p: LmProblem, compiled: bool = False) -> Step:
-    """The loss without temperatures that everyone trains with."""
-    # Not dynamic: otherwise the second shape of a run would get kernels that know less than the first one's.
+    """The usual loss, without temperatures."""
+    # Not dynamic: otherwise the second shape of a run would get less specialised kernels than the first.
     function = torch.compile(_cross_entropy, dynamic=False) if compiled else _cross_entropy
 
     def step() -> Tensor:
@@ -80,12 +80,12 @@ def cross_entropy(p: LmProblem, compiled: bool = False) -> Step:
     return step
 
 
-def cut_cross_entropy(p: LmProblem, backend: str) -> Step:
+def cut_cross_entropy(p: LmProblem, impl: str) -> Step:
     from cut_cross_entropy import linear_cross_entropy
 
     def step() -> Tensor:
         p.clear()
-        loss = linear_cross_entropy(p.hidden, p.weight, p.target, backend=backend)
+        loss = linear_cross_entropy(p.hidden, p.weight, p.target, impl=impl)
         loss.backward()
         return loss.detach()
 
@@ -107,18 +107,18 @@ def liger(p: LmProblem) -> Step:
 
 
 def _training(options: Namespace) -> str | None:
-    return "has nothing to train in a frozen host" if options.frozen else None
+    return "nothing to train with a frozen host" if options.frozen else None
 
 
 def _multiplies(options: Namespace) -> str | None:
-    """A processor without bfloat16 instructions emulates them, up to a hundred times slower than float32."""
+    """Without bfloat16 instructions a processor emulates them, up to a hundred times slower than float32."""
     if options.dtype == "bf16" and options.device == "cpu" and not processor_multiplies_bfloat16():
         return "this processor has no bfloat16 instructions"
     return None
 
 
 def _half(options: Namespace) -> str | None:
-    return None if options.dtype == "bf16" else "the reference of --dtype bf16"
+    return None if options.dtype == "bf16" else "the baseline of --dtype bf16 only"
 
 
 CCE = {"package": "cut-cross-entropy", "module": "cut_cross_entropy"}
@@ -143,20 +143,22 @@ CONTENDERS = (
     ),
     Contender(
         "cce-compiled",
-        partial(cut_cross_entropy, backend="torch_compile"),
+        partial(cut_cross_entropy, impl="torch_compile"),
         "cut-cross-entropy's path for all devices, without temperatures",
         (_training, _multiplies, compiler),
         compiled=True,
         **CCE,
     ),
-    Contender("cce", partial(cut_cross_entropy, backend="cce"), "its GPU kernel", (_training, cuda), **CCE),
+    Contender("cce", partial(cut_cross_entropy, impl="cce"), "its GPU kernel", (_training, cuda), **CCE),
     Contender("liger", liger, "fused cross-entropy without temperatures", (_training, cuda), **LIGER),
     Contender(
-        "dro_temp-eager", partial(dro_temp, backend="reference"), "robust loss and TempNet, logits at once"
+        "dro_temp-reference",
+        partial(dro_temp, backend="reference"),
+        "robust loss and TempNet, logits at once",
     ),
-    Contender("dro_temp-chunked", partial(dro_temp, backend="torch"), "the same, streamed in plain PyTorch"),
-    Contender("dro_temp-native", partial(dro_temp, backend="cpu"), "the same, with passes in C"),
+    Contender("dro_temp-torch", partial(dro_temp, backend="torch"), "the same, streamed in plain PyTorch"),
+    Contender("dro_temp-cpu", partial(dro_temp, backend="cpu"), "the same, with passes in C"),
     Contender("dro_temp-triton", partial(dro_temp, backend="triton"), "the same, by a GPU kernel", (cuda,)),
-    # Its gradients are those of inputs of its own, which the problem does not know of.
+    # It has its own inputs, whose gradients the problem does not count.
     Contender("dro_temp-fp32", dro_temp_fp32, "streamed, from float32 inputs", (_half,), memory=False),
 )

@@ -4,10 +4,10 @@ from argparse import Namespace
 from dataclasses import dataclass, replace
 
 import torch
-from harness import Problem
 from torch import Tensor
 
 import dro_temp as dt
+from benchmarks.harness import Problem
 
 RHO = 4.0
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -15,7 +15,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class LmProblem(Problem):
-    """What a robust language-model loss is given.
+    """Inputs of a robust language-model loss.
 
     Args:
         hidden: hidden states, [tokens d].

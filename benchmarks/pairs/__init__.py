@@ -1,9 +1,9 @@
-"""Contrastive learning on pairs: the problem, and those who solve it.
+"""Contrastive loss on pairs: the problem and its contenders.
 
 To add a peer: one entry in `CONTENDERS` (contenders.py), and a function from a `PairsProblem` to a step.
 """
 
-from pairs.contenders import CONTENDERS
-from pairs.problem import PairsProblem, make_problem
+from benchmarks.pairs.contenders import CONTENDERS
+from benchmarks.pairs.problem import PairsProblem, make_problem
 
 __all__ = ["CONTENDERS", "PairsProblem", "make_problem"]

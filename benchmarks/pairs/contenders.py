@@ -1,23 +1,23 @@
-"""Who computes a contrastive loss."""
+"""Contrastive losses."""
 
 import contextlib
 import io
 from functools import partial
 
 import torch
-from harness import Contender, Step, cuda
 from torch import Tensor
 
 import dro_temp as dt
+from benchmarks.harness import Contender, Step, cuda
+from benchmarks.pairs.formula import Side
+from benchmarks.pairs.problem import GAMMA, RHO, PairsProblem, UnitFeatures
 from dro_temp.kernels import byte_budget
-from pairs.formula import Side
-from pairs.problem import GAMMA, RHO, PairsProblem, UnitFeatures
 
-STRIPE = 2**28  # numbers in the floor's buffer: at most 1 GiB, so that it can be measured at any size
+STRIPE = 2**28  # elements of the floor's buffer: at most 1 GiB, so that it can be measured at any size
 
 
 def floor(p: PairsProblem, products: int) -> Step:
-    """The products s = x y^T (twice, if four), dx = s y, dy = s^T x, into memory that is there."""
+    """The products s = x y^T (twice, if four), dx = s y, dy = s^T x, into preallocated memory."""
     x, y = p.image.detach(), p.text.detach()
     n = len(x)
     rows = max(min(n, STRIPE // n), 1)
@@ -36,7 +36,7 @@ def floor(p: PairsProblem, products: int) -> Step:
 
 
 def plain_formula(p: PairsProblem) -> Step:
-    """Both sides' robust losses with TempNets and moving averages, as the paper writes them down."""
+    """Both sides' robust losses with TempNets and moving averages, by the paper's formulas."""
     sides = {view: Side(p.num_samples, p.image.device) for view in p.tempnets}
 
     def step() -> Tensor:
@@ -52,7 +52,7 @@ def plain_formula(p: PairsProblem) -> Step:
 
 
 def tempnets(p: PairsProblem) -> Step:
-    """Both networks alone, forward and backward: what they cost whatever the loss does."""
+    """Both networks alone, forward and backward: their cost under any loss."""
 
     def step() -> Tensor:
         p.clear()
@@ -68,7 +68,7 @@ def tempnets(p: PairsProblem) -> Step:
 def dro_temp(p: PairsProblem, backend: str, cache: bool = False, networks: bool = False) -> Step:
     """This library, through its objective.
 
-    A temperature per image and per caption, either from networks or from tables that follow each one's gradient.
+    A temperature for each image and caption, from networks or from tables.
     """
     predictors = p.tempnets if networks else p.tables()
     loss = {
@@ -79,7 +79,7 @@ def dro_temp(p: PairsProblem, backend: str, cache: bool = False, networks: bool 
 
     def step() -> Tensor:
         p.clear()
-        # Room for whatever it may want to keep, or none at all.
+        # Unlimited room for cached similarities, or none.
         with byte_budget(2**50 if cache else 0):
             loss = objective(p.image, p.text, index=p.index).loss
             loss.backward()
@@ -108,10 +108,10 @@ def open_clip(p: PairsProblem) -> Step:
 def libauc(p: PairsProblem) -> Step:
     from libauc.losses.contrastive import GCLoss_v2
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it says which schedule it uses
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints which schedule it uses
         function = GCLoss_v2(N=p.num_samples, tau=0.07, gamma=GAMMA)
 
-    # Its tables stay on the CPU, and so do the numbers that it looks up in them.
+    # Its tables, and thus their indices, stay on the CPU.
     index = p.index.cpu()
 
     def step() -> Tensor:
@@ -125,7 +125,12 @@ def libauc(p: PairsProblem) -> Step:
 
 CLIP = {"package": "open_clip_torch", "module": "open_clip"}
 CONTENDERS = (
-    Contender("floor3", partial(floor, products=3), "three matrix products, similarities kept", memory=False),
+    Contender(
+        "floor3",
+        partial(floor, products=3),
+        "three matrix products, similarities kept for backward",
+        memory=False,
+    ),
     Contender("floor4", partial(floor, products=4), "four, similarities computed twice", memory=False),
     Contender("plain-formula", plain_formula, "robust loss, TempNets, moving averages in plain PyTorch"),
     Contender("open_clip", open_clip, "InfoNCE with one temperature, no averages", **CLIP),
@@ -138,7 +143,7 @@ CONTENDERS = (
     ),
     Contender("tempnets", tempnets, "both networks alone, without a loss", memory=False),
     Contender(
-        "dro_temp-eager",
+        "dro_temp-reference",
         partial(dro_temp, backend="reference"),
         "robust loss with a temperature per sample, all at once",
     ),
@@ -163,9 +168,9 @@ CONTENDERS = (
         "temperatures from networks; similarities computed twice",
     ),
     Contender(
-        "dro_temp-plain",
+        "dro_temp-torch",
         partial(dro_temp, backend="torch"),
-        "the same in plain PyTorch, where there is no C compiler",
+        "the same in plain PyTorch, without a C compiler",
     ),
     Contender("dro_temp-triton", partial(dro_temp, backend="triton"), "the same, by a GPU kernel", (cuda,)),
 )

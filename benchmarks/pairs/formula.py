@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pairs.problem import GAMMA, RHO
+from benchmarks.pairs.problem import GAMMA, RHO
 
 
 class Side:
@@ -34,15 +34,15 @@ class Side:
         scaled = (margins / tau[:, None]).detach()
         others = ~torch.eye(n, dtype=torch.bool, device=scaled.device)
 
-        held, before = self.mean[index], self.top[index]
+        stored, before = self.mean[index], self.top[index]
         top = torch.maximum(before, scaled.amax(1))
         exponentials = (scaled - top[:, None]).exp() * others
         now = exponentials.sum(1) / (n - 1)
-        averaged = (1 - GAMMA) * held * (before - top).exp() + GAMMA * now
-        mean = torch.where(held == 0, now, averaged)  # a first visit has nothing to average with
+        averaged = (1 - GAMMA) * stored * (before - top).exp() + GAMMA * now
+        mean = torch.where(stored == 0, now, averaged)  # first visit: nothing to average with
         self.mean[index], self.top[index] = mean, top
 
         weights = exponentials / (mean[:, None] * (n - 1))
         # Gradients: the worst case's weights for the margins, rho - KL for the temperatures.
-        slope = mean.log() + top + RHO - (weights * scaled).sum(1)
-        return ((weights * margins).sum(1) + tau * slope).mean()
+        tau_grad = mean.log() + top + RHO - (weights * scaled).sum(1)
+        return ((weights * margins).sum(1) + tau * tau_grad).mean()

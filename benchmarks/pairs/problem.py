@@ -4,10 +4,10 @@ from argparse import Namespace
 from dataclasses import dataclass
 
 import torch
-from harness import Problem
 from torch import Tensor
 
 import dro_temp as dt
+from benchmarks.harness import Problem
 
 RHO = 2.0
 GAMMA = 0.8
@@ -16,7 +16,7 @@ BATCHES = 4  # in an epoch
 
 @dataclass(frozen=True)
 class PairsProblem(Problem):
-    """What a contrastive loss with moving averages is given.
+    """Inputs of a contrastive loss with moving averages.
 
     Args:
         image: unit features, [pairs d].
@@ -33,7 +33,7 @@ class PairsProblem(Problem):
     tempnets: dict[str, dt.TempNet]
 
     def tables(self) -> dict[str, dt.IndividualTemperature]:
-        """One temperature per sample and side, which follow their own gradients."""
+        """One temperature for each sample and side, updated by its own gradient."""
         bounds = {"tau_min": 0.01, "tau_max": 0.2}
         return {view: dt.IndividualTemperature(self.num_samples, **bounds) for view in self.tempnets}
 
@@ -43,13 +43,13 @@ class PairsProblem(Problem):
 
 
 class UnitFeatures(dt.HostAdapter):
-    """A host without towers: its inputs are unit features already, as peers' losses are given them."""
+    """A host without towers, whose inputs are unit features, as for the other libraries' losses."""
 
     views = dt.hosts.TwoTower.views
     mirrored = dt.hosts.TwoTower.mirrored
 
     def rows(self, image: Tensor, text: Tensor, index: Tensor | None = None) -> dict[str, dt.Rows]:
-        """Rows of both sides; no gradient of a normalisation is paid for."""
+        """Rows of both sides, without normalisation and its gradient."""
         target = torch.arange(len(image), device=image.device)
         sides = {"image": (image, text), "text": (text, image)}
         return {
@@ -63,7 +63,7 @@ def make_problem(shape: tuple[int, ...], options: Namespace) -> PairsProblem:
     pairs, d = shape
     torch.manual_seed(0)
     with torch.device(options.device):
-        # In place: memory that is freed here but stays with the process would hide some of a step's.
+        # In place: memory that is freed here but retained by the process would hide part of a step's.
         image = _unit(torch.empty(pairs, d).normal_())
         text = _unit(torch.empty(pairs, d).normal_(std=d**-0.5).add_(image))
         index = torch.randperm(BATCHES * pairs)[:pairs]

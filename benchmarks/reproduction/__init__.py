@@ -1,1 +1,0 @@
-"""The paper's tables, as small as a laptop allows: one command each, resumable, with the same tuning for everyone."""

@@ -1,1 +1,0 @@
-"""The parts of the studies on glyph-caption pairs: arms, data, one run, tables."""

@@ -1,1 +1,0 @@
-"""The parts of the language-model study: methods, runs, tables."""

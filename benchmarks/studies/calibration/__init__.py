@@ -1,0 +1,1 @@
+"""A frozen classifier: does a temperature for each image calibrate better than one constant?"""

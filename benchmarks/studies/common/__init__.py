@@ -1,0 +1,1 @@
+"""What the studies share: stored runs, tuning, paired statistics, summaries and tables."""

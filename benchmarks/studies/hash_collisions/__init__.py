@@ -1,0 +1,1 @@
+"""What do samples cost that share an entry of a table of moving averages?"""
