@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from dro_temp._checks import check_kind, check_within
-from dro_temp.hosts._hooks import is_bare
 from dro_temp.hosts._labels import labelled
+from dro_temp.hosts._modules import is_unmodified
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 
 
@@ -76,7 +76,7 @@ class Classifier(HostAdapter):
         if self.head is None:
             return {"class": labelled(output, labels, None, index, smoothing=smoothing)}
         scores: Tensor | LinearScores
-        if isinstance(self.head, nn.Linear) and is_bare(self.head, nn.Linear):
+        if isinstance(self.head, nn.Linear) and is_unmodified(self.head, nn.Linear):
             scores = LinearScores(output, self.head.weight, self.head.bias)
         else:
             scores = self.head(output)

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from dro_temp._checks import check_within
 from dro_temp._optional import optional_module
-from dro_temp.hosts._hooks import is_bare
 from dro_temp.hosts._labels import labelled
-from dro_temp.hosts._twin import twin
+from dro_temp.hosts._modules import is_unmodified, shadow_copy
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 from dro_temp.kernels.randomness import Randomness
 
@@ -92,7 +91,7 @@ class Timm(HostAdapter):
 
     def _head_is_linear(self, maps: Any) -> bool:
         classifier = self.model.get_classifier()
-        if not is_bare(classifier, *self._plain):
+        if not is_unmodified(classifier, *self._plain):
             return False
         known, linear = self._known
         if known is not classifier and not torch.compiler.is_compiling():
@@ -107,7 +106,7 @@ def _reads_hidden(model: Any, maps: Any) -> bool:
     Its input is compared rather than its output: a head that normalises first is the identity when it is new, and a
     classifier may start with weights of zero. A copy of the model is asked: other threads may run the model itself.
     """
-    model = twin(model)
+    model = shadow_copy(model)
     # As in training, but for modules that take note of what they see (batch normalisation).
     for part in model.modules():
         part.training = not any(name.startswith("running_") for name in part._buffers)

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from dro_temp.hosts._twin import twin
+from dro_temp.hosts._modules import shadow_copy
 from dro_temp.interfaces import HostAdapter
 
 
@@ -35,7 +35,7 @@ def freeze_unused(host: HostAdapter, *args: Any, **batch: Any) -> list[str]:
         return []
     # A copy over the same parameters: another thread may train the host meanwhile. In eval mode, so that nothing is
     # dropped, no running statistics move, and nothing is gathered: each process asks for itself.
-    asked = twin(host).eval()
+    asked = shadow_copy(host).eval()
     with torch.enable_grad():
         scores = [rows.dense_scores for rows in asked(*args, **batch).values()]
         total = torch.stack([s.square().sum() for s in scores]).sum()

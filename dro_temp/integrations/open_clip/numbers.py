@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from dro_temp.datasets import Indexed, SampleTable
 from dro_temp.datasets.sample_numbers import SampleKey
-from dro_temp.hosts._hooks import registered
+from dro_temp.hosts._modules import add_hook
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -118,8 +118,8 @@ def read_numbers(model: Model) -> Model:
         >>> model(torch.randn(1, 3, 16, 16), texts[None])["index"]
         tensor([0])
     """
-    registered(model.register_forward_pre_hook, _take_numbers)
-    registered(model.register_forward_hook, _hand_numbers_on)
+    add_hook(model.register_forward_pre_hook, _take_numbers)
+    add_hook(model.register_forward_hook, _hand_numbers_on)
     return model
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp.hosts import InChunks, SentenceTransformers
-from dro_temp.hosts._twin import twin
+from dro_temp.hosts._modules import shadow_copy
 from dro_temp.integrations._replicas import Replicas
 from dro_temp.integrations._temperatures import TemperatureMoments
 from dro_temp.integrations.sentence_transformers.keeper import loss_keeper
@@ -209,7 +209,7 @@ class RobustRankingLoss(nn.Module):
     def _held_out(self) -> Iterator[Objective]:
         """The objective in evaluation mode; a copy, since another thread may train meanwhile."""
         # The trainer puts its model in evaluation mode, not its loss: the model itself is left to it.
-        objective = twin(self.objective, keeping=self.model)
+        objective = shadow_copy(self.objective, sharing=self.model)
         parts = objective.predictors, objective.losses, objective.tau_losses, objective.risks
         objective._ledger = Ledger(*parts)
         for part in objective.modules():

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from dro_temp.hosts.causal_lm.head import output_embeddings
-from dro_temp.integrations.transformers.head import HeadTemperatures
+from dro_temp.hosts.causal_lm.model_head import output_embeddings
+from dro_temp.integrations.transformers.head_temperatures import HeadTemperatures
 from dro_temp.integrations.transformers.tap import LastPosition, Tap
 from dro_temp.interfaces import TemperaturePredictor
 from dro_temp.predictors import TempNet

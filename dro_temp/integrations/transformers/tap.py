@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp._compiler import outside_graphs
-from dro_temp.hosts._hooks import hooks_of_others, registered
+from dro_temp.hosts._modules import add_hook, foreign_hooks
 
 
 class LastPosition(NamedTuple):
@@ -59,14 +59,14 @@ class Tap:
     def __init__(self, model: nn.Module, head: nn.Module) -> None:
         self._threads = _OfThreads()
         # After the head, not before it: hooks that change what it is given may be put there later.
-        self._handles = [registered(head.register_forward_hook, self._after_head)]
+        self._handles = [add_hook(head.register_forward_hook, self._after_head)]
         self._after_hooks: dict[int, int] = {}  # their numbers, by the modules'
         # A wrapper may call what it wraps, its forward without hooks, or have it generate: all of them are heard.
         for module in model.modules():
             if module is model or _head_of(module) is head:
-                after = registered(module.register_forward_hook, self._after)
+                after = add_hook(module.register_forward_hook, self._after)
                 self._after_hooks[id(module)] = after.id
-                self._handles += [registered(module.register_forward_pre_hook, self._before), after]
+                self._handles += [add_hook(module.register_forward_pre_hook, self._before), after]
 
     def __enter__(self) -> "Tap":
         return self
@@ -105,7 +105,7 @@ class Tap:
     def _stay_last(self, module: nn.Module) -> None:
         """Hooks that change the logits may be put on the model later: ours goes behind them."""
         own = self._after_hooks.get(id(module))
-        others = hooks_of_others(module, "_forward_hooks")
+        others = foreign_hooks(module, "_forward_hooks")
         if own is not None and others:
             order = list(module._forward_hooks)  # in one step: other threads add and remove theirs
             if own in order and others[-1] in order[order.index(own) :]:
