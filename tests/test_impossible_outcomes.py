@@ -11,7 +11,7 @@ from torch import nn
 import dro_temp as dt
 from dro_temp.kernels import passes
 from dro_temp.kernels.native_device import native_runs_on
-from dro_temp.predictors import decoding
+from dro_temp.predictors import logit_decoder
 
 BOUNDS = {"tau_min": 0.1, "tau_max": 2.0}
 MASKS = {
@@ -194,7 +194,7 @@ def test_generation_agrees_with_training(mask, centred, native, monkeypatch):
     hidden = torch.randn(6, 6)
     logits = head(hidden).detach()
     if not native:
-        monkeypatch.setattr(decoding, "native_runs_on", lambda *_: False)
+        monkeypatch.setattr(logit_decoder, "native_runs_on", lambda *_: False)
     decode = network.decoder(dt.FrozenHead(head.weight, head.bias))
     one_by_one = torch.cat([decode(hidden[i : i + 1], logits[i : i + 1]) for i in range(6)])
     wanted = network(support=dt.Support(logits)).detach()

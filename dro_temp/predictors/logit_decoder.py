@@ -17,10 +17,11 @@ def logit_decoder(
     r"""Temperatures of a frozen head's own logits, by few calls, or by one into C.
 
     The first layer is folded into the head, so that a product with the hidden state takes the place of one with all
-    logits; what is left is a fiftieth of the head's own cost or less, unless every step of it is a call of its own.
+    logits. The rest costs a fiftieth of the head's own product or less, if it is one call: in separate calls their
+    overhead would dominate.
 
     Args:
-        predictor: whose temperatures, a TempNet; its bounds and parameters of this moment.
+        predictor: a TempNet; its bounds and parameters are read now.
         encoder: its encoder.
         pooling: its readout.
         head: the head.
