@@ -437,11 +437,11 @@ def test_neither_model_nor_tensors_are_kept_alive():
     model = _model()
     processor = dt.TemperatureLogitsProcessor(model, _tempnet())
     output = model(_prompt(2, 30))  # with gradients, as in training: not even noticed
-    assert processor._tap.take() is None
+    assert processor._hook.take() is None
     del output
     with torch.no_grad():
         logits = model(_prompt(2, 30)).logits
-    last = processor._tap.take()
+    last = processor._hook.take()
     assert last.logits.untyped_storage().nbytes() == 2 * VOCABULARY * 4  # one position, not a view of thirty
     assert last.hidden.untyped_storage().nbytes() == 2 * WIDTH * 4
     gone = weakref.ref(model), weakref.ref(logits)

@@ -55,7 +55,7 @@ def test_the_loop_trains_as_the_house_does(predictor):
     for part in ("predictors", "losses"):
         assert_same(getattr(objective, part), getattr(loss.objective, part))
     assert int(loss.objective.losses["image"].estimator.steps) == len(PLAN)
-    assert loss.objective.host.watched.item() == 0.0
+    assert loss.objective.host.step_marker.item() == 0.0
     assert model.logit_scale.item() == loops.clip().logit_scale.item()
 
 

@@ -275,12 +275,12 @@ def test_a_trainer_that_writes_nothing_is_refused(tmp_path):
 
 def test_a_skipped_step_leaves_no_trace():
     loss = remembering()
-    keeper = loss.callback()
+    callback = loss.callback()
     columns = tiny.columns(loss.model, 4)
     for skipped, written in ((True, 0), (False, 4)):
         loss([dict(column) for column in columns], torch.arange(4)).backward()
         optimizer = SimpleNamespace(step_was_skipped=skipped)
-        keeper.on_optimizer_step(None, None, None, optimizer=optimizer)
+        callback.on_optimizer_step(None, None, None, optimizer=optimizer)
         assert not loss.objective.pending
         assert int(log_u(loss).isfinite().sum()) == written
 

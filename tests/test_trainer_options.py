@@ -248,7 +248,7 @@ def test_each_view_of_a_ranking_loss(tmp_path):
 
 
 def test_means_over_many_batches_lose_nothing_to_rounding():
-    from dro_temp.integrations._temperatures import TemperatureMoments
+    from dro_temp.integrations._temperature_log import TemperatureMoments
 
     sums = TemperatureMoments(("a", "b"))
     tau = 1 + 1e-4 * torch.randn(50, 40, generator=torch.Generator().manual_seed(0))
@@ -273,7 +273,7 @@ def test_what_is_no_trainer_at_all_is_refused():
 
 
 def _in_a_process(rank, world):
-    from dro_temp.integrations._temperatures import TemperatureMoments
+    from dro_temp.integrations._temperature_log import TemperatureMoments
 
     sums = TemperatureMoments(("a", "b"))
     sums.add("a", torch.tensor([[1.0, 2.0, 6.0], [4.0]][rank]), training=True)

@@ -1,7 +1,7 @@
-"""Sample numbers that travel inside the texts, through a loop that knows nothing of them.
+"""Sample numbers that travel inside the texts, through a loop that is not aware of them.
 
 A text of L tokens, [L], becomes [1, L + 1] with the number at its end. A batch of such texts has three dimensions,
-and so is never taken for one without numbers.
+so it cannot be mistaken for one without.
 """
 
 from collections.abc import Callable, Mapping
@@ -54,13 +54,13 @@ class NumberedTexts(Dataset[Any]):
 
 
 class NumberedStream:
-    """For `.map` of a webdataset pipeline: the text of each sample gets the number of its key.
+    """For `.map` of a webdataset pipeline: appends the number of each sample's key to its text.
 
     Args:
-        table: from keys to numbers.
+        table: maps keys to numbers.
         text: name of the tokens in a sample.
-        key: from a sample to its key. Keys that are unique in their shard only need the shard's name as well:
-            write a function of your own.
+        key: maps a sample to its key. Keys that are unique within a shard only need the shard's name as well: write a
+            function of your own.
 
     Raises:
         KeyError: a sample without tokens or key.
@@ -94,11 +94,11 @@ class NumberedStream:
 
 
 def read_numbers(model: Model) -> Model:
-    """Let an open_clip model take texts with numbers: its output then has them as `index`, and the loop's loss too.
+    """Make an open_clip model accept numbered texts: its output then has their numbers as `index`, for the loop's loss.
 
-    It hooks into the model's forward and changes nothing else: parameters, the keys of its state and its methods
-    stay, so its checkpoints are open_clip's. Texts without numbers pass as before. Call it before the model is
-    wrapped in DistributedDataParallel or compiled.
+    It adds hooks to the model's forward and changes nothing else: parameters, state-dict keys and methods stay, so its
+    checkpoints are open_clip's. Texts without numbers pass as before. Call it before the model is wrapped in
+    DistributedDataParallel or compiled.
 
     Args:
         model: made with `output_dict=True`.
@@ -123,7 +123,7 @@ def read_numbers(model: Model) -> Model:
     return model
 
 
-# The numbers go from one hook to the other on the texts themselves: several threads may run the model at once.
+# The numbers pass from one hook to the other as an attribute of the texts: several threads may run the model at once.
 _NUMBERS = "_dro_temp_index"
 
 

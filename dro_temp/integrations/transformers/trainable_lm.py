@@ -9,12 +9,14 @@ from dro_temp import distributed
 from dro_temp._checks import check_kind
 from dro_temp.hosts import CausalLM
 from dro_temp.hosts._labels import IGNORE
-from dro_temp.integrations._temperatures import TemperatureMoments
-from dro_temp.integrations.transformers.checkpoint import SlimState
+from dro_temp.integrations._temperature_log import TemperatureMoments
+from dro_temp.interfaces import HostAdapter
 from dro_temp.objective import Objective
 
+_HOST = "objective.host."
 
-class TrainableLM(SlimState):
+
+class TrainableLM(nn.Module):
     r"""An `Objective` over a causal language model, as `transformers.Trainer` wants its model.
 
     The loss of a micro-batch is the sum of its rows' values over the number of labels in the whole accumulation
@@ -54,8 +56,13 @@ class TrainableLM(SlimState):
             "objective", objective, Objective, "Write Objective(hosts.CausalLM(model), tempnet, loss)."
         )
         check_kind("objective.host", objective.host, CausalLM, "Wrap the model: hosts.CausalLM(model).")
-        super().__init__("objective.host.", objective.host)
+        super().__init__()
         self.objective = objective
+        # What is frozen only later was trained before: its weights are in no other file.
+        self._never_trained = _untrained(objective.host)
+        # Functions, not methods: torch marks what it is given, and copies and pickles keep it.
+        self.register_state_dict_post_hook(_leave_out)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_do_not_miss)  # type: ignore[no-untyped-call]
         self.views = objective.host.views
         self.temperatures: TemperatureMoments | None = None  # for `log_temperatures`
         ignored = objective._ddp_params_and_buffers_to_ignore
@@ -84,10 +91,9 @@ class TrainableLM(SlimState):
         Raises:
             ValueError: no labels, labels at padding, or labels that were shifted already.
         """
-        _refuse_other_labels(labels, attention_mask, inputs)
+        _check_labels(labels, attention_mask, inputs)
         assert labels is not None
-        if position_ids is not None:
-            inputs["position_ids"] = position_ids
+        inputs.update({} if position_ids is None else {"position_ids": position_ids})
         output = self.objective(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -102,9 +108,15 @@ class TrainableLM(SlimState):
             return {"loss": output.loss}
         return {
             "loss": output.loss,
-            "values": self._in_place(output.values["token"], labels),
-            "tau": self._in_place(output.tau["token"], labels),
+            "values": self._at_labels(output.values["token"], labels),
+            "tau": self._at_labels(output.tau["token"], labels),
         }
+
+    @property
+    def _host(self) -> CausalLM:
+        host = self.objective.host
+        assert isinstance(host, CausalLM)
+        return host
 
     def _count(self, items: Tensor | int | None) -> Tensor | None:
         if items is None:
@@ -113,21 +125,16 @@ class TrainableLM(SlimState):
         processes = distributed.world_size() if self.training else 1
         return torch.as_tensor(items).clamp(min=1) * processes
 
-    def _in_place(self, rows: Tensor, labels: Tensor) -> Tensor:
+    def _at_labels(self, rows: Tensor, labels: Tensor) -> Tensor:
+        """[batch length], each row's number at the label that it predicts."""
         first = int(self._host.shifted)
         counted = labels[:, first:] != IGNORE
         x = rows.reshape(counted.shape).masked_fill(~counted, IGNORE)
         return nn.functional.pad(x, (first, 0), value=IGNORE)
 
     @property
-    def _host(self) -> CausalLM:
-        host = self.objective.host
-        assert isinstance(host, CausalLM)
-        return host
-
-    @property
     def loss_type(self) -> str | None:
-        """Tells the Trainer whether the first label of a sequence counts."""
+        """Read by the Trainer: whether the first label of a sequence counts."""
         return "ForCausalLM" if self._host.shifted else None
 
     @property
@@ -141,7 +148,7 @@ class TrainableLM(SlimState):
         return getattr(self._host.model, "generation_config", None)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The language model's: the Trainer puts noise on them (`neftune_noise_alpha`)."""
+        """The language model's, to which the Trainer adds noise (`neftune_noise_alpha`)."""
         embeddings: nn.Module = self._host.model.get_input_embeddings()  # type: ignore[operator]
         return embeddings
 
@@ -166,9 +173,7 @@ class TrainableLM(SlimState):
         self._host.model.activation_checkpointing_enable(*args, **kwargs)  # type: ignore[operator]
 
 
-def _refuse_other_labels(
-    labels: Tensor | None, attention_mask: Tensor | None, inputs: dict[str, Any]
-) -> None:
+def _check_labels(labels: Tensor | None, attention_mask: Tensor | None, inputs: dict[str, Any]) -> None:
     if labels is None or "shift_labels" in inputs:
         received = "none" if labels is None else "shift_labels"
         raise ValueError(
@@ -187,3 +192,35 @@ def _refuse_other_labels(
             "the Trainer would count them. Collate with DataCollatorForLanguageModeling(tokenizer, mlm=False), or "
             f"write labels.masked_fill(attention_mask == 0, {IGNORE})."
         )
+
+
+# --- State without what was never trained ------------------------------------------------------------------------
+# The weights of a frozen host would be written again at every checkpoint, and safetensors refuses a tensor that has
+# two names, as a head has that is tied to the embeddings.
+
+
+def _untrained(host: HostAdapter) -> set[str]:
+    """Names of what a host does not train."""
+    names = {name for name, p in host.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    if host.frozen:
+        names |= {name for name, _ in host.named_buffers(remove_duplicate=False)}
+    return {_HOST + name for name in names}
+
+
+def _left_out(module: TrainableLM) -> set[str]:
+    """Names that are not saved: of host weights that were never trained, and second names of one tensor."""
+    first: dict[int, str] = {}
+    named = module.named_parameters(remove_duplicate=False)
+    seconds = {name for name, p in named if first.setdefault(id(p), name) != name}
+    return (module._never_trained & _untrained(module.objective.host)) | seconds
+
+
+def _leave_out(module: TrainableLM, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for name in _left_out(module):
+        state.pop(prefix + name, None)
+
+
+def _do_not_miss(module: TrainableLM, keys: Any) -> None:
+    left_out = _left_out(module)
+    # Inside another module, names come with its prefix.
+    keys.missing_keys[:] = [k for k in keys.missing_keys if k[max(k.find("objective"), 0) :] not in left_out]

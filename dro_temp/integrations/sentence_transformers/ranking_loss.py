@@ -1,4 +1,4 @@
-"""An objective as a loss of `SentenceTransformerTrainer`."""
+"""An objective as a loss of `SentenceTransformerTrainer`, and sample numbers that reach it."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from dro_temp.hosts import InChunks, SentenceTransformers
 from dro_temp.hosts._modules import shadow_copy
 from dro_temp.integrations._replicas import Replicas
-from dro_temp.integrations._temperatures import TemperatureMoments
-from dro_temp.integrations.sentence_transformers.keeper import loss_keeper
+from dro_temp.integrations._temperature_log import TemperatureMoments
+from dro_temp.integrations.sentence_transformers.memory_callback import memory_callback
 from dro_temp.interfaces import HostAdapter, RobustLoss, TemperaturePredictor
 from dro_temp.interfaces.ledger import Ledger
 from dro_temp.interfaces.modes import evaluating
@@ -21,9 +21,11 @@ from dro_temp.objective import Objective
 from dro_temp.objective.parts import PerView
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import TrainerCallback
 
 _HOST = "objective.host."
+_LABELS = ("label", "labels", "score", "scores")  # columns that the trainer takes for labels
 
 
 class RobustRankingLoss(nn.Module):
@@ -35,7 +37,7 @@ class RobustRankingLoss(nn.Module):
     and doc_to_query, and partition_mode="per_direction". In several processes columns are gathered with gradient.
 
     The trainer trains the loss's own parameters: `learning_rate_mapping={"predictors": 1e-4}` gives temperatures a
-    rate of their own. It neither writes nor saves what a loss remembers, which `callback` is for.
+    learning rate of their own. It neither commits nor saves a loss's memory, which is what `callback` is for.
 
     Args:
         model: the `SentenceTransformer` that is trained.
@@ -46,14 +48,14 @@ class RobustRankingLoss(nn.Module):
         **options: of `Objective`, for example check_finite=False under a float16 gradient scaler.
 
     Attributes:
-        metrics: what the objective would log of the last batch, such as "anchor/tau_mean"; the trainer adds up what a
-            loss returns, so that they cannot be returned.
+        metrics: those of the objective for the last batch, such as "anchor/tau_mean"; not returned, since the trainer
+            adds up whatever a loss returns.
 
     Raises:
         TypeError: parts of another kind.
-        ValueError: fewer than two columns; no sample numbers where they are needed, or numbers beyond a table; hard
-            negatives where penalties or mini_batch_size compare pairs alone.
-        RuntimeError: a trainer that does not write the memory.
+        ValueError: fewer than two columns; missing sample numbers, or numbers beyond a table; hard negatives together
+            with penalties or mini_batch_size, which compare pairs alone.
+        RuntimeError: a trainer that does not commit the memory.
 
     Example:
         >>> import dro_temp as dt
@@ -92,7 +94,7 @@ class RobustRankingLoss(nn.Module):
         self.objective = Objective(host, predictor, loss, **options)
         self.metrics: dict[str, Tensor] = {}
         self.temperatures: TemperatureMoments | None = None  # for `log_temperatures`
-        self._replicas = Replicas(1)
+        self._replicas = Replicas()
         # Functions, not methods: torch marks what it is given, and copies and pickles keep it.
         self.register_state_dict_post_hook(_leave_model_out)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_do_not_miss_model)  # type: ignore[no-untyped-call]
@@ -106,14 +108,14 @@ class RobustRankingLoss(nn.Module):
         return inner.model
 
     def forward(self, sentence_features: Iterable[Mapping[str, Any]], labels: Any = None) -> Tensor:
-        """The loss of a batch; without gradient, that of held-out data, from which nothing is remembered.
+        """The loss of a batch; without gradient, that of held-out data, which leaves the memory alone.
 
         Args:
             sentence_features: the columns, tokenised: anchor, positive, hard negatives.
-            labels: [n] the samples' numbers. Without gradient, only predictors that need numbers are given them.
+            labels: [n] the samples' numbers. Without gradient, only predictors that read them get them.
         """
         columns = list(sentence_features)
-        self._refuse(columns)
+        self._check_columns(columns)
         anchor, positive, *negatives = columns
         batch = {"negatives": tuple(negatives), "index": self._numbers(labels)}
         if torch.is_grad_enabled():
@@ -132,9 +134,9 @@ class RobustRankingLoss(nn.Module):
     def callback(
         self, *, resume_from: str | os.PathLike[str] | None = None, name: str = "robust_ranking_loss"
     ) -> "TrainerCallback":
-        """What the trainer needs beside the loss: `callbacks=[loss.callback()]`.
+        """The callback that the trainer needs beside the loss: `callbacks=[loss.callback()]`.
 
-        It writes the memory when a step was taken, and drops what belongs to a step that a gradient scaler skipped. It
+        It commits the memory when a step was taken, and discards that of a step that a gradient scaler skipped. It
         saves the loss, without the model, as "{name}.pt" in each checkpoint's folder, a whole file or none; loads it
         when the trainer resumes; and loads that of the best checkpoint where the trainer loads the best model.
 
@@ -148,10 +150,10 @@ class RobustRankingLoss(nn.Module):
             ValueError: then, the loss of another run, step or shape.
         """
         folder = None if resume_from is None else Path(resume_from)
-        return loss_keeper(self, self.objective, f"{name}.pt", folder)
+        return memory_callback(self, self.objective, f"{name}.pt", folder)
 
     def get_config_dict(self) -> dict[str, Any]:
-        """What the model card says of the loss."""
+        """The loss, for the model card."""
         parts = {"predictor": self.objective.predictors, "loss": self.objective.losses}
         config: dict[str, Any] = {
             f"{view}_{part}": repr(modules[view]) for part, modules in parts.items() for view in self.views
@@ -160,17 +162,17 @@ class RobustRankingLoss(nn.Module):
 
     @property
     def citation(self) -> str:
-        """What the model card cites."""
+        """For the model card."""
         return _CITATION
 
     def _numbers(self, labels: Any) -> Any:
-        """The labels, where they are numbers of samples, and a table reads them."""
+        """The labels, if a table reads them as sample numbers."""
         predictors = [p for p in self.objective.predictors.values() if isinstance(p, TemperaturePredictor)]
-        wanted = any("index" in p.reads for p in predictors)
-        # Held-out data have no place in a memory, and its numbers may be anything.
+        required = any("index" in p.reads for p in predictors)
+        # Held-out data have no place in a memory, and their labels may be anything.
         if torch.is_grad_enabled() and self.training:
-            wanted = wanted or bool(self.objective.memory_modules())
-        if not wanted:
+            required = required or bool(self.objective.memory_modules())
+        if not required:
             return None
         if labels is None:
             raise ValueError(
@@ -180,7 +182,7 @@ class RobustRankingLoss(nn.Module):
             )
         return labels
 
-    def _refuse(self, columns: list[Mapping[str, Any]]) -> None:
+    def _check_columns(self, columns: list[Mapping[str, Any]]) -> None:
         if len(columns) < 2:
             raise ValueError(
                 f"expected columns anchor, positive and perhaps hard negatives, received {len(columns)}. Give the data "
@@ -196,7 +198,7 @@ class RobustRankingLoss(nn.Module):
         """Before a forward that trains."""
         # The trainer wraps the model in DistributedDataParallel, not its loss.
         own = [self.objective.predictors, self.objective.losses, self.objective.penalties]
-        self._replicas.watch(nn.ModuleList(own))
+        self._replicas.synchronise(nn.ModuleList(own))
         try:
             self.objective._ledger.refuse_uncommitted()
         except RuntimeError as error:
@@ -207,8 +209,8 @@ class RobustRankingLoss(nn.Module):
 
     @contextmanager
     def _held_out(self) -> Iterator[Objective]:
-        """The objective in evaluation mode; a copy, since another thread may train meanwhile."""
-        # The trainer puts its model in evaluation mode, not its loss: the model itself is left to it.
+        """A copy of the objective in evaluation mode: another thread may train meanwhile."""
+        # The trainer puts its model in evaluation mode, but not its loss.
         objective = shadow_copy(self.objective, sharing=self.model)
         parts = objective.predictors, objective.losses, objective.tau_losses, objective.risks
         objective._ledger = Ledger(*parts)
@@ -217,6 +219,40 @@ class RobustRankingLoss(nn.Module):
                 part.objective_trains = False
         with evaluating(objective):
             yield objective
+
+
+def number_samples(dataset: "Dataset") -> "Dataset":
+    """A data set with a further column "label", the number of each row.
+
+    A loss of sentence-transformers receives sample numbers only as labels. Number the data set once, before it is
+    shuffled or filtered: a number must mean the same row in every epoch and run.
+
+    Args:
+        dataset: a `datasets.Dataset`.
+
+    Raises:
+        TypeError: a data set without rows that can be counted, such as a stream.
+        ValueError: it has a column already that the trainer takes for labels.
+
+    Example:
+        >>> import datasets
+        >>> pairs = datasets.Dataset.from_dict({"anchor": ["a", "b"], "positive": ["A", "B"]})
+        >>> number_samples(pairs)["label"][:]
+        [0, 1]
+    """
+    if not (hasattr(dataset, "add_column") and hasattr(dataset, "__len__")):
+        raise TypeError(
+            f"expected a datasets.Dataset, received {type(dataset).__name__}, whose rows have no numbers. Number each "
+            "split by itself; give a stream a column 'label' of its own, the same in every epoch "
+            "(dro_temp.datasets.SampleTable makes numbers of keys)."
+        )
+    taken = [name for name in dataset.column_names if name in _LABELS]
+    if taken:
+        raise ValueError(
+            f"expected a data set without a column of labels, received one with {taken[0]!r}, of which the trainer "
+            f"passes only one on. Write dataset.remove_columns({taken[0]!r}) first."
+        )
+    return dataset.add_column("label", list(range(len(dataset))))
 
 
 def _leave_model_out(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:

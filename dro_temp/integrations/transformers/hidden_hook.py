@@ -1,4 +1,4 @@
-"""What a model makes of the last position: caught by hooks in its own forward, before anything has changed it."""
+"""What a model computes for the last position, captured by hooks in its own forward before anything changes it."""
 
 import threading
 from contextlib import suppress
@@ -27,28 +27,28 @@ class LastPosition(NamedTuple):
     by_generate: bool
 
 
-class _Heard:
-    """What one thread's forwards left."""
+class _Captured:
+    """What the forwards of one thread left."""
 
     last: LastPosition | None = None
     hidden: Tensor | None = None
     head_calls = 0
 
 
-class _OfThreads(threading.local):
-    """A thread's own, as several of them may run one model; copies and pickles start empty."""
+class _PerThread(threading.local):
+    """Several threads may run one model; copies and pickles start empty."""
 
     def __init__(self) -> None:
-        self.heard = _Heard()
+        self.captured = _Captured()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _OfThreads, ()
+        return _PerThread, ()
 
 
-class Tap:
-    """Hooks on a model and its head that keep the last position of a thread's latest forward until it takes it.
+class HiddenHook:
+    """Hooks on a model and its head that hold the last position of a thread's latest forward until it is taken.
 
-    Forwards that record gradients are let pass, so that training is neither slowed nor remembered. The model is not
+    Forwards that record gradients are ignored, so that training is neither slowed nor remembered. The model is not
     kept alive, and of a longer sequence one position alone.
 
     Args:
@@ -57,18 +57,18 @@ class Tap:
     """
 
     def __init__(self, model: nn.Module, head: nn.Module) -> None:
-        self._threads = _OfThreads()
+        self._threads = _PerThread()
         # After the head, not before it: hooks that change what it is given may be put there later.
         self._handles = [add_hook(head.register_forward_hook, self._after_head)]
-        self._after_hooks: dict[int, int] = {}  # their numbers, by the modules'
-        # A wrapper may call what it wraps, its forward without hooks, or have it generate: all of them are heard.
+        self._after_ids: dict[int, int] = {}  # ids of the hooks after a model, by the module's
+        # A wrapper may call what it wraps, its forward without hooks, or have it generate: each gets hooks.
         for module in model.modules():
             if module is model or _head_of(module) is head:
-                after = add_hook(module.register_forward_hook, self._after)
-                self._after_hooks[id(module)] = after.id
-                self._handles += [add_hook(module.register_forward_pre_hook, self._before), after]
+                after = add_hook(module.register_forward_hook, self._after_model)
+                self._after_ids[id(module)] = after.id
+                self._handles += [add_hook(module.register_forward_pre_hook, self._before_model), after]
 
-    def __enter__(self) -> "Tap":
+    def __enter__(self) -> "HiddenHook":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -76,35 +76,35 @@ class Tap:
 
     def take(self) -> LastPosition | None:
         """This thread's latest forward's last position, once; None if there was no forward since."""
-        heard = self._heard()
-        last, heard.last = heard.last, None
+        captured = self._captured()
+        last, captured.last = captured.last, None
         return last
 
     def close(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
-        self._threads = _OfThreads()
+        self._threads = _PerThread()
 
-    def _heard(self) -> _Heard:
+    def _captured(self) -> _Captured:
         # The compiler does not know whose attributes these are, and would lose what is written to them.
-        return _of_this_thread(self) if torch.compiler.is_compiling() else self._threads.heard
+        return _of_this_thread(self) if torch.compiler.is_compiling() else self._threads.captured
 
-    def _before(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
+    def _before_model(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
         if kwargs is not None and "logits_processor_args" in kwargs:
             raise ValueError(
                 "expected model.generate, received a forward of continuous batching (generate_batch), which calls no "
                 "TemperatureLogitsProcessor. Call model.generate(..., logits_processor=[processor]); for texts "
                 "without its temperatures, call processor.close() first."
             )
-        heard = self._heard()
-        heard.hidden, heard.head_calls = None, 0
+        captured = self._captured()
+        captured.hidden, captured.head_calls = None, 0
         if not torch.compiler.is_compiling():
-            self._stay_last(module)
+            self._move_last(module)
 
-    def _stay_last(self, module: nn.Module) -> None:
+    def _move_last(self, module: nn.Module) -> None:
         """Hooks that change the logits may be put on the model later: ours goes behind them."""
-        own = self._after_hooks.get(id(module))
+        own = self._after_ids.get(id(module))
         others = foreign_hooks(module, "_forward_hooks")
         if own is not None and others:
             order = list(module._forward_hooks)  # in one step: other threads add and remove theirs
@@ -116,28 +116,30 @@ class Tap:
         if output is None or torch.is_grad_enabled():
             return
         hidden = args[0] if args else next(iter(kwargs.values()))
-        heard = self._heard()
-        heard.head_calls += 1
-        heard.hidden = _last_of(hidden)
+        captured = self._captured()
+        captured.head_calls += 1
+        captured.hidden = _last_of(hidden)
 
-    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+    def _after_model(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
         logits = None if torch.is_grad_enabled() else _last_of(getattr(output, "logits", None))
         if logits is None:
             return
-        heard = self._heard()
+        captured = self._captured()
         by_generate = kwargs.get("return_dict") is True
-        # Guidance runs the model again, for its own purposes, before a step's scores are ours to see.
-        if heard.last is not None and heard.last.by_generate and not by_generate:
+        # Guidance runs the model again, for its own purposes, before a step's scores reach the processor.
+        if captured.last is not None and captured.last.by_generate and not by_generate:
             return
-        hidden = heard.hidden if heard.head_calls == 1 else None
+        hidden = captured.hidden if captured.head_calls == 1 else None
         if hidden is not None and len(hidden) != len(logits):
             hidden = None
-        heard.last = LastPosition(logits, hidden, _positions(args, kwargs), by_generate)
+        inputs = (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        positions = next((x.shape[1] for x in inputs if isinstance(x, Tensor)), 0)
+        captured.last = LastPosition(logits, hidden, positions, by_generate)
 
 
 @outside_graphs
-def _of_this_thread(tap: Tap) -> _Heard:
-    return tap._threads.heard
+def _of_this_thread(hook: HiddenHook) -> _Captured:
+    return hook._threads.captured
 
 
 def _head_of(module: nn.Module) -> Any:
@@ -151,8 +153,3 @@ def _last_of(x: Any) -> Tensor | None:
         return None
     last = x.select(1, -1)
     return last if x.shape[1] == 1 else last.clone()
-
-
-def _positions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    given = (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
-    return next((x.shape[1] for x in given if isinstance(x, Tensor)), 0)

@@ -1,4 +1,4 @@
-"""What a trainer does not do for a loss: write its memory after each step, save it, load it again."""
+"""What the trainer does not do for a loss: commit its memory after each step, save it, load it again."""
 
 import uuid
 from pathlib import Path
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
 
-def loss_keeper(
+def memory_callback(
     loss: torch.nn.Module, objective: Objective, name: str, resume_from: Path | None
 ) -> "TrainerCallback":
     """A callback for one loss.
 
     Args:
-        loss: whose state is kept.
-        objective: the loss's, whose memory is written.
+        loss: whose state is saved.
+        objective: the loss's, whose memory is committed.
         name: of the file in a checkpoint's folder, and of the entry in the trainer's own state.
         resume_from: folder of the checkpoint that is resumed, if it is not in the trainer's output folder.
 
@@ -29,10 +29,10 @@ def loss_keeper(
         ImportError: transformers is not installed.
     """
     base: Any = optional_module(
-        "transformers", "whose trainer calls the loss back", extra="clip"
+        "transformers", "whose trainer runs the callback", extra="clip"
     ).TrainerCallback
 
-    class LossKeeper(base):
+    class MemoryCallback(base):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             objective.discard()
             run = _run_of(state, name)
@@ -40,9 +40,14 @@ def loss_keeper(
                 folder = resume_from or _folder(args, state)
                 saved = _load(folder / name)
                 if run is None or (saved["run"], saved["step"]) != (run, state.global_step):
-                    raise _other_run(folder / name, saved["step"], state.global_step)
+                    raise ValueError(
+                        f"expected the loss of the run that is resumed, at step {state.global_step}, received in "
+                        f"{str(folder / name)!r} that of another run, at step {saved['step']}. Write "
+                        "loss.callback(resume_from=folder) with the folder that "
+                        "trainer.train(resume_from_checkpoint=folder) is given."
+                    )
                 loss.load_state_dict(saved["loss"])
-            # A name in the trainer's own file: it tells this run's checkpoints from those of others.
+            # An id in the trainer's own file tells this run's checkpoints from those of others.
             state.stateful_callbacks[name] = {"args": {}, "attributes": {"run": run or uuid.uuid4().hex}}
 
         def on_optimizer_step(
@@ -50,22 +55,22 @@ def loss_keeper(
         ) -> None:
             if getattr(optimizer, "step_was_skipped", False):  # by a gradient scaler
                 objective.discard()
-            elif objective.pending:  # a CompositionalOptimizer has written it already
+            elif objective.pending:  # unless a CompositionalOptimizer has committed it already
                 objective.commit()
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if not args.should_save:
                 return
-            kept = {"run": _run_of(state, name), "step": state.global_step, "loss": loss.state_dict()}
+            saved = {"run": _run_of(state, name), "step": state.global_step, "loss": loss.state_dict()}
             with whole_file(_folder(args, state) / name) as file:
-                torch.save(kept, file)
+                torch.save(saved, file)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if args.load_best_model_at_end and state.best_model_checkpoint is not None:
                 loss.load_state_dict(_load(Path(state.best_model_checkpoint) / name)["loss"])
 
-    keeper: TrainerCallback = LossKeeper()
-    return keeper
+    callback: TrainerCallback = MemoryCallback()
+    return callback
 
 
 def _folder(args: Any, state: Any) -> Path:
@@ -87,11 +92,3 @@ def _load(path: Path) -> dict[str, Any]:
         )
     saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return saved
-
-
-def _other_run(path: Path, found: int, wanted: int) -> ValueError:
-    return ValueError(
-        f"expected the loss of the run that is resumed, at step {wanted}, received in {str(path)!r} that of another "
-        f"run, at step {found}. Write loss.callback(resume_from=folder) with the folder that "
-        "trainer.train(resume_from_checkpoint=folder) is given."
-    )
