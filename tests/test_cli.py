@@ -18,8 +18,8 @@ pytest.importorskip("jsonargparse")
 import dro_temp  # noqa: E402
 from dro_temp.cli import text  # noqa: E402
 from dro_temp.cli.checkpoints import COMPLETE, newest_whole  # noqa: E402
-from dro_temp.cli.errors import sentence  # noqa: E402
 from dro_temp.cli.main import EXAMPLES, main  # noqa: E402
+from dro_temp.cli.messages import sentence  # noqa: E402
 from dro_temp.cli.options import check_room  # noqa: E402
 
 pytestmark = [

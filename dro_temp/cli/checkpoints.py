@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dro_temp._files import whole_file
-from dro_temp.cli.needs import needed
+from dro_temp.cli.messages import needed
 
 #: The list of a checkpoint's files: there is one where all of them are.
 COMPLETE = "complete.json"

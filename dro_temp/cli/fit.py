@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dro_temp.cli.checkpoints import checkpoint_keeper, newest_whole
+from dro_temp.cli.messages import needed, say
 from dro_temp.cli.models import OFFLINE, load_model
-from dro_temp.cli.needs import needed, say
 from dro_temp.cli.options import check_fit, check_positions, check_radius
 from dro_temp.cli.run import Run
 from dro_temp.cli.text import OFFLINE as PYTHON

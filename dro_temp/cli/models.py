@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dro_temp._files import check_writable, default_root
 from dro_temp.cli.checkpoints import complete, is_complete
-from dro_temp.cli.needs import needed
+from dro_temp.cli.messages import needed
 from dro_temp.cli.text import blocks
 from dro_temp.datasets import PythonText
 

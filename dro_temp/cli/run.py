@@ -9,8 +9,8 @@ from typing import Any
 
 from dro_temp._files import check_writable, whole_file
 from dro_temp.cli.checkpoints import newest_listed
+from dro_temp.cli.messages import needed
 from dro_temp.cli.models import load_model
-from dro_temp.cli.needs import needed
 from dro_temp.predictors import TempNet
 
 _READ = ("model", "tokenizer", "data", "block", "steps")  # of the options, by other commands

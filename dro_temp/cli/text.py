@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dro_temp.cli.needs import needed, say
+from dro_temp.cli.messages import needed, say
 from dro_temp.datasets import PythonText, token_blocks
 
 #: The source that needs no network.
