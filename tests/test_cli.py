@@ -78,6 +78,14 @@ def _weights(run):
     return load_file(file)
 
 
+@pytest.fixture(scope="module")
+def six_steps(files, tmp_path_factory):
+    """The weights of a run of six steps that nothing interrupts."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert _fit(files, run, "--steps", "6") == 0
+    return _weights(run)
+
+
 def test_fit_eval_generate_view(files, tmp_path, capsys):
     run = tmp_path / "run"
     assert _fit(files, run, "--steps", "4") == 0
@@ -92,9 +100,8 @@ def test_fit_eval_generate_view(files, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("how", ["ctrl-c", "killed"])
-def test_an_interrupted_run_goes_on(files, tmp_path, how):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert _fit(files, whole, "--steps", "6") == 0
+def test_an_interrupted_run_goes_on(files, six_steps, tmp_path, how):
+    parts = tmp_path / "parts"
     stop = "raise KeyboardInterrupt" if how == "ctrl-c" else "os.kill(os.getpid(), signal.SIGKILL)"
     # The learning rate's schedule knows the number of steps, so the end has to come from outside.
     code = (
@@ -115,7 +122,7 @@ def test_an_interrupted_run_goes_on(files, tmp_path, how):
     assert ("goes on from there" in stopped.stderr) == (how == "ctrl-c")
     assert not (parts / "tempnet").exists()
     assert _fit(files, parts, "--steps", "6") == 0
-    for name, x in _weights(whole).items():
+    for name, x in six_steps.items():
         assert torch.equal(x, _weights(parts)[name]), name
 
 
@@ -305,10 +312,9 @@ sys.exit(main(sys.argv[4:]))
 @pytest.mark.parametrize(
     ("how", "name"), [("killed", "optimizer.pt"), ("killed", "training_args.bin"), ("full", "")]
 )
-def test_a_save_that_ends_in_the_middle_wedges_nothing(files, tmp_path, capsys, how, name):
+def test_a_save_that_ends_in_the_middle_wedges_nothing(files, six_steps, tmp_path, capsys, how, name):
     pytest.importorskip("resource")
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert _fit(files, whole, "--steps", "6") == 0
+    parts = tmp_path / "parts"
     command = [sys.executable, "-c", BROKEN_SAVE, how, name, "4", *_command(files, parts, "--steps", "6")]
     stopped = subprocess.run(command, capture_output=True, text=True, check=False)
     if how == "killed":
@@ -322,7 +328,7 @@ def test_a_save_that_ends_in_the_middle_wedges_nothing(files, tmp_path, capsys, 
     assert _fit(files, parts, "--steps", "6") == 0
     said = capsys.readouterr().out
     assert "goes on from checkpoint-2, passing over what is not whole (checkpoint-4: " in said
-    for key, x in _weights(whole).items():
+    for key, x in six_steps.items():
         assert torch.equal(x, _weights(parts)[key]), key
     assert sorted(place.name for place in (parts / "checkpoints").iterdir()) == [
         "checkpoint-4",

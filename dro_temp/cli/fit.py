@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dro_temp.cli.checkpoints import checkpoint_keeper, newest_whole
+from dro_temp.cli.checkpoints import checkpoint_callback, newest_whole
 from dro_temp.cli.messages import needed, say
 from dro_temp.cli.models import OFFLINE, load_model
 from dro_temp.cli.options import check_fit, check_positions, check_radius
@@ -20,7 +20,7 @@ from dro_temp.losses import KLRobustLoss, LikelihoodLoss
 from dro_temp.objective import Objective
 from dro_temp.predictors import TempNet
 
-# Below the likely temperatures: the network's pooled sum starts positive, so that it first moves up only. From 1.0,
+# Below the likely temperatures, since the network's pooled sum starts positive and first moves up only. From 1.0,
 # 400 steps on the offline model recovered 73 % of the optimum's gain, from here 97 %.
 _START = 0.7
 
@@ -50,7 +50,7 @@ def fit(
     bf16: bool = False,
     seed: int = 0,
 ) -> None:
-    """Train a TempNet on a causal language model, and the model with it if it is not frozen.
+    """Train a TempNet on a causal language model, and the model with it unless it is frozen.
 
     Args:
         output: the run's folder; a run that was interrupted goes on, a finished one with more steps.
@@ -143,7 +143,7 @@ def _trainer(run: Run, objective: Objective, rows: Tensor, options: dict[str, An
         lr_scheduler_type="cosine",
         warmup_steps=max(options["steps"] // 50, 1),
         save_steps=options["save_every"],
-        save_total_limit=None,  # the keeper deletes, and only once the next one is whole
+        save_total_limit=None,  # our callback deletes, and only once the next one is whole
         logging_steps=max(options["steps"] // 40, 1),
         bf16=options["bf16"],
         seed=options["seed"],
@@ -163,7 +163,7 @@ def _trainer(run: Run, objective: Objective, rows: Tensor, options: dict[str, An
         data_collator=transformers.default_data_collator,
         optimizers=(optimizer, None),
     )
-    trainer.add_callback(checkpoint_keeper())
+    trainer.add_callback(checkpoint_callback())
     return trainer
 
 

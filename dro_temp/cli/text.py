@@ -1,7 +1,8 @@
-"""Text from wherever it is, as blocks of tokens."""
+"""Text from files, the hub or Python's own source, as blocks of tokens."""
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,20 +77,15 @@ def _of_file(path: Path, column: str) -> list[str]:
         ) from None
     if suffix not in (".jsonl", ".json"):
         return [text]
-    records = _array(text) if suffix == ".json" else None
-    return _column(_lines(text, path) if records is None else records, column, str(path))
+    return _column(_records(text, path), column, str(path))
 
 
-def _array(text: str) -> list[Any] | None:
-    """The records of a file that is one JSON array; None of one that has a record in each line."""
-    try:
-        whole = json.loads(text)
-    except ValueError:
-        return None
-    return whole if isinstance(whole, list) else [whole]
-
-
-def _lines(text: str, path: Path) -> list[Any]:
+def _records(text: str, path: Path) -> list[Any]:
+    """The records of a .json file that is one array, or of one that has a record in each line."""
+    if path.suffix.lower() == ".json":
+        with suppress(ValueError):
+            whole = json.loads(text)
+            return whole if isinstance(whole, list) else [whole]
     records = []
     for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: JSON may hold other line ends
         if line.strip():
@@ -153,17 +149,11 @@ def _column(records: list[Any], column: str, source: str) -> list[str]:
             f"{len(records)} without any. Pass --column, or remove those records."
         )
     written = [text for text in texts if text.strip()]
-    left_out = [
-        f"{count} {lack}"
-        for count, lack in (
-            (without, f"without {column!r}"),
-            (len(texts) - len(written), f"with an empty {column!r}"),
-        )
-        if count
-    ]
-    if left_out:
-        count = len(records) - len(written)
-        say(f"note: {count} of {len(records)} records of {source} are left out: {', '.join(left_out)}")
+    empty = len(texts) - len(written)
+    if without or empty:
+        counts = ((without, f"without {column!r}"), (empty, f"with an empty {column!r}"))
+        reasons = ", ".join(f"{count} {reason}" for count, reason in counts if count)
+        say(f"note: {without + empty} of {len(records)} records of {source} are left out: {reasons}")
     return written
 
 

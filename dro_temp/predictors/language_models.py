@@ -57,7 +57,8 @@ class HeadShape:
                 "TempNet(HiddenEncoder(d), ...), TempNet.for_logits(outcomes, ...)."
             )
         name = getattr(getattr(model, "config", None), "_name_or_path", None)
-        return cls(*weight.shape, name or None)
+        outcomes, width = weight.shape
+        return cls(outcomes, width, name or None)
 
     def validated(self) -> "HeadShape":
         """Itself, if its sizes are positive integers and its name is a string.

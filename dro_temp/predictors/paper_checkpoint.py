@@ -59,7 +59,7 @@ def _check_keys(state: Mapping[str, Any], loaded: Mapping[str, Any]) -> None:
 def _check_shapes(shapes: Mapping[str, tuple[int, ...]]) -> None:
     first = shapes["proj.0.weight"]
     width = (first or (0,))[0]
-    expected = {
+    expected: dict[str, list[tuple[int, ...]]] = {
         "proj.0.weight": [(width, first[-1] if len(first) == 2 else -1)],
         "proj.0.bias": [(width,)],
         "proj.3.weight": [(width, width)],

@@ -262,7 +262,7 @@ class TempNet(Pretrained, TemperaturePredictor):
         encoder = encoder_of(config["encoder"], (*ENCODERS, *encoders))
         name = config["readout"]
         instead = f"Pass your own class, from_pretrained(..., readouts=({name},)), or update dro-temp."
-        readout = class_named("a readout", name, (*READOUTS, *readouts), instead)
+        readout: type[TempNetReadout] = class_named("a readout", name, (*READOUTS, *readouts), instead)
         network = cls(encoder, tau_min=config["tau_min"], tau_max=config["tau_max"], readout=readout)
         made_for, rho = config["made_for"], config["rho"]
         if rho is not None:

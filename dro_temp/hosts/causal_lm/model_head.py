@@ -90,9 +90,9 @@ def output_embeddings(model: nn.Module) -> nn.Module:
 def outcomes_of(head: nn.Module) -> int:
     """Size of a head's vocabulary."""
     weight = getattr(head, "weight", None)
-    matrix = isinstance(weight, Tensor) and weight.dim() == 2
-    if matrix and weight.shape[1] == getattr(head, "in_features", weight.shape[1]):
-        return len(weight)
+    if isinstance(weight, Tensor) and weight.dim() == 2:
+        outcomes, width = weight.shape
+        return outcomes if width == getattr(head, "in_features", width) else int(head.out_features)  # type: ignore[arg-type]
     return int(head.out_features)  # type: ignore[arg-type]  # a linear layer that packs its weight
 
 
