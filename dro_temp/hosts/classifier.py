@@ -14,14 +14,14 @@ class Classifier(HostAdapter):
     r"""A module that returns logits, or a backbone and a head.
 
     With a head, predictors may read the backbone's output (`features`); with a plain module only the logits
-    (`TempNet.for_logits`). Labels are class numbers, of which -100 is ignored, or probabilities of the classes, as
-    Mixup and CutMix make them. A loop that has logits already takes `Classifier(nn.Identity())`.
+    (`TempNet.for_logits`). Labels are class numbers, with -100 ignored, or class probabilities, as from Mixup and
+    CutMix. For a loop that already has logits, use `Classifier(nn.Identity())`.
 
     Args:
         model: module with `model(inputs) -> [n classes]`, or the backbone, with `model(inputs) -> [n d]`.
         head: module from [n d] to [n classes], or None.
-        label_smoothing: share of the target that all classes get alike while the objective trains, in [0, 1].
-            Labels that are probabilities stay as they are.
+        label_smoothing: share of the target that is spread evenly over all classes while the objective trains, in
+            [0, 1]. Labels that are probabilities are left unchanged.
         frozen: True to leave the model alone.
 
     Raises:

@@ -16,18 +16,18 @@ from dro_temp.kernels.randomness import Randomness
 class Timm(HostAdapter):
     r"""A classifier of timm: one row per image, whose scores are the model's own logits.
 
-    What predictors read is the input of the classifier, `forward_head(..., pre_logits=True)`, of width `width`. Where
-    the classifier is a linear layer on it (found out at the first batch), scores are `LinearScores`; any other head
-    (two heads of distilled models, convolutions, normalised products, layers with hooks) gives a matrix. A model with
-    two outputs in training gives their mean, as it does in evaluation.
+    Predictors read the input of the classifier, `forward_head(..., pre_logits=True)`, of width `width`. Where the
+    classifier is a linear layer on it (determined at the first batch), scores are `LinearScores`; any other head (two
+    heads of distilled models, convolutions, normalised products, layers with hooks) gives a dense matrix. The two
+    training outputs of distilled models are averaged, as timm does in evaluation.
 
-    Compile the objective rather than the model: rows come from `forward_features` and `forward_head`, which a compiled
-    model does not compile.
+    Compile the objective rather than the model: rows come from `forward_features` and `forward_head`, which
+    `torch.compile(model)` does not compile.
 
     Args:
         model: from `timm.create_model(...)`, with `num_classes` above 0.
-        label_smoothing: share of the target that all classes get alike while the objective trains, in [0, 1]. Labels
-            that are distributions (timm's Mixup smooths its own) stay as they are.
+        label_smoothing: share of the target that is spread evenly over all classes while the objective trains, in
+            [0, 1]. Labels that are distributions (timm's Mixup smooths its own) are left unchanged.
         frozen: True to leave the model alone.
 
     Raises:
@@ -54,7 +54,7 @@ class Timm(HostAdapter):
         layers = optional_module("timm.layers", "whose linear layer may be the model's head", extra="vision")
         # Another subclass, or a wrapped layer, may compute something else.
         self._plain = (nn.Linear, layers.Linear)
-        # A classifier, and whether logits are its product; in a tuple, where torch does not register it once more.
+        # A classifier, and whether logits are its product; in a tuple, so that torch does not register it again.
         self._known: tuple[Any, bool] = (None, False)
 
     @property
@@ -71,7 +71,7 @@ class Timm(HostAdapter):
             index: the samples' numbers in the data set, also as a list or an array.
         """
         smoothing = self.label_smoothing if self.objective_trains else 0.0
-        scores, hidden = self._scores(inputs) if len(inputs) else self._nothing(inputs)
+        scores, hidden = self._scores(inputs) if len(inputs) else self._no_images(inputs)
         return {"class": labelled(scores, labels, hidden, index, smoothing=smoothing)}
 
     def _scores(self, inputs: Tensor) -> tuple[Tensor | LinearScores, Tensor]:
@@ -85,7 +85,7 @@ class Timm(HostAdapter):
             hidden = _hidden(self.model, maps)
         return scores, hidden
 
-    def _nothing(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def _no_images(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         # Many models cannot reshape a batch of no images.
         return inputs.new_zeros(0, self.model.num_classes), inputs.new_zeros(0, self.width)
 
@@ -101,13 +101,13 @@ class Timm(HostAdapter):
 
 @torch.no_grad()
 def _reads_hidden(model: Any, maps: Any) -> bool:
-    """Whether the classifier takes exactly what is read, dropout included, and gives the logits.
+    """Whether the classifier takes exactly the features that predictors read, dropout included, and gives the logits.
 
-    Its input is compared rather than its output: a head that normalises first is the identity when it is new, and a
-    classifier may start with weights of zero. A copy of the model is asked: other threads may run the model itself.
+    Its input is compared rather than its output: a new head that normalises first may be the identity, and a classifier
+    may start with weights of zero. A copy runs, since other threads may run the model itself.
     """
     model = shadow_copy(model)
-    # As in training, but for modules that take note of what they see (batch normalisation).
+    # As in training, except for modules that keep running statistics (batch normalisation).
     for part in model.modules():
         part.training = not any(name.startswith("running_") for name in part._buffers)
     seen: list[tuple[Tensor, Tensor]] = []

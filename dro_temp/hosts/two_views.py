@@ -17,10 +17,10 @@ class TwoViews(HostAdapter):
     r"""Two views of each sample through one encoder: every row scores against both views of all samples but itself.
 
     $s_{ij} = x_i^\top z_j$ with unit vectors, z running over both views of the batch. The target is the sample's own
-    other view; it and the row itself are no outcomes, which leaves 2B - 2 negatives in a batch of B. In training
-    with several processes rows are local, and columns come from all of them.
+    other view; it and the row itself are not in the support, which leaves 2B - 2 negatives in a batch of B. In
+    training with several processes, rows are local and columns come from all of them.
 
-    The score matrix of each view, [B, 2B - 1], is held: 32 MB at 2,048 samples.
+    The score matrix of each view, [B, 2B - 1], is materialised: 32 MB at 2,048 samples.
 
     Args:
         encoder: module with `encoder(inputs) -> [n d]`, projection head included; any length.
