@@ -17,7 +17,7 @@ pytest.importorskip("jsonargparse")
 
 import dro_temp  # noqa: E402
 from dro_temp.cli import text  # noqa: E402
-from dro_temp.cli.checkpoints import COMPLETE, newest_whole  # noqa: E402
+from dro_temp.cli.checkpoints import COMPLETE, newest_complete  # noqa: E402
 from dro_temp.cli.main import EXAMPLES, main  # noqa: E402
 from dro_temp.cli.messages import sentence  # noqa: E402
 from dro_temp.cli.options import check_room  # noqa: E402
@@ -119,7 +119,7 @@ def test_an_interrupted_run_goes_on(files, six_steps, tmp_path, how):
         [sys.executable, "-c", code, *command], capture_output=True, text=True, check=False
     )
     assert stopped.returncode == (130 if how == "ctrl-c" else -signal.SIGKILL), stopped.stderr
-    assert ("goes on from there" in stopped.stderr) == (how == "ctrl-c")
+    assert ("resumes from it" in stopped.stderr) == (how == "ctrl-c")
     assert not (parts / "tempnet").exists()
     assert _fit(files, parts, "--steps", "6") == 0
     for name, x in six_steps.items():
@@ -232,7 +232,7 @@ def test_documents(tmp_path):
         text.documents(str(tmp_path / "d.txt"))
 
 
-# A run that goes on: which checkpoint it takes.
+# A run that resumes: from which checkpoint.
 
 
 @pytest.fixture(scope="module")
@@ -262,29 +262,29 @@ FILES = [
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("listed", [True, False])
-def test_the_newest_whole_checkpoint_is_taken(checkpoints, tmp_path, name, damage, listed):
+def test_the_newest_complete_checkpoint_is_taken(checkpoints, tmp_path, name, damage, listed):
     shutil.copytree(checkpoints, tmp_path / "checkpoints")
     newest = tmp_path / "checkpoints" / "checkpoint-4"
-    assert newest_whole(newest.parent).step == 4
+    assert newest_complete(newest.parent).step == 4
     if not listed:  # as an earlier release left it, or a kill just before the list was written
         (newest / COMPLETE).unlink()
-        assert newest_whole(newest.parent).step == 4
+        assert newest_complete(newest.parent).step == 4
     if not listed and damage == "missing" and name in ("scheduler.pt", "rng_state.pth", "training_args.bin"):
         pytest.skip("the Trainer's own state is written after it, so that no kill leaves it behind like that")
     DAMAGES[damage](newest / name)
-    taken = newest_whole(newest.parent)
-    assert (taken.step, list(taken.passed_over)) == (2, ["checkpoint-4"])
-    assert "goes on from checkpoint-2, passing over what is not whole (checkpoint-4: " in str(taken)
+    taken = newest_complete(newest.parent)
+    assert (taken.step, list(taken.skipped)) == (2, ["checkpoint-4"])
+    assert "resumes from checkpoint-2, skipping what is incomplete (checkpoint-4: " in str(taken)
 
 
 def test_no_whole_checkpoint_is_said(checkpoints, tmp_path):
     shutil.copytree(checkpoints, tmp_path / "checkpoints")
     for place in (tmp_path / "checkpoints").iterdir():
         (place / "optimizer.pt").unlink()
-    taken = newest_whole(tmp_path / "checkpoints")
+    taken = newest_complete(tmp_path / "checkpoints")
     assert (taken.folder, taken.step) == (None, 0)
-    assert str(taken).startswith("starts from the beginning, passing over")
-    assert str(newest_whole(tmp_path / "nothing")) == "starts from the beginning"
+    assert str(taken).startswith("starts from the beginning, skipping")
+    assert str(newest_complete(tmp_path / "nothing")) == "starts from the beginning"
 
 
 # How a save ends in the middle: killed in the middle of a file, between two files, or the disk is full.
@@ -327,7 +327,7 @@ def test_a_save_that_ends_in_the_middle_wedges_nothing(files, six_steps, tmp_pat
     capsys.readouterr()
     assert _fit(files, parts, "--steps", "6") == 0
     said = capsys.readouterr().out
-    assert "goes on from checkpoint-2, passing over what is not whole (checkpoint-4: " in said
+    assert "resumes from checkpoint-2, skipping what is incomplete (checkpoint-4: " in said
     for key, x in six_steps.items():
         assert torch.equal(x, _weights(parts)[key]), key
     assert sorted(place.name for place in (parts / "checkpoints").iterdir()) == [
@@ -349,13 +349,13 @@ def test_a_finished_run_does_nothing_and_more_steps_go_on(files, tmp_path, capsy
         assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before
     weights = _weights(run)
     assert main(["lm", "fit", str(run), "--steps", "6"]) == 0  # the other options are the run's own
-    assert "goes on from checkpoint-4" in capsys.readouterr().out
+    assert "resumes from checkpoint-4" in capsys.readouterr().out
     assert any(not torch.equal(x, _weights(run)[name]) for name, x in weights.items())
     assert main(["lm", "fit", str(run)]) == 0
     assert "is finished: 6 steps" in capsys.readouterr().out
     shutil.rmtree(run / "checkpoints")
     assert main(["lm", "fit", str(run), "--steps", "8"]) == 2
-    assert "expected a whole checkpoint" in capsys.readouterr().err
+    assert "expected a complete checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("frozen", ["true", "false"])

@@ -408,7 +408,7 @@ def test_an_untrusted_config_is_refused_before_anything_is_made(changes, tmp_pat
 def test_a_config_that_would_exhaust_the_parser(text, tmp_path):
     _network().save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match="expected a whole checkpoint"):
+    with pytest.raises(ValueError, match="expected an intact checkpoint"):
         dt.TempNet.from_pretrained(tmp_path)
 
 

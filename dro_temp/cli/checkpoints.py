@@ -1,4 +1,4 @@
-"""Checkpoints of which one is always whole, and finding the newest whole one.
+"""Checkpoints of which one is always complete, and finding the newest complete one.
 
 The Trainer writes a checkpoint file by file: the highest number may be a folder that a kill or a full disk left
 half-written. Here a list of all files with their sizes is written last, in one step, and only then is an older
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from dro_temp._files import whole_file
-from dro_temp.cli.messages import needed
+from dro_temp.cli.messages import require
 
-#: The list of a checkpoint's files: there is one where all of them are.
+#: The list of a checkpoint's files: there is one when all of them are written.
 COMPLETE = "complete.json"
 
 _STATE, _WEIGHTS, _OPTIMIZER = "trainer_state.json", "model.safetensors", "optimizer.pt"
@@ -27,34 +27,34 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The newest whole checkpoint, if there is one.
+    """The newest complete checkpoint, if there is one.
 
     Args:
         folder: where; None to start from the beginning.
         step: optimizer steps that were taken.
-        passed_over: newer ones that are not whole, and what they lack.
+        skipped: newer ones that are incomplete, and what they lack.
     """
 
     folder: Path | None = None
     step: int = 0
-    passed_over: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Which was taken, which were passed over and why."""
-        taken = "starts from the beginning" if self.folder is None else f"goes on from {self.folder.name}"
-        lacks = "; ".join(f"{name}: {lack}" for name, lack in self.passed_over.items())
-        return taken + (f", passing over what is not whole ({lacks})" if lacks else "")
+        """Which was taken, which were skipped and why."""
+        taken = "starts from the beginning" if self.folder is None else f"resumes from {self.folder.name}"
+        lacks = "; ".join(f"{name}: {lack}" for name, lack in self.skipped.items())
+        return taken + (f", skipping what is incomplete ({lacks})" if lacks else "")
 
 
-def newest_whole(folder: Path) -> Checkpoint:
-    """The checkpoint from which a run goes on, of those in its folder of checkpoints."""
-    passed_over: dict[str, str] = {}
+def newest_complete(folder: Path) -> Checkpoint:
+    """The checkpoint from which a run resumes, of those in its folder of checkpoints."""
+    skipped: dict[str, str] = {}
     for step, place in sorted(_numbered(folder), reverse=True):
-        lack = lack_of(place)
+        lack = why_incomplete(place)
         if lack is None:
-            return Checkpoint(place, step, passed_over)
-        passed_over[place.name] = lack
-    return Checkpoint(passed_over=passed_over)
+            return Checkpoint(place, step, skipped)
+        skipped[place.name] = lack
+    return Checkpoint(skipped=skipped)
 
 
 def newest_listed(folder: Path) -> Path | None:
@@ -63,8 +63,8 @@ def newest_listed(folder: Path) -> Path | None:
     return next(filter(is_complete, places), None)
 
 
-def lack_of(folder: Path) -> str | None:
-    """Why a checkpoint is not whole; None if it is."""
+def why_incomplete(folder: Path) -> str | None:
+    """Why a checkpoint is incomplete; None if it is complete."""
     try:
         if (folder / COMPLETE).exists():
             return _differs_from_list(folder) or _damaged(folder)
@@ -79,9 +79,9 @@ def checkpoint_callback(keep: int = 2) -> Any:
     """A callback of the Trainer that lists the files of each checkpoint, then deletes those that it replaces.
 
     Args:
-        keep: number of whole checkpoints that stay. Give the Trainer no `save_total_limit` of its own.
+        keep: number of complete checkpoints to keep. Give the Trainer no `save_total_limit` of its own.
     """
-    base: Any = needed("transformers").TrainerCallback
+    base: Any = require("transformers").TrainerCallback
 
     class CheckpointCallback(base):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -91,7 +91,7 @@ def checkpoint_callback(keep: int = 2) -> Any:
                         (place / COMPLETE).unlink(missing_ok=True)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            needed("accelerate").PartialState().wait_for_everyone()  # each writes a file of its own
+            require("accelerate").PartialState().wait_for_everyone()  # each writes a file of its own
             if args.should_save:
                 complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
                 _delete_older(Path(args.output_dir), state.global_step, keep)
@@ -155,7 +155,7 @@ def _damaged(folder: Path) -> str | None:
         return f"{_STATE} is missing or cut short"
     if folder.name != f"checkpoint-{step}":
         return f"{_STATE} is that of step {step}"
-    safetensors = needed("safetensors")
+    safetensors = require("safetensors")
     for file in sorted(folder.iterdir()):
         try:
             if file.suffix == ".safetensors":

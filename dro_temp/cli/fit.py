@@ -7,8 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dro_temp.cli.checkpoints import checkpoint_callback, newest_whole
-from dro_temp.cli.messages import needed, say
+from dro_temp.cli.checkpoints import checkpoint_callback, newest_complete
+from dro_temp.cli.messages import require, say
 from dro_temp.cli.models import OFFLINE, load_model
 from dro_temp.cli.options import check_fit, check_positions, check_radius
 from dro_temp.cli.run import Run
@@ -53,7 +53,7 @@ def fit(
     """Train a TempNet on a causal language model, and the model with it unless it is frozen.
 
     Args:
-        output: the run's folder; a run that was interrupted goes on, a finished one with more steps.
+        output: the run's folder; an interrupted run resumes, a finished one too if it is given more steps.
         model: a folder, a name on the hub, or "offline": a small GPT-2 that is trained here first.
         tokenizer: the tokenizer's folder or name, if it is not the model's.
         data: a text, .json, .jsonl or .parquet file, a folder of them, a data set on the hub (name or
@@ -83,17 +83,17 @@ def fit(
     done = run.steps_done()
     if done is not None and done >= steps:
         say(
-            f"{run.folder} is finished: {done} steps. Nothing to do; next: dro-temp lm eval {output}. To go on, pass "
+            f"{run.folder} is finished: {done} steps. Nothing to do; next: dro-temp lm eval {output}. To train for longer, pass "
             f"more than --steps {done}."
         )
         return
-    start = newest_whole(run.checkpoints)
+    start = newest_complete(run.checkpoints)
     if done is not None and start.folder is None:
         raise ValueError(
-            f"expected a whole checkpoint in {str(run.checkpoints)!r} to go on from after {done} steps, received a "
+            f"expected a complete checkpoint in {str(run.checkpoints)!r} to resume from after {done} steps, received a "
             f"run that {start}. Fit into another folder, or remove this one to start again."
         )
-    transformers = needed("transformers")
+    transformers = require("transformers")
     transformers.set_seed(seed)
     lm, words = load_model(model, tokenizer)
     host = CausalLM(lm, frozen=frozen)
@@ -113,10 +113,10 @@ def fit(
     loss = LikelihoodLoss() if radius is None else KLRobustLoss(radius)
     run.record(options)
     trainer = _trainer(run, Objective(host, tempnet, loss), rows, options)
-    if start.folder is not None or start.passed_over:
+    if start.folder is not None or start.skipped:
         say(f"{run.folder} {start}")
     if start.folder is not None and start.step >= steps:  # killed between its last step and its end
-        state = needed("safetensors.torch").load_file(start.folder / "model.safetensors")
+        state = require("safetensors.torch").load_file(start.folder / "model.safetensors")
         trainer.model.load_state_dict(state)
     else:
         trainer.train(resume_from_checkpoint=None if start.folder is None else str(start.folder))
@@ -133,7 +133,7 @@ def fit(
 def _trainer(run: Run, objective: Objective, rows: Tensor, options: dict[str, Any]) -> Any:
     from dro_temp.integrations.transformers import TrainableLM
 
-    transformers = needed("transformers")
+    transformers = require("transformers")
     arguments = transformers.TrainingArguments(
         output_dir=str(run.checkpoints),
         max_steps=options["steps"],

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import dro_temp
 from dro_temp.cli.checkpoints import newest_listed
-from dro_temp.cli.messages import TRACEBACK, is_list, needed, parser_error, sentence, unknown_keys
+from dro_temp.cli.messages import TRACEBACK, is_list, parser_error, require, sentence, unknown_keys
 from dro_temp.cli.run import Run
 
 EXAMPLES = {
@@ -21,7 +21,7 @@ examples
   dro-temp lm fit runs/mine --model ./my-llama --data texts.jsonl --steps 5000
   dro-temp lm fit runs/mine --model ./my-llama --data allenai/c4:en --rho 8.5 --inputs '[logits]' --centred true
   dro-temp lm fit runs/joint --frozen false --host_lr 5e-5
-  dro-temp lm fit runs/mine                               after an interruption: goes on where it stopped
+  dro-temp lm fit runs/mine                               after an interruption: resumes where it stopped
   dro-temp lm fit runs/mine --steps 9000                  after the end: trains for longer
   dro-temp lm fit --config runs/mine/config.yaml          the same run again
   accelerate launch -m dro_temp.cli lm fit runs/mine      several processes
@@ -75,7 +75,7 @@ def _stopped(output: Path | None) -> str:
     saved = None if output is None else newest_listed(Run(Path(output)).checkpoints)
     if saved is None:
         return "stopped before anything was saved; the same command starts again"
-    return f"stopped; {saved.name} is safe, and the same command goes on from there"
+    return f"stopped; {saved.name} is safe, and the same command resumes from it"
 
 
 def _commands() -> dict[str, Callable[..., None]]:
@@ -87,7 +87,7 @@ def _commands() -> dict[str, Callable[..., None]]:
 
 def _parsed(arguments: list[str]) -> Any:
     """The options; those of `fit` that were not typed are those that the run in its folder was started with."""
-    parser = _parser(needed("jsonargparse"))
+    parser = _parser(require("jsonargparse"))
     _check_config(arguments)
     config = parser.parse_args(arguments)
     group = config[config.subcommand]
@@ -110,8 +110,8 @@ def _check_config(arguments: list[str]) -> None:
     taken = list(inspect.signature(_commands()[name]).parameters)
     for file in files:
         try:
-            keys = needed("yaml").safe_load(Path(file).expanduser().read_text(encoding="utf-8"))
-        except (OSError, ValueError, needed("yaml").YAMLError):  # reported by the parser
+            keys = require("yaml").safe_load(Path(file).expanduser().read_text(encoding="utf-8"))
+        except (OSError, ValueError, require("yaml").YAMLError):  # reported by the parser
             continue
         command = f"dro-temp lm {name}"
         message = unknown_keys(command, file, list(keys), taken) if isinstance(keys, dict) else None

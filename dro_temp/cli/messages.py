@@ -1,4 +1,4 @@
-"""What the command line says: every error as one sentence, of what was expected, what arrived, what to type instead."""
+"""Messages of the command line: every error is one sentence, of what was expected, what arrived, what to type."""
 
 import difflib
 import errno
@@ -18,8 +18,8 @@ Commands = Mapping[str, Callable[..., None]]
 _Parameters = Mapping[str, inspect.Parameter]
 
 
-def needed(module: str) -> Any:
-    """A module that the command line needs and the library does not, or an error that says what installs it."""
+def require(module: str) -> Any:
+    """Import a package that only the command line uses; the error if it is missing says what installs it."""
     return optional_module(module, "which the command line needs")
 
 
@@ -34,7 +34,7 @@ def say(what: str) -> None:
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
-#: What torch says when a file could not be written to its end.
+#: In torch's errors when a file could not be written to its end.
 _CUT_SHORT = ("PytorchStreamWriter failed", "unexpected pos", "No space left", "File too large")
 
 
@@ -50,7 +50,7 @@ def sentence(error: BaseException) -> str:
         place, reason = ("a file of the run", message) if full is None else _place_and_reason(full)
         return (
             f"expected room on the disk for {place}, received: {reason}. Free some and type the same command again: "
-            "it goes on from the last whole checkpoint."
+            "it resumes from the last complete checkpoint."
         )
     if message.startswith("expected "):
         return message

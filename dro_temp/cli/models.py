@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dro_temp._files import check_writable, default_root
 from dro_temp.cli.checkpoints import complete, is_complete
-from dro_temp.cli.messages import needed
+from dro_temp.cli.messages import require
 from dro_temp.cli.text import blocks
 from dro_temp.datasets import PythonText
 
@@ -33,11 +33,11 @@ def load_model(name: str, tokenizer: str | None = None) -> tuple[Any, Any]:
         ValueError: there is no such model.
     """
     if name == OFFLINE:
-        with needed("accelerate").PartialState().main_process_first():  # which trains it for all
+        with require("accelerate").PartialState().main_process_first():  # which trains it for all
             name = str(offline_model())
     name = _existing("model", name)
     tokenizer = None if tokenizer is None else _existing("tokenizer", tokenizer)
-    transformers = needed("transformers")
+    transformers = require("transformers")
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(name)
         if model.config.model_type == "gpt2":
@@ -73,7 +73,7 @@ def offline_model(root: Path | None = None) -> Path:
     Args:
         root: where it is kept; `$XDG_CACHE_HOME/dro_temp` or `~/.cache/dro_temp` if None.
     """
-    transformers = needed("transformers")
+    transformers = require("transformers")
     python = ".".join(map(str, sys.version_info[:2]))
     folder = (root or default_root()) / f"gpt2-python{python}-{_VOCABULARY}-{_STEPS}"
     if is_complete(folder):

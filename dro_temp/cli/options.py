@@ -81,7 +81,7 @@ def check_positions(config: Any, block: int) -> None:
 def check_room(config: Any, prompt: int, tokens: int) -> None:
     """Raise where a prompt and the tokens that are to follow it exceed the positions of a model of this config.
 
-    A model that rotates by position (`rope_parameters`) computes what it needs, and is left to go on.
+    A model that rotates by position (`rope_parameters`) has no such limit.
     """
     positions = _positions(config)
     if positions is None or getattr(config, "rope_parameters", None) or prompt + tokens <= positions:
@@ -95,6 +95,6 @@ def check_room(config: Any, prompt: int, tokens: int) -> None:
 
 
 def _positions(config: Any) -> int | None:
-    """How many tokens a model reads, if it says; transformers knows n_positions under this name as well."""
+    """How many tokens a model reads, if its config says; transformers aliases n_positions to this name."""
     positions = getattr(config, "max_position_embeddings", None)
     return positions if isinstance(positions, int) and positions > 0 else None

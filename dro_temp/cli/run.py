@@ -9,7 +9,7 @@ from typing import Any
 
 from dro_temp._files import check_writable, whole_file
 from dro_temp.cli.checkpoints import newest_listed
-from dro_temp.cli.messages import needed
+from dro_temp.cli.messages import require
 from dro_temp.cli.models import load_model
 from dro_temp.predictors import TempNet
 
@@ -41,7 +41,7 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        """The Trainer's, from which an interrupted run goes on."""
+        """The Trainer's, from which an interrupted run resumes."""
         return self.folder / "checkpoints"
 
     @property
@@ -82,7 +82,7 @@ class Run:
                 f"expected the folder of a run in {str(self.folder)!r}, received one without config.yaml. Make one: "
                 f"dro-temp lm fit {self.folder}"
             )
-        yaml = needed("yaml")
+        yaml = require("yaml")
         try:
             options = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -125,7 +125,7 @@ class Run:
         """Write the options down, all at once."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with whole_file(self.config) as file:
-            file.write(needed("yaml").safe_dump(options, sort_keys=False).encode())
+            file.write(require("yaml").safe_dump(options, sort_keys=False).encode())
 
     def finish(self, steps: int, tempnet: TempNet, save_model: Callable[[Path], None] | None) -> None:
         """Write what was trained; the run counts as finished once all of it is written.
@@ -160,7 +160,7 @@ class Run:
             reached = "no checkpoint yet" if step is None else f"newest checkpoint {step}"
             raise ValueError(
                 f"expected a finished run in {str(self.folder)!r}, received one that has not finished ({reached} of "
-                f"{options['steps']} steps). Run fit again, it goes on from there: dro-temp lm fit {self.folder}"
+                f"{options['steps']} steps). Run fit again, which resumes it: dro-temp lm fit {self.folder}"
             )
         if done < options["steps"]:
             print(f"note: this TempNet was trained for {done} steps of {options['steps']}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dro_temp.cli.messages import needed, say
+from dro_temp.cli.messages import require, say
 from dro_temp.datasets import PythonText, token_blocks
 
 #: The source that needs no network.
@@ -61,7 +61,7 @@ def _of_file(path: Path, column: str) -> list[str]:
         )
     if suffix == ".parquet":
         try:
-            loaded = needed("datasets").load_dataset("parquet", data_files=str(path), split="train")
+            loaded = require("datasets").load_dataset("parquet", data_files=str(path), split="train")
         except Exception as error:  # of datasets, of pyarrow, of the disk: one answer
             raise ValueError(
                 f"expected a parquet file in {str(path)!r}, received one that cannot be read "
@@ -102,7 +102,7 @@ def _records(text: str, path: Path) -> list[Any]:
 def _of_hub(source: str, split: str, column: str) -> list[str]:
     name, _, configuration = source.partition(":")
     try:
-        loaded = needed("datasets").load_dataset(name, configuration or None, split=split)
+        loaded = require("datasets").load_dataset(name, configuration or None, split=split)
     except ImportError:
         raise
     except Exception as error:  # no such data set, configuration or split, no connection: one answer

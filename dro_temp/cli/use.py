@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dro_temp._files import check_writable, whole_file
-from dro_temp.cli.messages import needed
+from dro_temp.cli.messages import require
 from dro_temp.cli.options import check_above_zero, check_least, check_radius, check_room, check_seed
 from dro_temp.cli.run import Run
 from dro_temp.cli.text import OFFLINE, blocks, check_vocabulary, documents
@@ -99,13 +99,13 @@ def _run_tasks(
     """Each task's numbers at tau = 1 and with the TempNet."""
     from dro_temp.integrations.lm_eval import tempered_lm
 
-    manager = needed("lm_eval.tasks").TaskManager(
+    manager = require("lm_eval.tasks").TaskManager(
         include_path=None if folder is None else str(folder), include_defaults=folder is None
     )
     results: dict[str, Any] = {}
     for name, predictor in (("tau = 1", ConstantTemperature(1.0)), ("TempNet", tempnet)):
         lm = tempered_lm(model, tokenizer, predictor, device=str(model.device))
-        output = needed("lm_eval").simple_evaluate(
+        output = require("lm_eval").simple_evaluate(
             lm, tasks=list(tasks), task_manager=manager, bootstrap_iters=0
         )
         results[name] = {}
@@ -147,7 +147,7 @@ def generate(
         )
     check_seed(seed)
     model, tokenizer, tempnet, _ = Run(run).load()
-    needed("transformers").set_seed(seed)
+    require("transformers").set_seed(seed)
     inputs = tokenizer(prompt, return_tensors="pt", verbose=False).to(model.device)
     length = inputs["input_ids"].shape[1]
     if length == 0:

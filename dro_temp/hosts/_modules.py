@@ -23,8 +23,8 @@ _OURS = __name__.partition(".")[0] + "."
 def add_hook(register: Callable[..., RemovableHandle], hook: Callable[..., Any]) -> RemovableHandle:
     """Register a forward hook or pre-hook that takes keyword arguments.
 
-    Another thread, in the middle of a call, may run the hook before torch has noted (or after it has forgotten) that it
-    wants keyword arguments: a hook must do nothing where it is given one argument less than it takes.
+    Another thread, in the middle of a call, may run the hook without keyword arguments, before torch has recorded (or
+    after it has removed) that it takes them: a hook must do nothing where it gets one argument less than it takes.
 
     Args:
         register: a module's `register_forward_hook` or `register_forward_pre_hook`.

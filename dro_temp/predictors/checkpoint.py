@@ -263,7 +263,7 @@ def _weights_of(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration and weights of a whole checkpoint."""
+    """Configuration and weights, if the checkpoint is intact."""
     parse = optional_module("safetensors.torch", "for saving and loading").load
     config = _read_config(folder / CONFIG)
     file, digest = _weights_of(config)
@@ -308,7 +308,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path, what: str) -> ValueError:
-    return ValueError(f"expected a whole checkpoint, received {path}, {what}. {_AGAIN}")
+    return ValueError(f"expected an intact checkpoint, received {path}, {what}. {_AGAIN}")
 
 
 def _check_nesting(config: Mapping[str, Any], tensors: int) -> None:

@@ -1,7 +1,6 @@
-"""FastCLIP: four losses of the whole data set, whose gamma descends from 1 over half of the training.
+"""FastCLIP: four losses of the whole data set, with gamma descending from 1 over the first half of training.
 
-What is written here is what the paper says. Where the released code (commit efd89d5) does something else, the
-docstring says so.
+They follow the paper; docstrings note where the released code (commit efd89d5) differs.
 """
 
 from dro_temp._checks import check_bounds, check_count, check_within

@@ -93,7 +93,7 @@ class CausalLM(HostAdapter):
         Args:
             input_ids: [batch length]; or pass `inputs_embeds` with `labels`.
             attention_mask: [batch length], 0 at padding, which is not predicted and predicts nothing.
-            labels: [batch length], where the model's own loss wants them, -100 where nothing is to be predicted;
+            labels: [batch length], aligned as for the model's own loss, -100 where nothing is to be predicted;
                 if None, every position predicts the next token.
             index: numbers in the data set, of the texts, [batch], or of the labels, [batch length]; also as lists or
                 an array.
@@ -139,7 +139,7 @@ class CausalLM(HostAdapter):
         return {"token": labelled(scores, target.flatten(), features, index, advice=_ADVICE)}
 
     def _run(self, inputs: dict[str, Any]) -> tuple[ModelHead, Tensor | None, Tensor | None]:
-        """The head, what it was given, and the logits; None for those that the head's weight stands for."""
+        """The head, its input, and the logits, or None where input and weight give them."""
         compiling = torch.compiler.is_compiling()
         if (
             output_embeddings(self.model) is not self.head.module

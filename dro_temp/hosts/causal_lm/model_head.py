@@ -1,4 +1,4 @@
-"""The head of a causal language model: what it computes, what it is given, and whether that has changed.
+"""The head of a causal language model: what it computes, its input in a forward, and whether either has changed.
 
 The library speaks of a head in four ways:
 
@@ -103,7 +103,7 @@ def config_values(model: nn.Module) -> dict[str, Any]:
     return {} if config is None else {**vars(config), **vars(text)}
 
 
-# --- What it is given in a forward ---------------------------------------------------------------------------------
+# --- Its input in a forward ----------------------------------------------------------------------------------------
 
 
 class Captured(NamedTuple):
@@ -111,7 +111,7 @@ class Captured(NamedTuple):
 
     Args:
         output: of the model.
-        hidden: what the head was given; None if it was not called exactly once.
+        hidden: the head's input; None if it was not called exactly once.
         called: whether it was called at all.
         changed: whether a user's hook replaced what the head returned.
     """
@@ -123,12 +123,12 @@ class Captured(NamedTuple):
 
 
 def capture(head: nn.Module, run: Callable[[], Any], *, skip: bool = False) -> Captured:
-    """Run the model and capture what this thread hands to the head.
+    """Run the model and capture the input of its head, in this thread.
 
     Args:
         head: the module.
         run: calls the model.
-        skip: True to hand the head the first position only: its output is then of no use.
+        skip: True to pass the head the first position only, if its output is not needed.
     """
     inputs: list[Tensor] = []
     compiling = torch.compiler.is_compiling()

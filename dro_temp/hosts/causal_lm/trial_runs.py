@@ -1,4 +1,4 @@
-"""What a model does is found by running it on a few tokens, not by its name: a new model is either right or refused."""
+"""Running a model on a few tokens to find out what it computes: names are never compared, and no model is guessed."""
 
 import threading
 from collections.abc import Iterator
@@ -80,7 +80,7 @@ def _trial_of_copy(model: nn.Module) -> TrialRun | None:
 
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
-    # Not the modes alone: BigBird, given a short text, swaps its attention layers for others, permanently.
+    # Not the modes alone: on a short text BigBird swaps its attention layers for others, permanently.
     states = [state for m in model.modules() for state in (vars(m), m._modules, m._buffers)]
     copies = [dict(state) for state in states]
     try:
@@ -140,9 +140,9 @@ def _close(first: Tensor, second: Tensor) -> bool:
     return same and bool(((first - second).abs() <= slack * (1 + first.abs())).all())
 
 
-# --- The head: hand the model logits of our choice, and see what comes out -----------------------------------------
+# --- The head: replace its output by known numbers, and compare the model's logits ---------------------------------
 
-#: What a model makes of its head's output: a transform, None for nothing, or "other" where it is none of ours.
+#: What a model does to its head's output: a transform, None for nothing, or "other" for anything else.
 _Found = ScoreTransform | Literal["other"] | None
 
 
@@ -160,7 +160,7 @@ def probe_head(model: nn.Module, trial: TrialRun | None = None) -> ModelHead:
         with trial_run(model) as trial:
             return probe_head(model, trial)
     head, tried = output_embeddings(model), output_embeddings(trial.model)
-    if trial.model is not model:  # a user's hooks are watched in each forward, and need not see this one
+    if trial.model is not model:  # a user's hooks are checked in each forward, and need not run in this one
         for number in foreign_hooks(tried, "_forward_hooks"):
             del tried._forward_hooks[number]
     transform = _transform(trial, tried) if _is_matrix_product(head) else "other"
@@ -176,7 +176,7 @@ def probe_head(model: nn.Module, trial: TrialRun | None = None) -> ModelHead:
 def _is_matrix_product(head: nn.Module) -> bool:
     """Whether the module is a plain linear layer; a subclass, or a wrapped or sharded one, may be something else.
 
-    A hook before it changes what the head is given, which every hook sees, and one after it is watched in each
+    A hook before it changes the head's input, which is captured after it, and one after it is checked in each
     forward; one in backward would not be called.
     """
     weight = getattr(head, "weight", None)
@@ -188,7 +188,7 @@ def _is_matrix_product(head: nn.Module) -> bool:
 
 
 def _transform(trial: TrialRun, head: nn.Module) -> _Found:
-    """What the model makes of its head's output; "other", too, if it does not read it."""
+    """What the model does to its head's output; "other", too, if it does not use it."""
     # In float32, for what bfloat16 cannot tell apart; in the head's own precision, for models that insist on it.
     for precise in (True, False):
         ramps: list[Tensor] = []

@@ -86,9 +86,9 @@ def _load(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(
             f"expected the loss in {str(path)!r}, received a checkpoint without it: a loss that starts afresh would "
-            "not go on where the model does. Resume from a checkpoint that loss.callback() was there for; if it is in "
-            "another folder, write loss.callback(resume_from=folder); if the save of this one was interrupted, remove "
-            "it and resume from the one before."
+            "not match the model. Resume from a checkpoint that was saved with loss.callback(); if it is in another "
+            "folder, write loss.callback(resume_from=folder); if the save of this one was interrupted, remove it and "
+            "resume from the one before."
         )
     saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return saved

@@ -17,7 +17,7 @@ _HOST = "objective.host."
 
 
 class TrainableLM(nn.Module):
-    r"""An `Objective` over a causal language model, as `transformers.Trainer` wants its model.
+    r"""An `Objective` over a causal language model, as a model for `transformers.Trainer`.
 
     The loss of a micro-batch is the sum of its rows' values over the number of labels in the whole accumulation
     window, of all processes if `average_tokens_across_devices`: several small batches train as one large one.
@@ -153,7 +153,7 @@ class TrainableLM(nn.Module):
         return embeddings
 
     def add_model_tags(self, tags: Any) -> None:
-        """Asked by TRL's trainers, which compute a loss of their own from the model's parts, past the objective.
+        """Called by TRL's trainers, which compute a loss of their own from the model's parts, bypassing the objective.
 
         Raises:
             TypeError: always.
