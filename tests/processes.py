@@ -1,5 +1,7 @@
 """Real processes in a gloo group on this machine."""
 
+import importlib.util
+import multiprocessing
 import os
 import socket
 
@@ -8,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
@@ -32,12 +34,20 @@ def _run(rank: int, world: int, port: int, job, args, results) -> None:
         dist.destroy_process_group()
 
 
-def in_processes(world: int, job, *args):
-    """Run `job(rank, world, *args)` in that many processes; their results in rank order.
+def start(job, *args, world: int):
+    """Run `job(rank, *args, results)` in that many processes; what they leave in `results[rank]`, in rank order.
 
-    A process takes seconds to start: do many things in one job.
+    They are forked from a server that has imported what takes seconds to import, and has run nothing.
     """
-    with mp.get_context("spawn").Manager() as manager:
+    slow = ("torch.distributed", "dro_temp", "transformers.trainer", "sentence_transformers")
+    found = [name for name in slow if importlib.util.find_spec(name.partition(".")[0]) is not None]
+    multiprocessing.set_forkserver_preload(found)
+    with mp.get_context("forkserver").Manager() as manager:
         results = manager.dict()
-        mp.spawn(_run, (world, _free_port(), job, args, results), nprocs=world, join=True)
+        mp.start_processes(job, (*args, results), nprocs=world, join=True, start_method="forkserver")
         return [results[rank] for rank in range(world)]
+
+
+def in_processes(world: int, job, *args):
+    """Run `job(rank, world, *args)` in that many processes; their results in rank order."""
+    return start(_run, world, free_port(), job, args, world=world)

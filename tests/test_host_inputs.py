@@ -219,13 +219,15 @@ def test_a_processor_of_a_vocabulary_that_was_resized(kind, words):
 
 
 def test_continuous_batching_is_refused():
-    generation = pytest.importorskip("transformers").GenerationConfig
+    configurations = pytest.importorskip("transformers.generation.configuration_utils")
     model = tiny_lms.model("llama")
-    config = generation(max_new_tokens=3, do_sample=False, eos_token_id=-1)
+    config = configurations.GenerationConfig(max_new_tokens=3, do_sample=False, eos_token_id=-1)
+    small = configurations.ContinuousBatchingConfig(
+        max_batch_tokens=64, num_blocks=8
+    )  # else it fills gigabytes
+    options = {"generation_config": config, "continuous_batching_config": small}
     with dt.TemperatureLogitsProcessor(model, dt.ConstantTemperature(0.5)) as processor:
-        found = model.generate_batch(
-            TOKENS.tolist()[:1], generation_config=config, logits_processor=[processor]
-        )
+        found = model.generate_batch(TOKENS.tolist()[:1], logits_processor=[processor], **options)
     (text,) = found.values()
     assert not text.generated_tokens
     assert "received a forward of continuous batching" in text.error

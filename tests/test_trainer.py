@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from isolation import forget_accelerate
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -182,15 +181,12 @@ def _in_a_process(rank: int, port: int, folder: str, average: bool, results) -> 
 
 
 def _two_processes(folder, average):
-    from processes import _free_port
+    from processes import free_port, start
 
-    with mp.get_context("spawn").Manager() as manager:
-        results = manager.dict()
-        mp.spawn(_in_a_process, (_free_port(), str(folder), average, results), nprocs=2, join=True)
-        return [
-            ({name: torch.tensor(x) for name, x in update.items()}, loss)
-            for update, loss in (results[rank] for rank in range(2))
-        ]
+    return [
+        ({name: torch.tensor(x) for name, x in update.items()}, loss)
+        for update, loss in start(_in_a_process, free_port(), str(folder), average, world=2)
+    ]
 
 
 def test_two_processes_train_as_one(tmp_path):

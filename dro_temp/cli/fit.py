@@ -83,8 +83,8 @@ def fit(
     done = run.steps_done()
     if done is not None and done >= steps:
         say(
-            f"{run.folder} is finished: {done} steps. Nothing to do; next: dro-temp lm eval {output}. To train for longer, pass "
-            f"more than --steps {done}."
+            f"{run.folder} is finished: {done} steps. Nothing to do; next: dro-temp lm eval {output}. To train longer, "
+            f"pass more than --steps {done}."
         )
         return
     start = newest_complete(run.checkpoints)
