@@ -4,6 +4,8 @@ import importlib.util
 import multiprocessing
 import os
 import socket
+import sys
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -34,18 +36,43 @@ def _run(rank: int, world: int, port: int, job, args, results) -> None:
         dist.destroy_process_group()
 
 
-def start(job, *args, world: int):
-    """Run `job(rank, *args, results)` in that many processes; what they leave in `results[rank]`, in rank order.
-
-    They are forked from a server that has imported what takes seconds to import, and has run nothing.
-    """
-    slow = ("torch.distributed", "dro_temp", "transformers.trainer", "sentence_transformers")
+def _server():
+    """A context whose processes are forked from one that has imported what takes seconds, and has run nothing."""
+    slow = ("torch.distributed", "dro_temp.cli.fit", "transformers.trainer", "sentence_transformers")
     found = [name for name in slow if importlib.util.find_spec(name.partition(".")[0]) is not None]
-    multiprocessing.set_forkserver_preload(found)
-    with mp.get_context("forkserver").Manager() as manager:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(found)
+    return context
+
+
+def start(job, *args, world: int):
+    """Run `job(rank, *args, results)` in that many processes; what they leave in `results[rank]`, in rank order."""
+    with _server().Manager() as manager:
         results = manager.dict()
         mp.start_processes(job, (*args, results), nprocs=world, join=True, start_method="forkserver")
         return [results[rank] for rank in range(world)]
+
+
+def _execute(code: str, arguments, stderr) -> None:
+    os.dup2(stderr.fileno(), 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    stderr.close()
+    sys.argv = ["-c", *arguments]
+    exec(code, {"__name__": "__main__"})
+
+
+def run_code(code: str, *arguments: str) -> SimpleNamespace:
+    """As `python -c code arguments`: its exit code, negative if a signal ended it, and what it wrote to stderr."""
+    context = _server()
+    reading, writing = context.Pipe(duplex=False)
+    process = context.Process(target=_execute, args=(code, arguments, writing))
+    process.start()
+    writing.close()
+    written = []
+    while piece := os.read(reading.fileno(), 65536):
+        written.append(piece)
+    process.join()
+    return SimpleNamespace(returncode=process.exitcode, stderr=b"".join(written).decode())
 
 
 def in_processes(world: int, job, *args):

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+from processes import run_code
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("jsonargparse")
@@ -114,10 +115,7 @@ def test_an_interrupted_run_goes_on(files, six_steps, tmp_path, how):
         "from dro_temp.cli.main import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    command = _command(files, parts, "--steps", "6")
-    stopped = subprocess.run(
-        [sys.executable, "-c", code, *command], capture_output=True, text=True, check=False
-    )
+    stopped = run_code(code, *_command(files, parts, "--steps", "6"))
     assert stopped.returncode == (130 if how == "ctrl-c" else -signal.SIGKILL), stopped.stderr
     assert ("resumes from it" in stopped.stderr) == (how == "ctrl-c")
     assert not (parts / "tempnet").exists()
@@ -315,8 +313,7 @@ sys.exit(main(sys.argv[4:]))
 def test_a_save_that_ends_in_the_middle_wedges_nothing(files, six_steps, tmp_path, capsys, how, name):
     pytest.importorskip("resource")
     parts = tmp_path / "parts"
-    command = [sys.executable, "-c", BROKEN_SAVE, how, name, "4", *_command(files, parts, "--steps", "6")]
-    stopped = subprocess.run(command, capture_output=True, text=True, check=False)
+    stopped = run_code(BROKEN_SAVE, how, name, "4", *_command(files, parts, "--steps", "6"))
     if how == "killed":
         assert stopped.returncode == -signal.SIGKILL
     else:
