@@ -12,8 +12,7 @@ from dro_temp.cli.messages import require, say
 from dro_temp.cli.models import OFFLINE, load_model
 from dro_temp.cli.options import check_fit, check_positions, check_radius
 from dro_temp.cli.run import Run
-from dro_temp.cli.text import OFFLINE as PYTHON
-from dro_temp.cli.text import blocks, check_vocabulary, documents
+from dro_temp.cli.text import PYTHON, blocks, check_vocabulary, documents
 from dro_temp.hosts import CausalLM
 from dro_temp.interfaces import Summary
 from dro_temp.losses import KLRobustLoss, LikelihoodLoss
@@ -79,7 +78,7 @@ def fit(
     options = {**locals(), "output": str(output), "inputs": list(inputs)}
     check_fit(options)
     run = Run(output)
-    run.refuse_other(options)
+    run.check_options(options)
     done = run.steps_done()
     if done is not None and done >= steps:
         say(

@@ -100,7 +100,7 @@ class Run:
             "another folder."
         )
 
-    def refuse_other(self, options: dict[str, Any]) -> None:
+    def check_options(self, options: dict[str, Any]) -> None:
         """Raise where these options are not those of the run that is there, or its folder cannot be written to.
 
         Raises:

@@ -11,7 +11,7 @@ from dro_temp._files import check_writable, whole_file
 from dro_temp.cli.messages import require
 from dro_temp.cli.options import check_above_zero, check_least, check_radius, check_room, check_seed
 from dro_temp.cli.run import Run
-from dro_temp.cli.text import OFFLINE, blocks, check_vocabulary, documents
+from dro_temp.cli.text import PYTHON, blocks, check_vocabulary, documents
 from dro_temp.datasets import PythonText
 from dro_temp.evaluation import evaluate_language
 from dro_temp.hosts import CausalLM
@@ -53,7 +53,7 @@ def evaluate(
     host = CausalLM(model, frozen=True)
     check_vocabulary(tokenizer, host.vocabulary)
     source = data or options["data"]
-    texts = documents(source, split="test" if source == OFFLINE else "train", column=column)
+    texts = documents(source, split="test" if source == PYTHON else "train", column=column)
     rows = blocks(texts, tokenizer, options["block"])[:limit]
     if len(rows) < 2:
         raise ValueError(
@@ -73,7 +73,7 @@ def evaluate(
     )
     trained_with = "trained for the likelihood, without a radius" if radius is None else f"rho = {radius:.4g}"
     print(f"\n{report.tokens} tokens, {trained_with}\n\n{report.table()}\n")
-    if source == options["data"] and source != OFFLINE:
+    if source == options["data"] and source != PYTHON:
         print("note: this text was trained on; pass --data for text that was not\n")
     results = {"data": source, **report.asdict()}
     if tasks:

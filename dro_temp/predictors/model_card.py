@@ -13,6 +13,15 @@ CARD = "README.md"
 _MARK = re.compile(r"<!-- dro-temp wrote this card: ([0-9a-f]{64}) -->\n?\Z")
 _ON_THE_HUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
+#: Of the paper, in BibTeX.
+CITATION = """@inproceedings{qiu2024cool,
+  title     = {To Cool or not to Cool? Temperature Network Meets Large Foundation Models via DRO},
+  author    = {Qiu, Zi-Hao and Guo, Siqi and Xu, Mao and Zhao, Tuo and Zhang, Lijun and Yang, Tianbao},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2024},
+  url       = {https://arxiv.org/abs/2404.04575},
+}"""
+
 _TEXT = """---
 {header}
 ---
@@ -36,13 +45,7 @@ tempnet = {loader}.from_pretrained("this folder, or owner/name on the Hub")
 ## Citation
 
 ```bibtex
-@inproceedings{{qiu2024cool,
-  title     = {{To Cool or not to Cool? Temperature Network Meets Large Foundation Models via DRO}},
-  author    = {{Qiu, Zi-Hao and Guo, Siqi and Xu, Mao and Zhao, Tuo and Zhang, Lijun and Yang, Tianbao}},
-  booktitle = {{International Conference on Machine Learning}},
-  year      = {{2024}},
-  url       = {{https://arxiv.org/abs/2404.04575}},
-}}
+{citation}
 ```
 
 """
@@ -112,4 +115,5 @@ def _card(config: Mapping[str, Any], parameters: int, version: str) -> str:
         table="\n".join(f"| {name} | {fact} |" for name, fact in facts.items()),
         loader=f"dt.{kind}" if kind == "TempNet" else kind,  # or a user's own class
         use=_GENERATION if made_for else "",
+        citation=CITATION,
     )

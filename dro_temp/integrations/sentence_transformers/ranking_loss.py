@@ -19,6 +19,7 @@ from dro_temp.interfaces.ledger import Ledger
 from dro_temp.interfaces.modes import evaluating
 from dro_temp.objective import Objective
 from dro_temp.objective.parts import PerView
+from dro_temp.predictors.model_card import CITATION
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -163,7 +164,7 @@ class RobustRankingLoss(nn.Module):
     @property
     def citation(self) -> str:
         """For the model card."""
-        return _CITATION
+        return CITATION
 
     def _numbers(self, labels: Any) -> Any:
         """The labels, if a table reads them as sample numbers."""
@@ -262,15 +263,3 @@ def _leave_model_out(module: nn.Module, state: dict[str, Any], prefix: str, meta
 
 def _do_not_miss_model(module: nn.Module, keys: Any) -> None:
     keys.missing_keys[:] = [key for key in keys.missing_keys if _HOST not in key]
-
-
-_CITATION = """
-@inproceedings{qiu2024tempnet,
-    title = {To Cool or not to Cool? Temperature Network Meets Large Foundation Models via DRO},
-    author = {Zi-Hao Qiu and Siqi Guo and Mao Xu and Tuo Zhao and Lijun Zhang and Tianbao Yang},
-    booktitle = {International Conference on Machine Learning},
-    year = {2024},
-    eprint = {2404.04575},
-    archivePrefix = {arXiv},
-}
-"""
