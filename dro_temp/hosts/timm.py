@@ -80,7 +80,8 @@ class Timm(HostAdapter):
             hidden = _hidden(self.model, maps)
             classifier = self.model.get_classifier()
             return LinearScores(hidden, classifier.weight, classifier.bias), hidden
-        scores = _logits(self.model.forward_head(maps))
+        output = self.model.forward_head(maps)
+        scores = output if isinstance(output, Tensor) else torch.stack(tuple(output)).mean(0)
         with torch.no_grad():  # no gradient passes through what predictors read
             hidden = _hidden(self.model, maps)
         return scores, hidden
@@ -126,10 +127,6 @@ def _hidden(model: Any, maps: Any) -> Tensor:
     """What the classifier is given."""
     hidden: Tensor = model.forward_head(maps, pre_logits=True)
     return hidden.flatten(1)
-
-
-def _logits(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return output if isinstance(output, Tensor) else torch.stack(tuple(output)).mean(0)
 
 
 def _check_model(model: nn.Module) -> None:

@@ -90,7 +90,8 @@ def _less(view: str, rows: Rows, reference: Rows) -> Rows:
             f"expected a reference with scores of shape {list(rows.scores.shape)} in view {view!r}, received "
             f"{list(reference.scores.shape)}. Both must score the same rows against the same outcomes."
         )
-    if rows.target_in_support != reference.target_in_support or _differ(rows.target, reference.target):
+    differ = rows.target_in_support != reference.target_in_support
+    if differ or (not torch.compiler.is_compiling() and bool((rows.target != reference.target).any())):
         raise ValueError(
             f"expected a reference with the host's targets and support in view {view!r}, received others. Wrap "
             "both models in the same kind of host, and pass both the same batch."
@@ -98,17 +99,10 @@ def _less(view: str, rows: Rows, reference: Rows) -> Rows:
     return replace(rows, scores=_difference(rows, reference))
 
 
-def _differ(first: Tensor, second: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and bool((first != second).any())
-
-
 def _difference(rows: Rows, reference: Rows) -> Tensor | LinearScores:
     s, r = rows.scores, reference.scores
-    plain = isinstance(s, LinearScores) and isinstance(r, LinearScores)
-    if not plain or s.transform is not None or r.transform is not None:  # type: ignore[union-attr]
+    if not isinstance(s, LinearScores) or not isinstance(r, LinearScores) or s.transform or r.transform:
         return rows.dense_scores - reference.dense_scores
-    assert isinstance(s, LinearScores)
-    assert isinstance(r, LinearScores)
     queries, keys = torch.cat([s.queries, -r.queries], 1), torch.cat([s.keys, r.keys], 1)
     if s.bias is None and r.bias is None:
         return LinearScores(queries, keys)
