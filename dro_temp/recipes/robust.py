@@ -81,7 +81,7 @@ def isogclr(
 ) -> Objective:
     r"""iSogCLR, the robust global contrastive loss (RGCL): $\tau_i (\log \mathbb{E}_j\, e^{h_{ij}/\tau_i} + \rho)$.
 
-    Every sample has a temperature of its own on each side (in each view), moved by its own gradient.
+    Every sample has a temperature of its own in each view, updated by its own gradient.
 
     Args:
         host: makes rows of pairs, or of two views of one modality (`hosts.TwoViews`).
