@@ -35,21 +35,21 @@ METRICS = {"nll": ("NLL (nats)", 1, 3), "ece": ("ECE (%)", 100, 2), "brier": ("B
 CONSTANT = "best constant"
 
 
-def _residual(encoder: dt.TempNetEncoder, start: float) -> dt.TempNet:
-    return dt.TempNet(encoder, readout=dt.ResidualReadout, tau_init=start, **BOUNDS)
+def _residual(encoder: dt.predictors.TempNetEncoder, start: float) -> dt.TempNet:
+    return dt.TempNet(encoder, readout=dt.predictors.ResidualReadout, tau_init=start, **BOUNDS)
 
 
 def _statistics(start: float) -> dt.TempNet:
-    return _residual(dt.StatisticsEncoder(width=32), start)
+    return _residual(dt.predictors.StatisticsEncoder(width=32), start)
 
 
 def _hidden(start: float) -> dt.TempNet:
-    return _residual(dt.HiddenEncoder(WIDTH, width=32), start)
+    return _residual(dt.predictors.HiddenEncoder(WIDTH, width=32), start)
 
 
 def _both(start: float) -> dt.TempNet:
-    encoders = [dt.HiddenEncoder(WIDTH, width=32), dt.StatisticsEncoder(width=32)]
-    return _residual(dt.SeveralEncoder(encoders), start)
+    encoders = [dt.predictors.HiddenEncoder(WIDTH, width=32), dt.predictors.StatisticsEncoder(width=32)]
+    return _residual(dt.predictors.SumEncoder(encoders), start)
 
 
 def _logits(start: float) -> dt.TempNet:
@@ -118,7 +118,7 @@ def chosen(host: dt.hosts.Classifier, arm: str, splits: dict[str, Split], seed: 
         torch.manual_seed(1000 + seed)  # every trial starts alike
         predictor = build(start)
         loss = dt.KLRobustLoss(options["rho"]) if "rho" in options else dt.LikelihoodLoss()
-        objective = dt.Objective(host, predictor, loss, watch=False)
+        objective = dt.Objective(host, predictor, loss, monitor=False)
         trained(objective, splits["fit"], int(options["steps"]), options["lr"])
         report = evaluate_classifier(
             host, [splits["choose"]], validation=[splits["fit"]], predictors=predictor

@@ -74,7 +74,7 @@ def naive(p: DecodeProblem) -> Step:
 def folded(p: DecodeProblem) -> Step:
     """The same temperature, with whatever a frozen head lets one prepare."""
     logits = p.hidden @ p.weight.T
-    temperatures = p.tempnet.decoder(dt.FrozenHead(p.weight))
+    temperatures = p.tempnet.decoder(dt.interfaces.FrozenHead(p.weight))
     return lambda: temperatures(p.hidden, logits)
 
 

@@ -63,10 +63,13 @@ def exact(width: int, outcomes: int, bounds: dict[str, float], rho: float) -> Ca
             ONE: lambda: dt.LearnableTemperature(1.0, **bounds),
             PAPER: lambda: dt.TempNet.for_logits(outcomes, **bounds),
             OURS: lambda: dt.TempNet(
-                dt.SeveralEncoder(
-                    [dt.HiddenEncoder(width, width=NARROW), dt.StatisticsEncoder(width=NARROW)]
+                dt.predictors.SumEncoder(
+                    [
+                        dt.predictors.HiddenEncoder(width, width=NARROW),
+                        dt.predictors.StatisticsEncoder(width=NARROW),
+                    ]
                 ),
-                readout=dt.ResidualReadout,
+                readout=dt.predictors.ResidualReadout,
                 **bounds,
             ),
         }

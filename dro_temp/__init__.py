@@ -1,4 +1,8 @@
-"""Personalised temperatures and distributionally robust losses for PyTorch."""
+"""Personalised temperatures and distributionally robust losses for PyTorch.
+
+At the top level is what a training script types; contracts are in `dro_temp.interfaces`, encoders and readouts of a
+TempNet in `dro_temp.predictors`, schedules of gamma in `dro_temp.estimators`, memory in `dro_temp.state`.
+"""
 
 from dro_temp import (
     datasets,
@@ -7,40 +11,23 @@ from dro_temp import (
     evaluation,
     functional,
     hosts,
-    kernels,
+    interfaces,
     losses,
     plotting,
     predictors,
     recipes,
     risks,
+    state,
 )
-from dro_temp.estimators import (
-    ConstantGamma,
-    CosineGamma,
-    Estimator,
-    Exact,
-    GammaSchedule,
-    LogMovingAverage,
-    Scent,
+from dro_temp import (
+    kernels as kernels,
 )
-from dro_temp.functional import Scale, ScoreTransform, SoftCap
+from dro_temp import (
+    objective as objective,
+)
+from dro_temp.estimators import LogMovingAverage, Scent
 from dro_temp.integrations.transformers import TemperatureLogitsProcessor
-from dro_temp.interfaces import (
-    Evaluated,
-    FrozenHead,
-    HostAdapter,
-    LinearScores,
-    LogMeanExpLoss,
-    Penalty,
-    Reading,
-    RobustLoss,
-    Rows,
-    SampleRisk,
-    Staged,
-    Summary,
-    Support,
-    TemperaturePredictor,
-)
+from dro_temp.interfaces import HostAdapter, LinearScores, RobustLoss, Rows, Support, TemperaturePredictor
 from dro_temp.losses import (
     CyclicPenalty,
     EntropicRiskLoss,
@@ -50,38 +37,17 @@ from dro_temp.losses import (
     QueuedLoss,
     SigmoidLoss,
 )
-from dro_temp.objective import Objective, Output, TemperatureWarning
+from dro_temp.objective import Objective, TemperatureWarning
 from dro_temp.optim import CompositionalOptimizer
 from dro_temp.predictors import (
     ConstantTemperature,
-    DynatempRule,
-    EdtRule,
-    EntropyRule,
     EntropyTemperature,
-    GradientUpdate,
-    HiddenEncoder,
     IndividualTemperature,
     LearnableTemperature,
-    LogitEncoder,
     OptimalTemperature,
-    PooledReadout,
-    PrototypeEncoder,
-    ResidualReadout,
-    SeveralEncoder,
-    StatisticsEncoder,
     TempNet,
-    TempNetEncoder,
-    TempNetReadout,
 )
-from dro_temp.risks import (
-    ChiSquareRisk,
-    CVaRRisk,
-    GroupRisk,
-    KLRisk,
-    MeanRisk,
-    OptimisticRisk,
-    TiltedRisk,
-)
+from dro_temp.risks import ChiSquareRisk, CVaRRisk, GroupRisk, KLRisk, OptimisticRisk, TiltedRisk
 from dro_temp.schedules import hold_temperatures
 
 __version__ = "0.1.0"
@@ -90,23 +56,11 @@ __all__ = [
     "CVaRRisk",
     "ChiSquareRisk",
     "CompositionalOptimizer",
-    "ConstantGamma",
     "ConstantTemperature",
-    "CosineGamma",
     "CyclicPenalty",
-    "DynatempRule",
-    "EdtRule",
     "EntropicRiskLoss",
-    "EntropyRule",
     "EntropyTemperature",
-    "Estimator",
-    "Evaluated",
-    "Exact",
-    "FrozenHead",
-    "GammaSchedule",
-    "GradientUpdate",
     "GroupRisk",
-    "HiddenEncoder",
     "HostAdapter",
     "IndividualTemperature",
     "InfoNCELoss",
@@ -115,36 +69,17 @@ __all__ = [
     "LearnableTemperature",
     "LikelihoodLoss",
     "LinearScores",
-    "LogMeanExpLoss",
     "LogMovingAverage",
-    "LogitEncoder",
-    "MeanRisk",
     "Objective",
     "OptimalTemperature",
     "OptimisticRisk",
-    "Output",
-    "Penalty",
-    "PooledReadout",
-    "PrototypeEncoder",
     "QueuedLoss",
-    "Reading",
-    "ResidualReadout",
     "RobustLoss",
     "Rows",
-    "SampleRisk",
-    "Scale",
     "Scent",
-    "ScoreTransform",
-    "SeveralEncoder",
     "SigmoidLoss",
-    "SoftCap",
-    "Staged",
-    "StatisticsEncoder",
-    "Summary",
     "Support",
     "TempNet",
-    "TempNetEncoder",
-    "TempNetReadout",
     "TemperatureLogitsProcessor",
     "TemperaturePredictor",
     "TemperatureWarning",
@@ -156,10 +91,11 @@ __all__ = [
     "functional",
     "hold_temperatures",
     "hosts",
-    "kernels",
+    "interfaces",
     "losses",
     "plotting",
     "predictors",
     "recipes",
     "risks",
+    "state",
 ]

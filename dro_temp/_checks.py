@@ -201,7 +201,12 @@ def check_feasible(rho: float, support_size: int, *, instead: str | None = None)
     every temperature collapses to tau_min. `instead` is what to do about it, where a larger batch or an estimator
     would not help.
     """
-    if rho > 0.0 and _holds_everything(rho, support_size):
+    # In a graph, a bound on the size is one guard for all sizes above it; its logarithm would be a graph for each.
+    if torch.compiler.is_compiling():
+        holds_everything = support_size <= math.exp(min(rho, 700.0))
+    else:
+        holds_everything = rho >= math.log(max(support_size, 1))
+    if rho > 0.0 and holds_everything:
         raise ValueError(
             f"expected rho < log m, received rho={rho} with m={support_size} outcomes in the support "
             f"(log m = {math.log(max(support_size, 1)):.4g}): the KL ball holds every distribution and the "
@@ -228,18 +233,11 @@ _LARGER_SUPPORT = (
 )
 
 
-def _holds_everything(rho: float, support_size: int) -> bool:
-    if torch.compiler.is_compiling():
-        # A bound on the size is one guard for all sizes above it; its logarithm would be a graph for each.
-        return support_size <= math.exp(min(rho, 700.0))
-    return rho >= math.log(max(support_size, 1))
-
-
 def check_index(index: Tensor, num_samples: int) -> Tensor:
     """Return `index` as int64, or raise where it is no sample number in [0, num_samples)."""
     check_integers("index", index)
     index = index.long()
-    # Reading values waits for the device, and stops a graph that is being captured or compiled.
+    # PredictorInputs values waits for the device, and stops a graph that is being captured or compiled.
     unreadable = index.is_meta or (index.is_cpu and not values_can_be_read(index))
     if torch.compiler.is_compiling() or index.numel() == 0 or unreadable:
         return index

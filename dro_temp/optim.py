@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dro_temp.estimators import GammaSchedule, LogMovingAverage
-from dro_temp.estimators.gamma import as_schedule
-from dro_temp.interfaces import Committable
+from dro_temp.estimators import LogMovingAverage
+from dro_temp.estimators.moving_average import Schedule, checked_gamma
+from dro_temp.state import Committable
 
 #: What torch's optimizers call the state that has one number for each of a parameter's.
 _MOMENTS = frozenset(
@@ -33,7 +33,7 @@ class CompositionalOptimizer(Optimizer):
         base: any torch optimizer over the objective's parameters.
         objective: the objective whose memory is committed, also wrapped (DistributedDataParallel); or a risk by itself,
             such as `TiltedRisk(-1.0, estimator=LogMovingAverage(1))` over the losses of any model.
-        gamma: inner learning rate or schedule for all of the objective's `LogMovingAverage` estimators; None
+        gamma: inner learning rate, or a function from the number of steps to it, for all of the objective's `LogMovingAverage` estimators; None
             keeps theirs.
 
     Raises:
@@ -59,7 +59,7 @@ class CompositionalOptimizer(Optimizer):
     objective: Committable
 
     def __init__(
-        self, base: Optimizer, objective: nn.Module, *, gamma: float | GammaSchedule | None = None
+        self, base: Optimizer, objective: nn.Module, *, gamma: float | Schedule | None = None
     ) -> None:
         if not isinstance(base, Optimizer):
             raise TypeError(
@@ -75,7 +75,7 @@ class CompositionalOptimizer(Optimizer):
         super().__setstate__({"base": base, "objective": _unwrapped(objective), "defaults": base.defaults})
         self._refuse_a_base_of_others()
         if gamma is not None:
-            self._set_gamma(as_schedule(gamma))
+            self._set_gamma(checked_gamma(gamma))
 
     def _refuse_a_base_of_others(self) -> None:
         ours = {id(p) for p in self.objective.parameters()}
@@ -88,7 +88,7 @@ class CompositionalOptimizer(Optimizer):
                 "[*model.parameters(), *risk.parameters()]."
             )
 
-    def _set_gamma(self, gamma: GammaSchedule) -> None:
+    def _set_gamma(self, gamma: float | Schedule) -> None:
         estimators = [m for m in self.objective.memory_modules() if isinstance(m, LogMovingAverage)]
         if not estimators:
             raise ValueError(

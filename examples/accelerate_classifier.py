@@ -1,4 +1,4 @@
-"""A classifier with temperatures for each image, trained by accelerate: also on several devices."""
+"""Train a classifier with a temperature per image with accelerate, on one or several devices."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,22 +19,22 @@ class Options:
     """Glyphs of 12 scripts."""
 
     size: int = 4_000  # training images
-    epochs: int = 3  # passes over them
-    lr: float = 2e-3  # of the model
-    tau_lr: float = 2e-3  # of the network that predicts temperatures
+    epochs: int = 3  # passes over the training images
+    lr: float = 2e-3  # learning rate of the model
+    tau_lr: float = 2e-3  # learning rate of the network that predicts temperatures
     rho: float = 1.0  # radius of the robust loss in nats
-    seed: int = 0  # of weights, order and subset
-    out: Path = Path("runs/accelerate_classifier")  # folder of the last state
-    resume: bool = False  # go on from there
+    seed: int = 0  # seed of weights, order and subset
+    out: Path = Path("runs/accelerate_classifier")  # folder of the checkpoint
+    resume: bool = False  # continue from the checkpoint
 
 
 # --8<-- [start:loop]
 def run(o: Options) -> float:
-    """Train; percent of the validation images that are right."""
+    """Train; return the validation accuracy in percent."""
     accelerator = Accelerator()
     set_seed(o.seed)
     host = dt.hosts.Timm(timm.create_model("test_resnet", in_chans=1, num_classes=len(GlyphScripts.classes)))
-    tempnet = dt.TempNet(dt.HiddenEncoder(host.width), tau_min=0.05, tau_max=4.0, tau_init=1.0)
+    tempnet = dt.TempNet(dt.predictors.HiddenEncoder(host.width), tau_min=0.05, tau_max=4.0, tau_init=1.0)
     objective = dt.Objective(host, tempnet, dt.KLRobustLoss(o.rho))
     groups = objective.param_groups(lr=o.lr, tau_lr=o.tau_lr)
     optimizer = dt.CompositionalOptimizer(torch.optim.AdamW(groups), objective)

@@ -1,4 +1,4 @@
-"""Calibrate a frozen classifier: one temperature, or one for every input? Needs scikit-learn; nothing is downloaded."""
+"""Calibrate a frozen classifier: one temperature, or one per input? Needs scikit-learn; no downloads."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -15,16 +15,16 @@ from dro_temp.plotting import reliability_diagram
 
 @dataclass(frozen=True)
 class Options:
-    """Handwritten digits: 800 to train on, 400 to fit temperatures to, 597 to test on."""
+    """Handwritten digits: 800 for training, 400 to fit temperatures, 597 for testing."""
 
     wrong: float = 0.2  # share of the training labels that are redrawn
-    blotched: float = 0.5  # share of the other images that noise is added to, as nobody did in training
-    noise: float = 0.4  # its standard deviation; a white pixel is 1
-    epochs: int = 150  # of the classifier, enough to learn the wrong labels by heart
-    steps: int = 100  # of each temperature, on the whole calibration split
+    blotched: float = 0.5  # share of the other images that get noise, which the training images do not have
+    noise: float = 0.4  # standard deviation of the noise; a white pixel is 1
+    epochs: int = 150  # epochs of the classifier, enough to memorise the wrong labels
+    steps: int = 100  # steps of each predictor, on the whole calibration split
     rho: float = 1.0  # radius of the robust loss in nats
-    seed: int = 0  # of splits, noise and networks
-    out: Path = Path("runs/calibration")  # folder of the diagram
+    seed: int = 0  # seed of splits, noise and networks
+    out: Path = Path("runs/calibration")  # folder for the diagram
     quick: bool = False  # few epochs and steps
 
 
@@ -56,8 +56,13 @@ def run(o: Options) -> None:
     # --8<-- [start:fit]
     frozen, tempnets = dt.hosts.Classifier(body, head, frozen=True), {}
     for name, loss in (("likelihood", dt.LikelihoodLoss()), ("robust", dt.KLRobustLoss(o.rho))):
-        encoder, bounds = dt.StatisticsEncoder(width=32), {"tau_min": 0.2, "tau_max": 20.0, "tau_init": 2.0}
-        tempnets[f"TempNet, {name}"] = tau = dt.TempNet(encoder, readout=dt.ResidualReadout, **bounds)
+        encoder, bounds = (
+            dt.predictors.StatisticsEncoder(width=32),
+            {"tau_min": 0.2, "tau_max": 20.0, "tau_init": 2.0},
+        )
+        tempnets[f"TempNet, {name}"] = tau = dt.TempNet(
+            encoder, readout=dt.predictors.ResidualReadout, **bounds
+        )
         fit(dt.Objective(frozen, tau, loss), calibration, o.steps, 400, lr=5e-3)
     report = evaluate_classifier(frozen, [test], validation=[calibration], predictors=tempnets)
     # --8<-- [end:fit]

@@ -1,4 +1,4 @@
-"""Give a frozen language model a temperature for every token: train, compare, look, generate. Nothing is downloaded."""
+"""Predict a temperature per token for a frozen language model: train, compare, view, generate. No downloads."""
 
 import sys
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def run(c: Config) -> None:
     report = evaluate_language(
         host, tempnet, some["test"], validation=some["validation"], rho=c.rho, progress=True
     )
-    print(f"\n{report.tokens} tokens of files that were not trained on, rho = {c.rho}\n\n{report.table()}\n")
+    print(f"\n{report.tokens} tokens of held-out files, rho = {c.rho}\n\n{report.table()}\n")
 
     text = texts["test"].texts[0][: c.shown]
     read = token_temperatures(host, tokenizer, tempnet, text, window=LENGTH)
@@ -55,14 +55,14 @@ def run(c: Config) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the example; the exit code."""
+    """Run the example; return the exit code."""
     config = tyro.cli(Config, args=args, prog="causal_lm.py")
     if config.quick:
         config = replace(config, steps=20, size=400_000, eval_blocks=8, shown=300, new_tokens=8)
     try:
         run(config)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last 50 steps")
+        print("\nstopped; the same command resumes from the last checkpoint (every 50 steps)")
         return 130
     except ValueError as error:
         print(f"causal_lm.py: {error}", file=sys.stderr)

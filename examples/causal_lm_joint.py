@@ -1,11 +1,11 @@
-"""Train a small language model and its TempNet together, from scratch, on text that is on every machine.
+"""Train a small language model and its TempNet together, from scratch, on Python's own source code.
 
-  python examples/causal_lm_joint.py              a few minutes on two cores; the same command goes on after Ctrl-C
+  python examples/causal_lm_joint.py              a few minutes on two cores; resumes after Ctrl-C
   python examples/causal_lm_joint.py --quick
 
 Three models start from the same weights and see the same batches: one trained with cross-entropy, one with the
-robust loss and a TempNet, and, as a control, one with the robust loss at the constant that the TempNet's temperatures
-are on average. Each is read at tau = 1, at its own temperatures and at its best constant.
+robust loss and a TempNet, and, as a control, one with the robust loss at the mean of the TempNet's temperatures.
+Each is evaluated at tau = 1, at its own temperatures and at its best constant.
 """
 
 import sys
@@ -61,7 +61,7 @@ def run(o: Options) -> Table:
     table = Table("trained with", "perplexity at tau = 1", "own tau", "best constant", "mean own tau")
 
     def compare(name: str, predictor: dt.TemperaturePredictor | None, loss: dt.RobustLoss) -> float:
-        """Train a new model with that predictor (None: a TempNet) and loss; its mean temperature."""
+        """Train a new model with this predictor (None: a TempNet) and loss; return its mean temperature."""
         torch.manual_seed(o.seed)
         model = small_gpt2(o.vocabulary, tokenizer.eos_token_id)
         if predictor is None:
@@ -75,9 +75,9 @@ def run(o: Options) -> Table:
         report = evaluate_language(
             host, own, some["test"], validation=some["validation"], rho=o.rho, tau_min=0.5, tau_max=5.0
         )
-        found = [report[scheme] for scheme in ("tau = 1", "own", "best constant (likelihood)")]
+        schemes = [report[scheme] for scheme in ("tau = 1", "own", "best constant (likelihood)")]
         table.add_row(
-            name, *(f"{scheme.perplexity:.2f}" for scheme in found), f"{report['own'].tau_mean:.3f}"
+            name, *(f"{scheme.perplexity:.2f}" for scheme in schemes), f"{report['own'].tau_mean:.3f}"
         )
         return report["own"].tau_mean
 
@@ -88,14 +88,14 @@ def run(o: Options) -> Table:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the example; the exit code."""
+    """Run the example; return the exit code."""
     options = tyro.cli(Options, args=args, prog="causal_lm_joint.py", description=__doc__)
     if options.quick:
         options = replace(options, steps=10, size=400_000, eval_blocks=8)
     try:
         Console().print(run(options))
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last 50 steps")
+        print("\nstopped; the same command resumes from the last checkpoint (every 50 steps)")
         return 130
     except ValueError as error:
         print(f"causal_lm_joint.py: {error}", file=sys.stderr)

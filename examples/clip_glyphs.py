@@ -1,4 +1,4 @@
-"""Train two encoders on glyph-caption pairs with a temperature for each input; see `--help`."""
+"""Train two encoders on glyph-caption pairs with a temperature per input; see `--help`."""
 
 import contextlib
 import shlex
@@ -20,7 +20,7 @@ from rich.console import Console
 
 @contextlib.contextmanager
 def listening_for_ctrl_c() -> Iterator[threading.Event]:
-    """The first Ctrl-C asks training to stop after its step; a second one stops at once, as usual."""
+    """Let the first Ctrl-C stop training after the current step; a second one stops immediately."""
     asked = threading.Event()
 
     def ask(number: int, frame: object) -> None:
@@ -35,13 +35,13 @@ def listening_for_ctrl_c() -> Iterator[threading.Event]:
 
 
 def train_all(config: Config, data: Data, checkpoints: Checkpoints, console: Console) -> list[Run]:
-    """Train every method with every seed, or restore it where that was done before.
+    """Train every method with every seed, or restore finished runs.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
         ValueError: --resume with options other than the checkpoints'.
     """
-    # All of them before the first is trained: what is refused should be refused at once.
+    # Build all before training the first, so that invalid options fail early.
     runs = [Run(method, seed, config, data) for seed in config.seeds for method in config.methods]
     restored = [checkpoints.restore(run) for run in runs]
     if config.resume and not any(restored):
@@ -63,7 +63,7 @@ def main(args: Sequence[str] | None = None) -> int:
     args = sys.argv[1:] if args is None else args
     console = Console()
     if not console.is_terminal:
-        console.width = 120  # a file or a pipe has room
+        console.width = 120  # a file or a pipe has no width
     try:
         config = tyro.cli(Config, args=args, prog="clip_glyphs.py")
     except SystemExit:
@@ -74,13 +74,13 @@ def main(args: Sequence[str] | None = None) -> int:
         torch.set_num_threads(config.threads)
     checkpoints = Checkpoints(config.out / "checkpoints", resume=config.resume)
     try:
-        with console.status("rendering glyphs (once; kept for next time)"):
+        with console.status("rendering glyphs (once; cached)"):
             data = load(config)
         runs = train_all(config, data, checkpoints, console)
         report.write(config, runs, data, console)
     except KeyboardInterrupt:
         again = ["--resume"] if checkpoints.ours and not config.resume else []
-        console.print("\nstopped. To go on, type:", highlight=False)
+        console.print("\nstopped. To continue, type:", highlight=False)
         console.print(f"  {shlex.join([*typed, *again])}", highlight=False, soft_wrap=True)
         return 130
     except ValueError as error:

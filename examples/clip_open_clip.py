@@ -1,6 +1,6 @@
 """open_clip's own training loop, unchanged, with a temperature for every image and every text.
 
-python examples/clip_open_clip.py                               glyphs; the same command goes on after Ctrl-C
+python examples/clip_open_clip.py                               glyphs; resumes after Ctrl-C
 torchrun --nproc-per-node 2 examples/clip_open_clip.py
 python examples/clip_open_clip.py --csv pairs.csv               columns filepath and title
 python examples/clip_open_clip.py --shards 'pairs-{000..009}.tar' --size 10000
@@ -27,7 +27,7 @@ from dro_temp.integrations.open_clip import ModelGroups, OpenClipLoss, read_numb
 
 
 def run(o: Options) -> dict[str, dict[str, float]]:
-    """Train, and search before and after; what was found, on the first process."""
+    """Train, with retrieval before and after; return its metrics, on the first process."""
     data, numbers = load(o)
     args = o.arguments()
     bare = read_numbers(tiny_clip())
@@ -42,27 +42,27 @@ def run(o: Options) -> dict[str, dict[str, float]]:
     steps = o.epochs * (data["train"].dataloader.num_batches // o.accum_freq)
     scheduler = cosine_lr(
         ModelGroups(optimizer), o.lr, steps // 10, steps
-    )  # the TempNets keep their own rate
+    )  # the TempNets' learning rate stays constant
 
     checkpoint = Checkpoint(o, state_dict=bare, loss=loss, optimizer=optimizer)
-    done, found = checkpoint.restore()
-    found = found or {"before": floats(evaluate(model, data, 0, args))}
+    done, results = checkpoint.restore()
+    results = results or {"before": floats(evaluate(model, data, 0, args))}
     for epoch in range(done, o.epochs):
         torch.manual_seed(1_000 * epoch + args.rank)  # a resumed epoch has the same dropout
         train_one_epoch(model, data, loss, epoch, optimizer, None, scheduler, None, args)
-        found["after"] = floats(evaluate(model, data, epoch + 1, args))
-        found["tau"] = floats(loss.metrics)
-        checkpoint.save(epoch + 1, found)
-    return found
+        results["after"] = floats(evaluate(model, data, epoch + 1, args))
+        results["tau"] = floats(loss.metrics)
+        checkpoint.save(epoch + 1, results)
+    return results
 
 
 def floats(metrics: dict) -> dict[str, float]:
-    """Plain numbers, which a checkpoint may hold."""
+    """Metrics as plain numbers, for a checkpoint."""
     return {name: float(value) for name, value in metrics.items()}
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the example; the exit code."""
+    """Run the example; return the exit code."""
     options = tyro.cli(Options, args=args, prog="clip_open_clip.py", description=__doc__)
     if options.quick:
         options = replace(options, size=128, epochs=2, batch_size=32, eval_pairs=64)
@@ -71,9 +71,9 @@ def main(args: Sequence[str] | None = None) -> int:
     first = dt.distributed.rank() == 0
     logging.basicConfig(format="%(message)s", level=logging.INFO if first else logging.WARNING, force=True)
     try:
-        found = run(options)
+        results = run(options)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last finished epoch")
+        print("\nstopped; the same command resumes from the last finished epoch")
         return 130
     except ValueError as error:
         print(f"clip_open_clip.py: {error}", file=sys.stderr)
@@ -83,10 +83,10 @@ def main(args: Sequence[str] | None = None) -> int:
             torch.distributed.destroy_process_group()
     if first:
         for k in (1, 5, 10):
-            both = [[found[when][f"{way}_R@{k}"] for way in WAYS] for when in ("before", "after")]
+            both = [[results[when][f"{way}_R@{k}"] for way in WAYS] for when in ("before", "after")]
             before, after = (50 * sum(ways) for ways in both)
-            print(f"R@{k}, mean of both ways: {before:.1f} % before, {after:.1f} % after")
-        print("temperatures: " + ", ".join(f"{k} {v:.4f}" for k, v in found["tau"].items() if "/tau_" in k))
+            print(f"R@{k}, mean of both directions: {before:.1f} % before, {after:.1f} % after")
+        print("temperatures: " + ", ".join(f"{k} {v:.4f}" for k, v in results["tau"].items() if "/tau_" in k))
     return 0
 
 

@@ -1,10 +1,10 @@
-"""One model on several processes: every row sees the columns of all of them, and the result is that of one process.
+"""Train one model on several processes: every row sees the columns of all, with the same result as one process.
 
-python examples/distributed.py                                    alone
+python examples/distributed.py                                    one process
 torchrun --nproc-per-node 2 examples/distributed.py               the same losses
-torchrun --nproc-per-node 2 examples/distributed.py --impl eager  gradients travel in place of numbers per row
+torchrun --nproc-per-node 2 examples/distributed.py --backend eager  gathers gradients in place of numbers per row
 
-The same command goes on after Ctrl-C, also with another number of processes.
+The same command resumes after Ctrl-C, also with another number of processes.
 """
 
 import os
@@ -40,7 +40,7 @@ class Options:
     """Learning rate of the towers; the TempNets' is half of it."""
     rho: float = 2.0
     """Radius of the robust loss in nats."""
-    impl: Literal["auto", "eager"] = "auto"
+    backend: Literal["auto", "eager"] = "auto"
     """"auto" sends features and three numbers per row, "eager" features and their gradients."""
     out: Path = Path("runs/distributed")
     """Folder for the checkpoint."""
@@ -49,20 +49,20 @@ class Options:
 
 
 def objective_for(o: Options, words: int) -> dt.Objective:
-    """The same on every process: DistributedDataParallel starts all from the first one's weights."""
+    """Build the objective; DistributedDataParallel starts all processes from the first one's weights."""
     torch.manual_seed(0)
     host = dt.hosts.TwoTower(image_encoder(), TextEncoder(words))
     encoder = {"prototypes": 64, "dropout": 0.0}  # dropout would differ between processes
     predictor = {view: dt.TempNet(WIDTH, tau_min=0.01, tau_max=0.2, **encoder) for view in host.views}
     loss = {
-        view: dt.KLRobustLoss(o.rho, estimator=dt.LogMovingAverage(o.size), impl=o.impl)
+        view: dt.KLRobustLoss(o.rho, estimator=dt.LogMovingAverage(o.size), backend=o.backend)
         for view in host.views
     }
     return dt.Objective(host, predictor, loss)
 
 
 def run(o: Options) -> list[float]:
-    """Mean loss of each epoch."""
+    """Train; return the mean loss of each epoch."""
     data = GlyphCaptions("train", size=o.size)
     tokenizer = WordTokenizer.fit(data.captions)
     world, first = dt.distributed.world_size(), dt.distributed.rank() == 0
@@ -108,13 +108,13 @@ def run(o: Options) -> list[float]:
                 "losses": losses,
             }
             torch.save(state, file.with_suffix(".partial"))
-            file.with_suffix(".partial").replace(file)  # there is always a whole one
+            file.with_suffix(".partial").replace(file)  # the checkpoint is replaced atomically
             print(f"epoch {epoch + 1}: loss {losses[-1]:.6f}, {sent} bytes sent in the last step by the loss")
     return losses
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the example; the exit code."""
+    """Run the example; return the exit code."""
     options = tyro.cli(Options, args=args, prog="distributed.py", description=__doc__)
     if options.quick:
         options = replace(options, size=256, epochs=1, batch=64)
@@ -123,7 +123,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         run(options)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last finished epoch")
+        print("\nstopped; the same command resumes from the last finished epoch")
         return 130
     except ValueError as error:
         print(f"distributed.py: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Learn in spite of wrong labels, and find them. Handwritten digits; needs scikit-learn, nothing is downloaded."""
+"""Train in spite of wrong labels, and find them. Handwritten digits; needs scikit-learn, no downloads."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,15 +15,15 @@ import dro_temp as dt
 
 @dataclass(frozen=True)
 class Options:
-    """1,200 digits to train on, some with a wrong label; 597 to test on."""
+    """1,200 digits for training, some with a wrong label; 597 for testing."""
 
     wrong: float = 0.3  # share of the training labels that are redrawn; a tenth of those are right by chance
-    rho: float = 0.5  # how much the labels are distrusted at the end: a share of 1 - exp(-rho) is left out
-    smoothing: float = 0.1  # share of each label that all classes get
+    rho: float = 0.5  # final radius: a share of 1 - exp(-rho) of the samples is left out
+    smoothing: float = 0.1  # label smoothing
     epochs: int = 40  # passes over the images
-    lr: float = 3e-3  # of AdamW
-    seed: int = 0  # of the split, the wrong labels and the networks
-    out: Path = Path("runs/wrong_labels")  # folder of the picture
+    lr: float = 3e-3  # learning rate of AdamW
+    seed: int = 0  # seed of the split, the wrong labels and the networks
+    out: Path = Path("runs/wrong_labels")  # folder for the picture
     quick: bool = False  # two epochs
 
 
@@ -33,7 +33,9 @@ def network() -> nn.Module:
     return nn.Sequential(*body, nn.Linear(256, 64), nn.GELU(), nn.Linear(64, 10))
 
 
-def trained(o: Options, risk: dt.SampleRisk, images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
+def trained(
+    o: Options, risk: dt.interfaces.SampleRisk, images: torch.Tensor, labels: torch.Tensor
+) -> nn.Module:
     torch.manual_seed(o.seed)
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=o.lr)
@@ -56,19 +58,19 @@ def run(o: Options) -> None:
     torch.manual_seed(o.seed)
     digits, order = load_digits(), torch.randperm(1797)
     images, right = torch.tensor(digits.images / 16).float()[order, None], torch.tensor(digits.target)[order]
-    given = torch.where(torch.rand(1200) < o.wrong, torch.randint(10, (1200,)), right[:1200])
-    for risk in (dt.MeanRisk(), dt.OptimisticRisk(dt.KLRisk(o.rho))):
-        model = trained(o, risk, images[:1200], given)
+    labels = torch.where(torch.rand(1200) < o.wrong, torch.randint(10, (1200,)), right[:1200])
+    for risk in (dt.risks.MeanRisk(), dt.OptimisticRisk(dt.KLRisk(o.rho))):
+        model = trained(o, risk, images[:1200], labels)
         accuracy = 100 * (model(images[1200:]).argmax(1) == right[1200:]).double().mean()
-        print(f"{type(risk).__name__}: {accuracy:.1f} % of the test images right")
-    weight = risk.weights(nn.functional.cross_entropy(model(images[:1200]), given, reduction="none"))
-    suspects, wrong = weight.argsort(), given != right[:1200]
-    found = wrong[suspects[: int(wrong.sum())]].double().mean()
-    print(f"{wrong.sum()} labels are wrong; of as many that weigh least, {100 * found:.1f} % are")
+        print(f"{type(risk).__name__}: {accuracy:.1f} % of the test images classified correctly")
+    weight = risk.weights(nn.functional.cross_entropy(model(images[:1200]), labels, reduction="none"))
+    suspects, wrong = weight.argsort(), labels != right[:1200]
+    precision = wrong[suspects[: int(wrong.sum())]].double().mean()
+    print(f"{wrong.sum()} labels are wrong; of as many with the lowest weights, {100 * precision:.1f} % are")
     sheet = Figure(figsize=(9, 3), layout="constrained")
     for axes, i in zip(sheet.subplots(2, 8).flat, suspects, strict=False):
         axes.imshow(images[i, 0].numpy(), cmap="gray_r")
-        axes.set_title(f"given {given[i]}, is {right[i]}", fontsize=8)
+        axes.set_title(f"given {labels[i]}, is {right[i]}", fontsize=8)
         axes.set_axis_off()
     o.out.mkdir(parents=True, exist_ok=True)
     sheet.savefig(o.out / "suspects.png")

@@ -1,4 +1,4 @@
-"""Look at the temperatures of a finished run of clip_glyphs.py: do near concepts get near temperatures?"""
+"""Analyse the temperatures of a finished run of clip_glyphs.py: do similar concepts get similar temperatures?"""
 
 import sys
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from dro_temp.plotting import image_extremes, temperature_by_concept, temperatur
 
 @dataclass(frozen=True)
 class Options:
-    """What the temperatures of the demo say. Run examples/clip_glyphs.py first: about one minute on a CPU.
+    """Analyse the temperatures of the demo. Run examples/clip_glyphs.py first: about one minute on a CPU.
 
-    A table tells how far the temperatures of one concept agree, beside the same of the network before it was trained.
+    The table shows how similar the temperatures of one concept are, for the trained and for an untrained network.
     Images of one name are a concept; so are names of one letter, whatever its marks ("with acute"). ICC is 1 where a
-    concept has one temperature, 0 where concepts say nothing; p is that of shuffled concepts; ratio is the mean
+    concept has one temperature, 0 where concepts do not matter; p is that of shuffled concepts; ratio is the mean
     difference of two temperatures of one concept over that of two concepts. Neighbours: rank correlation of a
     temperature with the mean of its nearest neighbours', which are of other concepts. Brackets hold 95 % intervals.
     The table and four pictures go to the folder `temperatures` of the run.
@@ -39,14 +39,14 @@ class Options:
 
 
 def look(options: Options) -> None:
-    """Print the table, draw the pictures."""
+    """Print the table and draw the pictures."""
     began, ended = finished(options.run, options.seed)
     text = report(began, ended, options.split, options.k)
     print(f"{text}\n")
 
     pairs, tau = ended.data.splits[options.split], ended.temperatures(options.split)
     count = near_duplicates(pairs.images.flatten(1).float(), threshold=0.9)
-    # One image of each name, or sister fonts would fill the sheet with one glyph.
+    # One image per name, or similar fonts would fill the sheet with one glyph.
     first = dict(reversed([(name, i) for i, name in enumerate(pairs.name_index.tolist())]))
     one = [first[name] for name in range(len(pairs.names))]
     figures = {

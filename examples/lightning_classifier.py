@@ -1,4 +1,4 @@
-"""A classifier with temperatures for each image, trained by Lightning."""
+"""Train a classifier with a temperature per image with Lightning."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +18,18 @@ class Options:
     """Glyphs of 12 scripts."""
 
     size: int = 4_000  # training images
-    epochs: int = 3  # passes over them
-    lr: float = 2e-3  # of the model
-    tau_lr: float = 2e-3  # of the network that predicts temperatures
+    epochs: int = 3  # passes over the training images
+    lr: float = 2e-3  # learning rate of the model
+    tau_lr: float = 2e-3  # learning rate of the network that predicts temperatures
     rho: float = 1.0  # radius of the robust loss in nats
-    seed: int = 0  # of weights, order and subset
-    out: Path = Path("runs/lightning_classifier")  # folder of the checkpoints
-    resume: Path | None = None  # a checkpoint to go on from
+    seed: int = 0  # seed of weights, order and subset
+    out: Path = Path("runs/lightning_classifier")  # folder for the checkpoints
+    resume: Path | None = None  # a checkpoint to continue from
 
 
 # --8<-- [start:module]
 class RobustClassifier(lightning.LightningModule):
-    """The objective is a module like any other: its parameters and memory are in the checkpoint."""
+    """The objective is an ordinary submodule: its parameters and memory are in the checkpoint."""
 
     def __init__(self, objective: dt.Objective, lr: float, tau_lr: float) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class RobustClassifier(lightning.LightningModule):
         self.log("accuracy", (rows.dense_scores.argmax(1) == rows.target).float().mean(), prog_bar=True)
 
     def configure_optimizers(self):
-        """Any optimizer, and what commits the memory around it."""
+        """Any optimizer, wrapped so that its steps commit the memory."""
         groups = self.objective.param_groups(lr=self.lr, tau_lr=self.tau_lr)
         return dt.CompositionalOptimizer(torch.optim.AdamW(groups), self.objective)
 
@@ -60,7 +60,7 @@ def run(o: Options) -> lightning.Trainer:
     lightning.seed_everything(o.seed)
     model = timm.create_model("test_resnet", in_chans=1, num_classes=len(GlyphScripts.classes))
     host = dt.hosts.Timm(model)
-    tempnet = dt.TempNet(dt.HiddenEncoder(host.width), tau_min=0.05, tau_max=4.0, tau_init=1.0)
+    tempnet = dt.TempNet(dt.predictors.HiddenEncoder(host.width), tau_min=0.05, tau_max=4.0, tau_init=1.0)
     module = RobustClassifier(dt.Objective(host, tempnet, dt.KLRobustLoss(o.rho)), o.lr, o.tau_lr)
     train = DataLoader(GlyphScripts(size=o.size, seed=o.seed), 64, shuffle=True)
     trainer = lightning.Trainer(max_epochs=o.epochs, accelerator="auto", default_root_dir=o.out, logger=False)

@@ -1,4 +1,4 @@
-"""Train a backbone on two distorted views of each glyph, without names, and ask what it learned; see `--help`."""
+"""Train a backbone on two augmented views of each glyph, without names, and evaluate its features; see `--help`."""
 
 import shlex
 import sys
@@ -18,10 +18,10 @@ from two_views.training import Run
 
 
 def trained(o: Options, console: Console) -> dict[int, Run]:
-    """A finished run for every seed.
+    """Train one run per seed.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; what was trained is kept.
+        KeyboardInterrupt: Ctrl-C; the checkpoint was saved.
         ValueError: options that do not fit the data, or the checkpoints.
     """
     runs = {seed: Run(o, seed, load(o.names, seed).train.images) for seed in o.seeds}
@@ -33,16 +33,16 @@ def trained(o: Options, console: Console) -> dict[int, Run]:
     return runs
 
 
-def evaluated(o: Options, runs: dict[int, Run], console: Console) -> report.Found:
-    """Accuracies of what was trained, and of the floors."""
-    found: report.Found = {o.scheme: [], "untrained": [], "pixels": []}
+def evaluated(o: Options, runs: dict[int, Run], console: Console) -> report.Results:
+    """Accuracies of the trained features and of the baselines."""
+    results: report.Results = {o.scheme: [], "untrained": [], "pixels": []}
     for seed, run in runs.items():
         with console.status(f"evaluating seed {seed}"):
             torch.manual_seed(seed)
             encoders = run.encoder.backbone, Encoder(o.backbone).backbone, pixels
-            for name, encode in zip(found, encoders, strict=True):
-                found[name].append(evaluate(encode, load(o.names, seed)))
-    return found
+            for name, encode in zip(results, encoders, strict=True):
+                results[name].append(evaluate(encode, load(o.names, seed)))
+    return results
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -54,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> int:
     typed = sys.orig_argv if args is None else ["python", __file__, *args]
     console = Console()
     if not console.is_terminal:
-        console.width = 120  # a file or a pipe has room
+        console.width = 120  # a file or a pipe has no width
     try:
         o = tyro.cli(Options, args=args, prog="self_supervised.py", description=HELP)
         runs = trained(o, console)
@@ -62,7 +62,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         again = [] if "--resume" in typed else ["--resume"]
         console.print(
-            f"\nstopped. To go on, type:\n  {shlex.join([*typed, *again])}", highlight=False, soft_wrap=True
+            f"\nstopped. To continue, type:\n  {shlex.join([*typed, *again])}",
+            highlight=False,
+            soft_wrap=True,
         )
         return 130
     except ValueError as error:

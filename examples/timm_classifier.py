@@ -1,4 +1,4 @@
-"""Train a classifier of timm with a temperature for each image: which script is a glyph of? Nothing is downloaded."""
+"""Train a timm classifier with a temperature per image, to classify glyphs by script. No downloads."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,32 +21,32 @@ class Options:
 
     model: str = "test_resnet"  # any of timm.list_models(); trained from scratch
     size: int = 8_000  # training images, 18,550 at most
-    epochs: int = 4  # passes over them
-    batch_size: int = 64  # images in a step
-    lr: float = 2e-3  # of the model
-    tau_lr: float = 2e-3  # of the network that predicts temperatures
+    epochs: int = 4  # passes over the training images
+    batch_size: int = 64  # batch size
+    lr: float = 2e-3  # learning rate of the model
+    tau_lr: float = 2e-3  # learning rate of the network that predicts temperatures
     rho: float = 2.0  # radius of the robust loss in nats, below log 12 = 2.5
     mixup: float = 0.0  # timm's Mixup, if above 0; labels are then distributions
-    seed: int = 0  # of weights, order and subset
-    out: Path = Path("runs/timm_classifier")  # folder of the checkpoint and the plots
+    seed: int = 0  # seed of weights, order and subset
+    out: Path = Path("runs/timm_classifier")  # folder for the checkpoint and the plots
     quick: bool = False  # 640 images, one epoch
 
 
 def objective_of(o: Options) -> dt.Objective:
-    """The model, the network that reads what its head reads, and the robust loss."""
+    """The model, a TempNet on its head's input, and the robust loss."""
     torch.manual_seed(o.seed)
     model = timm.create_model(o.model, in_chans=1, num_classes=len(GlyphScripts.classes))
     host = dt.hosts.Timm(model)
-    tempnet = dt.TempNet(dt.HiddenEncoder(host.width), tau_min=0.05, tau_max=4.0, tau_init=1.0)
+    tempnet = dt.TempNet(dt.predictors.HiddenEncoder(host.width), tau_min=0.05, tau_max=4.0, tau_init=1.0)
     return dt.Objective(host, tempnet, dt.KLRobustLoss(o.rho))
 
 
 @torch.no_grad()
 def tested(objective: dt.Objective, data: GlyphScripts) -> tuple[float, torch.Tensor]:
     """Accuracy in percent, and the temperature of every image."""
-    found = [(objective.host(*batch)["class"], objective(*batch)) for batch in DataLoader(data, 256)]
-    right = torch.cat([rows.dense_scores.argmax(1) == rows.target for rows, _ in found])
-    return 100 * right.double().mean().item(), torch.cat([output.tau["class"] for _, output in found])
+    results = [(objective.host(*batch)["class"], objective(*batch)) for batch in DataLoader(data, 256)]
+    right = torch.cat([rows.dense_scores.argmax(1) == rows.target for rows, _ in results])
+    return 100 * right.double().mean().item(), torch.cat([output.tau["class"] for _, output in results])
 
 
 def run(o: Options) -> None:

@@ -1,4 +1,4 @@
-"""timm's own training loop with a robust loss: what `train.py` does, on a folder of images made here."""
+"""timm's training loop with a robust loss: the steps of its `train.py`, on a generated folder of images."""
 
 import sys
 from dataclasses import dataclass
@@ -20,24 +20,24 @@ from dro_temp.datasets import GlyphScripts
 
 @dataclass(frozen=True)
 class Options:
-    """Glyphs of 12 scripts as PNG files, one folder for each script."""
+    """Glyphs of 12 scripts as PNG files, one folder per script."""
 
     model: str = "test_vit"  # any of timm.list_models()
     size: int = 4_000  # training images
-    epochs: int = 3  # passes over them
-    batch_size: int = 64  # images in a step
-    lr: float = 2e-3  # of the model's last layer; earlier ones have less
-    tau_lr: float = 1e-3  # of the network that predicts temperatures
+    epochs: int = 3  # passes over the training images
+    batch_size: int = 64  # batch size
+    lr: float = 2e-3  # learning rate of the model's last layer; lower for earlier ones
+    tau_lr: float = 1e-3  # learning rate of the network that predicts temperatures
     rho: float = 1.0  # radius of the robust loss in nats
-    mixup: float = 0.2  # alpha of Mixup; 0 for none
-    side: int = 64  # pixels
-    seed: int = 0  # of weights, order and subset
-    out: Path = Path("runs/timm_training_loop")  # images and checkpoints
+    mixup: float = 0.2  # alpha of Mixup; 0 disables it
+    side: int = 64  # image size in pixels
+    seed: int = 0  # seed of weights, order and subset
+    out: Path = Path("runs/timm_training_loop")  # folder for images and checkpoints
 
 
 # --8<-- [start:task]
 class RobustTask(TrainingTask):
-    """What timm's loop calls with a batch: the objective in place of a model and a criterion."""
+    """A timm task: the objective in place of a model and a criterion."""
 
     def __init__(self, model, tempnet: dt.TempNet, loss: dt.RobustLoss) -> None:
         super().__init__(verbose=False)
@@ -45,12 +45,12 @@ class RobustTask(TrainingTask):
         self.trainable_module, self.eval_model = self.objective, model
 
     def forward(self, images, target):
-        """Loss of a batch, and what the loop shows."""
+        """Loss of a batch, and the values that the loop logs."""
         output = self.objective(images, target)
         return {"loss": output.loss, "tau": output.metrics["class/tau_mean"]}
 
     def get_task_state(self, module=None, ema=False):
-        """What a checkpoint holds beside the model."""
+        """State that a checkpoint stores beside the model."""
         objective = self.trainable_module_ema.module if ema else self.objective
         return {"predictors": objective.predictors.state_dict(), "losses": objective.losses.state_dict()}
 
@@ -71,11 +71,13 @@ def loaders(o: Options, mean, std):
 
 
 def run(o: Options) -> float:
-    """Train; the best accuracy of the averaged model."""
+    """Train; return the best accuracy of the averaged model."""
     torch.manual_seed(o.seed)
     options = {"img_size": o.side} if "vit" in o.model else {}
     model = timm.create_model(o.model, in_chans=1, num_classes=len(GlyphScripts.classes), **options)
-    tempnet = dt.TempNet(dt.HiddenEncoder(model.head_hidden_size), tau_min=0.05, tau_max=4.0, tau_init=1.0)
+    tempnet = dt.TempNet(
+        dt.predictors.HiddenEncoder(model.head_hidden_size), tau_min=0.05, tau_max=4.0, tau_init=1.0
+    )
     task = RobustTask(model, tempnet, dt.KLRobustLoss(o.rho))
     layers = param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.75)
     groups = task.objective.param_groups(lr=o.lr, tau_lr=o.tau_lr, host=layers)
@@ -92,15 +94,15 @@ def run(o: Options) -> float:
         task.train()
         losses = AverageMeter()
         for step, (images, target) in enumerate(track(train, f"epoch {epoch + 1}")):
-            found = task(*(mixup(images, target) if mixup else (images, target)))
-            scaler(found["loss"], optimizer, clip_grad=1.0, parameters=task.objective.parameters())
+            output = task(*(mixup(images, target) if mixup else (images, target)))
+            scaler(output["loss"], optimizer, clip_grad=1.0, parameters=task.objective.parameters())
             optimizer.zero_grad()
             task.update_ema(step=epoch * len(train) + step)
-            losses.update(found["loss"].item(), len(target))
+            losses.update(output["loss"].item(), len(target))
         top = validated(task.trainable_module_ema.module.host.model.eval(), validation)
         best, _ = saver.save_checkpoint(epoch, metric=top)
         print(
-            f"loss {losses.avg:.3f}, mean temperature {found['tau']:.3f}, {top:.1f} % right (averaged weights)"
+            f"loss {losses.avg:.3f}, mean temperature {output['tau']:.3f}, {top:.1f} % right (averaged weights)"
         )
     return best
 

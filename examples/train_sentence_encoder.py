@@ -1,4 +1,4 @@
-"""Train a sentence encoder to find functions by what they do; text of the standard library, nothing is downloaded."""
+"""Train a sentence encoder to retrieve functions by their docstrings, on the standard library. No downloads."""
 
 import ast
 import sys
@@ -19,32 +19,32 @@ from dro_temp.integrations.sentence_transformers import RobustRankingLoss, numbe
 
 @dataclass(frozen=True)
 class Options:
-    """Pairs are first docstring lines and signatures; sentence-transformers' own trainer trains."""
+    """Pairs of first docstring line and signature, trained with sentence-transformers' own trainer."""
 
     size: int = 6_000_000  # characters of source text
     epochs: int = 5  # passes over the pairs
-    batch_size: int = 64  # pairs in a step
-    lr: float = 0.1  # of the encoder
-    tau_lr: float = 1e-3  # of the networks that predict temperatures
+    batch_size: int = 64  # batch size
+    lr: float = 0.1  # learning rate of the encoder
+    tau_lr: float = 1e-3  # learning rate of the networks that predict temperatures
     rho: float = 2.0  # radius of the robust loss in nats
-    out: Path = Path("runs/sentence_encoder")  # folder of the checkpoints
-    resume: bool = False  # go on from the last checkpoint there
-    quick: bool = False  # little text, two epochs
+    out: Path = Path("runs/sentence_encoder")  # folder for the checkpoints
+    resume: bool = False  # continue from the last checkpoint
+    quick: bool = False  # less text, two epochs
 
 
 def pairs(source: PythonText):
     trees = map(ast.parse, source.texts[:-1])  # the last file may be cut
     for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(node, ast.FunctionDef) and (said := ast.get_docstring(node)):
-            yield said.splitlines()[0], f"{node.name}({ast.unparse(node.args)})"
+        if isinstance(node, ast.FunctionDef) and (docstring := ast.get_docstring(node)):
+            yield docstring.splitlines()[0], f"{node.name}({ast.unparse(node.args)})"
 
 
 def recall(model: st.SentenceTransformer, held_out: list) -> str:
-    said, functions = (model.encode(list(x), convert_to_tensor=True) for x in zip(*held_out, strict=True))
+    queries, functions = (model.encode(list(x), convert_to_tensor=True) for x in zip(*held_out, strict=True))
     lines = [line for line, _ in held_out]
     label = torch.tensor([lines.index(line) for line in lines])  # equal lines are one label
-    found = retrieval_recall(said, functions, label, label, ks=(1, 5, 10))
-    return ", ".join(f"R@{k} {share:.1f} %" for k, share in found.items())
+    recalls = retrieval_recall(queries, functions, label, label, ks=(1, 5, 10))
+    return ", ".join(f"R@{k} {share:.1f} %" for k, share in recalls.items())
 
 
 def run(o: Options) -> None:
@@ -71,7 +71,7 @@ def main(args: list[str] | None = None) -> int:
         o = tyro.cli(Options, args=args, prog="train_sentence_encoder.py")
         run(replace(o, size=1_500_000, epochs=2) if o.quick else o)
     except (KeyboardInterrupt, ValueError, FileNotFoundError) as error:
-        print(f"train_sentence_encoder.py: {str(error) or 'stopped; --resume goes on'}", file=sys.stderr)
+        print(f"train_sentence_encoder.py: {str(error) or 'stopped; --resume continues'}", file=sys.stderr)
         return 130 if isinstance(error, KeyboardInterrupt) else 2
     return 0
 

@@ -23,7 +23,7 @@ PREDICTORS = {
     "constant": lambda: dt.ConstantTemperature(0.2),
     "learnable": lambda: dt.LearnableTemperature(0.2, tau_min=0.05, tau_max=1.0),
     "individual": lambda: dt.IndividualTemperature(
-        N, tau_min=0.05, tau_max=1.0, update=dt.GradientUpdate(lr=0.05)
+        N, tau_min=0.05, tau_max=1.0, update=dt.predictors.GradientUpdate(lr=0.05)
     ),
     "tempnet": lambda: dt.TempNet(4, tau_min=0.05, tau_max=1.0, prototypes=6, dropout=0.0),
 }

@@ -8,12 +8,13 @@ from unittest import mock
 import torch
 from hypothesis import strategies as st
 from strategies import scales, seeds
-from torch import Tensor
+from torch import Tensor, nn
 
 import dro_temp as dt
 from dro_temp.functional import Scale, SoftCap
-from dro_temp.kernels import STATISTICS, Products, budget, eager
-from dro_temp.kernels.sweep import Sweep
+from dro_temp.kernels import STATISTICS, memory
+from dro_temp.kernels.backends import reference
+from dro_temp.kernels.rows.chunked import ChunkedForward
 
 float64 = torch.float64
 LEAVES = ("queries", "keys", "bias", "tau", "weight", "slope")
@@ -22,8 +23,8 @@ TRANSFORMS = (None, SoftCap(2.0), Scale(0.3))
 
 @contextmanager
 def blocks_of(rows: int) -> Iterator[None]:
-    """Sweeps take so many rows at a time, or nearly: blocks are made even."""
-    with mock.patch.multiple(budget, _CPU_ROWS=rows, _CPU_CACHE=0, _CPU_MIN_ROWS=1):
+    """ChunkedForwards take so many rows at a time, or nearly: blocks are made even."""
+    with mock.patch.multiple(memory, _CPU_ROWS=rows, _CPU_CACHE=0, _CPU_MIN_ROWS=1):
         yield
 
 
@@ -39,30 +40,40 @@ class Seen:
 @contextmanager
 def recorded_sweeps() -> Iterator[list[Seen]]:
     """Every sweep over rows inside."""
-    seen, run = [], Sweep.run
+    seen, run = [], ChunkedForward.run
 
-    def recorded(self, needs, upstream, **options):
-        found = run(self, needs, upstream, **options)
-        seen.append(Seen(needs, len(self.products.queries), replace(found)))
+    def recorded(self, mask, grad_output, **options):
+        found = run(self, mask, grad_output, **options)
+        seen.append(Seen(mask, len(self.queries), replace(found)))
         return found
 
-    with mock.patch.object(Sweep, "run", recorded):
+    with mock.patch.object(ChunkedForward, "run", recorded):
         yield seen
 
 
-class Read:
+class Read(dt.TemperaturePredictor):
     """Temperatures from the scores: a projection over the norm, between two bounds."""
 
-    random = False
+    reads = frozenset({"support", "statistics"})
 
     def __init__(self, weight: Tensor, slope: Tensor, low: float) -> None:
-        self.parameters, self.low = (weight, slope), low
+        super().__init__(tau_min=0.5 * low, tau_max=2.5 * low)
+        self.weight, self.slope, self.low = nn.Parameter(weight), nn.Parameter(slope), low
 
-    def __call__(self, block, parameters):
-        weight, slope = parameters
-        scores = block.scores if block.mask is None else block.scores * block.mask
-        hidden = block.project(weight, scores.amax(1)) / (1 + scores.norm(dim=1))[:, None]
-        return self.low * (1.5 + (slope * hidden.tanh()).mean(1).tanh())
+    def raw(self, inputs):
+        support = inputs.support
+        scores = support.scores if support.mask is None else support.scores * support.mask
+        hidden = inputs.statistics.project(self.weight, scores.amax(1)) / (1 + scores.norm(dim=1))[:, None]
+        return self.low * (1.5 + (self.slope * hidden.tanh()).mean(1).tanh())
+
+    def bound(self, raw):
+        return raw
+
+
+def product_rows(queries, keys, target, bias=None, transform=None, target_in_support=True) -> dt.Rows:
+    """Rows whose scores are products."""
+    scores = dt.LinearScores(queries, keys, bias, transform)
+    return dt.Rows(scores, target, target_in_support=target_in_support)
 
 
 @dataclass
@@ -103,15 +114,18 @@ class RowProblem:
             else getattr(self, name).detach().clone().requires_grad_()
             for name in LEAVES
         }
-        products = Products(
+        rows = product_rows(
             *(leaves[name] for name in ("queries", "keys")),
             self.target,
             leaves["bias"],
             self.transform,
             self.target_in_support,
         )
-        tau = Read(leaves["weight"], leaves["slope"], self.low) if self.reads else leaves["tau"]
-        found = kernel(products, tau, expected=expected, statistics=statistics)
+        tau = leaves["tau"]
+        if self.reads:
+            tau = Read(leaves["weight"], leaves["slope"], self.low)
+            leaves |= {"weight": tau.weight, "slope": tau.slope}
+        found = kernel(rows, tau, assumed_grad_output=expected, statistics=statistics)
         u, v = (x.to(found.log_g.dtype) for x in upstream)
         (u @ found.log_g + v @ found.tau).backward()
         grads = {f"d{name}": x.grad for name, x in leaves.items() if x is not None and x.grad is not None}
@@ -196,8 +210,8 @@ def linear_rows(
 
 def assert_no_worse_than_eager(ours, problem, upstream):
     """Against float64 on the same numbers of low precision."""
-    truth = problem.to(torch.float64).run(eager.log_mean_exp_rows, upstream)
-    theirs = problem.run(eager.log_mean_exp_rows, upstream)
+    truth = problem.to(torch.float64).run(reference.log_mean_exp_rows, upstream)
+    theirs = problem.run(reference.log_mean_exp_rows, upstream)
     magnitudes = problem.magnitudes(upstream)
     for name, value in truth.items():
         error, allowed = ((x[name].double() - value.double()).abs().max() for x in (ours, theirs))

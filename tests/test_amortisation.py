@@ -387,7 +387,7 @@ def test_hard_negatives_belong_to_the_support():
 
 def test_predictors_of_scores_read_what_they_read_in_training():
     """For pairs the batch's scores; the optimum of a batch is not that of the data."""
-    obj, (images, texts) = objective(estimator=dt.Exact), data()
+    obj, (images, texts) = objective(estimator=dt.estimators.Exact), data()
     optimal = dt.OptimalTemperature(RHO, tau_min=LOW, tau_max=HIGH)
     obj = dt.Objective(obj.host, optimal, dt.KLRobustLoss(RHO))
     whole = amortisation_gap(obj, [(images, texts)])["image"]
@@ -397,7 +397,10 @@ def test_predictors_of_scores_read_what_they_read_in_training():
     assert split.loss_optimum == pytest.approx(whole.loss_optimum, rel=1e-12)
     assert split.gap > 1e-4
     taus = torch.cat(
-        [optimal.of(obj.host(x, y)["image"]) for x, y in zip(images.split(6), texts.split(6), strict=True)]
+        [
+            optimal.predict(obj.host(x, y)["image"])
+            for x, y in zip(images.split(6), texts.split(6), strict=True)
+        ]
     )
     assert split.tau.mean == pytest.approx(float(taus.mean()))
 
@@ -412,7 +415,7 @@ def test_a_reference_model_and_a_score_matrix():
     found = amortisation_gap(dt.Objective(host, obj.predictors["class"], obj.losses["class"]), given)["class"]
     with torch.no_grad():
         rows = host(inputs, labels)["class"]
-        tau = obj.predictors["class"].eval().of(rows).tolist()
+        tau = obj.predictors["class"].eval().predict(rows).tolist()
         margins = rows.margins.tolist()
     assert_equals_slow(found, margins, tau, RHO, LOW, HIGH)
 

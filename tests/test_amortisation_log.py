@@ -117,7 +117,7 @@ def test_history_is_what_json_and_the_plots_take():
 def test_training_narrows_the_gap():
     """The network is trained on the loss whose gap is measured."""
     images, texts = data()
-    obj = objective("tempnet", estimator=dt.Exact)
+    obj = objective("tempnet", estimator=dt.estimators.Exact)
     obj.host.requires_grad_(False)
     opt = optimizer(obj)
     log = GapLog(obj, [(images, texts)], every=40, resamples=20)

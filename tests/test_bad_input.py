@@ -48,8 +48,7 @@ def test_bounds_that_are_no_interval(build, low, high):
 def test_gamma_outside_its_range(gamma):
     for build in (
         lambda: dt.LogMovingAverage(10, gamma=gamma),
-        lambda: dt.ConstantGamma(gamma),
-        lambda: dt.CosineGamma(gamma, epochs=2),
+        lambda: dt.estimators.CosineGamma(gamma, epochs=2),
         lambda: small.optimizer(small.objective(), gamma=gamma),
     ):
         with raises(ValueError, "gamma in"):
@@ -83,7 +82,7 @@ def test_a_start_outside_the_bounds():
 @pytest.mark.parametrize("options", [{"lr": 0.0}, {"lr": -1.0}, {"beta": 0.0}, {"beta": 1.5}, {"clip": 0.0}])
 def test_an_update_with_impossible_numbers(options):
     with raises(ValueError):
-        dt.GradientUpdate(**options)
+        dt.predictors.GradientUpdate(**options)
 
 
 @pytest.mark.parametrize(
@@ -93,8 +92,8 @@ def test_sizes_that_are_no_counts(bad, kind, no_shape_checks):
     for build in (
         lambda: dt.LogMovingAverage(bad),
         lambda: dt.IndividualTemperature(bad, tau_min=0.1, tau_max=1.0),
-        lambda: dt.TempNet(dt.PrototypeEncoder(4, prototypes=bad), tau_min=0.1, tau_max=1.0),
-        lambda: dt.CosineGamma(0.5, epochs=bad),
+        lambda: dt.TempNet(dt.predictors.PrototypeEncoder(4, prototypes=bad), tau_min=0.1, tau_max=1.0),
+        lambda: dt.estimators.CosineGamma(0.5, epochs=bad),
     ):
         with raises(kind):
             build()
@@ -134,7 +133,7 @@ def test_optimizers_that_do_not_belong():
         dt.CompositionalOptimizer(objective, objective)
     with raises(TypeError, "Objective"):
         dt.CompositionalOptimizer(torch.optim.Adam(objective.parameters()), objective.host)
-    exact = small.objective(estimator=dt.Exact)
+    exact = small.objective(estimator=dt.estimators.Exact)
     with raises(ValueError, "LogMovingAverage"):
         small.optimizer(exact, gamma=0.5)
 
@@ -191,7 +190,7 @@ def test_a_predictor_that_is_not_given_what_it_reads():
 def test_logits_of_another_width():
     tempnet = dt.TempNet.for_logits(5, tau_min=0.1, tau_max=1.0)
     with raises(ValueError, "5 logits"):
-        tempnet.of(dt.Rows(torch.zeros(2, 7), torch.zeros(2, dtype=torch.long)))
+        tempnet.predict(dt.Rows(torch.zeros(2, 7), torch.zeros(2, dtype=torch.long)))
     with raises(ValueError, "embeddings"):
         dt.TempNet(4, tau_min=0.1, tau_max=1.0).encoder.set_prototypes(torch.zeros(3, 5))
 
@@ -287,7 +286,7 @@ def test_the_finite_check_can_be_left_to_a_gradient_scaler():
 
 
 def test_a_radius_that_holds_every_distribution():
-    exact = small.objective(estimator=dt.Exact, rho=2.0)
+    exact = small.objective(estimator=dt.estimators.Exact, rho=2.0)
     with raises(ValueError, "rho < log m"):
         exact(IMAGES[:7], TEXTS[:7])  # m = 6, log m = 1.79
     exact(IMAGES[:20], TEXTS[:20])
@@ -303,7 +302,7 @@ def test_a_radius_that_holds_every_distribution():
 
 
 def test_a_batch_of_one_pair_has_nothing_to_learn_from():
-    for estimator in (None, dt.Exact):
+    for estimator in (None, dt.estimators.Exact):
         objective = small.objective(estimator=estimator)
         out = objective(IMAGES[:1], TEXTS[:1], index=torch.tensor([3]))
         out.loss.backward()
@@ -498,7 +497,7 @@ def test_arguments_that_a_host_does_not_take(batch, received):
 @pytest.mark.parametrize("inputs", ["logits", "statistics"])
 def test_plain_logits_for_a_predictor_of_scores(inputs):
     bounds = {"tau_min": 0.1, "tau_max": 4.0}
-    encoder = dt.StatisticsEncoder() if inputs == "statistics" else None
+    encoder = dt.predictors.StatisticsEncoder() if inputs == "statistics" else None
     predictor = dt.TempNet(encoder, **bounds) if encoder else dt.TempNet.for_logits(10, **bounds)
     wanted = (
         r"expected scores \(support=dro_temp.Support\(logits\)\) for TempNet, received features.*no scores"

@@ -5,14 +5,14 @@ import torch
 from torch.nn.utils import parameters_to_vector
 
 import dro_temp as dt
-from dro_temp.interfaces import blockwise
+from dro_temp import _autograd
 
 N = 23
 
 
 @pytest.fixture(params=[1, 7, N - 1, N])
 def rows(request, monkeypatch):
-    monkeypatch.setattr(blockwise, "BLOCK_OF_ROWS", request.param)
+    monkeypatch.setattr(_autograd, "BLOCK_OF_ROWS", request.param)
     g = torch.Generator().manual_seed(0)
     features = torch.randn(N, 4, generator=g, dtype=torch.float64)
     return dt.Rows(torch.zeros(N, 2), torch.zeros(N, dtype=torch.long), features)
@@ -20,7 +20,7 @@ def rows(request, monkeypatch):
 
 def _tempnet(dropout=0.0):
     torch.manual_seed(1)
-    encoder = dt.PrototypeEncoder(4, prototypes=3, dropout=dropout)
+    encoder = dt.predictors.PrototypeEncoder(4, prototypes=3, dropout=dropout)
     return dt.TempNet(encoder, tau_min=0.1, tau_max=2.0).double()
 
 
@@ -32,7 +32,7 @@ def _gradient(tempnet, tau):
 def test_equals_one_call(rows):
     tempnet = _tempnet()
     whole = tempnet(rows.features)
-    in_blocks = tempnet.of(rows)
+    in_blocks = tempnet.predict(rows)
     torch.testing.assert_close(in_blocks, whole, rtol=1e-13, atol=0.0)
     torch.testing.assert_close(
         _gradient(tempnet, in_blocks), _gradient(tempnet, whole), rtol=1e-12, atol=1e-14
@@ -42,9 +42,9 @@ def test_equals_one_call(rows):
 def test_backward_drops_what_forward_dropped(rows):
     tempnet = _tempnet(dropout=0.5)
     torch.manual_seed(2)
-    tau = tempnet.of(rows)
+    tau = tempnet.predict(rows)
     torch.manual_seed(2)
-    step = blockwise.BLOCK_OF_ROWS
+    step = _autograd.BLOCK_OF_ROWS
     whole = torch.cat([tempnet(rows.features[i : i + step]) for i in range(0, N, step)])
     torch.testing.assert_close(tau, whole, rtol=0.0, atol=0.0)
     state = torch.get_rng_state()
@@ -56,7 +56,7 @@ def test_backward_drops_what_forward_dropped(rows):
 def test_hooks_see_the_gradient_of_all_rows_once(rows):
     tempnet, seen = _tempnet(), []
     tempnet.readout.last.weight.register_hook(seen.append)
-    tempnet.of(rows).sum().backward()
+    tempnet.predict(rows).sum().backward()
     assert len(seen) == 1
     torch.testing.assert_close(seen[0], tempnet.readout.last.weight.grad)
 
@@ -64,15 +64,15 @@ def test_hooks_see_the_gradient_of_all_rows_once(rows):
 def test_parameters_that_are_not_trained_stay_without_gradient(rows):
     tempnet = _tempnet()
     tempnet.readout.last.weight.requires_grad_(False)
-    tempnet.of(rows).sum().backward()
+    tempnet.predict(rows).sum().backward()
     assert tempnet.readout.last.weight.grad is None
     assert all(p.grad is not None for p in tempnet.parameters() if p.requires_grad)
 
 
 def test_a_second_derivative_is_refused_in_blocks_only(rows):
     tempnet = _tempnet()
-    tau = tempnet.of(rows).sum()
-    if blockwise.BLOCK_OF_ROWS >= N:
+    tau = tempnet.predict(rows).sum()
+    if _autograd.BLOCK_OF_ROWS >= N:
         torch.autograd.grad(tau, tempnet.readout.last.weight, create_graph=True)
     else:
         with pytest.raises(RuntimeError, match="Call the predictor itself"):
@@ -82,13 +82,13 @@ def test_a_second_derivative_is_refused_in_blocks_only(rows):
 def test_without_gradient(rows):
     tempnet = _tempnet()
     with torch.no_grad():
-        assert not tempnet.of(rows).requires_grad
+        assert not tempnet.predict(rows).requires_grad
 
 
 def test_under_autocast_backward_computes_as_forward_did(rows):
     tempnet = _tempnet().float()
     rows = dt.Rows(rows.scores, rows.target, rows.features.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        in_blocks, whole = tempnet.of(rows), tempnet(rows.features)
+        in_blocks, whole = tempnet.predict(rows), tempnet(rows.features)
     torch.testing.assert_close(in_blocks, whole, rtol=1e-6, atol=0.0)
     torch.testing.assert_close(_gradient(tempnet, in_blocks), _gradient(tempnet, whole), rtol=0.02, atol=0.02)

@@ -39,13 +39,13 @@ TEST, VALIDATION = drawn(0, sure=2.0), drawn(1, sure=2.0)
 
 
 def per_row(predictor, logits):
-    return predictor.of(dt.Rows(logits, torch.zeros(len(logits), dtype=torch.long)))
+    return predictor.predict(dt.Rows(logits, torch.zeros(len(logits), dtype=torch.long)))
 
 
 @pytest.fixture(scope="module")
 def tempnet():
     torch.manual_seed(0)
-    tempnet = dt.TempNet(dt.StatisticsEncoder(width=8), tau_min=0.3, tau_max=5.0).eval()
+    tempnet = dt.TempNet(dt.predictors.StatisticsEncoder(width=8), tau_min=0.3, tau_max=5.0).eval()
     return tempnet.double()
 
 
@@ -209,7 +209,7 @@ def test_hosts_objectives_and_loaders():
     torch.manual_seed(0)
     body, head = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5)), nn.Linear(8, 5)
     host = dt.hosts.Classifier(body, head).train()
-    tempnet = dt.TempNet(dt.HiddenEncoder(8, dropout=0.5), tau_min=0.1, tau_max=4.0).train()
+    tempnet = dt.TempNet(dt.predictors.HiddenEncoder(8, dropout=0.5), tau_min=0.1, tau_max=4.0).train()
     objective = dt.Objective(host, tempnet, dt.KLRobustLoss(1.0))
     inputs, label = TEST[0].float(), TEST[1]
     loader = DataLoader(TensorDataset(inputs, label), batch_size=64)

@@ -9,8 +9,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import dro_temp as dt
 from dro_temp import functional as F
-from dro_temp.interfaces import log_mean_exp
-from dro_temp.kernels.rows import STATISTICS
+from dro_temp.functional.statistics import STATISTICS
+from dro_temp.losses import log_mean_exp
 
 pytestmark = pytest.mark.usefixtures("no_shape_checks")
 
@@ -110,7 +110,7 @@ def test_losses_compile_whole_with_gradients(case, pairs, counter):
             result.backward()
             grads.append((result.detach(), scores.grad, tau.grad))
         torch.testing.assert_close(grads[0], grads[1])
-        for staged in dt.interfaces.staged_modules([*eager.modules(), *compiled.modules()]):
+        for staged in dt.state.staged_modules([*eager.modules(), *compiled.modules()]):
             staged.commit()
     assert counter.frame_count <= 2
 
@@ -135,7 +135,7 @@ def test_statistics_are_one_graph(counter):
 )
 def test_predictors_take_any_number_of_rows(case, pairs, counter):
     predictor = case.build().eval()
-    whole = _whole(lambda rows: predictor.of(rows), counter)
+    whole = _whole(lambda rows: predictor.predict(rows), counter)
     for n in (*SIZES, 600):  # more than are taken at a time outside of graphs
         generator = torch.Generator().manual_seed(n)
         outcomes = n if pairs else 12
@@ -146,7 +146,7 @@ def test_predictors_take_any_number_of_rows(case, pairs, counter):
             target_in_support=not pairs,
             weight=(torch.arange(n) > 0).float(),
         )
-        torch.testing.assert_close(whole(rows), predictor.of(rows))
+        torch.testing.assert_close(whole(rows), predictor.predict(rows))
     assert counter.frame_count <= 2
 
 
@@ -219,7 +219,8 @@ OBJECTIVES = {
     "pairs-moving-average": (lambda: _pairs(_averaging), _pair_batch),
     "pairs-statistics": (
         lambda: _pairs(
-            lambda: dt.KLRobustLoss(1.0), dt.TempNet(dt.StatisticsEncoder(width=8), tau_min=0.05, tau_max=1.0)
+            lambda: dt.KLRobustLoss(1.0),
+            dt.TempNet(dt.predictors.StatisticsEncoder(width=8), tau_min=0.05, tau_max=1.0),
         ),
         _pair_batch,
     ),
@@ -263,7 +264,7 @@ def test_streamed_losses_are_a_fixed_number_of_graphs(counter, monkeypatch):
     objective = _classes(dt.TempNet(16, prototypes=8, dropout=0.0, tau_min=0.1, tau_max=2.0))
     whole, graphs = torch.compile(objective, backend=counter), []
     for n in range(5, 13):
-        assert whole(**_class_batch(n)).choice["class"].impl != "eager"
+        assert whole(**_class_batch(n)).backend["class"].name != "reference"
         found = _step(objective, whole, _class_batch(n))
         torch.testing.assert_close(found, _step(objective, objective, _class_batch(n)), rtol=1e-4, atol=1e-6)
         graphs.append(counter.frame_count)

@@ -42,7 +42,7 @@ def _gradient(objective, index):
 
 
 def _full_gradient():
-    return _gradient(_objective(dt.Exact), torch.arange(M))
+    return _gradient(_objective(dt.estimators.Exact), torch.arange(M))
 
 
 def _exact_log_g(objective):
@@ -94,7 +94,7 @@ def test_the_estimate_converges_to_the_full_data_value_when_the_model_is_held_st
 
 def test_gamma_one_and_the_full_batch_equal_the_exact_loss():
     everything = torch.arange(M)
-    exact, averaged = _objective(dt.Exact), _objective(lambda: dt.LogMovingAverage(M, gamma=1.0))
+    exact, averaged = _objective(dt.estimators.Exact), _objective(lambda: dt.LogMovingAverage(M, gamma=1.0))
     for _ in range(2):
         a = exact(everything, everything, index=everything)
         b = averaged(everything, everything, index=everything)
@@ -219,7 +219,7 @@ def test_accumulation_commits_once_and_steps_on_the_mean(predictor):
 def test_count_makes_accumulation_of_unequal_parts_exact():
     """Sum divided by the count of the whole window, as trainers that count tokens do."""
     images, texts = small.data()
-    objective = small.objective("tempnet", estimator=dt.Exact)
+    objective = small.objective("tempnet", estimator=dt.estimators.Exact)
     parts = (torch.arange(4), torch.arange(4, 10))
     for part in parts:
         objective(images[part], texts[part], count=10.0).loss.backward()

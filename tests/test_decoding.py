@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from strategies import seeds
 
 import dro_temp as dt
-from dro_temp.kernels.native_passes.decoding import MOST_ROWS
+from dro_temp.kernels.backends.cpu.decoding import MOST_ROWS
 from dro_temp.predictors import logit_decoder
 
 
@@ -37,8 +37,8 @@ def test_equals_the_network_on_the_logits(d, outcomes, width, centred, biased, n
     logits = torch.nn.functional.linear(hidden, weight, bias)
     with pytest.MonkeyPatch.context() as patch:
         if not native:
-            patch.setattr(logit_decoder, "native_runs_on", lambda *_: False)
-        decode = tempnet.decoder(dt.FrozenHead(weight, bias))
+            patch.setattr(logit_decoder, "cpu_runs_on", lambda *_: False)
+        decode = tempnet.decoder(dt.interfaces.FrozenHead(weight, bias))
     one = torch.cat([decode(hidden[i : i + 1], logits[i : i + 1]) for i in range(len(hidden))])
     several = decode(hidden, logits)
     exact = tempnet.double()(support=dt.Support(logits.double()))
@@ -54,7 +54,7 @@ def test_other_precisions(dtype):
     hidden = torch.randn(2, 5, dtype=dtype)
     with torch.no_grad():
         logits = head(hidden)
-    found = tempnet.decoder(dt.FrozenHead(head.weight, head.bias))(hidden, logits)
+    found = tempnet.decoder(dt.interfaces.FrozenHead(head.weight, head.bias))(hidden, logits)
     expected = tempnet(support=dt.Support(logits.float()))
     torch.testing.assert_close(found.float(), expected.detach(), rtol=0.02, atol=1e-3)
 
@@ -65,7 +65,7 @@ def test_rows_out_of_a_larger_block():
     hidden = torch.randn(3, 7, 5).transpose(0, 1)[2:4, :, :][:, 1]  # strided
     with torch.no_grad():
         logits = head(hidden)
-    decode = tempnet.decoder(dt.FrozenHead(head.weight, head.bias))
+    decode = tempnet.decoder(dt.interfaces.FrozenHead(head.weight, head.bias))
     torch.testing.assert_close(decode(hidden, logits), tempnet(support=dt.Support(logits)).detach())
 
 
@@ -75,9 +75,9 @@ def test_a_map_into_the_bounds_of_ones_own_is_used():
             return raw.clamp(self.tau_min, self.tau_max)
 
     torch.manual_seed(0)
-    tempnet = Clipped(dt.LogitEncoder(40, width=8), tau_min=0.1, tau_max=2.0).eval()
+    tempnet = Clipped(dt.predictors.LogitEncoder(40, width=8), tau_min=0.1, tau_max=2.0).eval()
     torch.nn.init.constant_(tempnet.readout.last.bias, 1.0)
     weight, hidden = torch.randn(40, 5), torch.randn(1, 5)
-    found = tempnet.decoder(dt.FrozenHead(weight))(hidden, hidden @ weight.T)
+    found = tempnet.decoder(dt.interfaces.FrozenHead(weight))(hidden, hidden @ weight.T)
     torch.testing.assert_close(found, tempnet(support=dt.Support(hidden @ weight.T)).detach())
     assert 0.9 < float(found) < 1.3  # through a sigmoid it would be 1.5

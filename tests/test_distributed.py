@@ -33,7 +33,7 @@ def _state(objective: dt.Objective) -> dict[str, list]:
 
 def _train(rank: int, world: int, predictor: str, kind: str, wrap: bool = True) -> dict[str, list]:
     images, texts = small.data()
-    objective = small.objective(predictor, gamma=dt.CosineGamma(0.3, epochs=10))
+    objective = small.objective(predictor, gamma=dt.estimators.CosineGamma(0.3, epochs=10))
     opt = small.optimizer(objective)
     model = DistributedDataParallel(objective) if wrap else objective
     for index in _plan(kind):
@@ -227,13 +227,13 @@ def _traffic(rank: int, world: int) -> dict[str, tuple[int, int]]:
     images, texts = small.data()
     index = torch.arange(12).chunk(2)[rank]
     sent = {}
-    for impl in ("eager", "auto"):
+    for backend in ("reference", "auto"):
         objective = small.objective("tempnet")
         for loss in objective.losses.values():
-            loss.impl = impl
+            loss.backend = backend
         with distributed.counting_traffic() as traffic:
             objective(images[index], texts[index], index=index).loss.backward()
-        sent[impl] = (traffic.gathered, traffic.reduced)
+        sent[backend] = (traffic.gathered, traffic.reduced)
     return sent
 
 
@@ -248,7 +248,7 @@ def test_what_a_step_sends(found):
         reduced = (
             2 * (2 * 2 * n * d * number) // 2
         )  # both sides' gradients, of all rows, around a ring of two
-        (gathered_eager, reduced_eager), (gathered, reduced_auto) = sent["eager"], sent["auto"]
+        (gathered_eager, reduced_eager), (gathered, reduced_auto) = sent["reference"], sent["auto"]
         assert gathered - gathered_eager == per_row
         assert gathered_eager >= features + 2 * counts + memory
         assert (reduced_eager - reduced_auto, reduced_auto) == (reduced, reduced_auto)

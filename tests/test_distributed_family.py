@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import dro_temp as dt
 
-GAMMA = dt.CosineGamma(0.3, epochs=10)
+GAMMA = dt.estimators.CosineGamma(0.3, epochs=10)
 
 
 def _reference() -> dt.hosts.TwoTower:
@@ -47,21 +47,21 @@ def _plan() -> list[torch.Tensor]:
     return [torch.cat([i[:-1], i[:1]]) if step % 5 == 2 else i for step, i in enumerate(cut)]
 
 
-def _objective(name: str, impl: str) -> dt.Objective:
+def _objective(name: str, backend: str) -> dt.Objective:
     host = small.two_tower()
     torch.manual_seed(1)
     objective = RECIPES[name](host)
     for module in objective.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # processes draw different numbers
-        if isinstance(module, dt.LogMeanExpLoss):
-            module.impl = impl
+        if isinstance(module, dt.losses.LogMeanExpLoss):
+            module.backend = backend
     return objective.double()
 
 
-def _train(name: str, impl: str, rank: int = 0, world: int = 1) -> tuple[list[float], list[float]]:
+def _train(name: str, backend: str, rank: int = 0, world: int = 1) -> tuple[list[float], list[float]]:
     images, texts = small.data()
-    objective = _objective(name, impl)
+    objective = _objective(name, backend)
     opt = small.optimizer(objective)
     model = DistributedDataParallel(objective) if world > 1 else objective
     losses = []
@@ -78,7 +78,9 @@ def _train(name: str, impl: str, rank: int = 0, world: int = 1) -> tuple[list[fl
 
 def _train_all(rank: int, world: int) -> dict[str, list[float]]:
     return {
-        f"{name}-{impl}": _train(name, impl, rank, world)[0] for name in RECIPES for impl in ("auto", "eager")
+        f"{name}-{backend}": _train(name, backend, rank, world)[0]
+        for name in RECIPES
+        for backend in ("auto", "reference")
     }
 
 
@@ -93,25 +95,27 @@ def alone():
 
     def of(name):
         if name not in known:
-            known[name] = torch.tensor(_train(name, "eager")[0], dtype=torch.float64)
+            known[name] = torch.tensor(_train(name, "reference")[0], dtype=torch.float64)
         return known[name]
 
     return of
 
 
-@pytest.mark.parametrize("impl", ["auto", "eager"])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("name", RECIPES)
-def test_processes_train_as_one(name, impl, states, alone):
+def test_processes_train_as_one(name, backend, states, alone):
     for state in states:
-        found = torch.tensor(state[f"{name}-{impl}"], dtype=torch.float64)
+        found = torch.tensor(state[f"{name}-{backend}"], dtype=torch.float64)
         small.assert_same_to_rounding(found, alone(name), small.TRAINED_APART)
-        assert state[f"{name}-{impl}"] == states[0][f"{name}-{impl}"]  # to the last bit
+        assert state[f"{name}-{backend}"] == states[0][f"{name}-{backend}"]  # to the last bit
 
 
 def test_the_test_can_fail():
     """Training moves everything that is compared."""
     for name in RECIPES:
-        before = torch.cat([v.double().flatten() for v in _objective(name, "eager").state_dict().values()])
-        after = torch.tensor(_train(name, "eager")[0], dtype=torch.float64)
+        before = torch.cat(
+            [v.double().flatten() for v in _objective(name, "reference").state_dict().values()]
+        )
+        after = torch.tensor(_train(name, "reference")[0], dtype=torch.float64)
         moved = (before != after) & ~(before.isinf() & after.isinf())
         assert moved.double().mean() > 0.3, name

@@ -22,11 +22,13 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from layers import LAYERS
 
 import dro_temp
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [*DOCS, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^\n`]+)\n(?P<body>.*?)^(?P=indent)```\s*$", re.M | re.S)
 DIRECTIVE = re.compile(r"^::: ([\w.]+)$", re.M)
 
@@ -230,20 +232,25 @@ def test_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path):
         text = page.read_text(encoding="utf-8")
         assert not loads.findall(text), page.name
         assert 'class="arithmatex"' not in text, page.name  # a formula that the hook overlooked
+        assert "<!-- layers -->" not in text, page.name
 
 
 def test_every_page_is_in_the_navigation():
     listed = set(re.findall(r"[\w/-]+\.md$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.M))
-    pages = {page.relative_to(ROOT / "docs").as_posix() for page in PAGES[:-1]}
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in DOCS}
     assert pages == listed
+
+
+def _hook(name: str) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{name}_hook", ROOT / "docs" / "_hooks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def mathml() -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location("mathml_hook", ROOT / "docs" / "_hooks" / "mathml.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return _hook("mathml")
 
 
 @pytest.mark.parametrize(
@@ -267,3 +274,26 @@ def test_a_formula_becomes_mathml(mathml):
     assert root.find("math").get("display") == "block"
     assert [e.text for e in root.iter("mo")] == ["min", "≥", "KL", "(", ")", "<"]
     assert root.find(".//munder") is not None
+
+
+def test_the_picture_of_the_layers_shows_every_package_inside_of_its_frame():
+    hook = _hook("layers")
+    content = hook.on_page_content(f"<p>before</p>{hook.MARK}<p>after</p>")
+    assert content.startswith("<p>before</p><figure")
+    assert content.endswith("</figure><p>after</p>")
+    figure = content.removeprefix("<p>before</p>").removesuffix("<p>after</p>")
+    svg = ElementTree.fromstring(figure).find("svg")
+    shown = [text.text for text in svg.iter("text") if text.get("class") is None]
+    assert Counter(shown) == Counter(name for layer in LAYERS for name in layer)
+    boxes = [rect for rect in svg.iter("rect") if rect.get("class") == "box"]
+    assert all(float(box.get("x")) >= hook.LEFT for box in boxes)
+    assert all(float(box.get("x")) + float(box.get("width")) <= hook.WIDTH - hook.RIGHT for box in boxes)
+
+
+def test_a_layer_of_many_packages_is_drawn_in_several_lines():
+    hook = _hook("layers")
+    names = tuple(f"package_number_{i}" for i in range(9))
+    lines = hook._lines(names)
+    assert len(lines) > 1
+    assert [name for line in lines for name in line] == list(names)
+    assert all(sum(map(hook._width, line)) + hook.GAP * (len(line) - 1) <= hook.INNER for line in lines)

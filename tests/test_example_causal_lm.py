@@ -106,7 +106,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
         process.send_signal(signal.SIGINT)
         said = process.stdout.read()
     assert process.returncode == 130
-    assert "the same command goes on" in said
+    assert "the same command resumes" in said
 
 
 def test_refuses_a_radius_that_is_too_large(finished, example, capsys):

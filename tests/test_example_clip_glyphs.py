@@ -164,7 +164,7 @@ def test_ctrl_c_then_resume_equals_uninterrupted(finished, example, tmp_path, ca
 
     assert example.main([*options, "--resume"]) == 0
     said = capsys.readouterr().out
-    assert "infonce seed 0: finished before" in said
+    assert "infonce seed 0: already finished" in said
     assert "tempnet seed 0: resumed after step" in said
     for method in ("infonce", "tempnet"):
         assert_same(checkpoint(tmp_path, method), checkpoint(finished, method))

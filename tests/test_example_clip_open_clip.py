@@ -33,7 +33,7 @@ def checkpoint(out: Path) -> dict:
 
 
 def assert_same(a: dict, b: dict) -> None:
-    assert a["found"] == b["found"]
+    assert a["results"] == b["results"]
     for part in ("state_dict", "loss"):
         assert list(a[part]) == list(b[part])
         for name, value in a[part].items():
@@ -79,8 +79,8 @@ def test_its_memory_knows_every_pair_and_its_model_is_open_clips_own(finished):
         assert int(saved["loss"][f"objective.losses.{view}.estimator.steps"]) == 8
     plain = tiny_clip()
     plain.load_state_dict(saved["state_dict"], strict=True)
-    assert saved["found"]["after"]["num_samples"] == 64
-    assert saved["found"]["after"]["clip_val_loss"] < saved["found"]["before"]["clip_val_loss"]
+    assert saved["results"]["after"]["num_samples"] == 64
+    assert saved["results"]["after"]["clip_val_loss"] < saved["results"]["before"]["clip_val_loss"]
 
 
 def test_after_ctrl_c_the_same_command_goes_on(example, finished, tmp_path, capsys, monkeypatch):
@@ -95,10 +95,10 @@ def test_after_ctrl_c_the_same_command_goes_on(example, finished, tmp_path, caps
     with monkeypatch.context() as patch:
         patch.setattr(example, "train_one_epoch", stopped_in_the_second_epoch)
         assert example.main(options) == 130
-    assert "the same command goes on" in capsys.readouterr().out
+    assert "the same command resumes" in capsys.readouterr().out
     assert checkpoint(tmp_path)["epoch"] == 1
     assert example.main(options) == 0
-    assert "R@10, mean of both ways" in capsys.readouterr().out
+    assert "R@10, mean of both directions" in capsys.readouterr().out
     assert_same(checkpoint(tmp_path), checkpoint(finished))
 
 
@@ -154,7 +154,7 @@ def test_two_processes(tmp_path):
     command += [str(EXAMPLES / "clip_open_clip.py"), "--quick", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("R@1, mean of both ways") == 1
+    assert done.stdout.count("R@1, mean of both directions") == 1
     saved = checkpoint(tmp_path)
     assert saved["options"]["processes"] == 2
     log_u = saved["loss"]["objective.losses.image.estimator.log_u"]

@@ -13,10 +13,12 @@ def test_what_it_says_and_draws(tmp_path, capsys):
     with imported_example("find_wrong_labels") as example:
         example.run(example.Options(epochs=15, out=tmp_path))
     said = capsys.readouterr().out
-    mean, best_case = (float(x) for x in re.findall(r"Risk: (\d+\.\d) % of the test images right", said))
+    mean, best_case = (
+        float(x) for x in re.findall(r"Risk: (\d+\.\d) % of the test images classified correctly", said)
+    )
     assert best_case > mean + 1.0
     wrong, found = re.search(
-        r"(\d+) labels are wrong; of as many that weigh least, (\d+\.\d) % are", said
+        r"(\d+) labels are wrong; of as many with the lowest weights, (\d+\.\d) % are", said
     ).groups()
     assert 0.22 < int(wrong) / 1200 < 0.32
     assert float(found) > 90.0

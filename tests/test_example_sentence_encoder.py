@@ -85,7 +85,7 @@ def test_after_ctrl_c_resume_goes_on(example, finished, tmp_path, capsys, monkey
     with monkeypatch.context() as patch:
         patch.setattr(example.RobustRankingLoss, "callback", stopping_in_the_second_epoch)
         assert example.main(options) == 130
-    assert "--resume goes on" in capsys.readouterr().err
+    assert "--resume continues" in capsys.readouterr().err
     assert example.main([*options, "--resume"]) == 0
     ours, theirs = last_loss(tmp_path), last_loss(finished[0])
     assert ours["step"] == theirs["step"]

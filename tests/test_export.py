@@ -46,22 +46,25 @@ class Classifier(nn.Module):
 
 
 def _several():
-    encoders = [dt.HiddenEncoder(8, width=16), dt.StatisticsEncoder(width=16)]
-    return dt.TempNet(dt.SeveralEncoder(encoders), readout=dt.ResidualReadout, **BOUNDS)
+    encoders = [dt.predictors.HiddenEncoder(8, width=16), dt.predictors.StatisticsEncoder(width=16)]
+    return dt.TempNet(dt.predictors.SumEncoder(encoders), readout=dt.predictors.ResidualReadout, **BOUNDS)
 
 
 MODELS = {
     "embeddings": (lambda: dt.TempNet(8, prototypes=4, **BOUNDS), ([8],)),
-    "hidden": (lambda: dt.TempNet(dt.HiddenEncoder(8, width=16), **BOUNDS), ([5, 8],)),
+    "hidden": (lambda: dt.TempNet(dt.predictors.HiddenEncoder(8, width=16), **BOUNDS), ([5, 8],)),
     "logits": (lambda: FromScores(dt.TempNet.for_logits(12, width=16, **BOUNDS)), ([12],)),
     "logits-centred": (
         lambda: FromScores(dt.TempNet.for_logits(12, width=16, centred=True, **BOUNDS)),
         ([12],),
     ),
-    "statistics": (lambda: FromScores(dt.TempNet(dt.StatisticsEncoder(width=16), **BOUNDS)), ([12],)),
+    "statistics": (
+        lambda: FromScores(dt.TempNet(dt.predictors.StatisticsEncoder(width=16), **BOUNDS)),
+        ([12],),
+    ),
     "several": (lambda: FromBoth(_several()), ([8], [12])),
     "learnable": (lambda: dt.LearnableTemperature(0.5), ([8],)),
-    "dynatemp": (lambda: FromScores(dt.EntropyTemperature(dt.DynatempRule(0.2, 1.8))), ([12],)),
+    "dynatemp": (lambda: FromScores(dt.EntropyTemperature(dt.predictors.DynatempRule(0.2, 1.8))), ([12],)),
     "optimal": (lambda: FromScores(dt.OptimalTemperature(1.0, iterations=4, **BOUNDS)), ([12],)),
     "classifier": (Classifier, ([8],)),
 }

@@ -26,7 +26,7 @@ def _tau(net, v, y, low, high):
 
 
 def test_tempnet_over_embeddings():
-    net = _randomised(dt.TempNet(dt.PrototypeEncoder(5, prototypes=7), tau_min=0.1, tau_max=2.0))
+    net = _randomised(dt.TempNet(dt.predictors.PrototypeEncoder(5, prototypes=7), tau_min=0.1, tau_max=2.0))
     with torch.no_grad():
         net.readout.log_sharpness.fill_(-0.7)
     linear = net.encoder.transform[0]
@@ -39,7 +39,7 @@ def test_tempnet_over_embeddings():
 
 @pytest.mark.parametrize("centred", [False, True])
 def test_tempnet_over_logits(centred):
-    encoder = dt.LogitEncoder(6, width=4, centred=centred)
+    encoder = dt.predictors.LogitEncoder(6, width=4, centred=centred)
     net = _randomised(dt.TempNet(encoder, tau_min=0.1, tau_max=2.0))
     z = torch.randn(3, 6, dtype=torch.float64)
     for row, tau in zip(z, net(support=dt.Support(z)), strict=True):
@@ -52,7 +52,7 @@ def test_tempnet_over_logits(centred):
 
 
 def test_cosine_gamma_everywhere():
-    schedule = dt.CosineGamma(0.2, epochs=8, steps_per_epoch=3)
+    schedule = dt.estimators.CosineGamma(0.2, epochs=8, steps_per_epoch=3)
     for step in range(40):
         e = min(step // 3, 8)
         expected = 0.2 + 0.8 * (1 + math.cos(math.pi * e / 8)) / 2
@@ -106,7 +106,7 @@ def test_linear_scores_with_bias_and_transform():
 
 def test_autocast_does_not_touch_similarities():
     images, texts = small.data(dtype=torch.float32)
-    objective = small.objective("constant", estimator=dt.Exact).float()
+    objective = small.objective("constant", estimator=dt.estimators.Exact).float()
     rows = {}
     for enabled in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
@@ -177,7 +177,7 @@ def test_rows_that_do_not_count_may_hold_anything():
         torch.tensor([0, -1, 1]),
         weight=torch.tensor([1.0, 0.0, 1.0]),
     )
-    tau = net.of(rows)
+    tau = net.predict(rows)
     assert bool(tau.isfinite().all())
     loss = dt.KLRobustLoss(0.5, estimator=dt.LogMovingAverage(2))
     bad_tau = torch.tensor([0.5, torch.nan, 0.5], requires_grad=True)

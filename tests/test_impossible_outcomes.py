@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import dro_temp as dt
-from dro_temp.kernels import passes
-from dro_temp.kernels.native_device import native_runs_on
+from dro_temp.functional.statistics import IMPOSSIBLE_BELOW, impossible
+from dro_temp.kernels.backends import cpu
+from dro_temp.kernels.dispatch import cpu_runs_on
 from dro_temp.predictors import logit_decoder
 
 BOUNDS = {"tau_min": 0.1, "tau_max": 2.0}
@@ -28,9 +29,9 @@ BANNED = [2, 7, 11]  # of 13
 def _network(encoder: str, outcomes: int = 13) -> dt.TempNet:
     torch.manual_seed(1)
     build = {
-        "logits": lambda: dt.LogitEncoder(13, width=8, dropout=0.0),
-        "centred": lambda: dt.LogitEncoder(13, width=8, dropout=0.0, centred=True),
-        "statistics": lambda: dt.StatisticsEncoder(width=8),
+        "logits": lambda: dt.predictors.LogitEncoder(13, width=8, dropout=0.0),
+        "centred": lambda: dt.predictors.LogitEncoder(13, width=8, dropout=0.0, centred=True),
+        "statistics": lambda: dt.predictors.StatisticsEncoder(width=8),
     }
     network = dt.TempNet(build[encoder](), **BOUNDS)
     for p in network.parameters():
@@ -58,8 +59,8 @@ PREDICTORS = {
     "logits": _network,
     "centred": _network,
     "statistics": _network,
-    "dynatemp": lambda *_: dt.EntropyTemperature(dt.DynatempRule(0.5, 1.5)),
-    "edt": lambda *_: dt.EntropyTemperature(dt.EdtRule()),
+    "dynatemp": lambda *_: dt.EntropyTemperature(dt.predictors.DynatempRule(0.5, 1.5)),
+    "edt": lambda *_: dt.EntropyTemperature(dt.predictors.EdtRule()),
 }
 
 
@@ -85,8 +86,8 @@ def test_statistics_are_those_of_the_others(mask, pairs):
     if pairs:
         inside[:, 0] = False
     possible = _possible()[1:] if pairs else _possible()
-    found = dt.Summary(masked, inside if pairs else None)
-    wanted = dt.Summary(scores[:, possible])
+    found = dt.interfaces.ScoreStatistics(masked, inside if pairs else None)
+    wanted = dt.interfaces.ScoreStatistics(scores[:, possible])
     assert found.possible.tolist() == [len(possible)] * 4
     for name in ("max", "mean", "std", "norm", "log_sum_exp", "entropy"):
         torch.testing.assert_close(getattr(found, name), getattr(wanted, name), msg=name)
@@ -94,29 +95,29 @@ def test_statistics_are_those_of_the_others(mask, pairs):
     torch.testing.assert_close(found.norm_about(centre), wanted.norm_about(centre))
     weight = torch.randn(3, 13)
     for shift in (None, centre):
-        ours = dt.Summary(masked).project(weight, shift)
-        theirs = dt.Summary(scores[:, _possible()]).project(weight[:, _possible()], shift)
+        ours = dt.interfaces.ScoreStatistics(masked).project(weight, shift)
+        theirs = dt.interfaces.ScoreStatistics(scores[:, _possible()]).project(weight[:, _possible()], shift)
         torch.testing.assert_close(ours, theirs)
 
 
 def test_a_row_is_judged_by_its_own_best():
     """Scores may lie anywhere, and 8000 apart: it is the distance from the best that tells."""
     scores = torch.tensor([[0.0, -8000.0, -9500.0], [-20000.0, -20001.0, -28000.0], [5.0, 4.0, 3.0]])
-    assert dt.Summary(scores).possible.tolist() == [2.0, 3.0, 3.0]
-    assert passes.impossible(scores[1:]) is None
-    assert dt.Summary(scores - 1e6).possible.tolist() == [2.0, 3.0, 3.0]
+    assert dt.interfaces.ScoreStatistics(scores).possible.tolist() == [2.0, 3.0, 3.0]
+    assert impossible(scores[1:]) is None
+    assert dt.interfaces.ScoreStatistics(scores - 1e6).possible.tolist() == [2.0, 3.0, 3.0]
 
 
 def test_nan_is_no_impossible_outcome():
-    summary = dt.Summary(torch.tensor([[0.0, math.nan, -1e4], [0.0, 1.0, -1e4]]))
+    summary = dt.interfaces.ScoreStatistics(torch.tensor([[0.0, math.nan, -1e4], [0.0, 1.0, -1e4]]))
     assert summary.mean.isnan().tolist() == [True, False]
     assert summary.std.isnan().tolist() == [True, False]
 
 
 def test_the_number_is_the_same_in_c():
-    header = Path(passes.__file__).parent / "native_passes" / "numbers.h"
+    header = Path(cpu.__file__).parent / "numbers.h"
     (number,) = re.findall(r"#define IMPOSSIBLE_BELOW (\S+)f", header.read_text())
-    assert float(number) == passes.IMPOSSIBLE_BELOW
+    assert float(number) == IMPOSSIBLE_BELOW
 
 
 # Paths ------------------------------------------------------------------------------------------------------
@@ -132,40 +133,40 @@ def test_paths_agree_on_a_head_with_a_bias_that_bans(inputs, mask, centred):
         pytest.skip("nothing to centre")
     torch.manual_seed(0)
     encoders = {
-        "logits": lambda m: dt.LogitEncoder(m, width=8, dropout=0.0, centred=centred),
-        "statistics": lambda _: dt.StatisticsEncoder(width=8),
-        "hidden": lambda _: dt.HiddenEncoder(6, width=8),
+        "logits": lambda m: dt.predictors.LogitEncoder(m, width=8, dropout=0.0, centred=centred),
+        "statistics": lambda _: dt.predictors.StatisticsEncoder(width=8),
+        "hidden": lambda _: dt.predictors.HiddenEncoder(6, width=8),
     }
     built = [encoders[name](13) for name in names]
-    network = dt.TempNet(built[0] if len(built) == 1 else dt.SeveralEncoder(built), **BOUNDS)
+    network = dt.TempNet(built[0] if len(built) == 1 else dt.predictors.SumEncoder(built), **BOUNDS)
     for p in network.parameters():
         nn.init.normal_(p, std=0.5)
     hidden, keys = torch.randn(11, 6), torch.randn(13, 6)
     bias = _masked(torch.randn(13), MASKS[mask])
     target = torch.tensor(_possible())[torch.arange(11) % 10]
     found = {}
-    native = ["native"] if native_runs_on(hidden.device, torch.float32) else []
-    for impl in ("eager", "chunked", *native):
+    native = ["cpu"] if cpu_runs_on(hidden.device, torch.float32) else []
+    for backend in ("reference", "torch", *native):
         q, k = hidden.clone().requires_grad_(), keys.clone().requires_grad_()
         network.zero_grad()
         rows = dt.Rows(dt.LinearScores(q, k, bias), target, hidden)
-        evaluated = dt.LikelihoodLoss(impl=impl).evaluate(rows, network)
+        evaluated = dt.LikelihoodLoss(backend=backend).evaluate(rows, network)
         evaluated.values.mean().backward()
         gradients = [q.grad, k.grad, *(p.grad.clone() for p in network.parameters())]
-        found[impl] = [evaluated.values.detach(), evaluated.tau.detach(), *gradients]
+        found[backend] = [evaluated.values.detach(), evaluated.tau.detach(), *gradients]
     for path in found:
-        for ours, eager in zip(found[path], found["eager"], strict=True):
+        for ours, eager in zip(found[path], found["reference"], strict=True):
             assert bool(ours.isfinite().all())
             torch.testing.assert_close(ours, eager, rtol=2e-4, atol=2e-5)
-    assert float(found["eager"][1].std()) > 1e-3
-    assert not bool(found["eager"][3][BANNED].any())
+    assert float(found["reference"][1].std()) > 1e-3
+    assert not bool(found["reference"][3][BANNED].any())
     scores = (hidden @ keys.T + bias)[:, _possible()]
-    for encoder in (m for m in network.modules() if isinstance(m, dt.LogitEncoder)):
+    for encoder in (m for m in network.modules() if isinstance(m, dt.predictors.LogitEncoder)):
         assert not bool(encoder.first.weight.grad[:, BANNED].any())
         encoder.first.weight = nn.Parameter(encoder.first.weight[:, _possible()].detach())
         encoder.first.in_features = encoder.outcomes = 10
     without = network(hidden, support=dt.Support(scores))
-    torch.testing.assert_close(found["eager"][1], without.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["reference"][1], without.detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -173,11 +174,11 @@ def test_paths_agree_on_statistics(mask):
     torch.manual_seed(0)
     hidden, keys, bias = torch.randn(5, 6), torch.randn(13, 6), _masked(torch.randn(13), MASKS[mask])
     rows = dt.Rows(dt.LinearScores(hidden, keys, bias), torch.arange(3, 8) % 6)
-    wanted = dt.Summary((hidden @ keys.T + bias)[:, _possible()])
-    native = ["native"] if native_runs_on(hidden.device, torch.float32) else []
-    for impl in ("eager", "chunked", *native):
+    wanted = dt.interfaces.ScoreStatistics((hidden @ keys.T + bias)[:, _possible()])
+    native = ["cpu"] if cpu_runs_on(hidden.device, torch.float32) else []
+    for backend in ("reference", "torch", *native):
         names = ("max", "mean", "std", "norm", "entropy")
-        found = dt.KLRobustLoss(0.5, impl=impl).evaluate(rows, 1.0, statistics=names).statistics
+        found = dt.KLRobustLoss(0.5, backend=backend).evaluate(rows, 1.0, statistics=names).statistics
         for name in names:
             torch.testing.assert_close(found[name], getattr(wanted, name), rtol=1e-4, atol=1e-5, msg=name)
 
@@ -194,8 +195,8 @@ def test_generation_agrees_with_training(mask, centred, native, monkeypatch):
     hidden = torch.randn(6, 6)
     logits = head(hidden).detach()
     if not native:
-        monkeypatch.setattr(logit_decoder, "native_runs_on", lambda *_: False)
-    decode = network.decoder(dt.FrozenHead(head.weight, head.bias))
+        monkeypatch.setattr(logit_decoder, "cpu_runs_on", lambda *_: False)
+    decode = network.decoder(dt.interfaces.FrozenHead(head.weight, head.bias))
     one_by_one = torch.cat([decode(hidden[i : i + 1], logits[i : i + 1]) for i in range(6)])
     wanted = network(support=dt.Support(logits)).detach()
     for found in (one_by_one, decode(hidden, logits)):
@@ -210,12 +211,14 @@ def test_dynatemp_counts_the_candidates_that_are_left():
     scores = torch.tensor([[1.0, 0.0, 0.5, -math.inf]])
     p = scores[0, :3].softmax(0)
     share = float(torch.special.entr(p).sum()) / math.log(3)
-    tau = dt.EntropyTemperature(dt.DynatempRule(0.5, 1.5))(support=dt.Support(scores))
+    tau = dt.EntropyTemperature(dt.predictors.DynatempRule(0.5, 1.5))(support=dt.Support(scores))
     assert tau.item() == pytest.approx(0.5 + share, rel=1e-5)
 
 
 def test_one_outcome_that_is_left_has_no_entropy():
-    tau = dt.EntropyTemperature(dt.DynatempRule(0.5, 1.5))(support=dt.Support(torch.tensor([[1.0, -1e4]])))
+    tau = dt.EntropyTemperature(dt.predictors.DynatempRule(0.5, 1.5))(
+        support=dt.Support(torch.tensor([[1.0, -1e4]]))
+    )
     assert tau.item() == pytest.approx(0.5)
 
 

@@ -12,8 +12,8 @@ import dro_temp as dt
 JUNK = (math.nan, math.inf, -math.inf, 3e38)
 LOSSES = {
     "kl": lambda: dt.KLRobustLoss(0.5),
-    "chunked": lambda: dt.KLRobustLoss(0.5, impl="chunked"),
-    "native": lambda: dt.KLRobustLoss(0.5, impl="native"),
+    "torch": lambda: dt.KLRobustLoss(0.5, backend="torch"),
+    "cpu": lambda: dt.KLRobustLoss(0.5, backend="cpu"),
     "held": lambda: dt.KLRobustLoss(0.5, estimator=dt.LogMovingAverage(9)),
     "infonce": dt.InfoNCELoss,
     "likelihood": dt.LikelihoodLoss,
@@ -25,7 +25,7 @@ PREDICTORS = {
     "network of features": lambda: dt.TempNet(3, tau_min=0.1, tau_max=2.0, dropout=0.0),
     "network of scores": lambda: dt.TempNet.for_logits(9, tau_min=0.1, tau_max=2.0, dropout=0.0),
     "network of statistics": lambda: dt.TempNet(
-        dt.StatisticsEncoder(), tau_min=0.1, tau_max=2.0, dropout=0.0
+        dt.predictors.StatisticsEncoder(), tau_min=0.1, tau_max=2.0, dropout=0.0
     ),
     "table": lambda: dt.IndividualTemperature(9, tau_min=0.1, tau_max=2.0),
     "optimum": lambda: dt.OptimalTemperature(0.5, tau_min=0.1, tau_max=2.0),
@@ -79,7 +79,7 @@ def test_beside_a_reference(junk):
     ):
         rows = dt.hosts.WithReference(host, reference)(x, torch.tensor([0, 1, 2, -100]))["class"]
         first.zero_grad()
-        dt.KLRobustLoss(0.5, impl="eager")(rows, 0.5).sum().backward()
+        dt.KLRobustLoss(0.5, backend="reference")(rows, 0.5).sum().backward()
         assert bool(first.weight.grad.isfinite().all())
         assert bool(first.weight.grad.any())
 
@@ -182,12 +182,12 @@ def test_a_pair_that_is_alone_has_its_own_temperature():
     host, net = _host(), dt.TempNet(WIDTH, tau_min=0.05, tau_max=1.0, dropout=0.0).double()
     one = {name: x[:1] for name, x in _batch(4, 9).items()}
     rows = host(**one)["image"]
-    torch.testing.assert_close(net.of(rows), net(rows.features))
-    assert not torch.equal(net.of(rows), net(torch.zeros_like(rows.features)))
+    torch.testing.assert_close(net.predict(rows), net(rows.features))
+    assert not torch.equal(net.predict(rows), net(torch.zeros_like(rows.features)))
     table = dt.IndividualTemperature(40, tau_min=0.1, tau_max=1.0)
     with torch.no_grad():
         table.tau[rows.index] = 0.25
-    torch.testing.assert_close(table.of(rows).item(), 0.25)
+    torch.testing.assert_close(table.predict(rows).item(), 0.25)
     loss = _queue()
     values = loss(rows, net)
     assert values.item() == pytest.approx(loss(rows, net(rows.features)).item())

@@ -3,23 +3,12 @@
 import ast
 from pathlib import Path
 
+from layers import LAYERS
+
 import dro_temp
 
 ROOT = Path(dro_temp.__file__).parent
 
-# From bottom to top. A module may import from layers below, and from inside its own package.
-LAYERS = (
-    ("_typing", "_checks", "_compiler", "_files", "_optional", "_pytree", "_repr"),
-    ("functional", "distributed"),
-    ("kernels",),
-    ("interfaces",),
-    ("estimators",),
-    ("predictors", "losses", "risks", "hosts", "datasets", "plotting"),
-    ("objective",),
-    ("optim", "schedules", "recipes", "evaluation"),
-    ("testing", "integrations"),
-    ("cli",),
-)
 OPTIONAL = {"matplotlib", "numpy", "PIL", "fontTools", "rich", "timm", "transformers", "torchvision", "scipy",
             "hypothesis", "pytest", "accelerate", "tyro", "triton", "torchmetrics", "lm_eval",
             "datasets", "tokenizers", "peft", "trl", "safetensors", "huggingface_hub", "jsonargparse"}  # fmt: skip
@@ -72,7 +61,7 @@ def test_functional_knows_no_modules_buffers_or_devices():
 
 def test_optional_packages_are_imported_late():
     for part, path in _modules():
-        if part == "testing" or path.parent.name == "triton_passes":  # what they are for
+        if part == "testing" or path.parent.name == "triton":  # what they are for
             continue
         for name, top_level in _imports(path):
             assert not (top_level and name.split(".")[0] in OPTIONAL), f"{path.name} imports {name} at import"

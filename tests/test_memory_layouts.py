@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import dro_temp as dt
-from dro_temp.kernels import free_workspace, workspace
-from dro_temp.kernels.native_device import native_runs_on
-from dro_temp.kernels.paths import PAIR_PATHS
+from dro_temp.kernels import empty_cache, memory, pair_log_sums
+from dro_temp.kernels.backends import reference
+from dro_temp.kernels.dispatch import cpu_runs_on, streaming_backend
 
 # The interpreter computes both branches of a `where`.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
@@ -23,11 +23,11 @@ LOW = (torch.bfloat16, torch.float16)
 DTYPES = [torch.float32, *LOW]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_compiler = pytest.mark.skipif(
-    not native_runs_on(torch.device("cpu"), torch.float32), reason="there is no C compiler"
+    not cpu_runs_on(torch.device("cpu"), torch.float32), reason="there is no C compiler"
 )
 # In C on processors; in Triton on a GPU, and else in its interpreter, for which the others' sizes are too many.
-BACKENDS = ["eager", "chunked", "triton"] + (
-    [pytest.param("native", marks=needs_compiler)] if DEVICE == "cpu" else []
+BACKENDS = ["reference", "torch", "triton"] + (
+    [pytest.param("cpu", marks=needs_compiler)] if DEVICE == "cpu" else []
 )
 FEW = DEVICE == "cpu"
 # No multiples of 2, 16, 32 and 64, and those beside them; one row, and more than AMX's tiles have.
@@ -45,8 +45,8 @@ class PoisonedPieces(dict):
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever is not initialised is NaN: torch does that to new memory in its deterministic mode."""
-    free_workspace()
-    monkeypatch.setattr(workspace._free, "pieces", PoisonedPieces())
+    empty_cache()
+    monkeypatch.setattr(memory._free, "pieces", PoisonedPieces())
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
@@ -106,7 +106,7 @@ def tolerance(dtype: torch.dtype) -> float:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows(backend, dtype, layout):
-    loss, eager = dt.KLRobustLoss(0.2, impl=backend), dt.KLRobustLoss(0.2, impl="eager")
+    loss, eager = dt.KLRobustLoss(0.2, backend=backend), dt.KLRobustLoss(0.2, backend="reference")
     g = torch.Generator().manual_seed(0)
     for m in [33, 129] if backend == "triton" and FEW else WIDTHS:
         for n in [19] if backend == "triton" and FEW else HEIGHTS:
@@ -135,11 +135,17 @@ def test_pairs(backend, dtype, layout, budget):
     for n in [33] if backend == "triton" and FEW else [2, 17, 33, 65]:
         factors = [torch.randn(n, 34, generator=g).div(6).to(DEVICE, dtype) for _ in range(2)]
 
-        def run(queries, keys, n=n, path=PAIR_PATHS[backend]):
-            sums = path(queries, keys, *tau[:, :n])
+        def run(queries, keys, n=n, way=backend):
+            if way == "reference":
+                sums = reference.pair_log_sums(queries, keys, *tau[:, :n])
+            else:
+                kernels = streaming_backend(
+                    way, queries.device, torch.float32 if dtype != torch.float64 else dtype
+                )
+                sums = pair_log_sums(queries, keys, *tau[:, :n], backend=kernels)
             return (sums.rows * tau[1, :n]).mean() + sums.columns.mean()
 
-        eagerly = partial(run, path=PAIR_PATHS["eager"])
+        eagerly = partial(run, way="reference")
         exact = gradients([x.double() for x in factors], (contiguous, contiguous), eagerly)
         with dt.kernels.byte_budget(budget):
             for lay in ((layout, contiguous), (contiguous, layout), (layout, layout)):
@@ -149,7 +155,7 @@ def test_pairs(backend, dtype, layout, budget):
 
 @needs_compiler
 def test_c_is_never_given_a_matrix_that_one_stride_does_not_describe():
-    from dro_temp.kernels.native_passes.matrices import matrix
+    from dro_temp.kernels.backends.cpu.ops import matrix
 
     with pytest.raises(AssertionError, match="strides"):
         matrix(torch.empty(3, 4).T)

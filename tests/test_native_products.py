@@ -9,13 +9,15 @@ from hypothesis import strategies as st
 from strategies import seeds
 from streams import assert_no_worse_than_eager, blocks_of, row_problems, upstream_of
 
-from dro_temp.kernels import log_mean_exp_rows, native_passes, passes
-from dro_temp.kernels.native_device import native_runs_on
-from dro_temp.kernels.native_passes import threads
+from dro_temp.kernels import log_mean_exp_rows
+from dro_temp.kernels.backends import cpu
+from dro_temp.kernels.backends import torch as torch_backend
+from dro_temp.kernels.backends.cpu import ops
+from dro_temp.kernels.dispatch import cpu_runs_on
 
 bfloat16 = torch.bfloat16
 pytestmark = pytest.mark.skipif(
-    not native_runs_on(torch.device("cpu"), torch.float32), reason="there is no C compiler"
+    not cpu_runs_on(torch.device("cpu"), torch.float32), reason="there is no C compiler"
 )
 # Around the sizes of tiles (8, 32, 48) and of packs (512 numbers).
 heights = st.sampled_from([1, 2, 7, 8, 9, 31])
@@ -41,16 +43,16 @@ def test_scores(n, m, d, seed, wide, scale, count):
     queries, keys = _drawn(seed, n, d, wide=wide), _drawn(seed + 1, m, d, wide=wide)
     out = torch.full((n, m + 3), float("nan"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(threads, "_SHARE", 1)
+        patch.setattr(ops, "_THREAD_SHARE", 1)
         patch.setattr(torch, "get_num_threads", lambda: count)
-        native_passes.scorer(queries, keys)(queries, out[:, :m], scale)
+        cpu.scorer(queries, keys)(queries, out[:, :m], scale)
     exact = scale * (queries.double() @ keys.double().T)
     _close(out[:, :m], exact, queries.double().abs() @ keys.double().abs().T)
     assert out[:, m:].isnan().all()  # nobody writes where he should not
 
 
 @pytest.mark.skipif(
-    native_passes.products._library() is None,
+    ops._bfloat16_library() is None,
     reason="nobody adds up in bfloat16 where the processor does not multiply it",
 )
 @given(depths, widths, heights, seeds, st.booleans(), st.integers(1, 3))
@@ -60,10 +62,10 @@ def test_sums_of_rows(n, m, d, seed, wide, count):
     total = torch.full((m, d + 1), float("nan"))
     kept = total[:, :d]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(threads, "_SHARE", 1)
+        patch.setattr(ops, "_THREAD_SHARE", 1)
         patch.setattr(torch, "get_num_threads", lambda: count)
-        native_passes.add_up(kept, weights, x, bfloat16, first=True)
-        native_passes.add_up(kept, weights, x, bfloat16, first=False)
+        cpu.accumulate_(kept, weights, x, bfloat16, first=True)
+        cpu.accumulate_(kept, weights, x, bfloat16, first=False)
     exact, magnitude = (
         2.0 * (a.double().T @ b.double()) for a, b in ((weights, x), (weights.abs(), x.abs()))
     )
@@ -76,23 +78,25 @@ def test_sums_of_rows(n, m, d, seed, wide, count):
 def test_weights_are_rounded_and_their_sums_are_not(n, m, seed):
     g = torch.Generator().manual_seed(seed)
     scores, tau = 3.0 * torch.randn(n, m, generator=g), 0.1 + torch.rand(n, generator=g)
-    expected = passes.tilt_(scores.clone(), tau, excess=True)
-    for way in (native_passes, passes):
-        found = way.tilt_(scores.clone(), tau, excess=True, factor=bfloat16)
+    expected = torch_backend.softmax_partials_(scores.clone(), tau, mean_excess=True)
+    for way in (cpu, torch_backend):
+        found = way.softmax_partials_(scores.clone(), tau, mean_excess=True, factor=bfloat16)
         assert found.weights.dtype == bfloat16
         torch.testing.assert_close(
             found.weights.float(), expected.weights, rtol=torch.finfo(bfloat16).eps / 2 + 1e-5, atol=1e-30
         )
-        for name in ("top", "total", "excess"):
+        for name in ("row_max", "sum_exp", "mean_excess"):
             torch.testing.assert_close(getattr(found, name), getattr(expected, name))
 
 
 def test_nan_stays_nan():
     scores = torch.tensor([[0.0, float("nan")]])
-    assert native_passes.tilt_(scores, torch.ones(1), excess=False, factor=bfloat16).weights.isnan().any()
+    assert (
+        cpu.softmax_partials_(scores, torch.ones(1), mean_excess=False, factor=bfloat16).weights.isnan().any()
+    )
     queries = torch.tensor([[1.0, float("nan")]], dtype=bfloat16)
     keys = torch.ones(3, 2, dtype=bfloat16)
-    assert native_passes.scorer(queries, keys)(queries, torch.empty(1, 3)).isnan().all()
+    assert cpu.scorer(queries, keys)(queries, torch.empty(1, 3)).isnan().all()
 
 
 @given(row_problems(heights=(1, 7)), seeds, st.booleans(), st.booleans())
@@ -104,5 +108,5 @@ def test_rows_are_no_worse_than_eager(problem, seed, plain, speculates):
     problem, upstream = problem.to(bfloat16), upstream_of(problem, seed)
     expected = (lambda log_g, tau, rows: (torch.ones_like(log_g), 0.0 * log_g)) if speculates else None
     with blocks_of(3):
-        ours = problem.run(partial(log_mean_exp_rows, passes=native_passes), upstream, expected=expected)
+        ours = problem.run(partial(log_mean_exp_rows, backend=cpu), upstream, expected=expected)
     assert_no_worse_than_eager(ours, problem, upstream)

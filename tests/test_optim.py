@@ -30,7 +30,7 @@ def test_takes_the_same_steps_as_its_base():
     """Without memory (exact loss), nothing is added."""
     results = []
     for wrap in (True, False):
-        objective = small.objective(estimator=dt.Exact)
+        objective = small.objective(estimator=dt.estimators.Exact)
         base = torch.optim.AdamW(objective.param_groups(lr=0.01))
         small.train(objective, dt.CompositionalOptimizer(base, objective) if wrap else base, small.batches(4))
         results.append(objective)
@@ -73,7 +73,7 @@ def test_the_list_of_schedulers_is_complete():
 def test_every_scheduler_drives_it_as_it_drives_the_base(name):
     rates = []
     for wrap in (True, False):
-        objective = small.objective(estimator=dt.Exact)
+        objective = small.objective(estimator=dt.estimators.Exact)
         opt = torch.optim.SGD(objective.param_groups(lr=0.01), momentum=0.9)
         if wrap:
             opt = dt.CompositionalOptimizer(opt, objective)
@@ -95,7 +95,7 @@ def test_a_gradient_scaler_changes_nothing_and_a_skipped_step_leaves_no_trace(pr
     plan = small.batches(5)
     results = []
     for scaled in (True, False):
-        objective = small.objective(predictor, gamma=dt.CosineGamma(0.3, epochs=4))
+        objective = small.objective(predictor, gamma=dt.estimators.CosineGamma(0.3, epochs=4))
         opt = small.optimizer(objective)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=10**6, enabled=scaled)
         for k, index in enumerate(plan):
@@ -125,7 +125,7 @@ def test_a_gradient_scaler_changes_nothing_and_a_skipped_step_leaves_no_trace(pr
 def test_saving_and_resuming_is_bit_exact():
     plan = small.batches(8)
     for predictor in small.PREDICTORS:
-        straight = small.objective(predictor, gamma=dt.CosineGamma(0.3, epochs=6))
+        straight = small.objective(predictor, gamma=dt.estimators.CosineGamma(0.3, epochs=6))
         opt = small.optimizer(straight)
         small.train(straight, opt, plan[:4])
         file = io.BytesIO()
@@ -134,7 +134,7 @@ def test_saving_and_resuming_is_bit_exact():
 
         file.seek(0)
         saved = torch.load(file, weights_only=True)
-        resumed = small.objective(predictor, gamma=dt.CosineGamma(0.3, epochs=6))
+        resumed = small.objective(predictor, gamma=dt.estimators.CosineGamma(0.3, epochs=6))
         opt = small.optimizer(resumed)
         resumed.load_state_dict(saved["objective"])
         opt.load_state_dict(saved["optimizer"])
@@ -144,7 +144,7 @@ def test_saving_and_resuming_is_bit_exact():
 
 def test_gamma_of_the_optimizer_reaches_every_estimator():
     objective = small.objective(gamma=0.9)
-    schedule = dt.CosineGamma(0.2, epochs=3)
+    schedule = dt.estimators.CosineGamma(0.2, epochs=3)
     opt = small.optimizer(objective, gamma=schedule)
     for view in objective.host.views:
         assert objective.losses[view].estimator.gamma is schedule

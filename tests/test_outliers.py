@@ -156,7 +156,7 @@ def test_the_best_case_leaves_an_outlier_out(name):
 @pytest.mark.parametrize(
     "risk",
     [
-        dt.MeanRisk(),
+        dt.risks.MeanRisk(),
         dt.CVaRRisk(0.5),
         dt.KLRisk(0.5),
         dt.KLRisk(0.5, tau=dt.LearnableTemperature(1.0, tau_max=9.0)),

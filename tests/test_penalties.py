@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 import dro_temp as dt
 
 
-class Constant(dt.Penalty):
+class Constant(dt.interfaces.Penalty):
     """The same number for every batch."""
 
     name = "constant"

@@ -9,8 +9,9 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import dro_temp as dt
-from dro_temp.interfaces import Reading, blockwise
-from dro_temp.interfaces.substitution import Substituted
+from dro_temp import _autograd
+from dro_temp._autograd import Rebound
+from dro_temp.interfaces import PredictorInputs
 
 N, OUTCOMES, WIDTH = 600, 2000, 8  # streamed, and more rows than one block
 
@@ -36,7 +37,7 @@ class Squared(torch.autograd.Function):
 class ReadsStatistics(dt.TemperaturePredictor):
     """Uses its parameters in every way that operations take them."""
 
-    reads = frozenset({"summary"})
+    reads = frozenset({"statistics"})
 
     def __init__(self) -> None:
         super().__init__(tau_min=0.1, tau_max=2.0)
@@ -49,10 +50,10 @@ class ReadsStatistics(dt.TemperaturePredictor):
         self.layer = nn.Linear(3, 3, dtype=torch.float64)
         self.calls = 0
 
-    def raw(self, reading: Reading) -> torch.Tensor:
+    def raw(self, inputs: PredictorInputs) -> torch.Tensor:
         self.calls += 1
         return self.number(
-            torch.stack([reading.summary.std, reading.summary.entropy, reading.summary.max], 1)
+            torch.stack([inputs.statistics.std, inputs.statistics.entropy, inputs.statistics.max], 1)
         )
 
     def number(self, read: torch.Tensor) -> torch.Tensor:
@@ -63,14 +64,14 @@ class ReadsStatistics(dt.TemperaturePredictor):
 class ReadsFeatures(ReadsStatistics):
     reads = frozenset({"features"})
 
-    def raw(self, reading: Reading) -> torch.Tensor:
+    def raw(self, inputs: PredictorInputs) -> torch.Tensor:
         self.calls += 1
-        return self.number(reading.features[:, :3])
+        return self.number(inputs.features[:, :3])
 
 
-def gradients(predictor: dt.TemperaturePredictor, impl: str) -> dict[str, torch.Tensor]:
+def gradients(predictor: dt.TemperaturePredictor, backend: str) -> dict[str, torch.Tensor]:
     predictor.zero_grad()
-    dt.KLRobustLoss(1.0, impl=impl)(rows(), predictor).mean().backward()
+    dt.KLRobustLoss(1.0, backend=backend)(rows(), predictor).mean().backward()
     return {name: p.grad.clone() for name, p in predictor.named_parameters()}
 
 
@@ -78,13 +79,13 @@ def gradients(predictor: dt.TemperaturePredictor, impl: str) -> dict[str, torch.
 def test_every_parameter_gets_the_gradient_that_eager_autograd_gives(kind, monkeypatch):
     predictor = kind()
     with monkeypatch.context() as patch:
-        patch.setattr(blockwise, "BLOCK_OF_ROWS", N)
-        expected = gradients(predictor, "eager")
+        patch.setattr(_autograd, "BLOCK_OF_ROWS", N)
+        expected = gradients(predictor, "reference")
     predictor.calls = 0
-    monkeypatch.setattr(blockwise, "BLOCK_OF_ROWS", 100)
-    monkeypatch.setattr("dro_temp.kernels.budget._CPU_ROWS", 100)
-    monkeypatch.setattr("dro_temp.kernels.budget._CPU_CACHE", 0)
-    found = gradients(predictor, "chunked")
+    monkeypatch.setattr(_autograd, "BLOCK_OF_ROWS", 100)
+    monkeypatch.setattr("dro_temp.kernels.memory._CPU_ROWS", 100)
+    monkeypatch.setattr("dro_temp.kernels.memory._CPU_CACHE", 0)
+    found = gradients(predictor, "torch")
     assert predictor.calls > 2  # several blocks; and what raw notes stays
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12)
@@ -95,7 +96,7 @@ def test_hooks_see_one_call_and_one_gradient(kind):
     predictor, calls, seen = kind(), [], []
     predictor.register_forward_hook(lambda *_: calls.append(1))
     predictor.a.register_hook(seen.append)
-    gradients(predictor, "chunked")
+    gradients(predictor, "torch")
     assert len(calls) == len(seen) == 1
     torch.testing.assert_close(seen[0], predictor.a.grad)
 
@@ -105,12 +106,12 @@ def test_hooks_see_one_call_and_one_gradient(kind):
 )  # by the compiler itself
 def test_a_compiled_layer_inside_of_a_predictor_is_compiled_once():
     torch.compiler.reset()
-    predictor = dt.TempNet(dt.StatisticsEncoder(width=8), tau_min=0.1, tau_max=2.0).double()
-    expected = gradients(predictor, "eager")
+    predictor = dt.TempNet(dt.predictors.StatisticsEncoder(width=8), tau_min=0.1, tau_max=2.0).double()
+    expected = gradients(predictor, "reference")
     counter = CompileCounterWithBackend("aot_eager")
     predictor.encoder.rest = torch.compile(predictor.encoder.rest, backend=counter)
     for _ in range(12):
-        found = gradients(predictor, "chunked")
+        found = gradients(predictor, "torch")
     assert counter.frame_count <= 2
     torch.compiler.reset()
     for gradient, other in zip(expected.values(), found.values(), strict=True):
@@ -123,7 +124,9 @@ def test_a_compiled_layer_inside_of_a_predictor_is_compiled_once():
         dt.TempNet.for_logits(OUTCOMES, tau_min=0.1, tau_max=2.0),
         dt.TempNet(WIDTH, tau_min=0.1, tau_max=2.0),
         dt.TempNet(
-            dt.SeveralEncoder([dt.HiddenEncoder(WIDTH, width=8), dt.StatisticsEncoder(width=8)]),
+            dt.predictors.SumEncoder(
+                [dt.predictors.HiddenEncoder(WIDTH, width=8), dt.predictors.StatisticsEncoder(width=8)]
+            ),
             tau_min=0.1,
             tau_max=2.0,
         ),
@@ -134,7 +137,7 @@ def test_threads_share_a_network(predictor):
     """Training, evaluation and serving side by side: parameters stay, and each thread gets its own right numbers."""
     predictor, batch = predictor.double().eval(), rows()
     before = dict(predictor.named_parameters())
-    loss = dt.KLRobustLoss(1.0, impl="chunked")
+    loss = dt.KLRobustLoss(1.0, backend="torch")
     with torch.no_grad():
         right = loss(batch, predictor)
     wrong: list[str] = []
@@ -177,7 +180,7 @@ def test_threads_share_a_decoder(rows_at_once):
     """What is prepared for generation holds no scratch memory of its own."""
     torch.manual_seed(0)
     head, network = torch.randn(500, 16), dt.TempNet.for_logits(500, tau_min=0.1, tau_max=2.0).eval()
-    decoder = network.decoder(dt.FrozenHead(head))
+    decoder = network.decoder(dt.interfaces.FrozenHead(head))
     hidden = 3 * torch.randn(4, rows_at_once, 16)
     right = [decoder(h, h @ head.T) for h in hidden]
     wrong = []
@@ -196,9 +199,30 @@ def test_threads_share_a_decoder(rows_at_once):
     assert not wrong
 
 
-def test_substitution_ends_with_its_block():
-    x, y = nn.Parameter(torch.ones(1), requires_grad=False), torch.zeros(1)
-    with Substituted([x], [y]):
-        assert float(x + 1) == 1.0
-        assert float(torch.cat([x, x]).sum()) == 0.0
-    assert float(x + 1) == 2.0
+class Sums(nn.Module):
+    """A parameter, and a list of it twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.ones(1), requires_grad=False)
+        self.parts, self.training_calls = nn.ParameterList([self.x, self.x]), 0
+
+    def forward(self) -> tuple[float, float]:
+        self.training_calls += 1
+        return float(self.x + 1), float(torch.cat([*self.parts]).sum())
+
+
+def test_substitutes_are_seen_inside_of_the_call_alone():
+    module, y = Sums(), torch.zeros(1)
+    rebound = Rebound(module, [module.x], [y])
+    assert rebound.call(Sums.forward) == (1.0, 0.0)
+    assert module() == (2.0, 2.0)
+    assert rebound.call(Sums.forward) == (1.0, 0.0)
+
+
+def test_what_a_call_assigns_stays_and_what_others_assign_is_not_undone():
+    module = Sums()
+    rebound = Rebound(module, [module.x], [torch.zeros(1)])
+    module.eval()  # by another thread, say
+    rebound.call(Sums.forward)
+    assert (module.training_calls, module.training) == (1, False)

@@ -88,7 +88,7 @@ def test_the_model_that_it_was_made_for_travels_with_it(tmp_path):
         loaded.check_fits(model)
 
 
-class Shifted(dt.TempNetEncoder):
+class Shifted(dt.predictors.TempNetEncoder):
     reads = frozenset({"features"})
 
     def __init__(self, shift):
@@ -99,13 +99,13 @@ class Shifted(dt.TempNetEncoder):
     def config(self):
         return {"shift": self.shift}
 
-    def forward(self, reading):
-        return reading.features[:, :4] + self.shift
+    def forward(self, inputs):
+        return inputs.features[:, :4] + self.shift
 
 
 @pytest.mark.parametrize("several", [False, True])
 def test_an_encoder_of_ones_own(several, tmp_path):
-    encoder = dt.SeveralEncoder([Shifted(0.5), Shifted(2.0)]) if several else Shifted(0.5)
+    encoder = dt.predictors.SumEncoder([Shifted(0.5), Shifted(2.0)]) if several else Shifted(0.5)
     saved = dt.TempNet(encoder, **BOUNDS).eval()
     saved.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"one of 'Shifted'\. Pass .*encoders=\(Shifted,\)"):
@@ -125,8 +125,8 @@ def test_a_readout_that_nobody_knows(tmp_path):
         dt.TempNet.from_pretrained(tmp_path)
 
 
-class Halved(dt.TempNetReadout):
-    def raw(self, encoder, similarities):
+class Halved(dt.predictors.TempNetReadout):
+    def forward(self, encoder, similarities):
         return self.last(similarities / 2).squeeze(1)
 
 
@@ -156,7 +156,7 @@ def test_a_network_of_another_class(tmp_path):
 
 
 def test_a_card_says_what_it_is(tmp_path):
-    network = dt.TempNet(dt.HiddenEncoder(8, width=4), **BOUNDS)
+    network = dt.TempNet(dt.predictors.HiddenEncoder(8, width=4), **BOUNDS)
     network.made_for, network.rho = HeadShape(99, 8, "some/model"), 3.50000999
     network.save_pretrained(tmp_path)
     said = (tmp_path / "README.md").read_text()
@@ -348,9 +348,7 @@ def test_damage_is_told(damage, kind, words, tmp_path):
 def _nested(depth):
     inner = {"class": "StatisticsEncoder", "width": 4, "dropout": 0.0}
     for _ in range(depth):
-        inner = (
-            {"class": "SeveralEncoder", "encoders": [inner, inner]} if depth < 9 else {"encoders": [inner]}
-        )
+        inner = {"class": "SumEncoder", "encoders": [inner, inner]} if depth < 9 else {"encoders": [inner]}
     return inner
 
 
@@ -375,8 +373,8 @@ HUGE = 2**40
         {"encoder": None},
         {"encoder": _nested(8)},
         {"encoder": _nested(300)},
-        {"encoder": {"class": "SeveralEncoder", "encoders": [_nested(0)] * 5000}},
-        {"encoder": {"class": "SeveralEncoder", "encoders": 3}},
+        {"encoder": {"class": "SumEncoder", "encoders": [_nested(0)] * 5000}},
+        {"encoder": {"class": "SumEncoder", "encoders": 3}},
         {"readout": 3},
         {"tau_min": "0.1"},
         {"tau_max": 10**400},

@@ -12,11 +12,11 @@ import dro_temp as dt
 
 def rows() -> dt.Rows:
     head = torch.nn.Linear(4, 9)
-    scores = dt.LinearScores(torch.randn(3, 4), head.weight, head.bias, dt.SoftCap(5.0))
+    scores = dt.LinearScores(torch.randn(3, 4), head.weight, head.bias, dt.functional.SoftCap(5.0))
     return dt.Rows(scores, torch.tensor([0, 8, 2]), torch.randn(3, 4), weight=torch.ones(3))
 
 
-def output() -> dt.Output:
+def output() -> dt.objective.ObjectiveOutput:
     objective = small.objective()
     images, texts = small.data()
     index = torch.arange(6)
@@ -53,7 +53,7 @@ def test_a_batch_of_rows_moves_as_one():
     moved = rows().to("meta")
     assert {leaf.device.type for leaf in tree.tree_leaves(moved) if leaf is not None} == {"meta"}
     assert moved.target_in_support
-    assert isinstance(moved.scores.transform, dt.SoftCap)
+    assert isinstance(moved.scores.transform, dt.functional.SoftCap)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -127,10 +127,10 @@ def test_classes_and_matrices_are_evaluated_alone():
 def test_streaming_and_matrices_agree():
     """Stale keys are left out of the product, not masked in a matrix: every path can take the rows."""
     found = []
-    for impl in ("eager", "chunked", "native"):
+    for backend in ("reference", "torch", "cpu"):
         host, loss = (
             _host().float(),
-            dt.QueuedLoss(dt.KLRobustLoss(RHO, impl=impl), size=9, features=WIDTH),
+            dt.QueuedLoss(dt.KLRobustLoss(RHO, backend=backend), size=9, features=WIDTH),
         )
         for step in range(4):
             batch = {k: x.float() if x.is_floating_point() else x for k, x in _batch(6, step).items()}
@@ -158,7 +158,10 @@ def _objective(**changes) -> dt.Objective:
     host = _host()
     net = {
         v: dt.TempNet(
-            dt.HiddenEncoder(WIDTH, width=8), tau_min=0.05, tau_max=1.0, readout=dt.ResidualReadout
+            dt.predictors.HiddenEncoder(WIDTH, width=8),
+            tau_min=0.05,
+            tau_max=1.0,
+            readout=dt.predictors.ResidualReadout,
         ).double()
         for v in host.views
     }
@@ -181,7 +184,7 @@ def test_host_and_predictors_learn_from_their_own_losses():
     rows = other.host(**_batch(12, 3))
     losses = []
     for view in other.host.views:
-        tau = other.predictors[view].of(rows[view])
+        tau = other.predictors[view].predict(rows[view])
         margins = rows[view].margins.detach()
         losses.append(F.kl_dual(margins, tau, rho=2.0, mask=rows[view].mask).mean())
     torch.stack(losses).mean().backward()
@@ -195,7 +198,12 @@ def test_host_and_predictors_learn_from_their_own_losses():
 def test_labels_may_teach_temperatures_of_a_frozen_host():
     torch.manual_seed(0)
     host = dt.hosts.Classifier(nn.Linear(6, 4), nn.Linear(4, 3), frozen=True)
-    net = dt.TempNet(dt.HiddenEncoder(4, width=8), tau_min=0.1, tau_max=4.0, readout=dt.ResidualReadout)
+    net = dt.TempNet(
+        dt.predictors.HiddenEncoder(4, width=8),
+        tau_min=0.1,
+        tau_max=4.0,
+        readout=dt.predictors.ResidualReadout,
+    )
     objective = dt.Objective(host, net, dt.KLRobustLoss(0.3), tau_loss=dt.LikelihoodLoss())
     output = objective(torch.randn(9, 6), torch.randint(3, (9,)))
     output.loss.backward()

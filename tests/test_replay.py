@@ -9,7 +9,7 @@ from test_queued_loss import RHO, VIEWS, WIDTH, _batch, _by_hand, _host, _object
 
 import dro_temp as dt
 from dro_temp import functional as F
-from dro_temp.objective.teaching import taught
+from dro_temp.objective.tau_loss import tau_loss_terms
 
 
 def _replaying(size: int = 12, replay: int = 5) -> dt.QueuedLoss:
@@ -19,7 +19,10 @@ def _replaying(size: int = 12, replay: int = 5) -> dt.QueuedLoss:
 def _tempnet() -> dt.TempNet:
     torch.manual_seed(3)
     net = dt.TempNet(
-        dt.HiddenEncoder(WIDTH, width=8), tau_min=0.05, tau_max=1.0, readout=dt.ResidualReadout
+        dt.predictors.HiddenEncoder(WIDTH, width=8),
+        tau_min=0.05,
+        tau_max=1.0,
+        readout=dt.predictors.ResidualReadout,
     ).double()
     torch.nn.init.normal_(net.readout.last.weight)  # not the same temperature for all
     return net
@@ -61,7 +64,9 @@ def test_queries_lie_beside_their_keys():
         assert torch.equal(key, rows.scores.keys[i])
 
 
-def _step(objective: dt.Objective, optimizer: dt.CompositionalOptimizer, seed: int) -> dt.objective.Output:
+def _step(
+    objective: dt.Objective, optimizer: dt.CompositionalOptimizer, seed: int
+) -> dt.objective.ObjectiveOutput:
     output = objective(**_batch(6, seed, samples=15))
     optimizer.zero_grad()
     output.loss.backward()
@@ -86,7 +91,7 @@ def test_the_predictor_learns_from_the_mean_over_both():
     means = []
     for view in VIEWS:
         predictor, loss = objective.predictors[view], objective.tau_losses[view]
-        tau = predictor.of(rows[view].detached())
+        tau = predictor.predict(rows[view].detached())
         own = loss(rows[view].detached(), tau)
         means.append(torch.cat([own, loss.replayed(predictor).values]).mean())
         torch.testing.assert_close(output.metrics[f"{view}/tau_loss"], means[-1].detach())
@@ -103,7 +108,7 @@ def test_the_mean_over_both_is_one_of_weights(count):
     weight = torch.tensor([1.0, 0.0, 3.0, 0.5, 0.0, 2.0], dtype=torch.float64)
     weighted = dataclasses.replace(rows, weight=weight).detached()
     own = loss.evaluate(weighted, net)
-    found = taught({"v": weighted}, {"v": own}, {"v": net}, {"v": loss}, count, True)["v"]
+    found = tau_loss_terms({"v": weighted}, {"v": own}, {"v": net}, {"v": loss}, count, True)["v"]
     replayed = loss.replayed(net).values
     total, rows_in_all = (weight @ own.values) + replayed.sum(), 6.5 + len(replayed)
     wanted = total / rows_in_all if count is None else total / rows_in_all * (6.5 / count)
@@ -173,7 +178,7 @@ def test_who_does_not_learn_from_features_has_no_replay():
     assert loss.replayed(net) is not None
     assert loss.replayed(dt.LearnableTemperature(0.5, tau_min=0.1, tau_max=1.0)) is not None
     assert loss.replayed(dt.IndividualTemperature(15, tau_min=0.1, tau_max=1.0)) is None
-    assert loss.replayed(dt.TempNet(dt.StatisticsEncoder(), tau_min=0.1, tau_max=1.0)) is None
+    assert loss.replayed(dt.TempNet(dt.predictors.StatisticsEncoder(), tau_min=0.1, tau_max=1.0)) is None
     assert loss.replayed(dt.ConstantTemperature(0.5)) is None
     with torch.no_grad():
         assert loss.replayed(net) is None

@@ -25,7 +25,7 @@ BOUNDS = {"tau_min": 0.1, "tau_max": 2.0}
             "OptimalTemperature(rho=0.5, outcomes=7, tau_min=0.1, tau_max=2.0)",
         ),
         (
-            dt.EntropyTemperature(dt.DynatempRule(0.1, 2.0)),
+            dt.EntropyTemperature(dt.predictors.DynatempRule(0.1, 2.0)),
             "EntropyTemperature(DynatempRule(tau_min=0.1, tau_max=2.0, exponent=1.0), tau_min=0.1, tau_max=2.0)",
         ),
     ],
@@ -48,7 +48,7 @@ def test_a_value_past_its_bound_is_shown_as_it_is_used():
 
 def test_rows_and_scores_show_shapes():
     scores = dt.LinearScores(
-        torch.zeros(4, 3), torch.zeros(10, 3, dtype=torch.bfloat16), transform=dt.SoftCap(30.0)
+        torch.zeros(4, 3), torch.zeros(10, 3, dtype=torch.bfloat16), transform=dt.functional.SoftCap(30.0)
     )
     assert (
         repr(scores)
@@ -65,11 +65,15 @@ def test_outputs_show_shapes():
     images, texts = small.data()
     out = small.objective("constant")(images, texts, index=torch.arange(small.N))
     text = repr(out)
-    assert text.startswith("Output(loss=float64[], values={'image': float64[24], 'text': float64[24]}, tau={")
+    assert text.startswith(
+        "ObjectiveOutput(loss=float64[], values={'image': float64[24], 'text': float64[24]}, tau={"
+    )
     assert f"metrics={{{len(out.metrics)} numbers}}" in text
     assert "tensor" not in text
     found = dt.KLRobustLoss(0.5).evaluate(dt.Rows(torch.zeros(2, 5), torch.zeros(2, dtype=torch.long)), 1.0)
-    assert repr(found).startswith("Evaluated(values=float32[2], tau=float32[2], choice=Choice(impl='eager'")
+    assert repr(found).startswith(
+        "LossOutput(values=float32[2], tau=float32[2], backend=BackendChoice(name='reference'"
+    )
     assert "\n" not in text + repr(found)
 
 

@@ -17,7 +17,7 @@ def _per_view(build):
 
 
 RISKS = {
-    "mean": dt.MeanRisk,
+    "mean": dt.risks.MeanRisk,
     "tilted": lambda: _per_view(lambda: dt.TiltedRisk(0.8, estimator=dt.LogMovingAverage(1, gamma=0.4))),
     "kl": lambda: _per_view(
         lambda: dt.KLRisk(
@@ -34,7 +34,7 @@ RISKS = {
 
 
 def _objective(risk=None, predictor="tempnet", **options) -> dt.Objective:
-    return small.objective(predictor, estimator=dt.Exact, risk=risk, **options).double()
+    return small.objective(predictor, estimator=dt.estimators.Exact, risk=risk, **options).double()
 
 
 def _classifier(risk=None, **options) -> dt.Objective:
@@ -50,7 +50,7 @@ def test_none_is_the_weighted_mean_bit_for_bit_and_the_mean_risk_agrees():
     ones = torch.ones(small.N, dtype=torch.float64)
     by_hand = [(values[v] * ones).sum() / ones.sum() for v in VIEWS]
     assert torch.equal(plain.loss, torch.stack(by_hand).mean())
-    torch.testing.assert_close(_objective(dt.MeanRisk())(images, texts).loss, plain.loss)
+    torch.testing.assert_close(_objective(dt.risks.MeanRisk())(images, texts).loss, plain.loss)
 
 
 def test_the_loss_is_the_mean_over_views_of_each_views_risk():
@@ -138,7 +138,7 @@ def test_a_step_that_a_scaler_skips_leaves_the_groups_weights():
 def test_groups_reach_the_risks_that_read_them():
     images, texts = small.data()
     group = torch.arange(small.N) % 3
-    risks = {"image": dt.GroupRisk(3, step_size=0.5), "text": dt.MeanRisk()}
+    risks = {"image": dt.GroupRisk(3, step_size=0.5), "text": dt.risks.MeanRisk()}
     output = _objective(risks)(images, texts, group=group)
     q = torch.stack([output.values["image"][group == g].mean() for g in range(3)])
     q = (0.5 * q.detach()).softmax(0)
@@ -150,7 +150,7 @@ BAD = [
     (lambda: _classifier(dt.CVaRRisk(0.5)), {"count": 8}, ValueError, "no count beside a risk.*InChunks"),
     (lambda: _classifier(), {"group": torch.zeros(8)}, ValueError, "risk that reads groups.*and no risk"),
     (
-        lambda: _classifier(dt.MeanRisk()),
+        lambda: _classifier(dt.risks.MeanRisk()),
         {"group": torch.zeros(8)},
         ValueError,
         "risk that reads groups.*and MeanRisk.*GroupRisk",
@@ -186,7 +186,7 @@ def test_what_is_no_risk_or_shared_memory_is_refused():
     with pytest.raises(TypeError, match="expected risk to be a SampleRisk, received float"):
         _classifier(0.5)
     with pytest.raises(ValueError, match=r"expected one risk.*views \['image', 'text'\]"):
-        _objective({"image": dt.MeanRisk()})
+        _objective({"image": dt.risks.MeanRisk()})
     shared = dt.TiltedRisk(1.0, estimator=dt.LogMovingAverage(1))
     with pytest.raises(ValueError, match=r"memory of its own for each view, received one LogMovingAverage"):
         _objective(shared)

@@ -146,7 +146,7 @@ def test_limits_are_the_mean_and_the_extremes():
     # (1/t) log n is what is left.
     assert dt.TiltedRisk(1e9)(losses).item() == pytest.approx(top, abs=1e-8)
     assert dt.TiltedRisk(-1e9)(losses).item() == pytest.approx(low, abs=1e-8)
-    for at_the_mean in (dt.KLRisk(0.0), dt.ChiSquareRisk(0.0), dt.CVaRRisk(1.0), dt.MeanRisk()):
+    for at_the_mean in (dt.KLRisk(0.0), dt.ChiSquareRisk(0.0), dt.CVaRRisk(1.0), dt.risks.MeanRisk()):
         assert at_the_mean(losses).item() == pytest.approx(mean, abs=1e-14)
     for at_the_top in (dt.CVaRRisk(1 / 9), dt.CVaRRisk(0.01), dt.ChiSquareRisk(4.0), dt.ChiSquareRisk(99.0)):
         assert at_the_top(losses).item() == pytest.approx(top, abs=1e-14)
@@ -205,7 +205,7 @@ def test_a_learned_temperature_finds_the_best_one():
     assert risk(losses).item() == pytest.approx(dt.KLRisk(0.8)(losses).item(), abs=1e-6)
 
 
-def _held_still(risk: dt.SampleRisk, seed: int = 7, epochs: int = 60):
+def _held_still(risk: dt.interfaces.SampleRisk, seed: int = 7, epochs: int = 60):
     """Mean gradient of minibatches, and the last values, of a model that does not move; and the full gradient."""
     theta = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     features = torch.randn(64, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
@@ -384,12 +384,24 @@ def test_a_learned_tau_must_be_in_the_optimizer():
 
 TWO = torch.tensor([1.0, 2.0])
 BAD_CALLS = [
-    (lambda: dt.MeanRisk()(torch.ones(2, 2)), ValueError, r"losses of shape \[n\].*\[2, 2\].*reduction="),
-    (lambda: dt.MeanRisk()(torch.tensor(1.0)), ValueError, r"losses of shape \[n\].*received shape \[\]"),
-    (lambda: dt.MeanRisk()(torch.tensor([1, 2])), TypeError, r"floating-point.*int64.*losses.float\(\)"),
-    (lambda: dt.MeanRisk()(TWO, weight=torch.ones(3)), ValueError, r"weight of shape \[2\].*\[3\]"),
     (
-        lambda: dt.MeanRisk()(TWO, weight=-TWO),
+        lambda: dt.risks.MeanRisk()(torch.ones(2, 2)),
+        ValueError,
+        r"losses of shape \[n\].*\[2, 2\].*reduction=",
+    ),
+    (
+        lambda: dt.risks.MeanRisk()(torch.tensor(1.0)),
+        ValueError,
+        r"losses of shape \[n\].*received shape \[\]",
+    ),
+    (
+        lambda: dt.risks.MeanRisk()(torch.tensor([1, 2])),
+        TypeError,
+        r"floating-point.*int64.*losses.float\(\)",
+    ),
+    (lambda: dt.risks.MeanRisk()(TWO, weight=torch.ones(3)), ValueError, r"weight of shape \[2\].*\[3\]"),
+    (
+        lambda: dt.risks.MeanRisk()(TWO, weight=-TWO),
         ValueError,
         r"weights >= 0, received one of -2.*OptimisticRisk",
     ),

@@ -211,16 +211,14 @@ def test_splits_share_names_and_no_font(example):
 def test_the_example_reports(example, scheme, tmp_path, capsys):
     assert example.main([*TINY, "--scheme", scheme, "--seeds", "0", "1", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert all(
-        word in said for word in (scheme, "untrained", "pixels", "linear probe (%)", "guessing finds 5 %")
-    )
+    assert all(word in said for word in (scheme, "untrained", "pixels", "linear probe (%)", "chance is 5 %"))
     results = json.loads((tmp_path / "results.json").read_text())
-    assert {name: len(runs) for name, runs in results["found"].items()} == {
+    assert {name: len(runs) for name, runs in results["results"].items()} == {
         scheme: 2,
         "untrained": 2,
         "pixels": 2,
     }
-    assert all(0 <= x <= 100 for runs in results["found"].values() for run in runs for x in run.values())
+    assert all(0 <= x <= 100 for runs in results["results"].values() for run in runs for x in run.values())
     assert (tmp_path / "temperature_histogram.png").exists() == bool(results["tau"]) == (scheme == "tempnet")
     assert len(list((tmp_path / "checkpoints").glob("*.pt"))) == 2
 

@@ -26,7 +26,7 @@ def _language_model(*, frozen: bool) -> dt.Objective:
     model = transformers.GPT2LMHeadModel(config)
     tempnet = dt.TempNet.for_lm(model, inputs=("hidden", "statistics"), tau_min=0.1, tau_max=2.0)
     host = dt.hosts.CausalLM(model, frozen=frozen)
-    return dt.Objective(host, tempnet, dt.KLRobustLoss(2.0, impl="chunked"))
+    return dt.Objective(host, tempnet, dt.KLRobustLoss(2.0, backend="torch"))
 
 
 def _pairs() -> dt.Objective:

@@ -220,7 +220,7 @@ def test_nothing_that_is_no_number_is_remembered():
 
 def test_held_out_pairs_need_no_number():
     """Their value is that of their own batch, whatever was remembered of the training pairs."""
-    objective, exact = small.objective("constant"), small.objective("constant", estimator=dt.Exact)
+    objective, exact = small.objective("constant"), small.objective("constant", estimator=dt.estimators.Exact)
     opt = small.optimizer(objective)
     forward(objective, A).loss.backward()
     opt.step()
@@ -252,7 +252,11 @@ def test_a_table_of_another_size_is_refused():
 
 def test_individual_clip_acts_on_the_mean_of_duplicates():
     table = dt.IndividualTemperature(
-        4, tau_min=0.01, tau_max=100.0, tau_init=50.0, update=dt.GradientUpdate(lr=1.0, beta=1.0, clip=5.0)
+        4,
+        tau_min=0.01,
+        tau_max=100.0,
+        tau_init=50.0,
+        update=dt.predictors.GradientUpdate(lr=1.0, beta=1.0, clip=5.0),
     )
     table.stage(torch.tensor([0, 1, 1]), torch.tensor([8.0, 20.0, -16.0]))
     table.commit()

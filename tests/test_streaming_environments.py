@@ -13,8 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import dro_temp as dt
 from dro_temp import kernels
-from dro_temp.kernels.native_device import native_runs_on
-from dro_temp.kernels.triton_device import fused_passes
+from dro_temp.kernels.dispatch import cpu_runs_on, triton_backend
 
 float32 = torch.float32
 
@@ -31,8 +30,8 @@ def _tempnet(dtype=float64):
     return tempnet.to(dtype)
 
 
-def _loss(impl="chunked"):
-    return dt.KLRobustLoss(0.5, impl=impl)
+def _loss(backend="torch"):
+    return dt.KLRobustLoss(0.5, backend=backend)
 
 
 @pytest.mark.parametrize("reads", [False, True])
@@ -56,9 +55,9 @@ def test_autocast_leaves_the_loss_in_float32(uniform, reads):
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing(reentrant, reads):
     found = []
-    for impl, wrapped in (("eager", False), ("chunked", True)):
+    for backend, wrapped in (("reference", False), ("torch", True)):
         rows, leaves = linear_rows()
-        tempnet, loss = _tempnet() if reads else dt.LearnableTemperature(0.7).double(), _loss(impl)
+        tempnet, loss = _tempnet() if reads else dt.LearnableTemperature(0.7).double(), _loss(backend)
 
         def total(queries, keys, bias, loss=loss, tempnet=tempnet, rows=rows):
             scores = dt.LinearScores(queries, keys, bias)
@@ -112,68 +111,74 @@ TWO = (torch.randn(3, 2), torch.randn(5, 2))
         lambda: torch.func.grad(_value)(*TWO),
         lambda: torch.func.vmap(lambda q: _value(q, TWO[1]))(TWO[0][None]),
         lambda: torch.func.grad(
-            lambda q: kernels.log_sums_of_pairs(q, TWO[1], torch.ones(5), torch.ones(5)).rows.sum()
+            lambda q: kernels.pair_log_sums(q, TWO[1], torch.ones(5), torch.ones(5)).rows.sum()
         )(TWO[1]),
     ],
 )
 def test_functional_transforms_are_refused(call):
-    with pytest.raises(RuntimeError, match=r"expected.*torch\.func.*received.*impl='eager'"):
+    with pytest.raises(RuntimeError, match=r"expected.*torch\.func.*received.*backend='reference'"):
         call()
 
 
 def test_second_derivatives_are_refused():
     queries, keys = (x.clone().requires_grad_() for x in TWO)
-    with pytest.raises(RuntimeError, match=r"expected a first.*received create_graph=True.*impl='eager'"):
+    with pytest.raises(
+        RuntimeError, match=r"expected a first.*received create_graph=True.*backend='reference'"
+    ):
         torch.autograd.grad(_value(queries, keys), queries, create_graph=True)
-    sums = kernels.log_sums_of_pairs(keys, keys.detach(), torch.ones(5), torch.ones(5))
-    with pytest.raises(RuntimeError, match=r"expected a first.*received create_graph=True.*impl='eager'"):
+    sums = kernels.pair_log_sums(keys, keys.detach(), torch.ones(5), torch.ones(5))
+    with pytest.raises(
+        RuntimeError, match=r"expected a first.*received create_graph=True.*backend='reference'"
+    ):
         torch.autograd.grad(sums.rows.sum(), keys, create_graph=True)
 
 
 def test_auto_streams_where_the_score_matrix_is_large_and_says_why():
     def choose(n, m, **options):
         scores = dt.LinearScores(torch.zeros(n, 1), torch.zeros(m, 1))
-        return dt.KLRobustLoss(0.5, **options).choose(dt.Rows(scores, torch.zeros(n, dtype=torch.long)))
+        return dt.KLRobustLoss(0.5, **options).choose_backend(
+            dt.Rows(scores, torch.zeros(n, dtype=torch.long))
+        )
 
     small, large = choose(512, 512), choose(512, 513)
-    assert (small.impl, large.impl) == (
-        "eager",
-        "native" if native_runs_on(torch.device("cpu"), torch.float32) else "chunked",
+    assert (small.name, large.name) == (
+        "reference",
+        "cpu" if cpu_runs_on(torch.device("cpu"), torch.float32) else "torch",
     )
-    assert "1048576 bytes" in small.why
-    assert f"{512 * 513 * 4} bytes" in large.why
-    assert choose(512, 513, impl="eager").impl == "eager"
-    assert choose(2, 3, impl="chunked").impl == "chunked"
+    assert "1048576 bytes" in small.reason
+    assert f"{512 * 513 * 4} bytes" in large.reason
+    assert choose(512, 513, backend="reference").name == "reference"
+    assert choose(2, 3, backend="torch").name == "torch"
     matrix = dt.Rows(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
-    assert dt.KLRobustLoss(0.5, impl="chunked").choose(matrix).impl == "eager"
+    assert dt.KLRobustLoss(0.5, backend="torch").choose_backend(matrix).name == "reference"
 
 
 def test_a_transform_without_a_slope():
     rows, _ = linear_rows(transform=torch.tanh)
-    assert _loss("auto").choose(rows).impl == "eager"
-    assert "slope" in dt.KLRobustLoss(0.5).choose(rows).why
+    assert _loss("auto").choose_backend(rows).name == "reference"
+    assert "derivative" in dt.KLRobustLoss(0.5).choose_backend(rows).reason
     with pytest.raises(ValueError, match=r"expected a ScoreTransform.*received.*SoftCap"):
-        _loss("chunked")(rows, 1.0)
+        _loss("torch")(rows, 1.0)
 
 
 @pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize("build", [dt.InfoNCELoss, lambda **options: dt.KLRobustLoss(0.5, **options)])
 def test_a_path_that_does_not_exist(build):
     with pytest.raises(
-        ValueError, match=r"expected impl.*auto.*eager.*chunked.*native.*triton.*received 'fast'.*Pass"
+        ValueError, match=r"expected backend.*auto.*reference.*torch.*cpu.*triton.*received 'fast'.*Pass"
     ):
-        build(impl="fast")
+        build(backend="fast")
 
 
 def test_triton_on_the_processor_is_refused_unless_interpreted(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     rows, _ = linear_rows()
     with pytest.raises(
-        ImportError, match=r"expected tensors on an NVIDIA GPU.*received.*'cpu'.*impl='chunked'"
+        ImportError, match=r"expected tensors on an NVIDIA GPU.*received.*'cpu'.*backend='torch'"
     ):
         _loss("triton")(rows, 1.0)
     with pytest.raises(ImportError, match="expected"):
-        fused_passes(torch.device("cpu"))
+        triton_backend(torch.device("cpu"))
 
 
 _MEASURE = """
@@ -189,7 +194,7 @@ def step(n, m):
     q, k = torch.randn(n, 16, requires_grad=True), torch.randn(m, 16, requires_grad=True)
     rows = dt.Rows(dt.LinearScores(q, k), torch.zeros(n, dtype=torch.long))
     before = kilobytes("VmRSS")
-    dt.KLRobustLoss(0.5, impl=sys.argv[1])(rows, 1.0).mean().backward()
+    dt.KLRobustLoss(0.5, backend=sys.argv[1])(rows, 1.0).mean().backward()
     return kilobytes("VmHWM") - before
 
 step(32, 32)
@@ -202,8 +207,8 @@ def test_streaming_takes_less_than_a_tenth_of_the_score_matrix():
     """Its block of 256 rows would alone be an eighth: a block is narrower where memory is watched."""
     matrix = 2048 * 20000 * 4
     program = _MEASURE.replace(
-        "step(32, 32)", "from dro_temp.kernels import budget; budget._CPU_ROWS = 64\nstep(32, 32)"
+        "step(32, 32)", "from dro_temp.kernels import memory; memory._CPU_ROWS = 64\nstep(32, 32)"
     )
-    run = [sys.executable, "-c", program, "chunked"]
+    run = [sys.executable, "-c", program, "torch"]
     done = subprocess.run(run, capture_output=True, text=True, check=True, timeout=120)
     assert int(done.stdout) * 1024 < matrix / 10

@@ -1,4 +1,4 @@
-"""Losses with impl="chunked" against impl="eager", with every way to come by temperatures."""
+"""Losses with backend="torch" against backend="reference", with every way to come by temperatures."""
 
 import pytest
 import torch
@@ -25,11 +25,11 @@ class FromSupport(dt.TemperaturePredictor):
         self.slope = nn.Parameter(torch.linspace(-1, 1, 11, dtype=float64))
         self.shift = nn.Parameter(torch.tensor(0.1, dtype=float64))
 
-    def raw(self, reading):
+    def raw(self, inputs):
         """A square, so that autograd saves scores."""
-        scores, mask = reading.support.scores, reading.support.mask
+        scores, mask = inputs.support.scores, inputs.support.mask
         scores = scores if mask is None else scores.masked_fill(~mask, 0.0)
-        return ((scores * self.slope).square().mean(1) - self.shift * reading.features.sum(1)).tanh()
+        return ((scores * self.slope).square().mean(1) - self.shift * inputs.features.sum(1)).tanh()
 
 
 def _tempnet(**options):
@@ -69,11 +69,11 @@ def _found(loss, predictor, rows, leaves):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_chunked_equals_eager(loss, predictor, pairs):
     found = {}
-    for impl in ("eager", "chunked"):
+    for backend in ("reference", "torch"):
         torch.manual_seed(1)
         rows, leaves = linear_rows(pairs=pairs)
-        found[impl] = _found(LOSSES[loss](impl=impl), PREDICTORS[predictor](), rows, leaves)
-    torch.testing.assert_close(found["chunked"], found["eager"])
+        found[backend] = _found(LOSSES[loss](backend=backend), PREDICTORS[predictor](), rows, leaves)
+    torch.testing.assert_close(found["torch"], found["reference"])
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
@@ -82,19 +82,21 @@ def test_chunked_equals_eager(loss, predictor, pairs):
 @pytest.mark.parametrize("predictor", ["tempnet-logits", "tempnet-centred", "support"])
 def test_temperatures_in_the_sweep_with_every_head(predictor, frozen, bias, transform):
     found = {}
-    for impl in ("eager", "chunked"):
+    for backend in ("reference", "torch"):
         rows, leaves = linear_rows(bias=bias, transform=transform)
         rows = rows.detached() if frozen else rows
-        found[impl] = _found(LOSSES["kl"](impl=impl), PREDICTORS[predictor](), rows, [] if frozen else leaves)
-    torch.testing.assert_close(found["chunked"], found["eager"])
+        found[backend] = _found(
+            LOSSES["kl"](backend=backend), PREDICTORS[predictor](), rows, [] if frozen else leaves
+        )
+    torch.testing.assert_close(found["torch"], found["reference"])
 
 
 @pytest.mark.parametrize("predictor", ["learnable", "tempnet-logits"])
 def test_twenty_committed_steps_leave_the_same_memory(predictor):
     states = {}
-    for impl in ("eager", "chunked"):
+    for backend in ("reference", "torch"):
         torch.manual_seed(1)
-        loss, tempnet = LOSSES["moving-average"](impl=impl), PREDICTORS[predictor]()
+        loss, tempnet = LOSSES["moving-average"](backend=backend), PREDICTORS[predictor]()
         optimizer = torch.optim.SGD(tempnet.parameters(), lr=0.05)
         for step in range(20):
             index = (torch.arange(9) * 3 + step) % 40
@@ -103,8 +105,8 @@ def test_twenty_committed_steps_leave_the_same_memory(predictor):
             loss(rows, tempnet).mean().backward()
             optimizer.step()
             loss.estimator.commit()
-        states[impl] = (loss.state_dict(), tempnet.state_dict())
-    torch.testing.assert_close(states["chunked"], states["eager"], rtol=1e-11, atol=1e-12)
+        states[backend] = (loss.state_dict(), tempnet.state_dict())
+    torch.testing.assert_close(states["torch"], states["reference"], rtol=1e-11, atol=1e-12)
 
 
 def test_a_second_sweep_drops_the_same_units():
@@ -113,7 +115,7 @@ def test_a_second_sweep_drops_the_same_units():
     rows, leaves = linear_rows()
     trained = [*leaves, *tempnet.parameters()]
     torch.manual_seed(7)
-    values = LOSSES["kl"](impl="chunked")(rows, tempnet)
+    values = LOSSES["kl"](backend="torch")(rows, tempnet)
     state = torch.get_rng_state()
 
     def gradient(total):
@@ -129,15 +131,17 @@ def test_a_second_sweep_drops_the_same_units():
     assert torch.equal(torch.get_rng_state(), state)  # and costs nobody a random number
 
 
-@pytest.mark.parametrize("impl", ["eager", "chunked"])
+@pytest.mark.parametrize("backend", ["reference", "torch"])
 @pytest.mark.parametrize("dtype", [float64, torch.float32])
 @pytest.mark.parametrize("ignored", [False, True])
-def test_a_table_observes_each_rows_whole_gradient(impl, dtype, ignored):
+def test_a_table_observes_each_rows_whole_gradient(backend, dtype, ignored):
     """Also where some labels are ignored, and where the table is less precise than the scores."""
     torch.manual_seed(0)
     host = dt.hosts.Classifier(nn.Linear(6, 3), nn.Linear(3, 11)).double()
-    table = dt.IndividualTemperature(9, tau_min=0.3, tau_max=2.0, update=dt.GradientUpdate(lr=0.1)).to(dtype)
-    objective = dt.Objective(host, table, dt.KLRobustLoss(0.5, impl=impl))
+    table = dt.IndividualTemperature(
+        9, tau_min=0.3, tau_max=2.0, update=dt.predictors.GradientUpdate(lr=0.1)
+    ).to(dtype)
+    objective = dt.Objective(host, table, dt.KLRobustLoss(0.5, backend=backend))
     inputs, labels = torch.randn(9, 6, dtype=float64), torch.arange(9)
     if ignored:
         labels[3] = -100
@@ -147,7 +151,7 @@ def test_a_table_observes_each_rows_whole_gradient(impl, dtype, ignored):
     objective.commit()
     rows = host(inputs, labels)["class"]
     tau = before.double().requires_grad_()
-    gradient = torch.autograd.grad(dt.KLRobustLoss(0.5, impl="eager")(rows, tau).sum(), tau)[0]
-    assert output.choice["class"].impl == impl
+    gradient = torch.autograd.grad(dt.KLRobustLoss(0.5, backend="reference")(rows, tau).sum(), tau)[0]
+    assert output.backend["class"].name == backend
     expected = before - 0.1 * 0.9 * gradient.clamp(-5, 5).to(dtype)
     torch.testing.assert_close(table.tau, expected.to(table.tau.dtype), rtol=1e-5, atol=1e-6)

@@ -13,17 +13,17 @@ import dro_temp as dt
 STEPS = 20
 
 
-def _objective(predictor, impls, **options) -> dt.Objective:
+def _objective(predictor, backends, **options) -> dt.Objective:
     """That of `small`, each view's loss with its own path."""
     objective = small.objective(predictor, **options)
-    for view, impl in zip(objective.host.views, impls, strict=True):
-        objective.losses[view].impl = impl
+    for view, backend in zip(objective.host.views, backends, strict=True):
+        objective.losses[view].backend = backend
     return objective
 
 
-def _train(predictor, impls, steps=STEPS):
+def _train(predictor, backends, steps=STEPS):
     images, texts = small.data()
-    objective = _objective(predictor, impls)
+    objective = _objective(predictor, backends)
     optimizer, gradients = small.optimizer(objective), []
     for index in small.batches(steps, size=7):
         output = objective(images[index], texts[index], index=index)
@@ -34,38 +34,39 @@ def _train(predictor, impls, steps=STEPS):
     return objective, output, gradients
 
 
-@pytest.mark.parametrize("impls", [("chunked", "chunked"), ("eager", "chunked"), ("chunked", "eager")])
+@pytest.mark.parametrize("backends", [("torch", "torch"), ("reference", "torch"), ("torch", "reference")])
 @pytest.mark.parametrize("predictor", ["tempnet", "individual", "learnable", "constant"])
-def test_twenty_steps_equal_eager(predictor, impls, monkeypatch):
+def test_twenty_steps_equal_eager(predictor, backends, monkeypatch):
     calls = []
-    paths = dt.objective.evaluation.PAIR_PATHS
-    kernel = paths["chunked"]
-    monkeypatch.setitem(
-        paths, "chunked", lambda *args, **options: calls.append(1) or kernel(*args, **options)
+    kernel = dt.losses.log_mean_exp.pair_log_sums
+    monkeypatch.setattr(
+        dt.losses.log_mean_exp,
+        "pair_log_sums",
+        lambda *args, **options: calls.append(1) or kernel(*args, **options),
     )
     with blocks_of(3):
-        ours, output, gradients = _train(predictor, impls)
-    theirs, expected, true_gradients = _train(predictor, ("eager", "eager"))
-    assert [output.choice[view].impl for view in ours.host.views] == list(impls)
-    assert len(calls) == (STEPS if impls == ("chunked", "chunked") else 0)
+        ours, output, gradients = _train(predictor, backends)
+    theirs, expected, true_gradients = _train(predictor, ("reference", "reference"))
+    assert [output.backend[view].name for view in ours.host.views] == list(backends)
+    assert len(calls) == (STEPS if backends == ("torch", "torch") else 0)
     torch.testing.assert_close(gradients, true_gradients, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(output.values, expected.values, rtol=1e-9, atol=1e-10)
     small.assert_same_state(ours, theirs, digits=1e-10)
 
 
-@pytest.mark.parametrize("impl", ["eager", "chunked"])
-def test_a_frozen_pair_of_towers_shares_its_tiles(impl):
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_a_frozen_pair_of_towers_shares_its_tiles(backend):
     images, texts = small.data()
     torch.manual_seed(0)
     host = dt.hosts.TwoTower(nn.Linear(5, 4), nn.Linear(5, 4), frozen=True)
     tempnet = dt.TempNet(4, tau_min=0.05, tau_max=1.0, prototypes=6, dropout=0.0)
-    objective = dt.Objective(host, tempnet, dt.KLRobustLoss(0.5, impl=impl)).double()
+    objective = dt.Objective(host, tempnet, dt.KLRobustLoss(0.5, backend=backend)).double()
     output = objective(images, texts)
     output.loss.backward()
-    assert output.choice["image"].impl == output.choice["text"].impl == impl
+    assert output.backend["image"].name == output.backend["text"].name == backend
     assert all(p.grad is None for p in host.parameters())
     rows = host(images, texts)
-    loss = sum(dt.KLRobustLoss(0.5, impl="eager")(r, tempnet).mean() for r in rows.values()) / 2
+    loss = sum(dt.KLRobustLoss(0.5, backend="reference")(r, tempnet).mean() for r in rows.values()) / 2
     expected = torch.autograd.grad(loss, list(tempnet.parameters()))
     torch.testing.assert_close([p.grad for p in tempnet.parameters()], list(expected))
     torch.testing.assert_close(output.loss, loss)
@@ -73,29 +74,29 @@ def test_a_frozen_pair_of_towers_shares_its_tiles(impl):
 
 def _rank(rank: int, world: int, predictor: str, wrap: bool = True) -> dict[str, list]:
     images, texts = small.data()
-    objective = _objective(predictor, ("chunked", "chunked"))
+    objective = _objective(predictor, ("torch", "torch"))
     optimizer = small.optimizer(objective)
     model = DistributedDataParallel(objective) if wrap else objective
     with blocks_of(2):
         for index in small.batches(6, size=12):
             index = index.chunk(world)[rank]
             output = model(images[index], texts[index], index=index)
-            assert output.choice["image"].impl == "chunked"
+            assert output.backend["image"].name == "torch"
             output.loss.backward()
             optimizer.step()
             optimizer.zero_grad()
     return {name: value.tolist() for name, value in objective.state_dict().items()}
 
 
-def _head(impl: str):
+def _head(backend: str):
     torch.manual_seed(0)
     host = dt.hosts.Classifier(nn.Linear(6, 3), nn.Linear(3, 11))
     tempnet = dt.TempNet.for_logits(11, tau_min=0.3, tau_max=2.0, width=5, dropout=0.0)
-    return dt.Objective(host, tempnet, dt.KLRobustLoss(0.5, impl=impl)).double()
+    return dt.Objective(host, tempnet, dt.KLRobustLoss(0.5, backend=backend)).double()
 
 
-def _head_gradients(rank: int, world: int, impl: str, wrap: bool) -> list:
-    objective = _head(impl)
+def _head_gradients(rank: int, world: int, backend: str, wrap: bool) -> list:
+    objective = _head(backend)
     g = torch.Generator().manual_seed(3)
     inputs, labels = torch.randn(8, 6, generator=g).double(), torch.randint(11, (8,), generator=g)
     labels[2] = -100
@@ -105,15 +106,15 @@ def _head_gradients(rank: int, world: int, impl: str, wrap: bool) -> list:
     return [p.grad.tolist() for p in objective.parameters()]
 
 
-def _ranks(rank: int, world: int, wrap: bool = True, impl: str = "chunked"):
+def _ranks(rank: int, world: int, wrap: bool = True, backend: str = "torch"):
     """All that is compared, so that processes are started once."""
     states = {predictor: _rank(rank, world, predictor, wrap) for predictor in ("tempnet", "individual")}
-    return states, _head_gradients(rank, world, impl, wrap)
+    return states, _head_gradients(rank, world, backend, wrap)
 
 
 def test_two_processes_train_as_one():
     states, gradients = _ranks(0, 1, wrap=False)
-    eager = _head_gradients(0, 1, "eager", wrap=False)
+    eager = _head_gradients(0, 1, "reference", wrap=False)
     for found_states, found_gradients in in_processes(2, _ranks):
         for predictor, state in states.items():
             for name, value in state.items():

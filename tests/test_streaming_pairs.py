@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from strategies import scales, seeds
 from streams import blocks_of, float64
 
-from dro_temp.kernels import byte_budget, eager, free_workspace, log_sums_of_pairs, own_scores, workspace
-from dro_temp.kernels.exchanged import log_sums_of_both_sides
-from dro_temp.kernels.pairs import LogSums
+from dro_temp.kernels import PairLogSums, byte_budget, empty_cache, memory, pair_log_sums, paired_scores
+from dro_temp.kernels.backends import reference
+from dro_temp.kernels.pairs.exchanged import exchanged_log_sums
 
 NAMES = ("rows", "columns", "dqueries", "dkeys", "dtau_rows", "dtau_columns")
 
@@ -68,9 +68,9 @@ def _assert_close(ours, theirs, inputs, low):
 @settings(max_examples=80)
 def test_equals_eager(seed, n, scale, low, step, budget):
     inputs, upstream = _pairs(seed, n, scale, low), _upstream(seed + 1, n)
-    theirs = _run(eager.log_sums_of_pairs, inputs, upstream)
+    theirs = _run(reference.pair_log_sums, inputs, upstream)
     with blocks_of(step), byte_budget(budget):
-        ours = _run(log_sums_of_pairs, inputs, upstream)
+        ours = _run(pair_log_sums, inputs, upstream)
     _assert_close(ours, theirs, inputs, low)
 
 
@@ -91,17 +91,17 @@ def _assert_adds_up(seed, first, step, budget):
     inputs, upstream = _pairs(seed, n), _upstream(seed + 1, n)
 
     def in_two(queries, keys, tau_rows, tau_columns):
-        own, parts = own_scores(queries, keys), []
+        own, parts = paired_scores(queries, keys), []
         for rows in (slice(0, first), slice(first, n)):
             parts.append(
-                log_sums_of_pairs(
+                pair_log_sums(
                     queries[rows], keys, tau_rows[rows], tau_columns, offset=rows.start, own_columns=own
                 )
             )
         columns = torch.logaddexp(parts[0].columns, parts[1].columns)
         return type(parts[0])(torch.cat([part.rows for part in parts]), columns)
 
-    whole = _run(eager.log_sums_of_pairs, inputs, upstream)
+    whole = _run(reference.pair_log_sums, inputs, upstream)
     with blocks_of(step), byte_budget(budget):
         ours = _run(in_two, inputs, upstream)
     _assert_close(ours, whole, inputs, 0.5)
@@ -120,7 +120,7 @@ def test_shares_that_exchange_numbers_equal_the_square_one(seed, first, scale, l
     """Both sides of two processes; what they gather in backward is recorded once, and handed over at a second one."""
     n = 6
     inputs, upstream = _pairs(seed, n, scale, low), _upstream(seed + 1, n)
-    whole = _run(eager.log_sums_of_pairs, inputs, upstream)
+    whole = _run(reference.pair_log_sums, inputs, upstream)
     shares, recorded = (slice(0, first), slice(first, n)), {}
 
     def share(k, mine):
@@ -129,7 +129,7 @@ def test_shares_that_exchange_numbers_equal_the_square_one(seed, first, scale, l
             return torch.cat([recorded[i] for i in (0, 1)]) if len(recorded) == 2 else rows.new_ones(n, 6)
 
         leaves = [x[mine].detach().clone().requires_grad_() for x in inputs]
-        sums = log_sums_of_both_sides(
+        sums = exchanged_log_sums(
             tuple(leaves[:2]), inputs[:2], tuple(leaves[2:]), offset=mine.start, gather=gather
         )
         total = sum(u[mine] @ x for u, x in zip(upstream, sums, strict=True))
@@ -149,12 +149,12 @@ def test_one_share_is_everything(budget):
 
     def alone(queries, keys, *taus):
         everyone = queries.detach(), keys.detach()
-        sums = log_sums_of_both_sides((queries, keys), everyone, taus, offset=0, gather=lambda rows: rows)
-        return LogSums(*sums)
+        sums = exchanged_log_sums((queries, keys), everyone, taus, offset=0, gather=lambda rows: rows)
+        return PairLogSums(*sums)
 
     with blocks_of(3), byte_budget(budget):
         ours = _run(alone, inputs, upstream)
-    _assert_close(ours, _run(eager.log_sums_of_pairs, inputs, upstream), inputs, 0.5)
+    _assert_close(ours, _run(reference.pair_log_sums, inputs, upstream), inputs, 0.5)
 
 
 @given(seeds, st.integers(1, 5), st.integers(0, 3))
@@ -166,9 +166,9 @@ def test_a_rectangular_block_equals_eager(seed, rows, offset):
     if rows == 1:  # nobody else is in its own column; the sum of nothing has no gradient
         upstream[1][offset] = 0.0
     options = {"offset": offset, "own_columns": (queries * keys).sum(1)}
-    theirs = _run(lambda *x: eager.log_sums_of_pairs(*x, **options), inputs, upstream)
+    theirs = _run(lambda *x: reference.pair_log_sums(*x, **options), inputs, upstream)
     with blocks_of(2):
-        ours = _run(lambda *x: log_sums_of_pairs(*x, **options), inputs, upstream)
+        ours = _run(lambda *x: pair_log_sums(*x, **options), inputs, upstream)
     if rows == 1:
         assert ours["columns"][offset] < -1e29
         ours["columns"][offset] = theirs["columns"][offset]
@@ -180,7 +180,7 @@ def test_gradcheck(budget):
     inputs = [x.requires_grad_() for x in _pairs(0, 5, d=2)]
 
     def both(*x):
-        sums = log_sums_of_pairs(*x)
+        sums = pair_log_sums(*x)
         return sums.rows, sums.columns
 
     with blocks_of(2), byte_budget(budget):
@@ -191,9 +191,9 @@ def test_gradcheck(budget):
 def test_the_size_of_stripes_changes_nothing(step):
     inputs, upstream = _pairs(0, 7, low=0.02), _upstream(1, 7)
     with blocks_of(100):
-        whole = _run(log_sums_of_pairs, inputs, upstream)
+        whole = _run(pair_log_sums, inputs, upstream)
     with blocks_of(step):
-        _assert_close(_run(log_sums_of_pairs, inputs, upstream), whole, inputs, 0.02)
+        _assert_close(_run(pair_log_sums, inputs, upstream), whole, inputs, 0.02)
 
 
 @given(
@@ -208,10 +208,10 @@ def test_low_precision_is_no_worse_than_eager(seed, dtype, scale, low, budget):
     """Against float64 on the same numbers."""
     *features, tau_rows, tau_columns = _pairs(seed, 7, scale, low)
     inputs, upstream = (*(x.to(dtype) for x in features), tau_rows, tau_columns), _upstream(seed + 1, 7)
-    truth = _run(eager.log_sums_of_pairs, [x.double() for x in inputs], upstream)
-    theirs = _run(eager.log_sums_of_pairs, inputs, upstream)
+    truth = _run(reference.pair_log_sums, [x.double() for x in inputs], upstream)
+    theirs = _run(reference.pair_log_sums, inputs, upstream)
     with blocks_of(3), byte_budget(budget):
-        ours = _run(log_sums_of_pairs, inputs, upstream)
+        ours = _run(pair_log_sums, inputs, upstream)
     one, magnitudes = _magnitudes(inputs, low)
     for name, value in truth.items():
         error, allowed = ((x[name].double() - value).abs().max() for x in (ours, theirs))
@@ -225,10 +225,10 @@ def test_low_precision_is_no_worse_than_eager(seed, dtype, scale, low, budget):
 def test_backward_twice_is_exact_both_times(budget):
     inputs = [x.requires_grad_() for x in _pairs(0, 6)]
     with blocks_of(2), byte_budget(budget):
-        sums = log_sums_of_pairs(*inputs)
+        sums = pair_log_sums(*inputs)
         loss = (sums.rows.square() + 0.3 * sums.columns).sum()
         first, second = (torch.autograd.grad(loss, inputs, retain_graph=True) for _ in range(2))
-    theirs = eager.log_sums_of_pairs(*inputs)
+    theirs = reference.pair_log_sums(*inputs)
     expected = torch.autograd.grad((theirs.rows.square() + 0.3 * theirs.columns).sum(), inputs)
     torch.testing.assert_close(first, expected)
     torch.testing.assert_close(second, expected)
@@ -241,7 +241,7 @@ def test_only_some_inputs_are_trained(trained):
         inputs[k].requires_grad_()
     leaves, found = [inputs[k] for k in trained], []
     with blocks_of(2):
-        for kernel in (log_sums_of_pairs, eager.log_sums_of_pairs):
+        for kernel in (pair_log_sums, reference.pair_log_sums):
             sums = kernel(*inputs)
             grads = torch.autograd.grad((sums.rows + sums.columns).sum(), leaves) if trained else ()
             found.append((sums.rows, sums.columns, grads))
@@ -251,15 +251,15 @@ def test_only_some_inputs_are_trained(trained):
 def test_a_block_that_is_not_square_needs_the_columns_own_scores():
     queries, keys, tau, tau_columns = _pairs(0, 5)
     with pytest.raises(ValueError, match=r"expected as many rows as columns.*received 3 rows and 5.*Pass"):
-        log_sums_of_pairs(queries[:3], keys, tau[:3], tau_columns)
+        pair_log_sums(queries[:3], keys, tau[:3], tau_columns)
 
 
 def test_nothing_is_kept_where_no_gradient_is_recorded():
     queries, keys = (torch.randn(64, 4, requires_grad=True) for _ in range(2))
     tau = torch.ones(64)
-    free_workspace()
+    empty_cache()
     with torch.no_grad():
-        log_sums_of_pairs(queries, keys, tau, tau)
-    assert "kept" not in {purpose for purpose, _ in workspace._free.pieces}
-    log_sums_of_pairs(queries, keys, tau, tau).rows.sum().backward()
-    assert "kept" in {purpose for purpose, _ in workspace._free.pieces}
+        pair_log_sums(queries, keys, tau, tau)
+    assert "kept" not in {purpose for purpose, _ in memory._free.pieces}
+    pair_log_sums(queries, keys, tau, tau).rows.sum().backward()
+    assert "kept" in {purpose for purpose, _ in memory._free.pieces}

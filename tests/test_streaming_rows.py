@@ -7,10 +7,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import seeds
-from streams import TRANSFORMS, assert_close, assert_no_worse_than_eager, blocks_of, row_problems, upstream_of
+from streams import (
+    TRANSFORMS,
+    assert_close,
+    assert_no_worse_than_eager,
+    blocks_of,
+    product_rows,
+    row_problems,
+    upstream_of,
+)
 
 from dro_temp.functional import Scale
-from dro_temp.kernels import STATISTICS, Products, byte_budget, eager, log_mean_exp_rows, products
+from dro_temp.kernels import STATISTICS, byte_budget, log_mean_exp_rows, products
+from dro_temp.kernels.backends import reference
 
 float64 = torch.float64
 
@@ -27,7 +36,7 @@ def test_equals_eager(problem, seed, step, speculates, budget, uniform):
     upstream = upstream_of(problem, seed)
     if uniform:
         upstream = (torch.full((n,), -0.7, dtype=float64), torch.zeros(n, dtype=float64))
-    theirs = problem.run(eager.log_mean_exp_rows, upstream)
+    theirs = problem.run(reference.log_mean_exp_rows, upstream)
     with blocks_of(step), byte_budget(budget):
         ours = problem.run(log_mean_exp_rows, upstream, expected=_expect_ones if speculates else None)
     assert_close(ours, theirs, problem, upstream)
@@ -63,8 +72,8 @@ def test_gradcheck(transform, inside, speculates):
     target = torch.tensor([0, 3, 1, 1, 2])
 
     def log_g(queries, keys, bias, tau):
-        p = Products(queries, keys, target, bias, transform, inside)
-        return log_mean_exp_rows(p, tau, expected=_expect_ones if speculates else None).log_g
+        p = product_rows(queries, keys, target, bias, transform, inside)
+        return log_mean_exp_rows(p, tau, assumed_grad_output=_expect_ones if speculates else None).log_g
 
     with blocks_of(2):
         assert torch.autograd.gradcheck(log_g, (*leaves, tau))
@@ -84,9 +93,9 @@ def test_low_precision_is_no_worse_than_eager(problem, seed, dtype):
 def _exponents(queries, keys, transform=None, tau=0.005):
     """log_g of unit vectors, ours and that in float64."""
     tau, target = torch.full((len(queries),), tau), torch.arange(len(queries))
-    exact = Products(queries.double(), keys.double(), target, transform=transform)
-    ours = log_mean_exp_rows(Products(queries, keys, target, transform=transform), tau).log_g
-    return ours.double(), eager.log_mean_exp_rows(exact, tau.double()).log_g
+    exact = product_rows(queries.double(), keys.double(), target, transform=transform)
+    ours = log_mean_exp_rows(product_rows(queries, keys, target, transform=transform), tau).log_g
+    return ours.double(), reference.log_mean_exp_rows(exact, tau.double()).log_g
 
 
 def _unit(n, dtype):

@@ -16,15 +16,15 @@ def _tiny_blocks():
         yield
 
 
-def _loss(impl):
-    return dt.KLRobustLoss(0.5, impl=impl)
+def _loss(backend):
+    return dt.KLRobustLoss(0.5, backend=backend)
 
 
-def _gradients(total, *, impl, repeat=1, **options):
+def _gradients(total, *, backend, repeat=1, **options):
     """Gradients of `total(values, tau)`, each time backward is called."""
     rows, leaves = linear_rows(**options)
     tau = TAU.clone().requires_grad_()
-    loss = total(_loss(impl)(rows, tau), tau)
+    loss = total(_loss(backend)(rows, tau), tau)
     return [torch.autograd.grad(loss, [*leaves, tau], retain_graph=True) for _ in range(repeat)]
 
 
@@ -47,17 +47,17 @@ OTHER = {
 @pytest.mark.parametrize("name", PROPORTIONAL)
 def test_one_factor_for_all_rows_costs_one_sweep(name):
     with recorded_sweeps() as seen:
-        ours = _gradients(PROPORTIONAL[name], impl="chunked")
+        ours = _gradients(PROPORTIONAL[name], backend="torch")
     assert len(seen) == 1
-    torch.testing.assert_close(ours, _gradients(PROPORTIONAL[name], impl="eager"))
+    torch.testing.assert_close(ours, _gradients(PROPORTIONAL[name], backend="reference"))
 
 
 @pytest.mark.parametrize("name", OTHER)
 def test_anything_else_costs_a_second_sweep_and_is_exact(name):
     with recorded_sweeps() as seen:
-        ours = _gradients(OTHER[name], impl="chunked")
+        ours = _gradients(OTHER[name], backend="torch")
     assert len(seen) <= 2 + (name == "nothing")
-    torch.testing.assert_close(ours, _gradients(OTHER[name], impl="eager"), equal_nan=True)
+    torch.testing.assert_close(ours, _gradients(OTHER[name], backend="reference"), equal_nan=True)
 
 
 def test_weights_of_rows_are_expected():
@@ -67,50 +67,50 @@ def test_weights_of_rows_are_expected():
         return (weight * values).sum() / weight.sum()
 
     with recorded_sweeps() as seen:
-        ours = _gradients(weighted, impl="chunked", weight=weight)
+        ours = _gradients(weighted, backend="torch", weight=weight)
     assert len(seen) == 1
-    torch.testing.assert_close(ours, _gradients(weighted, impl="eager", weight=weight))
+    torch.testing.assert_close(ours, _gradients(weighted, backend="reference", weight=weight))
 
 
 @pytest.mark.parametrize("budget", [0, 2**30])
 @pytest.mark.parametrize("total", [PROPORTIONAL["mean"], OTHER["second loss"]])
 def test_backward_twice_is_exact_both_times(total, budget):
-    (expected,) = _gradients(total, impl="eager")
+    (expected,) = _gradients(total, backend="reference")
     with byte_budget(budget):
-        for ours in _gradients(total, impl="chunked", repeat=3):
+        for ours in _gradients(total, backend="torch", repeat=3):
             torch.testing.assert_close(ours, expected)
 
 
 @pytest.mark.parametrize("penalised", [False, True])
 def test_a_penalty_on_temperatures_that_are_predicted_in_the_sweep(penalised):
     found = {}
-    for impl in ("eager", "chunked"):
+    for backend in ("reference", "torch"):
         torch.manual_seed(0)
         tempnet = dt.TempNet.for_logits(11, tau_min=0.3, tau_max=2.0, width=4, dropout=0.0).double()
         rows, leaves = linear_rows()
         with recorded_sweeps() as seen:
-            output = _loss(impl).evaluate(rows, tempnet)
+            output = _loss(backend).evaluate(rows, tempnet)
             penalty = output.tau.square().sum() if penalised else 0.0
             grads = torch.autograd.grad(output.values.mean() + penalty, [*leaves, *tempnet.parameters()])
-        found[impl] = (output.values, output.tau, grads)
+        found[backend] = (output.values, output.tau, grads)
     assert len(seen) == 1 + penalised
-    torch.testing.assert_close(found["chunked"], found["eager"])
+    torch.testing.assert_close(found["torch"], found["reference"])
 
 
 @pytest.mark.parametrize("trained", ["", "queries", "keys", "bias", "queries keys", "tau", "keys tau"])
 def test_only_gradients_that_are_wanted_are_formed(trained):
     found = {}
-    for impl in ("eager", "chunked"):
+    for backend in ("reference", "torch"):
         rows, leaves = linear_rows()
         leaves = dict(zip(("queries", "keys", "bias"), leaves, strict=True)) | {"tau": TAU.clone()}
         for name, leaf in leaves.items():
             leaf.requires_grad_(name in trained.split())
         with recorded_sweeps() as seen:
-            values = _loss(impl)(rows, leaves["tau"])
+            values = _loss(backend)(rows, leaves["tau"])
             wanted = [leaves[name] for name in trained.split()]
             grads = torch.autograd.grad(values.mean(), wanted) if wanted else ()
-        found[impl] = (values, grads)
-    torch.testing.assert_close(found["chunked"], found["eager"])
+        found[backend] = (values, grads)
+    torch.testing.assert_close(found["torch"], found["reference"])
     (sweep,) = seen
     for name in ("queries", "keys", "bias"):
         assert (getattr(sweep.found, name) is not None) == (name in trained.split()), name
@@ -121,7 +121,7 @@ def test_an_evaluation_forms_no_gradients(mode):
     tempnet = dt.TempNet.for_logits(11, tau_min=0.3, tau_max=2.0, width=4).double()
     rows, _ = linear_rows()
     with recorded_sweeps() as seen, mode():
-        values = _loss("chunked")(rows, tempnet)
+        values = _loss("torch")(rows, tempnet)
     assert not values.requires_grad
     found = seen[0].found
     assert found.queries is found.keys is found.bias is None
@@ -136,7 +136,7 @@ def test_rows_that_do_not_count_are_inert_and_cost_nothing(rubbish, reads):
     torch.manual_seed(0)
     tempnet = dt.TempNet.for_logits(11, tau_min=0.3, tau_max=2.0, width=4, dropout=0.0).double()
     rows, leaves = linear_rows()
-    clean = _loss("eager")(rows, tempnet if reads else TAU)[kept]
+    clean = _loss("reference")(rows, tempnet if reads else TAU)[kept]
     expected = torch.autograd.grad(clean.mean(), leaves)
 
     rows, leaves = linear_rows()
@@ -147,7 +147,7 @@ def test_rows_that_do_not_count_are_inert_and_cost_nothing(rubbish, reads):
     rows = dt.Rows(rows.scores, rows.target, rows.features, rows.index, weight=weight)
     tau = tempnet if reads else TAU.index_fill(0, out, rubbish)
     with recorded_sweeps() as seen:
-        found = _loss("chunked").evaluate(rows, tau, statistics=("entropy", "norm"))
+        found = _loss("torch").evaluate(rows, tau, statistics=("entropy", "norm"))
         grads = torch.autograd.grad(found.values.sum() / 6, leaves)
     assert [sweep.rows for sweep in seen] == [6]
     assert bool((found.values[out] == 0).all())
@@ -160,7 +160,7 @@ def test_rows_that_do_not_count_are_inert_and_cost_nothing(rubbish, reads):
 def test_no_row_counts(reads):
     rows, leaves = linear_rows(weight=torch.zeros(9))
     tempnet = dt.TempNet.for_logits(11, tau_min=0.3, tau_max=2.0, width=4).double()
-    values = _loss("chunked")(rows, tempnet if reads else TAU)
+    values = _loss("torch")(rows, tempnet if reads else TAU)
     assert bool((values == 0).all())
     for grad in torch.autograd.grad(values.sum(), leaves):
         assert bool((grad == 0).all())

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import scales, seeds
 
-from dro_temp.interfaces.summary import Summary
-from dro_temp.kernels import Fold
+from dro_temp.interfaces import FoldedProjection
+from dro_temp.interfaces.statistics import ScoreStatistics
 
 float64 = torch.float64
 SLOW = {
@@ -38,7 +38,7 @@ def _row(scores, mask, i):
 @settings(max_examples=60)
 def test_statistics_equal_their_formulas(case):
     scores, mask = case
-    summary = Summary(scores, mask)
+    summary = ScoreStatistics(scores, mask)
     assert summary.outcomes == scores.shape[1]
     for name, slow in SLOW.items():
         expected = torch.stack([slow(_row(scores, mask, i)) for i in range(len(scores))])
@@ -55,16 +55,18 @@ def test_groups_of_rows_change_nothing(masked):
     for m in [2**20 // 3]:
         scores = torch.randn(4, m, generator=g)
         mask = torch.rand(4, m, generator=g) < 0.5 if masked else None
-        whole = [Summary(scores[i : i + 1], None if mask is None else mask[i : i + 1]) for i in range(4)]
+        whole = [
+            ScoreStatistics(scores[i : i + 1], None if mask is None else mask[i : i + 1]) for i in range(4)
+        ]
         for name in SLOW:
             expected = torch.cat([getattr(one, name) for one in whole])
-            torch.testing.assert_close(getattr(Summary(scores, mask), name), expected, msg=name)
+            torch.testing.assert_close(getattr(ScoreStatistics(scores, mask), name), expected, msg=name)
 
 
 def test_nothing_it_says_carries_gradient_but_projections_to_their_weight():
     scores = torch.randn(3, 5, requires_grad=True)
     weight = torch.randn(2, 5, requires_grad=True)
-    summary = Summary(scores)
+    summary = ScoreStatistics(scores)
     assert not any(getattr(summary, name).requires_grad for name in SLOW)
     summary.project(weight, summary.max).sum().backward()
     assert scores.grad is None
@@ -76,9 +78,9 @@ def test_nothing_it_says_carries_gradient_but_projections_to_their_weight():
 def test_low_precision_is_summed_in_float32(dtype):
     scores = torch.randn(3, 50).to(dtype)
     for name in SLOW:
-        found = getattr(Summary(scores), name)
+        found = getattr(ScoreStatistics(scores), name)
         assert found.dtype == torch.float32
-        torch.testing.assert_close(found, getattr(Summary(scores.float()), name))
+        torch.testing.assert_close(found, getattr(ScoreStatistics(scores.float()), name))
 
 
 @given(seeds, st.integers(0, 5), st.integers(1, 9), st.booleans(), st.booleans())
@@ -94,7 +96,7 @@ def test_a_fold_is_the_projection_of_the_scores(seed, n, m, bias, shifted):
     weight.requires_grad_()
     scores = queries @ keys.T + (0.0 if head is None else head) - (0.0 if shift is None else shift[:, None])
     expected = scores @ weight.T
-    fold = Fold(keys, head)
+    fold = FoldedProjection(keys, head)
     found = fold(queries, weight, shift)
     torch.testing.assert_close(found, expected)
     ((made_of, leaf),) = fold.folded()
@@ -108,7 +110,7 @@ def test_a_fold_is_made_once_and_again_when_its_weight_has_moved(dtype):
     g = torch.Generator().manual_seed(0)
     queries, keys = torch.randn(4, 3, generator=g), torch.randn(9000, 3, generator=g).to(dtype)
     weight = torch.randn(2, 9000, generator=g)
-    fold = Fold(keys, None)
+    fold = FoldedProjection(keys, None)
 
     def assert_right():
         torch.testing.assert_close(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dro_temp.kernels.triton_device import fused_passes
+from dro_temp.kernels.dispatch import triton_backend
 
 
 def _python(code: str, **variables: str) -> str:
@@ -36,15 +36,15 @@ import sys
 sys.modules["triton"] = None
 import torch
 import dro_temp  # imports no module that needs Triton
-from dro_temp.kernels.paths import PATHS, triton_runs_on
-from dro_temp.kernels import Products
-from dro_temp.kernels.triton_device import fused_passes
+from dro_temp.kernels import log_mean_exp_rows
+from dro_temp.kernels.backends import reference
+from dro_temp.kernels.dispatch import triton_backend, triton_runs_on
 assert not triton_runs_on(torch.device("cuda")), "on a GPU"
-p = Products(torch.randn(4, 8), torch.randn(9, 8), torch.arange(4))
-torch.testing.assert_close(*(PATHS[way](p, torch.ones(4)).log_g for way in ("eager", "chunked")))
+p = dro_temp.Rows(dro_temp.LinearScores(torch.randn(4, 8), torch.randn(9, 8)), torch.arange(4))
+torch.testing.assert_close(*(way(p, torch.ones(4)).log_g for way in (reference.log_mean_exp_rows, log_mean_exp_rows)))
 for device in ("cuda", "cpu"):
     try:
-        fused_passes(torch.device(device))
+        triton_backend(torch.device(device))
     except ImportError as error:
         print(error)
 """
@@ -54,11 +54,11 @@ def test_without_triton():
     missing, elsewhere = _python(WITHOUT_TRITON).splitlines()
     assert "expected Triton" in missing
     assert "pip install triton" in missing
-    assert "impl='chunked'" in missing
+    assert "backend='torch'" in missing
     assert "received tensors on 'cpu'" in elsewhere
 
 
 def test_the_cpu_is_refused_unless_kernels_are_interpreted(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ImportError, match="expected tensors on an NVIDIA GPU"):
-        fused_passes(torch.device("cpu"))
+        triton_backend(torch.device("cpu"))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import dro_temp as dt
-from dro_temp.objective.watch import EVERY, PATIENCE
+from dro_temp.objective.monitor import EVERY, PATIENCE
 
 ENOUGH = EVERY * (PATIENCE + 1)
 
@@ -27,8 +27,8 @@ def _train(predictor, steps: int = ENOUGH, *, tau_lr: float = 1e-6, **changes) -
 
 def _net(**changes) -> dt.TempNet:
     torch.manual_seed(0)
-    options = {"tau_min": 0.1, "tau_max": 4.0, "readout": dt.ResidualReadout} | changes
-    return dt.TempNet(dt.HiddenEncoder(4, width=8), **options)
+    options = {"tau_min": 0.1, "tau_max": 4.0, "readout": dt.predictors.ResidualReadout} | changes
+    return dt.TempNet(dt.predictors.HiddenEncoder(4, width=8), **options)
 
 
 def test_one_temperature_for_all_rows_is_said_once():
@@ -54,7 +54,7 @@ def test_nothing_is_said_of_temperatures_that_differ_or_are_meant_not_to():
         _train(dt.LearnableTemperature(1.0, tau_min=0.1, tau_max=4.0))
         _train(_net(), ENOUGH - 2 * EVERY, tau_lr=1e-4)  # not yet
         _train(_net(), 2 * ENOUGH, tau_lr=0.0)  # held
-        _train(_net(), 2 * ENOUGH, tau_lr=1e-4, watch=False)
+        _train(_net(), 2 * ENOUGH, tau_lr=1e-4, monitor=False)
 
 
 def test_evaluation_is_not_watched():

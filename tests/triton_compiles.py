@@ -7,8 +7,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dro_temp.kernels.triton_passes import columns, coupling, row_moments, rows
-from dro_temp.kernels.triton_passes.launch import row_tile, stripe_tile
+from dro_temp.kernels.backends.triton import columns, pair_logits, row_moments, rows
+from dro_temp.kernels.backends.triton.launch import row_tile, stripe_tile
 
 H100 = GPUTarget("cuda", 90, 32)
 SIZES = {"n", "m", "stride", "chunks"}
@@ -19,11 +19,11 @@ CASES = ((1, "fp64"), (2**18, "fp32"))
 def kernels(m):
     stripe = stripe_tile(m)
     united = {"CHUNKS": columns.UNITED_CHUNKS, "COLUMNS": columns.UNITED_COLUMNS, "num_warps": 1}
-    yield rows.tilt_kernel, {"STORES": True, **row_tile(m)}
+    yield rows.softmax_kernel, {"STORES": True, **row_tile(m)}
     yield row_moments.moments_kernel, {"WITH_TARGET": False, **row_tile(m)}
     yield columns.chunk_kernel, {"CHUNK": columns.CHUNK, **stripe}
     yield columns.unite_kernel, united
-    yield coupling.couple_kernel, stripe
+    yield pair_logits.pair_logits_grad_kernel, stripe
 
 
 def compile_kernel(kernel, meta, number: str, m: int) -> None:

@@ -43,10 +43,10 @@ def plain_formula(p: LmProblem) -> Step:
     return step
 
 
-def dro_temp(p: LmProblem, impl: str) -> Step:
+def dro_temp(p: LmProblem, backend: str) -> Step:
     """This library; the scores are a product that its kernels compute piece by piece."""
     rows = dt.Rows(dt.LinearScores(p.hidden, p.weight), p.target)
-    robust = dt.KLRobustLoss(RHO, impl=impl)
+    robust = dt.KLRobustLoss(RHO, backend=backend)
 
     def step() -> Tensor:
         p.clear()
@@ -80,12 +80,12 @@ def cross_entropy(p: LmProblem, compiled: bool = False) -> Step:
     return step
 
 
-def cut_cross_entropy(p: LmProblem, impl: str) -> Step:
+def cut_cross_entropy(p: LmProblem, backend: str) -> Step:
     from cut_cross_entropy import linear_cross_entropy
 
     def step() -> Tensor:
         p.clear()
-        loss = linear_cross_entropy(p.hidden, p.weight, p.target, impl=impl)
+        loss = linear_cross_entropy(p.hidden, p.weight, p.target, backend=backend)
         loss.backward()
         return loss.detach()
 
@@ -143,18 +143,20 @@ CONTENDERS = (
     ),
     Contender(
         "cce-compiled",
-        partial(cut_cross_entropy, impl="torch_compile"),
+        partial(cut_cross_entropy, backend="torch_compile"),
         "cut-cross-entropy's path for all devices, without temperatures",
         (_training, _multiplies, compiler),
         compiled=True,
         **CCE,
     ),
-    Contender("cce", partial(cut_cross_entropy, impl="cce"), "its GPU kernel", (_training, cuda), **CCE),
+    Contender("cce", partial(cut_cross_entropy, backend="cce"), "its GPU kernel", (_training, cuda), **CCE),
     Contender("liger", liger, "fused cross-entropy without temperatures", (_training, cuda), **LIGER),
-    Contender("dro_temp-eager", partial(dro_temp, impl="eager"), "robust loss and TempNet, logits at once"),
-    Contender("dro_temp-chunked", partial(dro_temp, impl="chunked"), "the same, streamed in plain PyTorch"),
-    Contender("dro_temp-native", partial(dro_temp, impl="native"), "the same, with passes in C"),
-    Contender("dro_temp-triton", partial(dro_temp, impl="triton"), "the same, by a GPU kernel", (cuda,)),
+    Contender(
+        "dro_temp-eager", partial(dro_temp, backend="reference"), "robust loss and TempNet, logits at once"
+    ),
+    Contender("dro_temp-chunked", partial(dro_temp, backend="torch"), "the same, streamed in plain PyTorch"),
+    Contender("dro_temp-native", partial(dro_temp, backend="cpu"), "the same, with passes in C"),
+    Contender("dro_temp-triton", partial(dro_temp, backend="triton"), "the same, by a GPU kernel", (cuda,)),
     # Its gradients are those of inputs of its own, which the problem does not know of.
     Contender("dro_temp-fp32", dro_temp_fp32, "streamed, from float32 inputs", (_half,), memory=False),
 )

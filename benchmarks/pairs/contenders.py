@@ -65,14 +65,14 @@ def tempnets(p: PairsProblem) -> Step:
     return step
 
 
-def dro_temp(p: PairsProblem, impl: str, cache: bool = False, networks: bool = False) -> Step:
+def dro_temp(p: PairsProblem, backend: str, cache: bool = False, networks: bool = False) -> Step:
     """This library, through its objective.
 
     A temperature per image and per caption, either from networks or from tables that follow each one's gradient.
     """
     predictors = p.tempnets if networks else p.tables()
     loss = {
-        view: dt.KLRobustLoss(RHO, estimator=dt.LogMovingAverage(p.num_samples, gamma=GAMMA), impl=impl)
+        view: dt.KLRobustLoss(RHO, estimator=dt.LogMovingAverage(p.num_samples, gamma=GAMMA), backend=backend)
         for view in p.tempnets
     }
     objective = dt.Objective(UnitFeatures(), predictors, loss).to(p.image.device)
@@ -139,33 +139,33 @@ CONTENDERS = (
     Contender("tempnets", tempnets, "both networks alone, without a loss", memory=False),
     Contender(
         "dro_temp-eager",
-        partial(dro_temp, impl="eager"),
+        partial(dro_temp, backend="reference"),
         "robust loss with a temperature per sample, all at once",
     ),
     Contender(
         "dro_temp-cached",
-        partial(dro_temp, impl="native", cache=True),
+        partial(dro_temp, backend="cpu", cache=True),
         "the same, streamed with passes in C; similarities kept for backward",
     ),
     Contender(
         "dro_temp-recomputing",
-        partial(dro_temp, impl="native"),
+        partial(dro_temp, backend="cpu"),
         "the same; similarities computed twice",
     ),
     Contender(
         "dro_temp-cached-tempnets",
-        partial(dro_temp, impl="native", cache=True, networks=True),
+        partial(dro_temp, backend="cpu", cache=True, networks=True),
         "temperatures from networks; similarities kept",
     ),
     Contender(
         "dro_temp-recomputing-tempnets",
-        partial(dro_temp, impl="native", networks=True),
+        partial(dro_temp, backend="cpu", networks=True),
         "temperatures from networks; similarities computed twice",
     ),
     Contender(
         "dro_temp-plain",
-        partial(dro_temp, impl="chunked"),
+        partial(dro_temp, backend="torch"),
         "the same in plain PyTorch, where there is no C compiler",
     ),
-    Contender("dro_temp-triton", partial(dro_temp, impl="triton"), "the same, by a GPU kernel", (cuda,)),
+    Contender("dro_temp-triton", partial(dro_temp, backend="triton"), "the same, by a GPU kernel", (cuda,)),
 )

@@ -32,12 +32,16 @@ BOUNDS, START = {"tau_min": 0.1, "tau_max": 20.0}, 1.0
 
 
 def _both() -> dt.TempNet:
-    encoder = dt.SeveralEncoder([dt.HiddenEncoder(WIDTH), dt.StatisticsEncoder()])
-    return dt.TempNet(encoder, tau_init=START, readout=dt.ResidualReadout, **BOUNDS)
+    encoder = dt.predictors.SumEncoder(
+        [dt.predictors.HiddenEncoder(WIDTH), dt.predictors.StatisticsEncoder()]
+    )
+    return dt.TempNet(encoder, tau_init=START, readout=dt.predictors.ResidualReadout, **BOUNDS)
 
 
 def _hidden() -> dt.TempNet:
-    return dt.TempNet(dt.HiddenEncoder(WIDTH), tau_init=START, readout=dt.ResidualReadout, **BOUNDS)
+    return dt.TempNet(
+        dt.predictors.HiddenEncoder(WIDTH), tau_init=START, readout=dt.predictors.ResidualReadout, **BOUNDS
+    )
 
 
 def _paper() -> dt.TempNet:
@@ -68,7 +72,7 @@ def trained(arm: str, seed: int, noise: float) -> dict[str, float]:
     given[redrawn] = torch.randint(CLASSES, (len(redrawn),))
     build, hold = ARMS[arm]
     host = dt.hosts.Classifier(digits_body(WIDTH), nn.Linear(WIDTH, CLASSES))
-    objective = dt.Objective(host, build(), dt.KLRobustLoss(RHO), watch=False)
+    objective = dt.Objective(host, build(), dt.KLRobustLoss(RHO), monitor=False)
     optimizer = torch.optim.AdamW(objective.param_groups(lr=2e-3, tau_lr=5e-3))
     total = EPOCHS * TRAIN // BATCH
 

@@ -37,15 +37,17 @@ def _focal(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
 
 
 def _net(_: float, samples: int) -> dt.TemperaturePredictor:
-    encoder = dt.SeveralEncoder([dt.HiddenEncoder(WIDTH), dt.StatisticsEncoder()])
-    return dt.TempNet(encoder, tau_init=1.0, readout=dt.ResidualReadout, **BOUNDS)
+    encoder = dt.predictors.SumEncoder(
+        [dt.predictors.HiddenEncoder(WIDTH), dt.predictors.StatisticsEncoder()]
+    )
+    return dt.TempNet(encoder, tau_init=1.0, readout=dt.predictors.ResidualReadout, **BOUNDS)
 
 
 def _individual(_: float, samples: int) -> dt.TemperaturePredictor:
     return dt.IndividualTemperature(samples, tau_init=1.0, update=None, **BOUNDS)
 
 
-def _best_case(rho: float, classes: int) -> dt.SampleRisk:
+def _best_case(rho: float, classes: int) -> dt.interfaces.SampleRisk:
     return dt.OptimisticRisk(dt.KLRisk(rho))
 
 
@@ -67,7 +69,7 @@ class Arm:
 
     tuned: tuple[str, tuple[float, float]]
     sample_loss: SampleLoss = sample_entropy
-    risk: Callable[[float, int], dt.SampleRisk] | None = None
+    risk: Callable[[float, int], dt.interfaces.SampleRisk] | None = None
     predictor: Callable[[float, int], dt.TemperaturePredictor] | None = None
     loss: Callable[[float], dt.RobustLoss] = lambda _: dt.LikelihoodLoss()
     smoothing: bool = False

@@ -33,20 +33,22 @@ def run(
     return result
 
 
-def _built(problem: Problem, arm: Arm, option: float, samples: int) -> tuple[dt.Objective, dt.SampleRisk]:
+def _built(
+    problem: Problem, arm: Arm, option: float, samples: int
+) -> tuple[dt.Objective, dt.interfaces.SampleRisk]:
     host = dt.hosts.Classifier(
         problem.body(),
         torch.nn.Linear(WIDTH, problem.classes),
         label_smoothing=option if arm.smoothing else 0.0,
     )
     predictor = arm.predictor(option, samples) if arm.predictor else dt.ConstantTemperature(1.0)
-    risk = arm.risk(option, problem.classes) if arm.risk else dt.MeanRisk()
-    return dt.Objective(host, predictor, arm.loss(option), watch=False), risk
+    risk = arm.risk(option, problem.classes) if arm.risk else dt.risks.MeanRisk()
+    return dt.Objective(host, predictor, arm.loss(option), monitor=False), risk
 
 
 def _train(
     objective: dt.Objective,
-    risk: dt.SampleRisk,
+    risk: dt.interfaces.SampleRisk,
     arm: Arm,
     options: dict[str, float],
     data: Split,
@@ -79,7 +81,7 @@ def _train(
             schedule.step()
 
 
-def _groups(risk: dt.SampleRisk, given: Tensor) -> Tensor | None:
+def _groups(risk: dt.interfaces.SampleRisk, given: Tensor) -> Tensor | None:
     """The classes."""
     return given if risk.needs_groups else None
 
@@ -112,7 +114,11 @@ def _probabilities(report: ClassifierReport) -> dict[str, float]:
 
 @torch.no_grad()
 def _told(
-    objective: dt.Objective, risk: dt.SampleRisk, arm: Arm, options: dict[str, float], splits: Splits
+    objective: dt.Objective,
+    risk: dt.interfaces.SampleRisk,
+    arm: Arm,
+    options: dict[str, float],
+    splits: Splits,
 ) -> dict[str, float]:
     """How well wrong labels are told among the training samples: by temperature, by weight, by loss (AUROC)."""
     from sklearn.metrics import roc_auc_score
@@ -130,7 +136,7 @@ def _told(
         signals["weight"] = -weight  # what weighs little is wrong
         more["weight_of_wrong"] = 100 * float(weight[wrong].sum())
     elif objective.predictors["class"].reads:  # one temperature for all tells nothing
-        tau = objective.predictors["class"].of(rows)
+        tau = objective.predictors["class"].predict(rows)
         signals["tau"] = tau
         more |= {"tau_wrong": float(tau[wrong].mean()), "tau_right": float(tau[~wrong].mean())}
     auroc = {f"auroc_{name}": float(roc_auc_score(wrong.numpy(), x.numpy())) for name, x in signals.items()}

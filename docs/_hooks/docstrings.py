@@ -1,7 +1,7 @@
-"""Habits of our docstrings that the documentation reader does not know.
+"""Conventions of our docstrings that griffe does not read by itself.
 
 `Example:` is a section of its own (griffe knows only `Examples:`), a comment `#: ...` above a class attribute
-documents it, and some methods are there for Python or torch rather than for the reader.
+documents it, and some methods exist for Python or torch rather than for the reader.
 """
 
 import re
@@ -16,17 +16,17 @@ class OurDocstrings(Extension):
     """Reads `Example:` sections and `#:` comments."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
-        """Rename the section."""
+        """Rename the section to what griffe knows."""
         if obj.docstring:
             obj.docstring.value = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.M)
 
     def on_function_instance(self, *, func: Function, **_: Any) -> None:
-        """Without a docstring it is not shown."""
+        """Hide a method by removing its docstring."""
         if func.name in NOT_SHOWN:
             func.docstring = None
 
     def on_attribute_instance(self, *, attr: Attribute, **_: Any) -> None:
-        """Take the comment lines right above an attribute as its docstring."""
+        """Use the comment lines above an attribute as its docstring."""
         if attr.docstring or not attr.lineno:
             return
         lines, last = attr.lines_collection[attr.filepath], attr.lineno - 1

@@ -1,6 +1,6 @@
-"""Formulas as MathML, made when the site is built: they need no network and no JavaScript to be read.
+"""Formulas as MathML, converted when the site is built: pages need no network and no JavaScript.
 
-`pymdownx.arithmatex` marks formulas in pages and docstrings alike; this hook replaces what it marked.
+`pymdownx.arithmatex` marks formulas in pages and docstrings alike; this hook converts them.
 """
 
 import html
@@ -16,14 +16,14 @@ log = logging.getLogger("mkdocs.hooks.mathml")  # a child of "mkdocs": its warni
 FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\s*\\(?P<open>[(\[])(?P<latex>.*?)\\[)\]]\s*</(?P=tag)>', re.S
 )
-# Commands that the converter does not know, or draws badly, and what to say instead.
+# Commands that the converter does not support, or draws badly, and their replacements.
 MACROS = {r"\arg\min": r"\argmin", r"\arg\max": r"\argmax", r"\!": "", r"\bigl": r"\big", r"\bigr": r"\big"}
 LIMITS = {"max", "min", "sup", "inf", "arg\u2009min", "arg\u2009max"}
 THIN = "0.167em"
 
 
 def to_mathml(latex: str, *, block: bool) -> str:
-    """MathML of a formula; raises ValueError where the converter cannot read it."""
+    """MathML of a formula; raises ValueError if the converter does not support it."""
     for command, meaning in MACROS.items():
         latex = re.sub(re.escape(command) + r"(?![A-Za-z])", lambda _, m=meaning: m + " ", latex)
     depth = 0
@@ -38,7 +38,7 @@ def to_mathml(latex: str, *, block: bool) -> str:
     except Exception as error:  # the converter has a dozen exception types without a common base
         raise ValueError(f"{type(error).__name__} {error}".strip()) from error
     for element in root.iter():
-        # What the converter does not know it keeps as text.
+        # The converter leaves unknown commands as text.
         text = html.unescape(element.text or "")
         if "\\" in text or text.strip() == "&":
             raise ValueError(f"unknown command or misplaced {text!r}")
@@ -50,7 +50,7 @@ def to_mathml(latex: str, *, block: bool) -> str:
 
 
 def _as_tex_spaces(root: Element) -> None:
-    """No space around a slash, and the signs that TeX takes for letters as letters."""
+    """No space around a slash; symbols that TeX treats as letters become identifiers."""
     for element in root.iter("mo"):
         if element.text == "/":
             element.set("lspace", "0")
@@ -60,7 +60,7 @@ def _as_tex_spaces(root: Element) -> None:
 
 
 def _join_letters(root: Element) -> None:
-    """Make one word of upright letters, such as those of `mathrm{KL}`."""
+    """Join upright letters, such as those of `mathrm{KL}`, into one word."""
     for element in root.iter("mrow"):
         letters = list(element)
         if len(letters) > 1 and all(e.tag == "mi" and e.get("mathvariant") == "normal" for e in letters):
@@ -93,7 +93,7 @@ def _is_function(element: Element) -> bool:
 
 
 def _first(element: Element) -> Element:
-    """What stands first in a group; for a row in parentheses, the parenthesis."""
+    """First element of a group; for a row in parentheses, the parenthesis."""
     while element.tag == "mrow" and len(element):
         element = element[0]
     return element

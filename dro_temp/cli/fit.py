@@ -14,7 +14,7 @@ from dro_temp.cli.options import check_fit, check_positions, check_radius
 from dro_temp.cli.run import Run
 from dro_temp.cli.text import PYTHON, blocks, check_vocabulary, documents
 from dro_temp.hosts import CausalLM
-from dro_temp.interfaces import Summary
+from dro_temp.interfaces import ScoreStatistics
 from dro_temp.losses import KLRobustLoss, LikelihoodLoss
 from dro_temp.objective import Objective
 from dro_temp.predictors import TempNet
@@ -177,4 +177,4 @@ def _radius(host: CausalLM, rows: Tensor, rho: float | None) -> float:
         return rho
     some = rows[torch.randperm(len(rows))[:16]].to(host.head.weight.device)
     scores = host.eval()(input_ids=some)["token"].dense_scores
-    return math.log(host.vocabulary) - float(Summary(scores).entropy.mean())
+    return math.log(host.vocabulary) - float(ScoreStatistics(scores).entropy.mean())

@@ -1,9 +1,6 @@
-"""What a minibatch cannot see: estimates of log E_j exp(h_ij / tau_i) that outlive the batch."""
+"""Estimators of the inner mean: what corrects the bias of a minibatch."""
 
-from dro_temp.estimators._base import Estimator
 from dro_temp.estimators.exact import Exact
-from dro_temp.estimators.gamma import ConstantGamma, CosineGamma, GammaSchedule
-from dro_temp.estimators.log_moving_average import LogMovingAverage
-from dro_temp.estimators.scent import Scent
+from dro_temp.estimators.moving_average import CosineGamma, LogMovingAverage, Scent
 
-__all__ = ["ConstantGamma", "CosineGamma", "Estimator", "Exact", "GammaSchedule", "LogMovingAverage", "Scent"]
+__all__ = ["CosineGamma", "Exact", "LogMovingAverage", "Scent"]

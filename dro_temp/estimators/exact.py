@@ -1,7 +1,7 @@
 """The estimator of rows that see their whole support."""
 
 from dro_temp._typing import PerRow, RowIndex, RowMask
-from dro_temp.estimators._base import Estimator
+from dro_temp.interfaces import Estimator
 
 
 class Exact(Estimator):
@@ -12,7 +12,7 @@ class Exact(Estimator):
 
     Example:
         >>> import dro_temp as dt
-        >>> loss = dt.KLRobustLoss(rho=1.0, estimator=dt.Exact())
+        >>> loss = dt.KLRobustLoss(rho=1.0, estimator=dt.estimators.Exact())
     """
 
     row_by_row = True

@@ -111,7 +111,7 @@ def _temperatures(predictor: TemperaturePredictor, rows: Rows) -> PerRow:
         return tau
     step = max(1, SCORES_AT_A_TIME // max(1, rows.scores.shape[1]))
     blocks = (slice(start, start + step) for start in range(0, len(rows), step))
-    return torch.cat([predictor.of(rows.select(block)) for block in blocks])
+    return torch.cat([predictor.predict(rows.select(block)) for block in blocks])
 
 
 def sampled_rows(

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from dro_temp._modes import evaluating
 from dro_temp.interfaces import HostAdapter
-from dro_temp.interfaces.modes import evaluating
 
 
 @contextmanager

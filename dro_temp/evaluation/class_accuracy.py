@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dro_temp._modes import evaluating
 from dro_temp.evaluation._encoders import Encode, encoded, modules_behind
 from dro_temp.evaluation._features import (
     BLOCK,
@@ -21,7 +22,6 @@ from dro_temp.evaluation._features import (
 )
 from dro_temp.evaluation._progress import shown
 from dro_temp.evaluation.prompts import class_embeddings
-from dro_temp.interfaces.modes import evaluating
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dro_temp._checks import check_bounds, check_count, check_kind
+from dro_temp._modes import evaluating
 from dro_temp.evaluation._batches import HostBatch, blocks_of_rows, check_batches
 from dro_temp.evaluation._class_sums import Hits, ProbabilitySums
 from dro_temp.evaluation._constants import lowest_points
@@ -15,7 +16,6 @@ from dro_temp.evaluation._progress import shown
 from dro_temp.evaluation._sums import RowFacts, TemperatureSums
 from dro_temp.evaluation.classifier_report import ClassifierReport
 from dro_temp.interfaces import HostAdapter, Rows, TemperaturePredictor
-from dro_temp.interfaces.modes import evaluating
 from dro_temp.objective import Objective, TemperatureWarning
 
 ONE, CONSTANT = "tau = 1", "best constant"
@@ -102,7 +102,7 @@ def evaluate_classifier(
             for name, tau in {ONE: 1.0, CONSTANT: constant}.items():
                 sums[name].add(facts, torch.full_like(facts.top, tau))
             for name, predictor in named.items():
-                sums[name].add(facts, predictor.of(rows))
+                sums[name].add(facts, predictor.predict(rows))
     schemes = tuple(s.scheme(name) for name, s in sums.items())
     samples = sums[ONE].common.rows
     return ClassifierReport(samples, hits.classes, hits.accuracy, hits.balanced_accuracy, schemes)

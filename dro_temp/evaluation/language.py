@@ -7,6 +7,7 @@ import torch
 
 from dro_temp import functional as F
 from dro_temp._checks import check_bounds, check_count, check_radius
+from dro_temp._modes import evaluating
 from dro_temp._typing import PerRow
 from dro_temp.evaluation._batches import Batch, blocks_of_rows, check_batches
 from dro_temp.evaluation._constants import lowest_points
@@ -14,7 +15,6 @@ from dro_temp.evaluation._share import recovered_share
 from dro_temp.evaluation._sums import RowFacts, TemperatureSums
 from dro_temp.evaluation.report import BY_ROBUST, SHARES, LanguageReport, TemperatureScheme
 from dro_temp.interfaces import HostAdapter, Rows, TemperaturePredictor
-from dro_temp.interfaces.modes import evaluating
 
 ONE, BY_LIKELIHOOD = "tau = 1", "best constant (likelihood)"
 OPTIMUM = "optimum"
@@ -107,7 +107,7 @@ def evaluate_language(
             for name, tau in fixed.items():
                 sums[name].add(facts, torch.full_like(facts.top, tau))
             for name, predictor in named.items():
-                sums[name].add(facts, predictor.of(rows))
+                sums[name].add(facts, predictor.predict(rows))
             if rho is not None:
                 sums[OPTIMUM].add(facts, _optimum(rows, rho, low, high))
     return _report(sums, vocabulary, rho)

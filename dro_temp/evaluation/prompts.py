@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dro_temp._checks import check_count
+from dro_temp._modes import evaluating
 from dro_temp.evaluation._encoders import Encode, encoded, modules_behind
 from dro_temp.evaluation._features import check_features, unit
 from dro_temp.evaluation._progress import shown
-from dro_temp.interfaces.modes import evaluating
 
 
 def class_embeddings(

@@ -18,7 +18,8 @@ def sigmoid_between(raw: Tensor, lower: float, upper: float) -> Tensor:
         >>> sigmoid_between(torch.tensor([0.0, 1e6]), 1.0, 3.0)
         tensor([2., 3.])
     """
-    check_interval(lower, upper)
+    if not (type(lower) is type(upper) is float and lower <= upper):
+        check_interval(lower, upper)
     return (lower + (upper - lower) * raw.sigmoid()).clamp(lower, upper)
 
 

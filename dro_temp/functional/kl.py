@@ -21,7 +21,7 @@ from dro_temp._checks import (
     extremes,
     values_can_be_read,
 )
-from dro_temp._compiler import log_of_size
+from dro_temp._tensors import log_of_size
 from dro_temp._typing import Mask, PerRow, RowIndex, Scores
 from dro_temp.functional._newton import log_tau_at
 
@@ -159,7 +159,7 @@ def dual_value(log_g: PerRow, tau: PerRow, *, rho: float, log_u: PerRow | None =
 
     Source: arXiv 2202.12387 (SogCLR), in the log domain.
     """
-    return tau * (compositional_log_mean(log_g, log_u) + rho)
+    return tau * ((log_g if log_u is None else compositional_log_mean(log_g, log_u)) + rho)
 
 
 def kl_dual(

@@ -4,6 +4,7 @@ from dro_temp.hosts.causal_lm import CausalLM, ModelHead
 from dro_temp.hosts.classifier import Classifier
 from dro_temp.hosts.hf_dual_encoder import HFDualEncoder
 from dro_temp.hosts.in_chunks import InChunks
+from dro_temp.hosts.labels import labelled_rows
 from dro_temp.hosts.open_clip import OpenCLIP
 from dro_temp.hosts.sentence_transformers import SentenceTransformers
 from dro_temp.hosts.timm import Timm
@@ -25,4 +26,5 @@ __all__ = [
     "TwoViews",
     "WithReference",
     "freeze_unused",
+    "labelled_rows",
 ]

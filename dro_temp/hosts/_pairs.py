@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp import distributed
+from dro_temp._tensors import at_least_float32
 from dro_temp.hosts._index import as_index
 from dro_temp.interfaces import LinearScores, Rows
-from dro_temp.interfaces.scores import at_least_float32
 
 
 def unit(vectors: Any, encoder: str) -> Tensor:

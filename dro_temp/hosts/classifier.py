@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from dro_temp._checks import check_kind, check_within
-from dro_temp.hosts._labels import labelled
 from dro_temp.hosts._modules import is_unmodified
+from dro_temp.hosts.labels import labelled_rows
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 
 
@@ -74,10 +74,10 @@ class Classifier(HostAdapter):
             )
         smoothing = self.label_smoothing if self.objective_trains else 0.0
         if self.head is None:
-            return {"class": labelled(output, labels, None, index, smoothing=smoothing)}
+            return {"class": labelled_rows(output, labels, None, index, smoothing=smoothing)}
         scores: Tensor | LinearScores
         if isinstance(self.head, nn.Linear) and is_unmodified(self.head, nn.Linear):
             scores = LinearScores(output, self.head.weight, self.head.bias)
         else:
             scores = self.head(output)
-        return {"class": labelled(scores, labels, output, index, smoothing=smoothing)}
+        return {"class": labelled_rows(scores, labels, output, index, smoothing=smoothing)}

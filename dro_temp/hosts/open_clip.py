@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dro_temp._modes import evaluating
 from dro_temp.hosts._pairs import freeze_own_scale, pair_rows, unit
 from dro_temp.interfaces import HostAdapter, Rows
-from dro_temp.interfaces.modes import evaluating
 
 
 class OpenCLIP(HostAdapter):

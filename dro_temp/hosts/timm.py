@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dro_temp._autograd import RandomState
 from dro_temp._checks import check_within
 from dro_temp._optional import optional_module
-from dro_temp.hosts._labels import labelled
 from dro_temp.hosts._modules import is_unmodified, shadow_copy
+from dro_temp.hosts.labels import labelled_rows
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
-from dro_temp.kernels.randomness import Randomness
 
 
 class Timm(HostAdapter):
@@ -72,7 +72,7 @@ class Timm(HostAdapter):
         """
         smoothing = self.label_smoothing if self.objective_trains else 0.0
         scores, hidden = self._scores(inputs) if len(inputs) else self._no_images(inputs)
-        return {"class": labelled(scores, labels, hidden, index, smoothing=smoothing)}
+        return {"class": labelled_rows(scores, labels, hidden, index, smoothing=smoothing)}
 
     def _scores(self, inputs: Tensor) -> tuple[Tensor | LinearScores, Tensor]:
         maps = self.model.forward_features(inputs)
@@ -115,10 +115,10 @@ def _reads_hidden(model: Any, maps: Any) -> bool:
     classifier = model.get_classifier()
     classifier.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
     # The same dropout twice, and none of the user's random numbers taken.
-    randomness = Randomness(classifier.weight.device)
-    with randomness.replayed():
+    randomness = RandomState(classifier.weight.device)
+    with randomness.restored():
         logits = model.forward_head(maps)
-    with randomness.replayed():
+    with randomness.restored():
         hidden = _hidden(model, maps)
     return len(seen) == 1 and seen[0][1] is logits and bool(hidden.any()) and torch.equal(seen[0][0], hidden)
 

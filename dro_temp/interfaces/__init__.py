@@ -3,42 +3,39 @@
 A **host** (`HostAdapter`) turns a batch into `Rows`: scores over a support of outcomes, one target each. A
 **predictor** (`TemperaturePredictor`) maps each row to a temperature. A **loss** (`RobustLoss`) maps rows and
 temperatures to one value per row; a **penalty** (`Penalty`) maps the rows of all views to one number; a **risk**
-(`SampleRisk`) reduces one loss per sample to one number. What they remember from step to step is `Staged`: proposed in
-forward, written when an optimizer step was really taken.
+(`SampleRisk`) reduces one loss per sample to one number. An **estimator** (`Estimator`) corrects the minibatch's bias in
+the inner mean of a row.
+
+Contracts only: nothing here streams, remembers or trains. What is remembered from step to step is in `state`, kernels
+are in `kernels`, and `Objective` puts the parts together.
 """
 
-from dro_temp.interfaces.committable import Committable
+from dro_temp.interfaces.estimator import Estimator
 from dro_temp.interfaces.frozen_head import Decoder, FrozenHead
 from dro_temp.interfaces.host import HostAdapter
-from dro_temp.interfaces.log_mean_exp import Impl, LogMeanExpLoss
-from dro_temp.interfaces.loss import Choice, Evaluated, RobustLoss
+from dro_temp.interfaces.loss import BackendChoice, LossOutput, RobustLoss
 from dro_temp.interfaces.penalty import Penalty
-from dro_temp.interfaces.predictor import Readable, Reading, TemperaturePredictor
+from dro_temp.interfaces.predictor import PredictorInputs, Readable, TemperaturePredictor
 from dro_temp.interfaces.risk import SampleRisk
-from dro_temp.interfaces.rows import Rows, Support
-from dro_temp.interfaces.scores import LinearScores
-from dro_temp.interfaces.staged import Staged, staged_modules
-from dro_temp.interfaces.summary import Summary
+from dro_temp.interfaces.rows import LinearScores, Rows, Support
+from dro_temp.interfaces.statistics import FoldedProjection, ScoreStatistics
 
 __all__ = [
-    "Choice",
-    "Committable",
+    "BackendChoice",
     "Decoder",
-    "Evaluated",
+    "Estimator",
+    "FoldedProjection",
     "FrozenHead",
     "HostAdapter",
-    "Impl",
     "LinearScores",
-    "LogMeanExpLoss",
+    "LossOutput",
     "Penalty",
+    "PredictorInputs",
     "Readable",
-    "Reading",
     "RobustLoss",
     "Rows",
     "SampleRisk",
-    "Staged",
-    "Summary",
+    "ScoreStatistics",
     "Support",
     "TemperaturePredictor",
-    "staged_modules",
 ]

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from dro_temp._typing import Features, PerRow, Scores
-from dro_temp.interfaces.summary import Summary
-from dro_temp.kernels import Fold
+from dro_temp.interfaces.statistics import FoldedProjection, ScoreStatistics
 
 #: `(queries, scores) -> temperatures`, for a frozen head's own queries and logits.
 Decoder: TypeAlias = Callable[[Features, Scores], PerRow]
@@ -35,16 +34,16 @@ class FrozenHead:
     """
 
     def __init__(self, keys: Features, bias: PerRow | None = None) -> None:
-        self._fold = Fold(keys, bias)
+        self._fold = FoldedProjection(keys, bias)
 
-    def summary(self, queries: Features, scores: Scores) -> Summary:
+    def statistics(self, queries: Features, scores: Scores) -> ScoreStatistics:
         """Statistics of the head's own logits.
 
         Args:
             queries: what the head was given, [n d].
             scores: what it returned, [n m], neither scaled nor capped.
         """
-        return Summary(scores, project=lambda weight, shift: self._fold(queries, weight, shift))
+        return ScoreStatistics(scores, project=lambda weight, shift: self._fold(queries, weight, shift))
 
     @torch.no_grad()
     def folded(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

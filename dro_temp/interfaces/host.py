@@ -3,6 +3,7 @@
 import inspect
 import re
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from typing import Any, ClassVar, final
 
 import torch
@@ -48,21 +49,17 @@ class HostAdapter(nn.Module, ABC):
     @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(self, *args: Any, **batch: Any) -> dict[str, Rows]:
         """Run the model on a batch."""
-        if not self.frozen:
-            return self._rows(args, batch)
-        with torch.no_grad():
-            rows = self._rows(args, batch)
+        with torch.no_grad() if self.frozen else nullcontext():
+            if torch.compiler.is_compiling():
+                rows = self.rows(*args, **batch)
+            else:
+                try:
+                    rows = self.rows(*args, **batch)
+                except TypeError as error:
+                    self._explain(args, batch, error)
+                    raise
         # Scores that are still a product to come would meet trainable keys (a head's weight) later.
-        return {view: r.detached() for view, r in rows.items()}
-
-    def _rows(self, args: tuple[Any, ...], batch: dict[str, Any]) -> dict[str, Rows]:
-        if torch.compiler.is_compiling():
-            return self.rows(*args, **batch)
-        try:
-            return self.rows(*args, **batch)
-        except TypeError as error:
-            self._explain(args, batch, error)
-            raise
+        return {view: r.detached() for view, r in rows.items()} if self.frozen else rows
 
     def _explain(self, args: tuple[Any, ...], batch: dict[str, Any], error: TypeError) -> None:
         """Say what the host takes, if that is what went wrong."""

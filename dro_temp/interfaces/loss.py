@@ -5,10 +5,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, Literal, TypeAlias, final
+from typing import Literal, TypeAlias, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dro_temp._checks import (
     check_choice,
@@ -19,48 +19,47 @@ from dro_temp._checks import (
     first_wrong,
     values_can_be_read,
 )
+from dro_temp._loading import ShapeChecked
 from dro_temp._pytree import pytree
 from dro_temp._repr import one_line
+from dro_temp._tensors import at_least_float32
 from dro_temp._typing import PerRow
+from dro_temp.functional.statistics import STATISTICS, Statistic, row_statistics
 from dro_temp.interfaces.predictor import TemperaturePredictor
 from dro_temp.interfaces.rows import Rows
-from dro_temp.interfaces.scores import at_least_float32
-from dro_temp.interfaces.staged import refuse_other_sizes
-from dro_temp.kernels import STATISTICS, Statistic
-from dro_temp.kernels.eager import statistics_of
 
-#: How rows are computed: "eager" holds the score matrix, the others stream over it.
-Path: TypeAlias = Literal["eager", "chunked", "native", "triton"]
+#: How rows are computed: "reference" holds the score matrix and is ordinary autograd, the others stream over it.
+BackendName: TypeAlias = Literal["reference", "torch", "cpu", "triton"]
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The path that a loss takes for some rows.
+class BackendChoice:
+    """The backend that a loss takes for some rows.
 
     Args:
-        impl: the path.
-        why: the reason, to be read by people.
+        name: the backend.
+        reason: why, for people.
     """
 
-    impl: Path
-    why: str
+    name: BackendName
+    reason: str
 
 
-@pytree(static=("choice",))
+@pytree(static=("backend",))
 @dataclass(frozen=True)
-class Evaluated:
-    """What a loss found.
+class LossOutput:
+    """What a loss returns.
 
     Args:
         values: one value per row, with gradient; zero where a row does not count.
-        tau: the temperatures; those of rows that do not count may be any.
-        choice: the path taken, and why.
-        statistics: what was asked for of each row, detached; zero where a row does not count.
+        tau: the temperatures; those of rows that do not count are undefined.
+        backend: the backend taken, and why.
+        statistics: the requested statistics of each row, detached; zero where a row does not count.
     """
 
     values: PerRow
     tau: PerRow
-    choice: Choice
+    backend: BackendChoice
     statistics: dict[str, PerRow] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -68,7 +67,7 @@ class Evaluated:
         return one_line(self)
 
 
-class RobustLoss(nn.Module, ABC):
+class RobustLoss(ShapeChecked, ABC):
     """Maps rows and their temperatures to one value per row; reduction belongs to `Objective`.
 
     The base checks its arguments, keeps everything in float32 or better, and makes rows of weight zero inert.
@@ -76,19 +75,18 @@ class RobustLoss(nn.Module, ABC):
     `LogMeanExpLoss` instead, and never has to hold them.
     """
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        refuse_other_sizes([(prefix, self)], state_dict)
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
-
     @abstractmethod
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
         """One value per row. Scores of rows that do not count are zero, and their values are dropped."""
 
-    def choose(self, rows: Rows) -> Choice:
-        """The path that these rows would take."""
-        return Choice("eager", f"{type(self).__name__} is written for the score matrix")
+    def check_rows(self, rows: Rows) -> None:
+        """Raise ValueError on rows that the loss is not defined for; called once for each evaluation."""
 
-    def replayed(self, predictor: TemperaturePredictor) -> Evaluated | None:
+    def choose_backend(self, rows: Rows) -> BackendChoice:
+        """The backend that these rows would take."""
+        return BackendChoice("reference", f"{type(self).__name__} is written for the score matrix")
+
+    def replayed(self, predictor: TemperaturePredictor) -> LossOutput | None:
         """Values of rows of earlier batches that a predictor is to learn from as well; None: there are none.
 
         `Objective` asks a `tau_loss` for them at every step, and takes the mean over the batch's rows and these.
@@ -112,87 +110,92 @@ class RobustLoss(nn.Module, ABC):
         tau: Tensor | float | TemperaturePredictor,
         *,
         statistics: Collection[Statistic] = (),
-    ) -> Evaluated:
-        """Value and temperature of each row, the path taken, and what else was asked for.
+        check: bool = True,
+    ) -> LossOutput:
+        """Value and temperature of each row, the backend taken, and statistics.
 
         Args:
             rows: scores and targets.
             tau: temperature of each row, > 0, or one for all, or a predictor of them.
             statistics: any of "log_sum_exp" (of s / tau), "kl", "entropy" (of softmax(s / tau)), "max", "mean",
                 "std", "norm" (of the scores), all over the row's support.
+            check: False where the values were checked elsewhere: an `Objective` looks at its host's rows once for
+                all that is made of them. Temperatures of a predictor that has diverged then pass, so that a gradient
+                scaler can skip the step.
         """
-        check_kind("rows", rows, Rows, "Write loss(Rows(scores, target), tau).")
-        rows.check_values()
-        _check_statistics(statistics)
+        if check:
+            check_kind("rows", rows, Rows, "Write loss(Rows(scores, target), tau).")
+            rows.check_values()
+            _check_statistics(statistics)
         if not isinstance(tau, TemperaturePredictor):
-            tau = self._given(rows, tau)
-            _check_positive(rows, tau)
-        return self._evaluate(rows, tau, statistics)
-
-    @final
-    def evaluate_trusted(
-        self,
-        rows: Rows,
-        tau: Tensor | float | TemperaturePredictor,
-        *,
-        statistics: Collection[Statistic] = (),
-    ) -> Evaluated:
-        """As `evaluate`, for values that were checked elsewhere.
-
-        An `Objective` looks at its host's rows once for all that is made of them. Temperatures of a predictor that has
-        diverged pass, so that a gradient scaler can skip the step.
-        """
-        return self._evaluate(
-            rows, tau if isinstance(tau, TemperaturePredictor) else self._given(rows, tau), statistics
-        )
-
-    def _evaluate(
-        self, rows: Rows, tau: Tensor | TemperaturePredictor, statistics: Collection[Statistic]
-    ) -> Evaluated:
-        choice = self.choose(rows)
+            tau = _one_per_row(rows, tau)
+            if check:
+                _check_positive(rows, tau)
+        self.check_rows(rows)
+        backend = self.choose_backend(rows)
         with torch.autocast(rows.target.device.type, enabled=False):
             if isinstance(tau, TemperaturePredictor) and not tau.reads_scores:
-                tau = tau.of(rows)
-            if choice.impl != "eager":
-                return self._streamed(rows, tau, statistics, choice)
-            rows = rows.inert_where_invalid().dense()
-            if isinstance(tau, TemperaturePredictor):
-                tau = tau.of(rows)
-            safe = tau.to(rows.dense_scores.dtype).masked_fill(~rows.valid, 1.0)
-            values = self.values(rows, safe).masked_fill(~rows.valid, 0.0)
-            noted = {}
-            if statistics:
-                found = statistics_of(
-                    rows.dense_scores, rows.target.long(), safe, rows.target_in_support, statistics
-                )
-                noted = {name: x.masked_fill(~rows.valid, 0.0) for name, x in found.items()}
-            return Evaluated(values, tau, choice, noted)
+                tau = tau.predict(rows)
+            if backend.name != "reference":
+                return self._streamed(rows, tau, statistics, backend)
+            return self._from_matrix(rows, tau, statistics, backend)
+
+    def evaluate_mirrored(
+        self,
+        other: "RobustLoss",
+        rows: tuple[Rows, Rows],
+        taus: tuple[Tensor | TemperaturePredictor, Tensor | TemperaturePredictor],
+    ) -> tuple[LossOutput, LossOutput] | None:
+        """Two views of which one's scores are the other's transpose, from one set of scores; None: not by this loss.
+
+        Args:
+            other: the loss of the second view.
+            rows: the views' rows, whose values were checked.
+            taus: their temperatures, or predictors.
+        """
+        return None
+
+    def _from_matrix(
+        self,
+        rows: Rows,
+        tau: Tensor | TemperaturePredictor,
+        statistics: Collection[Statistic],
+        backend: BackendChoice,
+    ) -> LossOutput:
+        rows = rows.inert_where_invalid().dense()
+        if isinstance(tau, TemperaturePredictor):
+            tau = tau.predict(rows)
+        valid, scores = rows.valid, rows.dense_scores
+        safe = tau.to(scores.dtype).masked_fill(~valid, 1.0)
+        values = self.values(rows, safe).masked_fill(~valid, 0.0)
+        noted = row_statistics(scores, rows.target.long(), safe, rows.target_in_support, statistics)
+        noted = {name: x.masked_fill(~valid, 0.0) for name, x in noted.items()}
+        return LossOutput(values, tau, backend, noted)
 
     def _streamed(
         self,
         rows: Rows,
         tau: Tensor | TemperaturePredictor,
         statistics: Collection[Statistic],
-        choice: Choice,
-    ) -> Evaluated:
-        raise AssertionError(f"{type(self).__name__} chose {choice.impl} and cannot stream")
+        backend: BackendChoice,
+    ) -> LossOutput:
+        raise AssertionError(f"{type(self).__name__} chose {backend.name} and cannot stream")
 
-    def _given(self, rows: Rows, tau: Tensor | float | TemperaturePredictor) -> PerRow:
-        """One temperature for each row, in float32 or better."""
-        if isinstance(tau, TemperaturePredictor):
-            return tau.of(rows)
-        if not isinstance(tau, Tensor):
-            tau = _as_tensor(tau, rows.scores.dtype)
-        if tau.device != rows.target.device:
-            tau = tau.to(rows.target.device)
-        if tau.dtype not in _REAL:
-            tau = _as_real(tau, rows.scores.dtype)
-        if tau.dim() > 1 or (tau.dim() == 1 and len(tau) != len(rows)):
-            raise ValueError(
-                f"expected tau of shape [{len(rows)}] or a number, received shape {list(tau.shape)}. "
-                "Pass the predictor, or predictor.of(rows)."
-            )
-        return tau.expand(len(rows))
+
+def _one_per_row(rows: Rows, tau: Tensor | float) -> PerRow:
+    """One temperature for each row, in float32 or better."""
+    if not isinstance(tau, Tensor):
+        tau = _as_tensor(tau, rows.scores.dtype)
+    if tau.device != rows.target.device:
+        tau = tau.to(rows.target.device)
+    if tau.dtype not in _REAL:
+        tau = _as_real(tau, rows.scores.dtype)
+    if tau.dim() > 1 or (tau.dim() == 1 and len(tau) != len(rows)):
+        raise ValueError(
+            f"expected tau of shape [{len(rows)}] or a number, received shape {list(tau.shape)}. "
+            "Pass the predictor, or predictor.predict(rows)."
+        )
+    return tau.expand(len(rows))
 
 
 _REAL = (torch.float32, torch.float64)
@@ -227,7 +230,7 @@ def _check_positive(rows: Rows, tau: PerRow) -> None:
         row, value = first_wrong(wrong, tau)
         raise ValueError(
             f"expected temperatures that are finite and > 0, received {value} in row {row}. Pass "
-            "predictor.of(rows), whose bounds keep it so, or tau.clamp(min=0.01)."
+            "predictor.predict(rows), whose bounds keep it so, or tau.clamp(min=0.01)."
         )
 
 

@@ -2,53 +2,93 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, final
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any, Literal, TypeAlias, final, get_args
 
 import torch
 from torch import Tensor, nn
 
+from dro_temp import _autograd
 from dro_temp import functional as F
 from dro_temp._checks import check_bounds, check_kind, check_tensor
+from dro_temp._loading import ShapeChecked
+from dro_temp._tensors import LOW, at_least_float32, contiguous_left_factor
 from dro_temp._typing import Features, PerRow, RowIndex, Scores
-from dro_temp.interfaces import blockwise
 from dro_temp.interfaces.frozen_head import Decoder, FrozenHead
 from dro_temp.interfaces.rows import Rows, Support
-from dro_temp.interfaces.scores import at_least_float32
-from dro_temp.interfaces.staged import refuse_other_sizes
-from dro_temp.interfaces.substitution import Substituted
-from dro_temp.interfaces.summary import Summary
-from dro_temp.kernels.products import whole_rows
+from dro_temp.interfaces.statistics import ScoreStatistics
 
-Readable: TypeAlias = Literal["features", "index", "support", "summary"]
+#: What a predictor may declare to read of each row.
+Readable: TypeAlias = Literal["features", "index", "support", "statistics"]
 
-_PASS: dict[str, str] = {
+#: How to call a predictor with it.
+_ARGUMENT: dict[str, str] = {
     "features": "features=...",
     "index": "index=...",
     "support": "support=dro_temp.Support(scores)",
-    "summary": "support=dro_temp.Support(scores)",
+    "statistics": "support=dro_temp.Support(scores)",
 }
-_TYPED: dict[str, str] = {
+_DESCRIPTION: dict[str, str] = {
     "features": "features",
     "index": "index",
     "support": "scores (support=dro_temp.Support(logits))",
-    "summary": "scores (support=dro_temp.Support(logits))",
+    "statistics": "scores (support=dro_temp.Support(logits))",
 }
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What a predictor reads of a block of rows; only what it declared in `reads` is there."""
-
-    n: int
-    features: Features | None = None
-    index: RowIndex | None = None
-    support: Support | None = None
-    summary: Summary | None = None
+_WIDE = (torch.float32, torch.float64)
 
 
-class TemperaturePredictor(nn.Module, ABC):
+def check_reads(reads: Any, owner: str) -> None:
+    """Raise unless it is a set of what can be read; `owner` declares it."""
+    names = get_args(Readable)
+    wrong = isinstance(reads, str) or not isinstance(reads, Collection) or not set(reads) <= set(names)
+    if wrong:
+        raise ValueError(
+            f"expected {owner}.reads as a set of names out of {list(names)}, received {reads!r}. Write "
+            'reads = frozenset({"features"}), say.'
+        )
+
+
+class PredictorInputs:
+    """What a predictor may read of some rows: what it declared in `reads`, and nothing else, in every path.
+
+    Args:
+        n: number of rows.
+        owner: name of the class that declared it, for the error.
+        **values: each declared value, one entry per row.
+
+    Raises:
+        AttributeError: on reading what was not declared.
+    """
+
+    #: Hidden state or embedding of each row, [n d], detached.
+    features: Features
+    #: Number of each row's sample in the data set, [n].
+    index: RowIndex
+    #: The scores over each row's support, detached.
+    support: Support
+    #: Statistics and projections of the scores, detached.
+    statistics: ScoreStatistics
+
+    def __init__(self, n: int, *, owner: str = "the class", **values: Any) -> None:
+        self.n, self._owner, self._reads = n, owner, sorted(values)
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        """Only what is not there comes here: what was not declared."""
+        if name not in _ARGUMENT:
+            raise AttributeError(f"PredictorInputs has no {name!r}; it has n and {', '.join(_ARGUMENT)}")
+        declared = ", ".join(sorted(repr(x) for x in {*self._reads, name}))
+        raise AttributeError(
+            f"expected {name!r} among the reads of {self._owner}, whose `raw` reads inputs.{name}, received "
+            f"reads={self._reads}. Write reads = frozenset({{{declared}}})."
+        )
+
+
+class TemperaturePredictor(ShapeChecked, ABC):
     """Maps each row to a temperature in [tau_min, tau_max].
 
     A leaf declares what it reads and writes `raw`; nothing it returns can leave the bounds. What is read is
@@ -59,32 +99,33 @@ class TemperaturePredictor(nn.Module, ABC):
         tau_max: upper bound, > tau_min.
     """
 
-    #: What `raw` needs: any of "features", "index", "summary" (statistics and projections of the scores), and
-    #: "support" (the scores themselves).
+    #: What `raw` needs: any of "features", "index", "statistics" (statistics and projections of the scores), and
+    #: "support" (the scores themselves). With one of the last two, a streaming loss predicts block by block.
     reads: frozenset[Readable] = frozenset({"features"})
     #: True if the predictor updates itself from each row's own gradient dF/dtau (see `observe`).
     observes_gradient: bool = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a misspelt declaration when the class is made, not at its first call."""
+        super().__init_subclass__(**options)
+        declared = vars(cls).get("reads")
+        if declared is not None and not isinstance(declared, property):
+            check_reads(declared, cls.__name__)
 
     def __init__(self, *, tau_min: float, tau_max: float) -> None:
         super().__init__()
         check_bounds(tau_min, tau_max)
         self.tau_min, self.tau_max = float(tau_min), float(tau_max)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        refuse_other_sizes([(prefix, self)], state_dict)
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+    # What a leaf writes
 
     @abstractmethod
-    def raw(self, reading: Reading) -> PerRow:
+    def raw(self, inputs: PredictorInputs) -> PerRow:
         """One unbounded number per row; `bound` maps it into [tau_min, tau_max]."""
 
     def bound(self, raw: PerRow) -> PerRow:
         """The map into the bounds; smooth unless a leaf says otherwise."""
         return F.sigmoid_between(raw, self.tau_min, self.tau_max)
-
-    def extra_repr(self) -> str:
-        """The bounds."""
-        return f"tau_min={self.tau_min}, tau_max={self.tau_max}"
 
     def start_prototypes(self, others: Features) -> None:
         """Start from features of the other views, if this predictor compares rows with them; else do nothing."""
@@ -93,6 +134,12 @@ class TemperaturePredictor(nn.Module, ABC):
         """Take note of each row's own dF/dtau, unscaled by reduction; only for `observes_gradient`."""
         raise NotImplementedError(f"{type(self).__name__} declares observes_gradient but does not observe")
 
+    def extra_repr(self) -> str:
+        """The bounds."""
+        return f"tau_min={self.tau_min}, tau_max={self.tau_max}"
+
+    # How temperatures are asked for
+
     @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(
         self,
@@ -100,7 +147,7 @@ class TemperaturePredictor(nn.Module, ABC):
         *,
         index: Tensor | None = None,
         support: Support | None = None,
-        summary: Summary | None = None,
+        statistics: ScoreStatistics | None = None,
         shape: torch.Size | None = None,
         within: Callable[[], Any] | None = None,
     ) -> Tensor:
@@ -110,70 +157,128 @@ class TemperaturePredictor(nn.Module, ABC):
             features: [... d], any leading dimensions.
             index: [...] sample numbers.
             support: scores of the rows over their support.
-            summary: statistics of those scores; made from `support` if None.
+            statistics: statistics of those scores; made from `support` if None.
             shape: [...] shape of the result; taken from the others if None.
-            within: called, and its result returned, in place of all this: for a kernel that asks for temperatures
-                block by block (`predict`), and is to do so where hooks on the predictor have prepared its
-                parameters (FSDP gathers them) and see what was computed with them.
+            within: called, and its result returned, in place of all this: for code that asks for temperatures
+                block by block (`temperatures_of_block`), and is to do so where hooks on the predictor have prepared
+                its parameters (FSDP gathers them) and see what was computed with them.
 
         Returns:
             [...] temperatures in [tau_min, tau_max].
 
         Raises:
-            ValueError: something that this predictor reads was not given.
+            ValueError: something that this predictor reads was not passed.
         """
         if within is not None:
             return within()  # type: ignore[no-any-return]
-        return self.predict(features, index=index, support=support, summary=summary, shape=shape)
+        _check_arguments(features, index, support)
+        if statistics is None and support is not None and "statistics" in self.reads:
+            statistics = ScoreStatistics(support.scores, support.mask)
+        if shape is None:
+            shape = _leading_shape(features, index, statistics, support)
+        n = math.prod(shape)  # Size.numel() would take it for a constant in a graph
+        features = None if features is None else features.reshape(n, features.shape[-1])
+        index = None if index is None else index.reshape(-1)
+        return self.temperatures_of_block(n, features, index, support, statistics).reshape(shape)
 
     @final
-    def predict(
+    def temperatures_of_block(
         self,
-        features: Tensor | None = None,
-        *,
-        index: Tensor | None = None,
-        support: Support | None = None,
-        summary: Summary | None = None,
-        shape: torch.Size | None = None,
-    ) -> Tensor:
-        """As calling the predictor, without its hooks: one of several blocks of a call."""
-        for name, x in (("features", features), ("index", index)):
-            if x is not None:
-                check_tensor(name, x)
-        if features is not None and features.dim() == 0:
-            raise ValueError(
-                "expected features of shape [..., d], received one number. Pass one vector for each row."
-            )
-        if support is not None:
-            check_kind("support", support, Support, "Pass Support(scores).")
-        if summary is None and support is not None and "summary" in self.reads:
-            summary = Summary(support.scores, support.mask)
-        given = {"features": features, "index": index, "support": support, "summary": summary}
-        missing = sorted(name for name in self.reads if given[name] is None)
-        if missing:
-            wanted = ", ".join(dict.fromkeys(_TYPED[name] for name in sorted(self.reads)))
-            absent = dict.fromkeys("scores" if name in ("summary", "support") else name for name in missing)
-            # Logits that were given as features are the likely mistake.
-            mistaken = "scores" in absent and features is not None and "features" not in self.reads
-            unread = "features, which it does not read, and " if mistaken else ""
-            raise ValueError(
-                f"expected {wanted} for {type(self).__name__}, received {unread}no {' and no '.join(absent)}. Pass "
-                f"{', '.join(dict.fromkeys(_PASS[name] for name in missing))}; in an Objective the host's Rows carry "
-                "them (index: call objective(..., index=index))."
-            )
-        if shape is None:
-            shape = _leading_shape(features, index, summary, support)
-        n = math.prod(shape)  # Size.numel() would take it for a constant in a graph
-        reading = Reading(
-            n,
-            features=None
-            if features is None
-            else whole_rows(features.detach().reshape(n, features.shape[-1])),
-            index=None if index is None else index.reshape(-1),
-            support=support,
-            summary=summary,
+        n: int,
+        features: Features | None,
+        index: RowIndex | None,
+        support: Support | None,
+        statistics: ScoreStatistics | None,
+    ) -> PerRow:
+        """Temperatures of n rows: the one place where `raw` is called, with exactly what was declared.
+
+        Raises:
+            ValueError: something that this predictor reads is None.
+        """
+        passed: dict[str, Any] = {
+            "features": features,
+            "index": index,
+            "support": support,
+            "statistics": statistics,
+        }
+        values = {name: passed[name] for name in self.reads}
+        if any(x is None for x in values.values()):
+            raise ValueError(self._missing(passed))
+        if "features" in values:
+            x = values["features"].detach()
+            values["features"] = contiguous_left_factor(x) if x.dtype in LOW else x
+        raw = self.raw(PredictorInputs(n, owner=type(self).__name__, **values))
+        return self.bound(raw if raw.dtype in _WIDE else at_least_float32(raw))
+
+    @final
+    def predict(self, rows: Rows) -> PerRow:
+        """Temperatures of rows.
+
+        Rows that do not count get some temperature, whatever they hold. Many rows are taken a block at a time,
+        and what a block needs for its gradient is computed again in backward: no buffer grows with the batch.
+        """
+        if self.reads_scores:
+            rows = rows.inert_where_invalid()
+            tau: Tensor = self(rows.features, index=rows.index, support=rows.support, shape=rows.target.shape)
+            return tau
+        features, index = rows.inert_features_and_index()
+        n = rows.target.shape[0]
+        # In a graph, all rows are one block: where to cut would depend on their number.
+        whole = torch.compiler.is_compiling() or n <= _autograd.BLOCK_OF_ROWS or "features" not in self.reads
+        if whole or next(self.parameters(), None) is None or torch._C._are_functorch_transforms_active():
+            return self(features, index=index, shape=rows.target.shape)  # type: ignore[no-any-return]
+        return self(within=partial(self._predict_by_blocks, n, features, index))  # type: ignore[no-any-return]
+
+    def _predict_by_blocks(self, n: int, features: Features | None, index: RowIndex | None) -> PerRow:
+        parameters = self.whole_parameters()
+
+        def temperatures(block: slice, substitutes: tuple[Tensor, ...] | None) -> PerRow:
+            size = block.stop - block.start
+            x, k = (None if part is None else part[block] for part in (features, index))
+            if substitutes is None:
+                return self.temperatures_of_block(size, x, k, None, None)
+            rebound = _autograd.Rebound(self, parameters, substitutes)
+            tau: PerRow = rebound.call(type(self).temperatures_of_block, size, x, k, None, None)
+            return tau
+
+        return _autograd.checkpointed_by_blocks(temperatures, n, parameters, random=self.training)
+
+    @property
+    def reads_scores(self) -> bool:
+        """True if temperatures can only be known once scores are: the predictor then works inside the sweep."""
+        return "statistics" in self.reads or "support" in self.reads
+
+    @final
+    def whole_parameters(self) -> tuple[Tensor, ...]:
+        """All parameters, for code that takes gradients of them by itself.
+
+        Raises:
+            ValueError: one of them is sharded, and is not gathered where this is called.
+        """
+        for name, parameter in self.named_parameters():
+            if hasattr(parameter, "full_tensor"):
+                raise ValueError(
+                    f"expected the parameters of {type(self).__name__} gathered in its forward, received {name} "
+                    "sharded there. Shard the predictor as one, fully_shard(predictor), or with the objective, "
+                    "fully_shard(objective), and not its parts."
+                )
+        return tuple(self.parameters())
+
+    def _missing(self, values: dict[str, Any]) -> str:
+        """The error about declared values that were not passed."""
+        missing = sorted(name for name in self.reads if values[name] is None)
+        wanted = ", ".join(dict.fromkeys(_DESCRIPTION[name] for name in sorted(self.reads)))
+        absent = dict.fromkeys("scores" if name in ("statistics", "support") else name for name in missing)
+        # Logits passed as features are the likely mistake.
+        mistaken = "scores" in absent and values["features"] is not None and "features" not in self.reads
+        unread = "features, which it does not read, and " if mistaken else ""
+        return (
+            f"expected {wanted} for {type(self).__name__}, received {unread}no {' and no '.join(absent)}. Pass "
+            f"{', '.join(dict.fromkeys(_ARGUMENT[name] for name in missing))}; in an Objective the host's Rows carry "
+            "them (index: call objective(..., index=index))."
         )
-        return self.bound(at_least_float32(self.raw(reading))).reshape(shape)
+
+    # Generation
 
     def decoder(self, head: FrozenHead) -> Decoder:
         """Temperatures of a frozen head's rows: made once, called for every token that is generated.
@@ -201,7 +306,7 @@ class TemperaturePredictor(nn.Module, ABC):
             tau: Tensor = self(
                 queries if "features" in reads else None,
                 support=Support(scores) if "support" in reads else None,
-                summary=head.summary(queries, scores) if "summary" in reads else None,
+                statistics=head.statistics(queries, scores) if "statistics" in reads else None,
                 shape=scores.shape[:1],
             )
             return tau
@@ -216,59 +321,17 @@ class TemperaturePredictor(nn.Module, ABC):
                 f"{type(changed[0]).__name__} would change the temperatures. Call predictor.eval() first."
             )
 
-    @property
-    def reads_scores(self) -> bool:
-        """True if temperatures can only be known once scores are: the predictor then works inside the sweep."""
-        return not self.reads.isdisjoint({"support", "summary"})
 
-    @final
-    def of(self, rows: Rows) -> PerRow:
-        """Temperatures of rows: hands over exactly what `reads` declares.
-
-        Rows that do not count get some temperature, whatever they hold. Many rows are taken a block at a time,
-        and what a block needs for its gradient is computed again in backward: no buffer grows with the batch.
-        """
-        rows = rows.inert_where_invalid() if self.reads_scores else rows.inert_but_for_scores()
-        # In a graph, all rows are one block: where to cut would depend on their number.
-        few = torch.compiler.is_compiling() or len(rows) <= blockwise.BLOCK_OF_ROWS
-        one_block = few or "features" not in self.reads or next(self.parameters(), None) is None
-        if self.reads_scores or one_block or torch._C._are_functorch_transforms_active():
-            (features,), given = self._arguments(rows)
-            tau: Tensor = self(features, **given)
-            return tau
-        in_blocks: Tensor = self(within=lambda: self._in_blocks(rows))
-        return in_blocks
-
-    def _in_blocks(self, rows: Rows) -> PerRow:
-        ours = self.whole_parameters()
-
-        def predict(block: slice, parameters: tuple[Tensor, ...]) -> PerRow:
-            (features,), given = self._arguments(rows.select(block))
-            with Substituted(ours, parameters):
-                return self.predict(features, **given)
-
-        return blockwise.predicted_in_blocks(predict, len(rows), ours, random=self.training)
-
-    @final
-    def whole_parameters(self) -> tuple[Tensor, ...]:
-        """All parameters, for a kernel that takes gradients of them by itself.
-
-        Raises:
-            ValueError: one of them is sharded, and is not gathered where this is called.
-        """
-        for name, parameter in self.named_parameters():
-            if hasattr(parameter, "full_tensor"):
-                raise ValueError(
-                    f"expected the parameters of {type(self).__name__} gathered in its forward, received {name} "
-                    "sharded there. Shard the predictor as one, fully_shard(predictor), or with the objective, "
-                    "fully_shard(objective), and not its parts."
-                )
-        return tuple(self.parameters())
-
-    def _arguments(self, rows: Rows) -> tuple[tuple[Features | None], dict[str, Any]]:
-        """What `forward` is called with."""
-        support = rows.support if self.reads_scores else None
-        return (rows.features,), {"index": rows.index, "support": support, "shape": rows.target.shape}
+def _check_arguments(features: Tensor | None, index: Tensor | None, support: Support | None) -> None:
+    for name, x in (("features", features), ("index", index)):
+        if x is not None:
+            check_tensor(name, x)
+    if features is not None and features.dim() == 0:
+        raise ValueError(
+            "expected features of shape [..., d], received one number. Pass one vector for each row."
+        )
+    if support is not None:
+        check_kind("support", support, Support, "Pass Support(scores).")
 
 
 def _works_otherwise_in_training(part: nn.Module) -> bool:
@@ -282,14 +345,14 @@ def _works_otherwise_in_training(part: nn.Module) -> bool:
 
 
 def _leading_shape(
-    features: Tensor | None, index: Tensor | None, summary: Summary | None, support: Support | None
+    features: Tensor | None, index: Tensor | None, statistics: ScoreStatistics | None, support: Support | None
 ) -> torch.Size:
     if features is not None:
         return features.shape[:-1]
     if index is not None:
         return index.shape
-    if summary is not None:
-        return summary.shape
+    if statistics is not None:
+        return statistics.shape
     if support is not None:
         return support.scores.shape[:-1]
     raise ValueError(

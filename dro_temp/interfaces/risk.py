@@ -15,26 +15,20 @@ from dro_temp._checks import (
     extremes,
     values_can_be_read,
 )
+from dro_temp._loading import ShapeChecked
+from dro_temp._tensors import at_least_float32
 from dro_temp._typing import PerRow, RowIndex, Scalar
-from dro_temp.interfaces.committable import Committable
-from dro_temp.interfaces.ledger import Ledger, some_leaves
-from dro_temp.interfaces.scores import at_least_float32
 
 
-class SampleRisk(Committable, ABC):
+class SampleRisk(ShapeChecked, ABC):
     r"""Reduces the losses of a batch's samples to one number: their mean, or a worse or better case than that.
 
-    A leaf writes `value`. The base checks arguments, keeps everything in float32 or better, makes samples of weight
-    zero inert, and notes what the forward proposes to remember.
+    A leaf writes `value`. The base checks arguments, keeps everything in float32 or better, and makes samples of weight
+    zero inert. A risk that remembers derives from `risks.StandaloneRisk`.
     """
 
-    trains_others = True
     #: True if `value` needs to know which group each sample belongs to.
     needs_groups: bool = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._ledger = Ledger(self)
 
     @abstractmethod
     def value(self, losses: PerRow, weight: PerRow, group: RowIndex | None) -> Scalar:
@@ -46,7 +40,6 @@ class SampleRisk(Committable, ABC):
             group: each sample's group; 0 where a sample does not count. None unless `needs_groups`.
         """
 
-    @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(self, losses: Tensor, *, weight: Tensor | None = None, group: Tensor | None = None) -> Scalar:
         """The risk; exactly 0 where no sample counts.
 
@@ -63,25 +56,16 @@ class SampleRisk(Committable, ABC):
         _check_losses(losses)
         _check_weight(weight)
         self._check_group(group)
-        if not self.memory_modules():
-            return self.reduced(losses, weight=weight, group=group)
-        if self.training and torch.is_grad_enabled() and self._ledger.watches:
-            self._ledger.refuse_uncommitted()
-        with self._ledger.recording() as before:
-            risk = self.reduced(losses, weight=weight, group=group)
-        leaves = [] if torch.compiler.is_compiling() else some_leaves(losses)
-        self._ledger.enter(before, (risk,), lambda: (*self.parameters(), *leaves))
-        return risk
+        return self.reduced(losses, weight=weight, group=group)
 
     @final
     def reduced(self, losses: Tensor, *, weight: Tensor | None = None, group: Tensor | None = None) -> Scalar:
-        """As `forward`, for a caller that keeps a ledger of what was proposed, as `Objective` does."""
+        """As `forward`, for a caller that checked the arguments, and keeps a transaction of what was proposed, as `Objective` does."""
         with torch.autocast(losses.device.type, enabled=False):
             losses, weight, group = self._inert(losses, weight, group)
             value = self.value(losses, weight, group)
             return value.masked_fill(~(weight > 0).any(), 0.0)
 
-    @final
     def weights(self, losses: Tensor, *, weight: Tensor | None = None, group: Tensor | None = None) -> PerRow:
         """How much each sample counts: the distribution over the batch whose mean loss has the risk's gradient.
 
@@ -100,16 +84,11 @@ class SampleRisk(Committable, ABC):
         _check_losses(losses)
         _check_weight(weight)
         self._check_group(group)
-        before = [(staged, len(staged.staged)) for staged in self.memory_modules()]
-        try:
-            with torch.inference_mode(False), torch.enable_grad():
-                x = at_least_float32(losses.detach().clone()).requires_grad_()
-                weight, group = (None if given is None else given.clone() for given in (weight, group))
-                gradient: Tensor
-                (gradient,) = torch.autograd.grad(self.reduced(x, weight=weight, group=group), x)
-        finally:
-            for staged, keep in before:
-                staged.discard(keep)
+        with torch.inference_mode(False), torch.enable_grad():
+            x = at_least_float32(losses.detach().clone()).requires_grad_()
+            weight, group = (None if given is None else given.clone() for given in (weight, group))
+            gradient: Tensor
+            (gradient,) = torch.autograd.grad(self.reduced(x, weight=weight, group=group), x)
         total = gradient.sum()
         return gradient / total.masked_fill(total == 0, 1.0)
 

@@ -1,7 +1,9 @@
-"""Rows of scores with one target each."""
+"""Rows of scores with one target each: the shape that every host makes and every loss takes."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,11 +21,156 @@ from dro_temp._checks import (
 )
 from dro_temp._pytree import map_tensors, pytree
 from dro_temp._repr import one_line
+from dro_temp._tensors import at_least_float32, work_dtype
 from dro_temp._typing import Features, Mask, PerRow, RowIndex, RowMask, Scores
-from dro_temp.interfaces.scores import LinearScores, at_least_float32
 
 #: How far the sum of a row's probabilities may be from one: that of half precision. Two labels are further off.
 ROUNDING = 1e-2
+
+T = TypeVar("T")
+
+
+@pytree(static=("transform",))
+@dataclass(frozen=True)
+class LinearScores:
+    """Scores that are products of queries and keys, `queries @ keys.T + bias`, not yet computed.
+
+    A language-model head, a classifier's last layer and the other tower of a pair are all of this form, which
+    is what lets one kernel serve them.
+
+    Args:
+        queries: one vector per row.
+        keys: one vector per outcome.
+        bias: one number per outcome.
+        transform: elementwise function of the scores: `SoftCap`, `Scale`, or another `ScoreTransform`; a plain
+            function serves as well, but its scores are always computed as a matrix.
+        local_keys: this process's own keys, if `keys` were gathered from several processes.
+
+    Example:
+        >>> head = torch.nn.Linear(8, 100)
+        >>> LinearScores(torch.randn(3, 8), head.weight, head.bias).shape
+        (3, 100)
+    """
+
+    queries: Features
+    keys: Features
+    bias: PerRow | None = None
+    transform: Callable[[Tensor], Tensor] | None = None
+    local_keys: Features | None = None
+
+    def __post_init__(self) -> None:
+        """Check types, shapes and devices."""
+        check_floats("queries", self.queries)
+        check_floats("keys", self.keys)
+        if self.bias is not None:
+            check_floats("bias", self.bias)
+        for name in ("queries", "keys", "bias"):
+            if hasattr(getattr(self, name), "full_tensor"):
+                raise ValueError(
+                    f"expected whole {name}, received a DTensor, sharded over processes. A head's scores are made "
+                    "after the model has run: keep what holds the head gathered until then, fully_shard(model, "
+                    f"reshard_after_forward=False), and do not shard the head by itself; or pass {name}.full_tensor()."
+                )
+        if self.transform is not None and not callable(self.transform):
+            raise TypeError(
+                f"expected a transform that can be called, received {type(self.transform).__name__} "
+                f"({self.transform!r}). Pass SoftCap(cap), Scale(factor), or None."
+            )
+        if self.keys.device != self.queries.device:
+            raise ValueError(
+                f"expected queries and keys on one device, received {self.queries.device} and {self.keys.device}. Pass "
+                "keys.to(queries.device), or the reverse."
+            )
+        q, k = tuple(self.queries.shape), tuple(self.keys.shape)
+        if len(q) != 2 or len(k) != 2 or q[1] != k[1]:
+            raise ValueError(
+                f"expected queries [n, d] and keys [m, d] of one width d, received {list(q)} and {list(k)}. "
+                "Flatten leading dimensions, and give both the same width."
+            )
+        if self.bias is not None and tuple(self.bias.shape) != (k[0],):
+            raise ValueError(
+                f"expected a bias of shape [{k[0]}], one per key, received {list(self.bias.shape)}."
+                " Pass head.bias, or None."
+            )
+
+    def __repr__(self) -> str:
+        """Shapes, dtypes and devices, in one line."""
+        return one_line(self)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, outcomes)."""
+        return self.queries.shape[0], self.keys.shape[0]
+
+    def dense(self) -> Scores:
+        """The score matrix, in float32 or better: at tau = 0.005 a bfloat16 product is off by 0.4 in the exponent."""
+        dtype = self.dtype
+        with torch.autocast(self.queries.device.type, enabled=False):
+            scores = self.queries.to(dtype) @ self.keys.to(dtype).T
+            scores = scores if self.bias is None else scores + self.bias
+            return scores if self.transform is None else self.transform(scores)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the scores will be."""
+        return self.queries.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the score matrix: float32 or better."""
+        return work_dtype(self.queries, self.keys)
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether gradient flows to what the scores are products of."""
+        return any(x is not None and x.requires_grad for x in (self.queries, self.keys, self.bias))
+
+    def is_transpose_of(self, other: "LinearScores") -> bool:
+        """Whether the two are one matrix read by rows and by columns: each one's queries are the other's keys."""
+        return self._mirrors(other, self.keys, other.keys)
+
+    def is_share_of_transpose_of(self, other: "LinearScores") -> bool:
+        """Whether they would be, if all processes' rows were here: each one's queries are the other's local keys."""
+        if self.local_keys is None or other.local_keys is None:
+            return False
+        return self._mirrors(other, self.local_keys, other.local_keys)
+
+    def _mirrors(self, other: "LinearScores", ours: Features, theirs: Features) -> bool:
+        plain = self.bias is None and other.bias is None and self.transform is other.transform is None
+        return plain and _same(self.queries, theirs) and _same(ours, other.queries)
+
+    def select(self, rows: slice | RowIndex) -> "LinearScores":
+        """The scores of some of the rows."""
+        return _derived(self, queries=self.queries[rows], local_keys=None)
+
+    def detached(self) -> "LinearScores":
+        """The same scores, through which no gradient flows."""
+        bias = None if self.bias is None else self.bias.detach()
+        local = None if self.local_keys is None else self.local_keys.detach()
+        return _derived(
+            self, queries=self.queries.detach(), keys=self.keys.detach(), bias=bias, local_keys=local
+        )
+
+
+def _derived(x: T, **changes: Any) -> T:
+    """As `dataclasses.replace`, without its checks: what is derived from checked tensors needs none."""
+    if torch.compiler.is_compiling():
+        return replace(x, **changes)  # type: ignore[type-var]
+    new = object.__new__(type(x))
+    new.__dict__.update(x.__dict__, **changes)
+    return new
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """One tensor, or two views of the same numbers (a frozen host's rows are detached each by itself)."""
+    if a is b:
+        return True
+    return (
+        a.data_ptr() == b.data_ptr()
+        and a.shape == b.shape
+        and a.stride() == b.stride()
+        and a.dtype == b.dtype
+    )
 
 
 @pytree(static=("outcomes",))
@@ -108,13 +255,15 @@ class Rows:
         """Check types, shapes and devices; see `check_values` for what is in them."""
         if not isinstance(self.scores, LinearScores):
             check_floats("scores", self.scores)
-        check_flag("target_in_support", self.target_in_support)
-        if len(self.scores.shape) != 2:
+        if not isinstance(self.target_in_support, bool):
+            check_flag("target_in_support", self.target_in_support)
+        shape = self.scores.shape
+        if len(shape) != 2:
             raise ValueError(
-                f"expected scores of shape [n, m], received {list(self.scores.shape)}. "
+                f"expected scores of shape [n, m], received {list(shape)}. "
                 "Flatten leading dimensions first, for example logits.flatten(0, -2)."
             )
-        n, device = self.scores.shape[0], self.scores.device
+        n, device = shape[0], self.scores.device
         for name in ("target", "features", "index", "weight"):
             value = getattr(self, name)
             if value is None and name != "target":
@@ -133,7 +282,8 @@ class Rows:
                     f"expected {name} of shape {wanted}, one per row of scores, received {list(value.shape)}. "
                     f"Flatten {name} together with the scores."
                 )
-        self._check_distribution()
+        if self.target_distribution is not None:
+            self._check_distribution(self.target_distribution)
 
     def _refuse_device(self, name: str, value: Tensor) -> None:
         raise ValueError(
@@ -174,21 +324,19 @@ class Rows:
         if self.target_distribution is not None:
             check_distribution("target_distribution", self.target_distribution, self.valid)
 
-    def _check_distribution(self) -> None:
-        if self.target_distribution is None:
-            return
-        check_floats("target_distribution", self.target_distribution)
-        if self.target_distribution.device != self.scores.device:
-            self._refuse_device("target_distribution", self.target_distribution)
+    def _check_distribution(self, distribution: Scores) -> None:
+        check_floats("target_distribution", distribution)
+        if distribution.device != self.scores.device:
+            self._refuse_device("target_distribution", distribution)
         if not self.target_in_support:
             raise ValueError(
                 "expected one target per row where targets are not among the outcomes (pairs), received a "
                 "target_distribution. Leave it out, or pass target_in_support=True."
             )
-        if tuple(self.target_distribution.shape) != tuple(self.scores.shape):
+        if tuple(distribution.shape) != tuple(self.scores.shape):
             raise ValueError(
                 f"expected target_distribution of shape {list(self.scores.shape)}, that of the scores, received "
-                f"{list(self.target_distribution.shape)}. Give every row a probability of each outcome."
+                f"{list(distribution.shape)}. Give every row a probability of each outcome."
             )
 
     def __repr__(self) -> str:
@@ -197,12 +345,14 @@ class Rows:
 
     def __len__(self) -> int:
         """Number of rows."""
-        return self.scores.shape[0]
+        return self.target.shape[0]
 
     @property
     def support_size(self) -> int:
         """Number of outcomes that the adversary may weigh in this batch, m."""
-        return self.scores.shape[1] - (0 if self.target_in_support else 1)
+        scores = self.scores
+        columns = scores.keys.shape[0] if isinstance(scores, LinearScores) else scores.shape[1]
+        return columns - (0 if self.target_in_support else 1)
 
     @property
     def dense_scores(self) -> Scores:
@@ -216,7 +366,7 @@ class Rows:
             return at_least_float32(scores)
         if self.weight is not None:
             junk = ~self.weighs[:, None] & ~scores.queries.isfinite()
-            scores = replace(scores, queries=scores.queries.masked_fill(junk, 0.0))
+            scores = _derived(scores, queries=scores.queries.masked_fill(junk, 0.0))
         return scores.dense()
 
     @property
@@ -242,7 +392,9 @@ class Rows:
     @property
     def valid(self) -> RowMask:
         """True for the rows that count: positive weight and a support that is not empty."""
-        return self.weighs & (self.support_size > 0)
+        if self.support_size == 0:
+            return torch.zeros_like(self.target, dtype=torch.bool)
+        return torch.ones_like(self.target, dtype=torch.bool) if self.weight is None else self.weight > 0
 
     @property
     def weighs(self) -> RowMask:
@@ -253,24 +405,15 @@ class Rows:
 
     def dense(self) -> "Rows":
         """The same rows with the score matrix computed, so that it is computed once."""
-        return replace(self, scores=self.dense_scores)
+        return _derived(self, scores=self.dense_scores)
 
     def select(self, rows: slice | RowIndex) -> "Rows":
         """Some of the rows: a slice (views), or row numbers (copies)."""
-
-        def pick(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[rows]
-
         scores = self.scores.select(rows) if isinstance(self.scores, LinearScores) else self.scores[rows]
-        return replace(
-            self,
-            scores=scores,
-            target=self.target[rows],
-            features=pick(self.features),
-            index=pick(self.index),
-            weight=pick(self.weight),
-            target_distribution=pick(self.target_distribution),
-        )
+        names = ("target", "features", "index", "weight", "target_distribution")
+        values = {name: getattr(self, name) for name in names}
+        chosen = {name: None if x is None else x[rows] for name, x in values.items()}
+        return _derived(self, scores=scores, **chosen)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Rows":
         """The same rows on a device; what `move_to_device` of a training loop calls."""
@@ -283,7 +426,7 @@ class Rows:
     def detached(self) -> "Rows":
         """The same rows, through which no gradient flows to the host."""
         scores = self.scores.detached() if isinstance(self.scores, LinearScores) else self.scores.detach()
-        return replace(
+        return _derived(
             self, scores=scores, features=None if self.features is None else self.features.detach()
         )
 
@@ -294,30 +437,32 @@ class Rows:
         """
         if self.weight is None and self.support_size > 0:
             return self
-        scores = self.scores
+        scores, invalid = self.scores, ~self.valid
         if isinstance(scores, LinearScores):
             # Before the product, and not after it alone: see `dense_scores`; here no transform overflows either.
-            scores = replace(scores, queries=scores.queries.masked_fill(~self.valid[:, None], 0.0)).dense()
-        scores = at_least_float32(scores).masked_fill(~self.valid[:, None], 0.0)
-        return replace(self.inert_but_for_scores(), scores=scores)
+            scores = _derived(scores, queries=scores.queries.masked_fill(invalid[:, None], 0.0)).dense()
+        scores = at_least_float32(scores).masked_fill(invalid[:, None], 0.0)
+        features, index = self.inert_features_and_index()
+        target, spread = self.target, self.target_distribution
+        if self.weight is not None:
+            out = ~self.weighs
+            target = target.masked_fill(out, 0)
+            spread = None if spread is None else spread.masked_fill(out[:, None], 0.0)
+        return _derived(
+            self, scores=scores, target=target, features=features, index=index, target_distribution=spread
+        )
 
-    def inert_but_for_scores(self) -> "Rows":
-        """As `inert_where_invalid` where a row's weight is zero, for those who do not read scores.
+    def inert_features_and_index(self) -> tuple[Features | None, RowIndex | None]:
+        """Features and sample numbers, zero where a row's weight is zero.
 
-        Nothing of size [n m] is touched. What a row is does not depend on the others of its batch: a pair that is alone
-        in it keeps its features and its number.
+        What a row is does not depend on the others of its batch: a pair that is alone in it, and so has an empty
+        support, keeps its features and its number.
         """
         if self.weight is None:
-            return self
+            return self.features, self.index
         out = ~self.weighs
-        spread = self.target_distribution
-        return replace(
-            self,
-            target_distribution=None if spread is None else spread.masked_fill(out[:, None], 0.0),
-            target=self.target.masked_fill(out, 0),
-            features=None if self.features is None else self.features.masked_fill(out[:, None], 0.0),
-            index=None if self.index is None else self.index.masked_fill(out, 0),
-        )
+        features = None if self.features is None else self.features.masked_fill(out[:, None], 0.0)
+        return features, None if self.index is None else self.index.masked_fill(out, 0)
 
 
 def check_distribution(name: str, distribution: Scores, counts: RowMask | None = None) -> None:

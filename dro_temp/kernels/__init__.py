@@ -1,29 +1,25 @@
-"""Log-mean-exp of scores that are products, without the score matrix; each kernel beside its eager twin.
+"""Losses over scores that are products, without the score matrix.
 
-`eager` is the truth; `streaming` takes a block of rows at a time and forms gradients in closed form; `triton`
-is the same sweep with fused elementwise passes for NVIDIA GPUs. All have one signature.
+`rows` serves tokens and classes, `pairs` both sides of image-text pairs; `backends` compute on a block of scores,
+`dispatch` says which, `memory` how much is used. `backends.reference`, which holds the matrix and is ordinary autograd,
+is the standard that the others are tested against.
 """
 
-from dro_temp.kernels.budget import byte_budget
-from dro_temp.kernels.fold import Fold
-from dro_temp.kernels.pairs import LogSums, log_sums_of_pairs, own_scores
-from dro_temp.kernels.rows import STATISTICS, Block, Expected, LogMeanExp, Products, Statistic, TauOf
-from dro_temp.kernels.streaming import log_mean_exp_rows
-from dro_temp.kernels.workspace import free_workspace
+from dro_temp.functional.statistics import STATISTICS, Statistic
+from dro_temp.kernels.memory import byte_budget, empty_cache
+from dro_temp.kernels.pairs import PairLogSums, exchanged_log_sums, pair_log_sums, paired_scores
+from dro_temp.kernels.rows import GradOutput, LogMeanExp, log_mean_exp_rows
 
 __all__ = [
     "STATISTICS",
-    "Block",
-    "Expected",
-    "Fold",
+    "GradOutput",
     "LogMeanExp",
-    "LogSums",
-    "Products",
+    "PairLogSums",
     "Statistic",
-    "TauOf",
     "byte_budget",
-    "free_workspace",
+    "empty_cache",
+    "exchanged_log_sums",
     "log_mean_exp_rows",
-    "log_sums_of_pairs",
-    "own_scores",
+    "pair_log_sums",
+    "paired_scores",
 ]

@@ -1,14 +1,13 @@
 """Matrix products of low-precision factors whose sums are kept in float32."""
 
 import functools
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from dro_temp._tensors import LOW, contiguous_left_factor
 from dro_temp._typing import Features, Scores
-
-LOW = (torch.float16, torch.bfloat16)
 
 # Columns of a product that are made at a time on a processor: its library packs the larger factor, and a pack that
 # stays in the cache makes few rows times 128k columns a fifth faster, and needs 4 MB less.
@@ -34,14 +33,7 @@ def _sums_in_float32(device: torch.device) -> bool:
     return True
 
 
-class Scorer(Protocol):
-    """Scores of some queries with keys that were prepared once."""
-
-    def __call__(self, queries: Features, out: Scores, scale: float = 1.0) -> Scores:
-        """`out = scale * queries @ keys.T`, no digit of the factors being lost on the way to float32."""
-
-
-def scorer(queries: Features, keys: Features) -> Scorer:
+def scorer(queries: Features, keys: Features) -> Callable[..., Scores]:
     """What scores queries of that kind with these keys.
 
     Args:
@@ -54,20 +46,6 @@ def scorer(queries: Features, keys: Features) -> Scorer:
         return product(queries, wide, out, scale)
 
     return score
-
-
-class AddUp(Protocol):
-    """See `add_up`."""
-
-    def __call__(
-        self, total: Tensor, weights: Scores, x: Features, factor: torch.dtype, *, first: bool
-    ) -> None:
-        """`total += weights.T @ x`."""
-
-
-def work_dtype(queries: Tensor, keys: Tensor) -> torch.dtype:
-    """Precision of scores and sums: float32 or better."""
-    return torch.promote_types(torch.promote_types(queries.dtype, keys.dtype), torch.float32)
 
 
 def score_dtype(x: Tensor) -> torch.dtype:
@@ -93,36 +71,22 @@ def _multiply(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b, out_dtype=torch.float32)
 
 
-def whole_rows(a: Tensor) -> Tensor:
-    """The left factor of a low-precision product, without gaps between its rows on a processor.
-
-    oneDNN's products for AMX read the rows of a strided left factor up to the next multiple of 32 columns, and multiply
-    what lies there by a zero of padding: NaN where it is NaN or infinite (measured with torch 2.14 on a Sapphire
-    Rapids, bfloat16 and float16; right factors and transposed ones are safe).
-    """
-    return a.contiguous() if a.device.type == "cpu" and a.dtype in LOW else a
-
-
 def product(a: Tensor, b: Tensor, out: Tensor, scale: float = 1.0) -> Tensor:
     """`out = scale * a @ b` in the precision of `b`, the larger factor; `out` may be more precise than both."""
     a = a.to(b.dtype)
     if b.dtype != out.dtype:
-        return torch.mul(_multiply(whole_rows(a), b), scale, out=out)
-    for tile in _column_tiles(b):
+        return torch.mul(_multiply(contiguous_left_factor(a), b), scale, out=out)
+    m = b.shape[1]
+    step = _CPU_COLUMNS if b.device.type == "cpu" else max(m, 1)  # all columns at once on a device
+    for start in range(0, m, step):
+        tile = slice(start, min(start + step, m))
         part = out[:, tile]
         torch.addmm(part, a, b[:, tile], beta=0.0, alpha=scale, out=part)
     return out
 
 
-def _column_tiles(b: Tensor) -> list[slice]:
-    """Columns of a product's larger factor that are multiplied at a time; all at once on a device."""
-    m = b.shape[1]
-    step = _CPU_COLUMNS if b.device.type == "cpu" else max(m, 1)
-    return [slice(start, min(start + step, m)) for start in range(0, m, step)]
-
-
-def add_up(total: Tensor, weights: Scores, x: Features, factor: torch.dtype, *, first: bool) -> None:
-    """`total += weights.T @ x`: a block of rows, added up.
+def accumulate_(total: Tensor, weights: Scores, x: Features, factor: torch.dtype, *, first: bool) -> None:
+    """`total += weights.T @ x`: adds a block of rows to a gradient.
 
     Args:
         total: [m d], in the precision of the sums.
@@ -141,3 +105,8 @@ def add_up(total: Tensor, weights: Scores, x: Features, factor: torch.dtype, *, 
         torch.mul(part, top, out=total)
     else:
         total.addcmul_(part, top)
+
+
+def empty_contiguous(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Uninitialised, row by row whatever the layout of x: `empty_like` would keep that of a transposed weight."""
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)

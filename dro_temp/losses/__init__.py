@@ -6,6 +6,7 @@ from dro_temp.losses.infonce import InfoNCELoss
 from dro_temp.losses.key_queue import KeyQueue
 from dro_temp.losses.kl_robust import KLRobustLoss
 from dro_temp.losses.likelihood import LikelihoodLoss
+from dro_temp.losses.log_mean_exp import LogMeanExpLoss
 from dro_temp.losses.queued import QueuedLoss
 from dro_temp.losses.sigmoid import SigmoidLoss
 
@@ -16,6 +17,7 @@ __all__ = [
     "KLRobustLoss",
     "KeyQueue",
     "LikelihoodLoss",
+    "LogMeanExpLoss",
     "QueuedLoss",
     "SigmoidLoss",
 ]

@@ -2,7 +2,7 @@
 
 import torch
 
-from dro_temp._compiler import log_of_size
+from dro_temp._tensors import log_of_size
 from dro_temp._typing import PerRow
 from dro_temp.interfaces import Rows
 

@@ -3,8 +3,10 @@
 from dro_temp import functional as F
 from dro_temp._checks import check_kind
 from dro_temp._typing import PerRow
-from dro_temp.estimators import Estimator, Exact
-from dro_temp.interfaces import Impl, LogMeanExpLoss, Rows
+from dro_temp.estimators import Exact
+from dro_temp.interfaces import Estimator, Rows
+from dro_temp.kernels.dispatch import BackendOption
+from dro_temp.losses.log_mean_exp import LogMeanExpLoss
 
 
 class EntropicRiskLoss(LogMeanExpLoss):
@@ -19,7 +21,7 @@ class EntropicRiskLoss(LogMeanExpLoss):
 
     Args:
         estimator: estimate of the inner mean: `Exact()` (the default), or, for pairs, `LogMovingAverage` or `Scent`.
-        impl: how scores that are products are computed, see `LogMeanExpLoss`.
+        backend: how scores that are products are computed, see `LogMeanExpLoss`.
 
     Raises:
         TypeError: the estimator is none.
@@ -34,17 +36,13 @@ class EntropicRiskLoss(LogMeanExpLoss):
     Source: arXiv 2407.01445 (FastCLIP), v0; arXiv 2602.02877 (SCENT), equation 1.
     """
 
-    def __init__(self, *, estimator: Estimator | None = None, impl: Impl = "auto") -> None:
-        super().__init__(impl=impl)
+    def __init__(self, *, estimator: Estimator | None = None, backend: BackendOption = "auto") -> None:
+        super().__init__(backend=backend)
         estimator = Exact() if estimator is None else estimator
         check_kind("estimator", estimator, Estimator, "Pass LogMovingAverage(len(dataset)), or leave it out.")
         self.estimator = estimator
+        self.row_by_row = estimator.row_by_row
 
-    @property
-    def row_by_row(self) -> bool:
-        """True for an estimator that holds nothing."""
-        return self.estimator.row_by_row
-
-    def of_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
+    def from_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
         """The held log-mean, with the estimator's compositional gradient."""
         return F.compositional_log_mean(log_g, self.estimator.propose(rows.index, log_g, rows.valid))

@@ -1,8 +1,9 @@
 """The contrastive baseline."""
 
 from dro_temp._typing import PerRow
-from dro_temp.interfaces import LogMeanExpLoss, Rows
+from dro_temp.interfaces import Rows
 from dro_temp.losses._log_loss import log_loss
+from dro_temp.losses.log_mean_exp import LogMeanExpLoss
 
 
 class InfoNCELoss(LogMeanExpLoss):
@@ -12,7 +13,7 @@ class InfoNCELoss(LogMeanExpLoss):
     and it treats a sampled set of negatives as the whole.
 
     Args:
-        impl: how scores that are products are computed, see `LogMeanExpLoss`.
+        backend: how scores that are products are computed, see `LogMeanExpLoss`.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -23,6 +24,6 @@ class InfoNCELoss(LogMeanExpLoss):
     Source: arXiv 1807.03748 (CPC); arXiv 2103.00020 (CLIP).
     """
 
-    def of_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
+    def from_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
         """Minus the log-probability of the target."""
         return log_loss(rows, log_g)

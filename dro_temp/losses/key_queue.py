@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from dro_temp._checks import check_count
+from dro_temp._checks import check_count, check_flag
 from dro_temp._typing import Features, RowIndex
-from dro_temp.interfaces import Staged
+from dro_temp.state import Staged
 
 #: A key whose sample has no name; no sample has this number.
 NAMELESS = -1
@@ -40,6 +40,7 @@ class KeyQueue(Staged):
     def __init__(self, size: int, features: int, *, queries: bool = False) -> None:
         super().__init__()
         self.size, self.features = check_count("size", size), check_count("features", features)
+        check_flag("queries", queries)
         #: What is kept of each sample, in the order in which it is staged.
         self.kept = ("keys", "queries", "number") if queries else ("keys", "number")
         self.memory = (*self.kept, "seen")

@@ -3,8 +3,10 @@
 from dro_temp import functional as F
 from dro_temp._checks import check_feasible, check_kind, check_radius
 from dro_temp._typing import PerRow
-from dro_temp.estimators import Estimator, Exact
-from dro_temp.interfaces import Impl, LogMeanExpLoss, Rows
+from dro_temp.estimators import Exact
+from dro_temp.interfaces import Estimator, Rows
+from dro_temp.kernels.dispatch import BackendOption
+from dro_temp.losses.log_mean_exp import LogMeanExpLoss
 
 _LOWER = "Lower rho: the estimator's m is that of the whole data set already, and no larger batch raises it."
 
@@ -21,7 +23,7 @@ class KLRobustLoss(LogMeanExpLoss):
             maximum.
         estimator: estimate of the inner mean. `Exact()` (the default) for tokens and classes; a
             `LogMovingAverage` for pairs, whose negatives are sampled.
-        impl: how scores that are products are computed, see `LogMeanExpLoss`.
+        backend: how scores that are products are computed, see `LogMeanExpLoss`.
 
     Raises:
         ValueError: rho < 0, or rho >= log m at a call; an estimator that needs sample numbers and gets none.
@@ -35,24 +37,26 @@ class KLRobustLoss(LogMeanExpLoss):
     Source: arXiv 2404.04575, equations 6 to 8.
     """
 
-    def __init__(self, rho: float, *, estimator: Estimator | None = None, impl: Impl = "auto") -> None:
-        super().__init__(impl=impl)
+    def __init__(
+        self, rho: float, *, estimator: Estimator | None = None, backend: BackendOption = "auto"
+    ) -> None:
+        super().__init__(backend=backend)
         check_radius(rho)
         self.rho = float(rho)
         estimator = Exact() if estimator is None else estimator
         check_kind("estimator", estimator, Estimator, "Pass LogMovingAverage(len(dataset)), or leave it out.")
         self.estimator = estimator
+        self.row_by_row = estimator.row_by_row
 
-    @property
-    def row_by_row(self) -> bool:
-        """True for an estimator that holds nothing."""
-        return self.estimator.row_by_row
-
-    def of_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
-        """The dual value, with the estimator's compositional gradient."""
-        if rows.support_size > 0:
+    def check_rows(self, rows: Rows) -> None:
+        """The KL ball must not hold every distribution over the outcomes."""
+        size = rows.support_size
+        if size > 0:
             instead = None if self.row_by_row else _LOWER
-            check_feasible(self.rho, self.estimator.population(rows.support_size), instead=instead)
+            check_feasible(self.rho, self.estimator.population(size), instead=instead)
+
+    def from_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
+        """The dual value, with the estimator's compositional gradient."""
         log_u = self.estimator.propose(rows.index, log_g, rows.valid)
         return F.dual_value(log_g, tau, rho=self.rho, log_u=log_u)
 

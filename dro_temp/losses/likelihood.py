@@ -1,8 +1,9 @@
 """Fitting temperatures to labels."""
 
 from dro_temp._typing import PerRow
-from dro_temp.interfaces import LogMeanExpLoss, Rows
+from dro_temp.interfaces import Rows
 from dro_temp.losses._log_loss import log_loss
+from dro_temp.losses.log_mean_exp import LogMeanExpLoss
 
 
 class LikelihoodLoss(LogMeanExpLoss):
@@ -21,7 +22,7 @@ class LikelihoodLoss(LogMeanExpLoss):
     scaled by tau: while a model is trained with it, tau moves the size of the model's gradient as well.
 
     Args:
-        impl: how scores that are products are computed, see `LogMeanExpLoss`.
+        backend: how scores that are products are computed, see `LogMeanExpLoss`.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -32,6 +33,6 @@ class LikelihoodLoss(LogMeanExpLoss):
     Source: arXiv 2409.19817 (ATS), whose selective smoothing is left out; arXiv 1706.04599 (temperature scaling).
     """
 
-    def of_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
+    def from_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
         """Minus the log-probability of the target."""
         return log_loss(rows, log_g)

@@ -7,21 +7,21 @@ import torch
 from torch import Tensor
 
 from dro_temp import distributed
+from dro_temp._autograd import outside_graphs
 from dro_temp._checks import check_count, check_kind
-from dro_temp._compiler import outside_graphs
 from dro_temp._typing import Features, PerRow, RowIndex
 from dro_temp.interfaces import (
-    Choice,
-    Evaluated,
+    BackendChoice,
     LinearScores,
+    LossOutput,
     RobustLoss,
     Rows,
     TemperaturePredictor,
-    staged_modules,
 )
 from dro_temp.kernels import Statistic
-from dro_temp.kernels.workspace import borrow, give_back
+from dro_temp.kernels.memory import acquire, release
 from dro_temp.losses.key_queue import NAMELESS, KeyQueue
+from dro_temp.state import staged_modules
 
 _JOINED = "queued keys"
 
@@ -91,18 +91,23 @@ class QueuedLoss(RobustLoss):
                 "twice. Pass KLRobustLoss(rho), without an estimator."
             )
 
+    def check_rows(self, rows: Rows) -> None:
+        """Rows with keys are checked beside those of the queue, by the evaluation of the inner loss."""
+        if self.choose_backend(rows).name == "reference":
+            self.loss.check_rows(rows)
+
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
         """Rows whose scores were given as a matrix have no keys that could be kept: the loss of those alone."""
         return self.loss.values(rows, tau)
 
-    def choose(self, rows: Rows) -> Choice:
+    def choose_backend(self, rows: Rows) -> BackendChoice:
         """The queue joins where scores are products, and outcomes samples: a vocabulary lacks nothing."""
         if isinstance(rows.scores, LinearScores) and not rows.target_in_support:
-            return Choice("chunked", "the keys of earlier batches join those of this one")
-        return Choice("eager", "there are no keys of samples")
+            return BackendChoice("torch", "the keys of earlier batches join those of this one")
+        return BackendChoice("reference", "there are no keys of samples")
 
     @outside_graphs
-    def replayed(self, predictor: TemperaturePredictor) -> Evaluated | None:
+    def replayed(self, predictor: TemperaturePredictor) -> LossOutput | None:
         """Values of rows drawn from a full queue, beside the keys of all others."""
         learns = predictor.reads <= {"features"} and any(p.requires_grad for p in predictor.parameters())
         if not (self.replay and learns and self._learning and self._full):
@@ -113,7 +118,7 @@ class QueuedLoss(RobustLoss):
         if others is not None:  # a drawn row's sample has earlier keys
             keys, own = keys[others], others.cumsum(0)[place] - 1
         rows = Rows(LinearScores(queries, keys), own, queries, target_in_support=False)
-        return self.loss.evaluate_trusted(rows, predictor)
+        return self.loss.evaluate(rows, predictor, check=False)
 
     @property
     def _learning(self) -> bool:
@@ -129,8 +134,8 @@ class QueuedLoss(RobustLoss):
         rows: Rows,
         tau: Tensor | TemperaturePredictor,
         statistics: Collection[Statistic],
-        choice: Choice,
-    ) -> Evaluated:
+        backend: BackendChoice,
+    ) -> LossOutput:
         scores = rows.scores
         assert isinstance(scores, LinearScores)
         if scores.keys.shape[1] != self.queue.features:
@@ -142,11 +147,11 @@ class QueuedLoss(RobustLoss):
         if self._full:
             joined = self._joined(scores, number)
             target = rows.target + len(joined.keys) - len(scores.keys)
-            found = self.loss.evaluate_trusted(
-                replace(rows, scores=joined, target=target), tau, statistics=statistics
+            found = self.loss.evaluate(
+                replace(rows, scores=joined, target=target), tau, statistics=statistics, check=False
             )
             if isinstance(tau, Tensor) and not scores.requires_grad:
-                give_back(_JOINED, joined.keys)  # backward reads the slopes of given temperatures alone
+                release(_JOINED, joined.keys)  # backward reads the slopes of given temperatures alone
         else:
             found = self._waiting(rows, tau)
         if self._learning:
@@ -154,11 +159,11 @@ class QueuedLoss(RobustLoss):
             self.queue.stage(scores.keys, *queries, number)
         return found
 
-    def _waiting(self, rows: Rows, tau: Tensor | TemperaturePredictor) -> Evaluated:
+    def _waiting(self, rows: Rows, tau: Tensor | TemperaturePredictor) -> LossOutput:
         # Nothing is better than a batch's few outcomes, for which the radius may not even be feasible.
-        tau = self._given(rows, tau)
+        tau = tau.predict(rows) if isinstance(tau, TemperaturePredictor) else tau
         values = (0.0 * tau).masked_fill(~rows.valid, 0.0)
-        return Evaluated(values, tau, Choice("eager", "the queue is not full yet"))
+        return LossOutput(values, tau, BackendChoice("reference", "the queue is not full yet"))
 
     def _joined(self, scores: LinearScores, number: RowIndex) -> LinearScores:
         """Scores with the keys of all other samples, before the batch's own, whose samples' numbers these are."""
@@ -168,7 +173,7 @@ class QueuedLoss(RobustLoss):
         out = (
             None
             if scores.requires_grad
-            else borrow(_JOINED, held + len(keys), keys.shape[1], keys, keys.dtype)
+            else acquire(_JOINED, held + len(keys), keys.shape[1], keys, keys.dtype)
         )
         bias = None if scores.bias is None else torch.cat([scores.bias.new_zeros(held), scores.bias])
         return replace(scores, keys=torch.cat([queue, keys], out=out), bias=bias, local_keys=None)

@@ -1,7 +1,7 @@
 """Objective = host + predictor + loss. With optim.py, the only place that knows all three."""
 
+from dro_temp.objective.monitor import TemperatureWarning
 from dro_temp.objective.objective import Objective
-from dro_temp.objective.output import Output
-from dro_temp.objective.watch import TemperatureWarning
+from dro_temp.objective.output import ObjectiveOutput
 
-__all__ = ["Objective", "Output", "TemperatureWarning"]
+__all__ = ["Objective", "ObjectiveOutput", "TemperatureWarning"]

@@ -10,34 +10,31 @@ from torch import Tensor, nn
 from dro_temp import distributed
 from dro_temp._checks import check_count, check_flag, check_kind
 from dro_temp.interfaces import (
-    Committable,
-    Evaluated,
     HostAdapter,
+    LossOutput,
     Penalty,
     RobustLoss,
     Rows,
     SampleRisk,
-    Staged,
     TemperaturePredictor,
-    staged_modules,
 )
-from dro_temp.interfaces.ledger import Ledger
-from dro_temp.objective.evaluation import evaluate_both
 from dro_temp.objective.groups import check_rate, host_groups, parameter_groups, trained
-from dro_temp.objective.observing import let_observe
-from dro_temp.objective.output import Output
-from dro_temp.objective.parts import PerView, named_penalties, per_view, refuse_shared_memory
+from dro_temp.objective.monitor import EVERY, TemperatureMonitor
+from dro_temp.objective.output import ObjectiveOutput
 from dro_temp.objective.reduction import (
+    check_for_risks,
     checked_count,
     refuse_non_finite,
+    risks_of,
     row_weight,
     temperature_metrics,
+    view_means,
     weighted_mean,
 )
-from dro_temp.objective.risk import check_for_risks, reduced, risks_of
 from dro_temp.objective.sharding import UnreducedGradients
-from dro_temp.objective.teaching import taught
-from dro_temp.objective.watch import Watch
+from dro_temp.objective.tau_loss import evaluate_separately, register_tau_grad_hook, tau_loss_terms
+from dro_temp.objective.views import PerView, evaluate_views, named_penalties, per_view, refuse_shared_memory
+from dro_temp.state import Committable, Staged, Transaction, staged_modules
 
 
 class Objective(Committable):
@@ -64,7 +61,7 @@ class Objective(Committable):
             values. It waits for the device once per call (as does each check of sample numbers); turn it off for
             float16 with a gradient scaler, which handles overflow by itself. Under `torch.compile` these checks
             are left out.
-        watch: True to look at the temperatures every 50th training forward, and warn once (`TemperatureWarning`)
+        monitor: True to check the temperatures every 50th training forward, and warn once (`TemperatureWarning`)
             where a predictor that reads rows gives them all one temperature, or a bound. It waits for the device
             then.
 
@@ -94,7 +91,7 @@ class Objective(Committable):
         tau_loss: PerView[RobustLoss] | None = None,
         risk: PerView[SampleRisk] | None = None,
         check_finite: bool = True,
-        watch: bool = True,
+        monitor: bool = True,
     ) -> None:
         super().__init__()
         check_kind(
@@ -111,10 +108,11 @@ class Objective(Committable):
         )
         self.penalties = nn.ModuleDict(named_penalties(penalties, host))
         check_flag("check_finite", check_finite)
-        check_flag("watch", watch)
+        check_flag("monitor", monitor)
         self.check_finite = check_finite
-        self._watch = Watch(host.views) if watch else None
-        self._ledger = Ledger(self.predictors, self.losses, self.tau_losses, self.risks)
+        self._monitor = TemperatureMonitor(host.views) if monitor else None
+        self._forwards = 0
+        self._transaction = Transaction(self.predictors, self.losses, self.tau_losses, self.risks)
         self._unreduced = UnreducedGradients(self)
         # Every process commits the same memory; sending it around at each forward would cost more than the step.
         self._ddp_params_and_buffers_to_ignore = [
@@ -129,7 +127,7 @@ class Objective(Committable):
 
     def forward(
         self, *args: Any, count: float | Tensor | None = None, group: Tensor | None = None, **batch: Any
-    ) -> Output:
+    ) -> ObjectiveOutput:
         """Loss of one batch.
 
         Args:
@@ -140,13 +138,13 @@ class Objective(Committable):
             **batch: what the host takes.
         """
         if self.training and torch.is_grad_enabled():
-            self._ledger.refuse_uncommitted()
-        with self._ledger.recording() as before:
+            self._transaction.refuse_uncommitted()
+        with self._transaction.recording() as before:
             output = self._forward(args, count, group, batch)
         values = (*output.values.values(), *output.tau_values.values())
-        self._ledger.enter(before, values, self.parameters)
-        if self.training and not torch.compiler.is_compiling():
-            self._unreduced.look_after(output.loss)
+        self._transaction.enter(before, values, self.parameters)
+        if self.training and distributed.world_size() > 1 and not torch.compiler.is_compiling():
+            self._unreduced.check_after(output.loss)
         return output
 
     def _forward(
@@ -155,52 +153,63 @@ class Objective(Committable):
         count: float | Tensor | None,
         group: Tensor | None,
         batch: dict[str, Any],
-    ) -> Output:
+    ) -> ObjectiveOutput:
         rows = self.host(*args, **batch)
-        with self._checking(rows):
+        alone = distributed.world_size() == 1
+        with nullcontext() if alone else self._checking(rows):
             if not self.host.checks_values:
                 for r in rows.values():
                     r.check_values()
-            self._check_index(rows)
-            check_for_risks(self.risks, rows, count, group)
-            count = checked_count(count)
-        found, learned = evaluate_both(self.host, rows, self.predictors, self.losses, self.tau_losses)
-        taus = {view: found[view].tau for view in self.host.views}
-        values = {view: found[view].values for view in self.host.views}
+            if not alone:  # else the parts that read or write a table check
+                self._check_index(rows)
+            if self.risks or group is not None:
+                check_for_risks(self.risks, rows, count, group)
+            count = None if count is None else checked_count(count)
+        mirrored = self.host.mirrored
+        tau_outputs: dict[str, LossOutput] = {}
+        if self.tau_losses:
+            outputs, tau_outputs = evaluate_separately(
+                mirrored, rows, self.predictors, self.losses, self.tau_losses
+            )
+        else:
+            predictors: dict[str, Any] = {view: self.predictors[view] for view in rows}
+            outputs = evaluate_views(mirrored, rows, predictors, self.losses)
+        taus = {view: output.tau for view, output in outputs.items()}
+        values = {view: output.values for view, output in outputs.items()}
+        valid = {view: r.valid for view, r in rows.items()}
         if self.training:
-            self._learn_and_look(rows, learned or found)
+            self._observe_and_monitor(rows, tau_outputs or outputs)
         if self.check_finite:
-            with self._checking(rows):
-                refuse_non_finite(rows, taus, values)
-        means = reduced(self.risks, values, rows, count=count, group=group, trains=self.training)
-        extra = self._penalties(rows, count)
-        loss = torch.stack(list(means.values())).mean() + sum(extra.values())
-        lessons = taught(rows, learned, self.predictors, self.tau_losses, count, self.training)
-        if lessons:
-            loss = loss + torch.stack(list(lessons.values())).mean()
+            with nullcontext() if alone else self._checking(rows):
+                refuse_non_finite(rows, valid, taus, values)
+        means = view_means(self.risks, values, rows, valid, count=count, group=group, trains=self.training)
+        penalties = self._penalties(rows, count) if self.penalties else {}
+        loss = torch.stack(list(means.values())).mean() + sum(penalties.values())
+        terms: dict[str, Tensor] = {}
+        if tau_outputs:
+            terms = tau_loss_terms(rows, tau_outputs, self.predictors, self.tau_losses, count, self.training)
+            loss = loss + torch.stack(list(terms.values())).mean()
         metrics: dict[str, Tensor] = {"loss": loss.detach()}
-        metrics |= {f"{view}/tau_loss": term.detach() for view, term in lessons.items()}
-        metrics |= {f"penalty/{name}": term.detach() for name, term in extra.items()}
+        metrics |= {f"{view}/tau_loss": term.detach() for view, term in terms.items()}
+        metrics |= {f"penalty/{name}": term.detach() for name, term in penalties.items()}
         for view in self.host.views:
-            metrics |= temperature_metrics(view, means[view], taus[view], rows[view].valid)
-        return Output(
+            metrics |= temperature_metrics(view, means[view], taus[view], valid[view])
+        return ObjectiveOutput(
             loss=loss,
             values=values,
             tau={view: tau.detach() for view, tau in taus.items()},
             metrics=metrics,
-            choice={view: found[view].choice for view in self.host.views},
-            tau_values={view: x.values for view, x in learned.items()},
+            backend={view: output.backend for view, output in outputs.items()},
+            tau_values={view: output.values for view, output in tau_outputs.items()},
         )
 
     def _checking(self, rows: dict[str, Rows]) -> AbstractContextManager[None]:
         """In training a check that fails on one process fails on all; an evaluation may run on one alone."""
-        if not self.training or distributed.world_size() == 1:
+        if not self.training:
             return nullcontext()
         return distributed.raising_together(rows[self.host.views[0]].target.device)
 
     def _check_index(self, rows: dict[str, Rows]) -> None:
-        if distributed.world_size() == 1:  # the parts that read or write a table check
-            return
         for view, r in rows.items():
             parts = [part[view] for part in (self.predictors, self.losses, self.tau_losses) if view in part]
             for staged in staged_modules(module for part in parts for module in part.modules()):
@@ -211,19 +220,23 @@ class Objective(Committable):
         first = rows[self.host.views[0]]
         terms = {name: penalty(rows).expand(len(first)) for name, penalty in self.penalties.items()}
         return {
-            name: weighted_mean(term, row_weight(first, term.dtype), count, self.training)
+            name: weighted_mean(term, row_weight(first, first.valid, term.dtype), count, self.training)
             for name, term in terms.items()
         }
 
-    def _learn_and_look(self, rows: dict[str, Rows], teachers: dict[str, Evaluated]) -> None:
+    def _observe_and_monitor(self, rows: dict[str, Rows], outputs: dict[str, LossOutput]) -> None:
         """What happens to the temperatures beside the gradient of their parameters."""
-        due = self._watch is not None and not torch.compiler.is_compiling() and self._watch.due()
-        for view, teacher in teachers.items():
+        monitor, due = self._monitor, False
+        if monitor is not None and not torch.compiler.is_compiling():
+            self._forwards += 1
+            due = self._forwards % EVERY == 0
+        for view, output in outputs.items():
             predictor = self.predictors[view]
             assert isinstance(predictor, TemperaturePredictor)
-            let_observe(predictor, rows[view], teacher)
-            if due:
-                self._watch.look(view, predictor, teacher.tau)  # type: ignore[union-attr]
+            if predictor.observes_gradient:
+                register_tau_grad_hook(predictor, rows[view], output)
+            if due and monitor is not None:
+                monitor.check(view, predictor, output.tau)
 
     @torch.no_grad()
     def start_prototypes(self, *args: Any, **batch: Any) -> None:

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from dro_temp._pytree import pytree
 from dro_temp._repr import one_line
 from dro_temp._typing import PerRow, Scalar
-from dro_temp.interfaces import Choice
+from dro_temp.interfaces import BackendChoice
 
 
-@pytree(static=("choice",))
+@pytree(static=("backend",))
 @dataclass(frozen=True)
-class Output:
+class ObjectiveOutput:
     """What an `Objective` returns.
 
     Args:
@@ -20,7 +20,7 @@ class Output:
         tau: temperature of each row, per view, detached.
         metrics: numbers that one would log, `"loss"`, `"{view}/loss"`, `"{view}/tau_mean"` and so on: detached
             scalars on the device, so that logging waits for it only when they are read.
-        choice: how each view's scores were computed, and why.
+        backend: the backend that computed each view's scores, and why.
         tau_values: with a `tau_loss`, its value of each row, per view; else empty.
     """
 
@@ -28,7 +28,7 @@ class Output:
     values: dict[str, PerRow]
     tau: dict[str, PerRow]
     metrics: dict[str, Scalar]
-    choice: dict[str, Choice] = field(default_factory=dict)
+    backend: dict[str, BackendChoice] = field(default_factory=dict)
     tau_values: dict[str, PerRow] = field(default_factory=dict)
 
     def __repr__(self) -> str:

@@ -1,14 +1,22 @@
-"""From one value per row to one number, and the numbers that one would log."""
+"""From one value per row to one number per view, by a weighted mean or a risk; and the metrics."""
+
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dro_temp import distributed
-from dro_temp._checks import check_positive, values_can_be_read
-from dro_temp.interfaces import Rows
+from dro_temp._checks import check_integers, check_positive, values_can_be_read
+from dro_temp.interfaces import HostAdapter, Rows, SampleRisk
+from dro_temp.objective.views import PerView, per_view
 
 
-def refuse_non_finite(rows: dict[str, Rows], taus: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+def refuse_non_finite(
+    rows: Mapping[str, Rows],
+    valid: Mapping[str, Tensor],
+    taus: Mapping[str, Tensor],
+    values: Mapping[str, Tensor],
+) -> None:
     """Raise at the first NaN or infinity, with the numbers of its rows."""
     if torch.compiler.is_compiling():
         return
@@ -17,8 +25,8 @@ def refuse_non_finite(rows: dict[str, Rows], taus: dict[str, Tensor], values: di
         if r.features is not None:
             # NaN and infinity reach the extremes, which are found thirty times as fast.
             features = r.features.detach()
-            bad["features", view] = ~(features.amax(1).isfinite() & features.amin(1).isfinite()) & r.valid
-        bad["temperatures", view] = ~taus[view].detach().isfinite() & r.valid
+            bad["features", view] = ~(features.amax(1).isfinite() & features.amin(1).isfinite()) & valid[view]
+        bad["temperatures", view] = ~taus[view].detach().isfinite() & valid[view]
         bad["loss", view] = ~values[view].detach().isfinite()
     if not bool(torch.cat(list(bad.values())).any()):  # the one wait for the device
         return
@@ -34,9 +42,9 @@ def refuse_non_finite(rows: dict[str, Rows], taus: dict[str, Tensor], values: di
             )
 
 
-def row_weight(rows: Rows, dtype: torch.dtype) -> Tensor:
+def row_weight(rows: Rows, valid: Tensor, dtype: torch.dtype) -> Tensor:
     """How much each row counts: its weight, and 0 where its support is empty."""
-    return rows.valid.to(dtype) if rows.weight is None else rows.weight.to(dtype) * rows.valid
+    return valid.to(dtype) if rows.weight is None else rows.weight.to(dtype) * valid
 
 
 def checked_count(count: float | Tensor | None) -> float | Tensor | None:
@@ -62,17 +70,20 @@ def checked_count(count: float | Tensor | None) -> float | Tensor | None:
 
 def weighted_mean(values: Tensor, weight: Tensor, count: float | Tensor | None, trains: bool) -> Tensor:
     """Weighted mean over rows, of all processes in training; or the weighted sum by a given count."""
-    total = (values * weight).sum()
-    # Data parallel training averages gradients over processes; undo it, for processes of unequal weight.
-    total = total * distributed.world_size() if trains else total
+    total, whole = (values * weight).sum(), weight.sum()
+    # An evaluation may run on one process only, which must not wait for the others.
+    processes = distributed.world_size() if trains else 1
+    if processes > 1:
+        # Data parallel training averages gradients over processes; undo it, for processes of unequal weight.
+        total = total * processes
+        whole = distributed.sum_over_processes(whole) if count is None else whole
     if count is not None:
         return total / count
-    return total / whole_weight(weight, trains).clamp(min=torch.finfo(values.dtype).tiny)
+    return total / whole.clamp(min=torch.finfo(values.dtype).tiny)
 
 
 def whole_weight(weight: Tensor, trains: bool) -> Tensor:
     """Weight of all rows, in training those of all processes."""
-    # An evaluation may run on one process only, which must not wait for the others.
     return distributed.sum_over_processes(weight.sum()) if trains else weight.sum()
 
 
@@ -91,3 +102,81 @@ def temperature_metrics(view: str, loss: Tensor, tau: Tensor, valid: Tensor) -> 
             "tau_max": tau.masked_fill(~valid, -torch.inf).max(),
         }
     return {f"{view}/{name}": value for name, value in metrics.items()}
+
+
+# Risks in place of the mean
+
+
+def risks_of(risk: PerView[SampleRisk] | None, host: HostAdapter) -> nn.ModuleDict:
+    """The risk of each view; empty where values are averaged."""
+    return nn.ModuleDict({} if risk is None else per_view("risk", risk, host.views, SampleRisk))
+
+
+def check_for_risks(
+    risks: nn.ModuleDict, rows: Mapping[str, Rows], count: float | Tensor | None, group: Tensor | None
+) -> None:
+    """Raise on a count beside a risk, on groups that no risk reads, and on groups that are not one for each row."""
+    if risks and count is not None:
+        raise ValueError(
+            "expected no count beside a risk, which is not a sum over rows and does not add up over the parts of an "
+            "accumulation window, received both. Leave count out, and use larger batches: hosts.InChunks(host, size) "
+            "holds the activations of a part of one at a time."
+        )
+    readers = {view: risk for view, risk in risks.items() if risk.needs_groups}
+    if group is not None and not readers:
+        names = ", ".join(sorted({type(risk).__name__ for risk in risks.values()})) or "no risk"
+        raise ValueError(
+            f"expected a risk that reads groups, received group=... and {names}. Pass "
+            "Objective(..., risk=GroupRisk(num_groups)), or leave group out."
+        )
+    for view, risk in readers.items():
+        if group is None:
+            raise ValueError(
+                f"expected the group of each row for the {type(risk).__name__} of view {view!r}, received none. Call "
+                "objective(..., group=group), with group[i] the number of row i's group."
+            )
+        check_integers("group", group)
+        if group.shape != rows[view].target.shape:
+            raise ValueError(
+                f"expected one group number for each of the {len(rows[view])} rows of view {view!r}, received shape "
+                f"{list(group.shape)}. Rows are what the host makes of a batch: tokens, say, and not texts."
+            )
+
+
+def view_means(
+    risks: nn.ModuleDict,
+    values: Mapping[str, Tensor],
+    rows: Mapping[str, Rows],
+    valid: Mapping[str, Tensor],
+    *,
+    count: float | Tensor | None,
+    group: Tensor | None,
+    trains: bool,
+) -> dict[str, Tensor]:
+    """One number per view: its risk, or the weighted mean of its values where there are no risks."""
+    if not risks:
+        return {
+            view: weighted_mean(x, row_weight(rows[view], valid[view], x.dtype), count, trains)
+            for view, x in values.items()
+        }
+    means = {}
+    for view, x in values.items():
+        risk, r = risks[view], rows[view]
+        assert isinstance(risk, SampleRisk)
+        means[view] = _risk_of_all(
+            risk, x, row_weight(r, valid[view], x.dtype), group if risk.needs_groups else None, trains
+        )
+    return means
+
+
+def _risk_of_all(
+    risk: SampleRisk, values: Tensor, weight: Tensor, group: Tensor | None, trains: bool
+) -> Tensor:
+    if trains:
+        # Every process takes the risk of all rows. Gradients come back summed over processes, and data parallel
+        # training averages them: that is the gradient of the one risk. An evaluation waits for no other process.
+        values, _ = distributed.gather_rows_with_gradient(values)
+        weight, _ = distributed.gather_rows(weight)
+        group = None if group is None else distributed.gather_rows(group)[0]
+    result: Tensor = risk.reduced(values, weight=weight, group=group)
+    return result

@@ -10,7 +10,7 @@ from dro_temp import distributed
 
 
 class UnreducedGradients:
-    """Looks once, at the end of a backward, for gradients that each process keeps to itself.
+    """Checks once, at the end of a backward, for gradients that each process keeps to itself.
 
     FSDP reduces the gradients of the modules that it shards. A TempNet beside a sharded host, say,
     would train on each process's own rows and drift apart.
@@ -23,8 +23,8 @@ class UnreducedGradients:
         self._module = [module]  # in a list, where torch does not register it
         self._done = False
 
-    def look_after(self, loss: Tensor) -> None:
-        """Look at the end of this loss's backward, if FSDP shards some of the module and no look has been taken yet."""
+    def check_after(self, loss: Tensor) -> None:
+        """Check once at the end of this loss's backward, if FSDP shards some of the module."""
         if not self._done and distributed.world_size() > 1 and loss.requires_grad and any(self._sharded()):
             loss.register_hook(self._at_end)  # type: ignore[no-untyped-call]
 

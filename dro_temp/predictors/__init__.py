@@ -6,8 +6,8 @@ from dro_temp.predictors.encoders import (
     HiddenEncoder,
     LogitEncoder,
     PrototypeEncoder,
-    SeveralEncoder,
     StatisticsEncoder,
+    SumEncoder,
     TempNetEncoder,
 )
 from dro_temp.predictors.entropy import DynatempRule, EdtRule, EntropyRule, EntropyTemperature
@@ -35,8 +35,8 @@ __all__ = [
     "Pretrained",
     "PrototypeEncoder",
     "ResidualReadout",
-    "SeveralEncoder",
     "StatisticsEncoder",
+    "SumEncoder",
     "TempNet",
     "TempNetEncoder",
     "TempNetReadout",

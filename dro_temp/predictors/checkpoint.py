@@ -51,7 +51,7 @@ class Pretrained(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def of_config(
+    def from_config(
         cls: type[_Network],
         config: Mapping[str, Any],
         encoders: Iterable[type[TempNetEncoder]] = (),
@@ -128,7 +128,7 @@ class Pretrained(nn.Module, ABC):
             # A file of unknown origin is compared with its weights before anything of that size is allocated.
             _check_shapes(cls._outline(config, *custom), tensors, folder)
             with torch.random.fork_rng(devices=[]):  # the fresh weights are overwritten: leave no trace
-                network = cls.of_config(config, *custom)
+                network = cls.from_config(config, *custom)
             _check_shapes(network.state_dict(), tensors, folder)
         except _UNBUILDABLE as error:
             raise ValueError(
@@ -143,7 +143,7 @@ class Pretrained(nn.Module, ABC):
         """Names and shapes of a network of this config, unallocated; None if they cannot be found in this way."""
         try:
             with torch.device("meta"):
-                return cls.of_config(config, *custom).state_dict()
+                return cls.from_config(config, *custom).state_dict()
         except RuntimeError:
             if not any(custom):  # a user's class may compute something in its constructor
                 raise

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from dro_temp._checks import check_positive
 from dro_temp._typing import PerRow
-from dro_temp.interfaces import Reading, TemperaturePredictor
+from dro_temp.interfaces import PredictorInputs, TemperaturePredictor
 
 
 class ConstantTemperature(TemperaturePredictor):
@@ -34,10 +34,10 @@ class ConstantTemperature(TemperaturePredictor):
         # Follows .to(): says on which device, and whether in float64. The number itself is never rounded.
         self.register_buffer("anchor", torch.empty(0), persistent=False)
 
-    def raw(self, reading: Reading) -> PerRow:
+    def raw(self, inputs: PredictorInputs) -> PerRow:
         """The number itself."""
         dtype = torch.promote_types(self.anchor.dtype, torch.float32)
-        return torch.full((reading.n,), self.tau_min, dtype=dtype, device=self.anchor.device)
+        return torch.full((inputs.n,), self.tau_min, dtype=dtype, device=self.anchor.device)
 
     def bound(self, raw: PerRow) -> PerRow:
         """Already where it should be."""

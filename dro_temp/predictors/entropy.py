@@ -7,7 +7,7 @@ import torch
 
 from dro_temp._checks import check_bounds, check_inside, check_kind, check_positive, check_within
 from dro_temp._typing import PerRow
-from dro_temp.interfaces import Reading, TemperaturePredictor
+from dro_temp.interfaces import PredictorInputs, TemperaturePredictor
 
 
 class EntropyRule(ABC):
@@ -43,7 +43,7 @@ class EdtRule(EntropyRule):
 
     Example:
         >>> import torch, dro_temp as dt
-        >>> predictor = dt.EntropyTemperature(dt.EdtRule(tau0=1.0, theta=0.5))
+        >>> predictor = dt.EntropyTemperature(dt.predictors.EdtRule(tau0=1.0, theta=0.5))
         >>> predictor(support=dt.Support(torch.tensor([[0.0, 0.0], [9.0, 0.0]])))
         tensor([0.8513, 0.0100])
 
@@ -77,7 +77,7 @@ class EdtRule(EntropyRule):
 class DynatempRule(EntropyRule):
     r"""$\tau = \tau_{\min} + (\tau_{\max} - \tau_{\min}) (H / \log m)^k$, m the number of outcomes that can happen.
 
-    As in llama.cpp, where m counts the candidates that are left: an outcome that is banned (-inf, -1e4; see `Summary`)
+    As in llama.cpp, where m counts the candidates that are left: an outcome that is banned (-inf, -1e4; see `ScoreStatistics`)
     does not count.
 
     Args:
@@ -90,7 +90,7 @@ class DynatempRule(EntropyRule):
 
     Example:
         >>> import torch, dro_temp as dt
-        >>> predictor = dt.EntropyTemperature(dt.DynatempRule(0.5, 1.5))
+        >>> predictor = dt.EntropyTemperature(dt.predictors.DynatempRule(0.5, 1.5))
         >>> predictor(support=dt.Support(torch.tensor([[0.0, 0.0], [99.0, 0.0]])))
         tensor([1.5000, 0.5000])
 
@@ -122,7 +122,7 @@ class EntropyTemperature(TemperaturePredictor):
 
     What decoders use without training: the baseline that a trained predictor has to beat. Nothing is known of
     how likely the target is, nor of any radius; for the temperature at which a row *gets* a wanted entropy see
-    `OptimalTemperature.of_entropy`.
+    `OptimalTemperature.for_entropy`.
 
     Args:
         rule: an `EdtRule`, a `DynatempRule`, or an `EntropyRule` of your own.
@@ -132,14 +132,14 @@ class EntropyTemperature(TemperaturePredictor):
 
     Example:
         >>> import torch, dro_temp as dt
-        >>> predictor = dt.EntropyTemperature(dt.DynatempRule(0.5, 1.5, exponent=2.0))
+        >>> predictor = dt.EntropyTemperature(dt.predictors.DynatempRule(0.5, 1.5, exponent=2.0))
         >>> predictor(support=dt.Support(torch.zeros(3, 100)))
         tensor([1.5000, 1.5000, 1.5000])
 
     Source: arXiv 2403.14541 (EDT); llama.cpp (dynatemp).
     """
 
-    reads = frozenset({"summary"})
+    reads = frozenset({"statistics"})
 
     def __init__(self, rule: EntropyRule) -> None:
         check_kind("rule", rule, EntropyRule, "Pass EdtRule() or DynatempRule(tau_min, tau_max).")
@@ -147,11 +147,11 @@ class EntropyTemperature(TemperaturePredictor):
         super().__init__(tau_min=tau_min, tau_max=tau_max)
         self.rule = rule
 
-    def raw(self, reading: Reading) -> PerRow:
+    def raw(self, inputs: PredictorInputs) -> PerRow:
         """What the rule says."""
-        summary = reading.summary
-        assert summary is not None
-        return self.rule(summary.entropy, summary.possible.clamp(min=1.0).log())
+        statistics = inputs.statistics
+        assert statistics is not None
+        return self.rule(statistics.entropy, statistics.possible.clamp(min=1.0).log())
 
     def bound(self, raw: PerRow) -> PerRow:
         """Clipped: rules are exact inside their bounds."""

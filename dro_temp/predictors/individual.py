@@ -9,8 +9,9 @@ from dro_temp import distributed
 from dro_temp import functional as F
 from dro_temp._checks import check_count, check_flag, check_index, check_kind, check_positive, check_within
 from dro_temp._typing import PerRow, RowIndex
-from dro_temp.interfaces import Reading, Staged, TemperaturePredictor
-from dro_temp.interfaces.staged import grown
+from dro_temp.interfaces import PredictorInputs, TemperaturePredictor
+from dro_temp.state import Staged
+from dro_temp.state.staged import grown
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,10 @@ class IndividualTemperature(TemperaturePredictor, Staged):
             self.remember("momentum", self.num_samples, 0.0)
         self.observes_gradient = update is not None
 
-    def raw(self, reading: Reading) -> PerRow:
+    def raw(self, inputs: PredictorInputs) -> PerRow:
         """The entries."""
-        assert reading.index is not None
-        entries = self.read("tau", check_index(reading.index, self.num_samples))
+        assert inputs.index is not None
+        entries = self.read("tau", check_index(inputs.index, self.num_samples))
         if self.observes_gradient and self.training and torch.is_grad_enabled():
             return entries.requires_grad_()
         return entries

@@ -10,8 +10,8 @@ from dro_temp._checks import check_count, check_kind
 from dro_temp.predictors.encoders import (
     HiddenEncoder,
     LogitEncoder,
-    SeveralEncoder,
     StatisticsEncoder,
+    SumEncoder,
     TempNetEncoder,
 )
 
@@ -148,4 +148,4 @@ def encoder_for_lm(
             "by it. Leave centred out, or pass inputs='logits'."
         )
     encoders = [build[name]() for name in names]
-    return encoders[0] if len(encoders) == 1 else SeveralEncoder(encoders)
+    return encoders[0] if len(encoders) == 1 else SumEncoder(encoders)

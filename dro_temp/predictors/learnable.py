@@ -8,7 +8,7 @@ from torch import nn
 from dro_temp import functional as F
 from dro_temp._checks import check_within, values_can_be_read
 from dro_temp._typing import PerRow
-from dro_temp.interfaces import Reading, TemperaturePredictor
+from dro_temp.interfaces import PredictorInputs, TemperaturePredictor
 
 
 class LearnableTemperature(TemperaturePredictor):
@@ -46,9 +46,9 @@ class LearnableTemperature(TemperaturePredictor):
         value = f"tau={self(shape=torch.Size([])).item():.4f}, " if known else ""
         return value + super().extra_repr()
 
-    def raw(self, reading: Reading) -> PerRow:
+    def raw(self, inputs: PredictorInputs) -> PerRow:
         """Log tau."""
-        return self.log_tau.expand(reading.n)
+        return self.log_tau.expand(inputs.n)
 
     def bound(self, raw: PerRow) -> PerRow:
         """Clipped in the log domain, so that a step past a bound can be taken back."""

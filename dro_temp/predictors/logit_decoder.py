@@ -3,9 +3,9 @@
 import torch
 
 from dro_temp._typing import Features, PerRow, Scores
-from dro_temp.interfaces import Decoder, FrozenHead, Summary, TemperaturePredictor
-from dro_temp.kernels.native_device import native_runs_on
-from dro_temp.kernels.native_passes.decoding import MOST_ROWS, decoding
+from dro_temp.interfaces import Decoder, FrozenHead, ScoreStatistics, TemperaturePredictor
+from dro_temp.kernels.backends.cpu.decoding import MOST_ROWS, decoding
+from dro_temp.kernels.dispatch import cpu_runs_on
 from dro_temp.predictors.encoders import LogitEncoder
 from dro_temp.predictors.readouts import PooledReadout
 
@@ -40,16 +40,16 @@ def logit_decoder(
     def many(queries: Features, scores: Scores) -> PerRow:
         queries, scores = queries.to(projection.dtype), scores.to(projection.dtype)
         hidden = torch.addmm(offset, queries, projection.T)
-        summary, top = Summary(scores), None
+        statistics, top = ScoreStatistics(scores), None
         if encoder.centred:
             top = scores.amax(1)
             hidden = hidden - top[:, None] * ones
-        length = summary.norm_about(top).clamp_(min=1e-12)[:, None]
+        length = statistics.norm_about(top).clamp_(min=1e-12)[:, None]
         v = torch.addmm(second_bias, torch.addcdiv(first_bias, hidden, length).sigmoid_(), second.T)
         pooled = (v * sharpness).softmax(1).sub_(1.0 / encoder.width).mul_(v)
         return predictor.bound(torch.addmm(bias, pooled, readout.T).squeeze(1))
 
-    if type(predictor).bound is not TemperaturePredictor.bound or not native_runs_on(
+    if type(predictor).bound is not TemperaturePredictor.bound or not cpu_runs_on(
         projection.device, projection.dtype
     ):
         return many

@@ -4,8 +4,9 @@ import math
 
 from dro_temp import functional as F
 from dro_temp._checks import check_count, check_feasible, check_radius, check_real
+from dro_temp._tensors import at_least_float32
 from dro_temp._typing import PerRow
-from dro_temp.interfaces import Reading, TemperaturePredictor
+from dro_temp.interfaces import PredictorInputs, TemperaturePredictor
 
 
 class OptimalTemperature(TemperaturePredictor):
@@ -28,7 +29,7 @@ class OptimalTemperature(TemperaturePredictor):
     Example:
         >>> import torch, dro_temp as dt
         >>> rows = dt.Rows(torch.tensor([[4.0, 0.0, 0.0, 0.0]]), torch.tensor([0]))
-        >>> tau = dt.OptimalTemperature(0.5, tau_min=0.01, tau_max=10.0).of(rows)
+        >>> tau = dt.OptimalTemperature(0.5, tau_min=0.01, tau_max=10.0).predict(rows)
         >>> dt.functional.kl_divergence(rows.margins, tau)
         tensor([0.5000])
 
@@ -52,7 +53,7 @@ class OptimalTemperature(TemperaturePredictor):
         self.outcomes = None if outcomes is None else check_count("outcomes", outcomes)
 
     @classmethod
-    def of_entropy(
+    def for_entropy(
         cls, entropy: float, *, outcomes: int, tau_min: float, tau_max: float, iterations: int = 40
     ) -> "OptimalTemperature":
         r"""The temperature at which the softmax of a row has a wanted entropy; the nearer bound if none has.
@@ -72,9 +73,9 @@ class OptimalTemperature(TemperaturePredictor):
 
         Example:
             >>> import torch, dro_temp as dt
-            >>> predictor = dt.OptimalTemperature.of_entropy(1.0, outcomes=4, tau_min=0.01, tau_max=10.0)
+            >>> predictor = dt.OptimalTemperature.for_entropy(1.0, outcomes=4, tau_min=0.01, tau_max=10.0)
             >>> scores = torch.tensor([[4.0, 0.0, 0.0, 0.0], [2.0, 1.0, 0.0, 0.0]])
-            >>> dt.Summary(scores / predictor(support=dt.Support(scores))[:, None]).entropy
+            >>> dt.interfaces.ScoreStatistics(scores / predictor(support=dt.Support(scores))[:, None]).entropy
             tensor([1.0000, 1.0000])
         """
         largest = math.log(check_count("outcomes", outcomes, minimum=2))
@@ -87,25 +88,25 @@ class OptimalTemperature(TemperaturePredictor):
         rho = largest - entropy
         return cls(rho, tau_min=tau_min, tau_max=tau_max, iterations=iterations, outcomes=outcomes)
 
-    def raw(self, reading: Reading) -> PerRow:
+    def raw(self, inputs: PredictorInputs) -> PerRow:
         """The solution."""
-        assert reading.support is not None
-        if self.outcomes not in (None, reading.support.size):
+        assert inputs.support is not None
+        if self.outcomes not in (None, inputs.support.size):
             raise ValueError(
-                f"expected rows of {self.outcomes} outcomes, received {reading.support.size}: the radius would stand "
-                f"for another entropy. Build OptimalTemperature.of_entropy(..., outcomes={reading.support.size})."
+                f"expected rows of {self.outcomes} outcomes, received {inputs.support.size}: the radius would stand "
+                f"for another entropy. Build OptimalTemperature.for_entropy(..., outcomes={inputs.support.size})."
             )
-        if reading.support.size > 0:
+        if inputs.support.size > 0:
             instead = "Lower rho, or raise m: rows with more outcomes, such as a larger batch of pairs."
-            check_feasible(self.rho, reading.support.size, instead=instead)
+            check_feasible(self.rho, inputs.support.size, instead=instead)
         # KL(p||U) does not change when a constant is added to a row: scores serve as well as margins, and the
         # target's identity is not needed.
         return F.optimal_tau(
-            reading.support.scores,
+            at_least_float32(inputs.support.scores),  # a solver in bfloat16 is off by 2 %
             rho=self.rho,
             tau_min=self.tau_min,
             tau_max=self.tau_max,
-            mask=reading.support.mask,
+            mask=inputs.support.mask,
             iterations=self.iterations,
         )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dro_temp._checks import check_kind
 from dro_temp._optional import optional_module
-from dro_temp.interfaces.scores import at_least_float32
+from dro_temp._tensors import at_least_float32
 
 _PREFIX = "tempnet."
 #: From the paper's names, in the order of the network, to ours.

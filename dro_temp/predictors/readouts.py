@@ -22,13 +22,8 @@ class TempNetReadout(nn.Module, ABC):
         self.last = nn.Linear(encoder.width, 1)
 
     @abstractmethod
-    def raw(self, encoder: TempNetEncoder, similarities: Features) -> PerRow:
-        """One unbounded number per row."""
-
-    @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(self, encoder: TempNetEncoder, similarities: Features) -> PerRow:
-        """As `raw`, with the hooks of a module: FSDP gathers parameters in one."""
-        return self.raw(encoder, similarities)
+        """One unbounded number per row."""
 
     @final
     def start_at(self, raw: float) -> None:
@@ -59,7 +54,7 @@ class PooledReadout(TempNetReadout):
         nn.init.ones_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def raw(self, encoder: TempNetEncoder, similarities: Features) -> PerRow:
+    def forward(self, encoder: TempNetEncoder, similarities: Features) -> PerRow:
         """The pooled sum, read out."""
         weights = (similarities / self.log_sharpness.exp()).softmax(1)
         pooled: Tensor = (weights - 1.0 / encoder.width) * encoder.pooled(similarities)
@@ -76,7 +71,7 @@ class ResidualReadout(TempNetReadout):
     Example:
         >>> import torch, dro_temp as dt
         >>> tempnet = dt.TempNet(
-        ...     dt.HiddenEncoder(8), tau_min=0.1, tau_max=1.0, tau_init=0.25, readout=dt.ResidualReadout
+        ...     dt.predictors.HiddenEncoder(8), tau_min=0.1, tau_max=1.0, tau_init=0.25, readout=dt.predictors.ResidualReadout
         ... )
         >>> tempnet(torch.randn(3, 8))
         tensor([0.2500, 0.2500, 0.2500], grad_fn=<...>)
@@ -89,11 +84,11 @@ class ResidualReadout(TempNetReadout):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def raw(self, encoder: TempNetEncoder, similarities: Features) -> PerRow:
+    def forward(self, encoder: TempNetEncoder, similarities: Features) -> PerRow:
         """The common number and the row's departure."""
         raw: PerRow = self.last(nn.functional.gelu(similarities)).squeeze(1)
         return raw
 
 
-#: What a checkpoint may name without further ado.
+#: Built-in readouts, which a checkpoint may name.
 READOUTS = (PooledReadout, ResidualReadout)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from dro_temp import functional as F
 from dro_temp._checks import check_class, check_feasible, check_kind, check_radius, check_within
 from dro_temp._typing import Features, PerRow
-from dro_temp.interfaces import Decoder, FrozenHead, Reading, TemperaturePredictor
+from dro_temp.interfaces import Decoder, FrozenHead, PredictorInputs, TemperaturePredictor
 from dro_temp.predictors.checkpoint import Pretrained
 from dro_temp.predictors.encoders import (
     HiddenEncoder,
     LogitEncoder,
     PrototypeEncoder,
-    SeveralEncoder,
     StatisticsEncoder,
+    SumEncoder,
     TempNetEncoder,
     encoder_of,
 )
@@ -29,7 +29,7 @@ from dro_temp.predictors.paper_checkpoint import reference_state
 from dro_temp.predictors.readouts import READOUTS, PooledReadout, ResidualReadout, TempNetReadout
 
 #: Built-in encoders, which a checkpoint may name.
-ENCODERS = (PrototypeEncoder, LogitEncoder, HiddenEncoder, StatisticsEncoder, SeveralEncoder)
+ENCODERS = (PrototypeEncoder, LogitEncoder, HiddenEncoder, StatisticsEncoder, SumEncoder)
 
 
 class TempNet(Pretrained, TemperaturePredictor):
@@ -129,7 +129,7 @@ class TempNet(Pretrained, TemperaturePredictor):
         Example:
             >>> import torch, dro_temp as dt
             >>> tempnet = dt.TempNet.for_logits(10, tau_min=0.1, tau_max=4.0)
-            >>> tempnet.of(dt.Rows(torch.randn(5, 10), torch.zeros(5, dtype=torch.long))).shape
+            >>> tempnet.predict(dt.Rows(torch.randn(5, 10), torch.zeros(5, dtype=torch.long))).shape
             torch.Size([5])
         """
         encoder = LogitEncoder(outcomes, width=width, dropout=dropout, centred=centred)
@@ -252,13 +252,13 @@ class TempNet(Pretrained, TemperaturePredictor):
         }
 
     @classmethod
-    def of_config(
+    def from_config(
         cls,
         config: Mapping[str, Any],
         encoders: Iterable[type[TempNetEncoder]] = (),
         readouts: Iterable[type[TempNetReadout]] = (),
     ) -> "TempNet":
-        """See `Pretrained.of_config`."""
+        """See `Pretrained.from_config`."""
         encoder = encoder_of(config["encoder"], (*ENCODERS, *encoders))
         name = config["readout"]
         instead = f"Pass your own class, from_pretrained(..., readouts=({name},)), or update dro-temp."
@@ -282,7 +282,7 @@ class TempNet(Pretrained, TemperaturePredictor):
             return super().decoder(head)
         return logit_decoder(self, self.encoder, self.readout, head)
 
-    def raw(self, reading: Reading) -> PerRow:
+    def raw(self, inputs: PredictorInputs) -> PerRow:
         """The readout, before it is squashed into the bounds."""
-        raw: PerRow = self.readout(self.encoder, self.encoder(reading))
+        raw: PerRow = self.readout(self.encoder, self.encoder(inputs))
         return raw

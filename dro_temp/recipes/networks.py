@@ -1,7 +1,7 @@
 """Robust losses over the whole data set, with temperatures predicted by a network."""
 
 from dro_temp._checks import check_count
-from dro_temp.estimators import GammaSchedule
+from dro_temp.estimators.moving_average import Schedule
 from dro_temp.interfaces import HostAdapter
 from dro_temp.losses import KLRobustLoss, QueuedLoss
 from dro_temp.objective import Objective
@@ -18,7 +18,7 @@ def tempnet(
     tau_min: float = 0.005,
     tau_max: float = 0.05,
     tau_init: float | None = None,
-    gamma: float | GammaSchedule = 0.8,
+    gamma: float | Schedule = 0.8,
 ) -> Objective:
     r"""TempNet: RGCL with $\tau_i$ predicted from the row's features by a small network for each side.
 
@@ -56,7 +56,7 @@ def tempnet_queued(
     tau_min: float = 0.005,
     tau_max: float = 0.05,
     tau_init: float | None = None,
-    gamma: float | GammaSchedule = 0.8,
+    gamma: float | Schedule = 0.8,
     queue: int = 16_384,
     replay: int = 512,
     hidden: int = 256,

@@ -6,7 +6,8 @@ Train them with `CompositionalOptimizer`, which commits that memory, and pass `i
 from collections.abc import Callable
 
 from dro_temp._checks import check_count, check_feasible_for, check_kind, check_radius
-from dro_temp.estimators import GammaSchedule, LogMovingAverage, Scent
+from dro_temp.estimators import LogMovingAverage, Scent
+from dro_temp.estimators.moving_average import Schedule
 from dro_temp.hosts import WithReference
 from dro_temp.interfaces import HostAdapter, RobustLoss
 from dro_temp.losses import EntropicRiskLoss, KLRobustLoss
@@ -29,9 +30,7 @@ def per_view(host: HostAdapter, build: Callable[[], RobustLoss]) -> dict[str, Ro
     return {view: build() for view in views_of(host)}
 
 
-def robust(
-    host: HostAdapter, rho: float, num_samples: int, gamma: float | GammaSchedule
-) -> dict[str, RobustLoss]:
+def robust(host: HostAdapter, rho: float, num_samples: int, gamma: float | Schedule) -> dict[str, RobustLoss]:
     """The KL-robust loss of each view, with a moving average of its own; raises at once for a radius too large."""
     views_of(host)
     check_radius(rho)
@@ -40,7 +39,7 @@ def robust(
 
 
 def sogclr(
-    host: HostAdapter, num_samples: int, *, tau: float = 0.07, gamma: float | GammaSchedule = 0.8
+    host: HostAdapter, num_samples: int, *, tau: float = 0.07, gamma: float | Schedule = 0.8
 ) -> Objective:
     r"""SogCLR, the global contrastive loss (GCL): $\tau \log \mathbb{E}_j\, e^{h_{ij}/\tau}$, tau constant.
 
@@ -77,7 +76,7 @@ def isogclr(
     tau_init: float | None = None,
     tau_step: float = 0.01,
     tau_clip: float = 5.0,
-    gamma: float | GammaSchedule = 0.8,
+    gamma: float | Schedule = 0.8,
 ) -> Objective:
     r"""iSogCLR, the robust global contrastive loss (RGCL): $\tau_i (\log \mathbb{E}_j\, e^{h_{ij}/\tau_i} + \rho)$.
 
@@ -121,7 +120,7 @@ def drrho(
     num_samples: int,
     *,
     tau: float = 0.01,
-    gamma: float | GammaSchedule = 0.8,
+    gamma: float | Schedule = 0.8,
 ) -> Objective:
     r"""DRRho: `sogclr` of the margins less those of a reference.
 

@@ -6,6 +6,7 @@ from dro_temp.risks.group import GroupRisk
 from dro_temp.risks.kl import KLRisk
 from dro_temp.risks.mean import MeanRisk
 from dro_temp.risks.optimistic import OptimisticRisk
+from dro_temp.risks.standalone import StandaloneRisk
 from dro_temp.risks.tilted import TiltedRisk
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "KLRisk",
     "MeanRisk",
     "OptimisticRisk",
+    "StandaloneRisk",
     "TiltedRisk",
 ]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dro_temp import distributed
 from dro_temp._typing import PerRow
-from dro_temp.interfaces import Staged
+from dro_temp.state import Staged
 
 
 class GroupAdversary(Staged):

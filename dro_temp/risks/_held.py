@@ -5,7 +5,8 @@ import torch
 from dro_temp import functional as F
 from dro_temp._checks import check_kind
 from dro_temp._typing import PerRow, Scalar
-from dro_temp.estimators import Estimator, Exact
+from dro_temp.estimators import Exact
+from dro_temp.interfaces import Estimator
 
 
 def as_estimator(estimator: Estimator | None) -> Estimator:

@@ -3,10 +3,10 @@
 from dro_temp import functional as F
 from dro_temp._checks import check_radius
 from dro_temp._typing import PerRow, RowIndex, Scalar
-from dro_temp.interfaces import SampleRisk
+from dro_temp.risks.standalone import StandaloneRisk
 
 
-class ChiSquareRisk(SampleRisk):
+class ChiSquareRisk(StandaloneRisk):
     r"""$\min_\eta\, \eta + \sqrt{1 + 2\rho} \left(\mathbb{E}_i\, (l_i - \eta)_+^2\right)^{1/2}$.
 
     That is $\max_p \mathbb{E}_p l$ over $\chi^2(p, U) = \frac{1}{2n} \sum_i (n p_i - 1)^2 \le \rho$. While no sample's

@@ -3,10 +3,10 @@
 from dro_temp import functional as F
 from dro_temp._checks import check_share
 from dro_temp._typing import PerRow, RowIndex, Scalar
-from dro_temp.interfaces import SampleRisk
+from dro_temp.risks.standalone import StandaloneRisk
 
 
-class CVaRRisk(SampleRisk):
+class CVaRRisk(StandaloneRisk):
     r"""$\min_\eta\, \eta + \frac1\alpha \mathbb{E}_i\, (l_i - \eta)_+$: the mean of the worst share alpha of samples.
 
     Exact by sorting; of the sample on the edge only the part counts that fills the share up. All other samples get no

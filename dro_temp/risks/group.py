@@ -6,11 +6,11 @@ from torch import Tensor
 from dro_temp import functional as F
 from dro_temp._checks import check_count, check_number, check_positive
 from dro_temp._typing import PerRow, RowIndex, Scalar
-from dro_temp.interfaces import SampleRisk
 from dro_temp.risks._adversary import GroupAdversary
+from dro_temp.risks.standalone import StandaloneRisk
 
 
-class GroupRisk(SampleRisk):
+class GroupRisk(StandaloneRisk):
     r"""$\max_g L_g$, the worst group's mean, by weights of groups that climb: $q_g \propto q_g e^{\eta L_g}$.
 
     In training the loss is $\sum_g q_g L_g$ with the weights after this batch; they are written when an optimizer

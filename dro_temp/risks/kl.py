@@ -5,12 +5,12 @@ import torch
 from dro_temp import functional as F
 from dro_temp._checks import check_feasible, check_kind, check_radius
 from dro_temp._typing import PerRow, RowIndex, Scalar
-from dro_temp.estimators import Estimator
-from dro_temp.interfaces import SampleRisk, TemperaturePredictor
+from dro_temp.interfaces import Estimator, TemperaturePredictor
 from dro_temp.risks._held import as_estimator, held_log_mean
+from dro_temp.risks.standalone import StandaloneRisk
 
 
-class KLRisk(SampleRisk):
+class KLRisk(StandaloneRisk):
     r"""$\max_{\mathrm{KL}(p\|U) \le \rho} \mathbb{E}_p l = \min_\tau \tau (\log \mathbb{E}_i\, e^{l_i/\tau} + \rho)$.
 
     Without a `tau` each batch gets the best one, exactly: samples then count as $p_i \propto e^{l_i/\tau}$ with

@@ -2,17 +2,17 @@
 
 from dro_temp import functional as F
 from dro_temp._typing import PerRow, RowIndex, Scalar
-from dro_temp.interfaces import SampleRisk
+from dro_temp.risks.standalone import StandaloneRisk
 
 
-class MeanRisk(SampleRisk):
+class MeanRisk(StandaloneRisk):
     r"""$\sum_i w_i l_i / \sum_i w_i$: every sample counts as it comes.
 
     The baseline of the others, and what they are where their parameter asks for nothing.
 
     Example:
         >>> import torch, dro_temp as dt
-        >>> dt.MeanRisk()(torch.tensor([1.0, 2.0, 6.0]))
+        >>> dt.risks.MeanRisk()(torch.tensor([1.0, 2.0, 6.0]))
         tensor(3.)
     """
 

@@ -3,9 +3,10 @@
 from dro_temp._checks import check_kind
 from dro_temp._typing import PerRow, RowIndex, Scalar
 from dro_temp.interfaces import SampleRisk
+from dro_temp.risks.standalone import StandaloneRisk
 
 
-class OptimisticRisk(SampleRisk):
+class OptimisticRisk(StandaloneRisk):
     r"""$-R(-l)$: the adversary of the risk R turned into an ally, for data some of which are wrong.
 
     Around `CVaRRisk(alpha)` it is the mean of the smallest share alpha of the losses, the trimmed loss; around

@@ -3,12 +3,12 @@
 from dro_temp import functional as F
 from dro_temp._checks import check_tilt
 from dro_temp._typing import PerRow, RowIndex, Scalar
-from dro_temp.estimators import Estimator
-from dro_temp.interfaces import SampleRisk
+from dro_temp.interfaces import Estimator
 from dro_temp.risks._held import as_estimator, held_log_mean
+from dro_temp.risks.standalone import StandaloneRisk
 
 
-class TiltedRisk(SampleRisk):
+class TiltedRisk(StandaloneRisk):
     r"""$\frac1t \log \mathbb{E}_i\, e^{t l_i}$: for t > 0 bad samples count more, for t < 0 less.
 
     With t > 0 it is KL-regularised DRO, $\max_p \mathbb{E}_p l - \frac1t \mathrm{KL}(p\|U)$, with the temperature

@@ -1,4 +1,4 @@
-"""The contract suite: properties that every predictor, loss, risk, host, estimator and schedule must have.
+"""The contract suite: properties that every part of a kind must have, in this library and in yours.
 
 Add one case for a class of your own, and the properties are tested for it:
 
@@ -13,30 +13,58 @@ def test_contract(case, contract):
     contract(case)
 ```
 
-Needs `hypothesis` and `pytest`: `pip install 'dro-temp[dev]'`.
+A case says what the class claims to be (`robust=`, `excludes_target=`, the rows that a host should make of a batch),
+and the contracts hold it to that. Needs pytest and Hypothesis: `pip install 'dro-temp[testing]'`.
 """
 
-from dro_temp.testing._cases import (
+from dro_temp._optional import optional_module
+
+optional_module("hypothesis", "which draws the examples of the contracts", extra="testing")
+# Assertions in the contracts then show the values that they compare, as those of a test module do.
+optional_module("pytest", "which runs the contracts", extra="testing").register_assert_rewrite(
+    *(
+        f"{__name__}.{module}"
+        for module in (
+            "_asserts",
+            "_estimators",
+            "_hosts",
+            "_losses",
+            "_networks",
+            "_penalties",
+            "_predictors",
+            "_risks",
+            "_transforms",
+        )
+    )
+)
+
+from dro_temp.testing._cases import (  # noqa: E402  # after the registration
     Case,
+    EncoderCase,
     EstimatorCase,
     GammaCase,
     HostCase,
     LossCase,
     PenaltyCase,
     PredictorCase,
+    ReadoutCase,
     RiskCase,
+    TransformCase,
 )
-from dro_temp.testing._pairing import CONTRACTS, pair
+from dro_temp.testing._contracts import CONTRACTS, pair  # noqa: E402
 
 __all__ = [
     "CONTRACTS",
     "Case",
+    "EncoderCase",
     "EstimatorCase",
     "GammaCase",
     "HostCase",
     "LossCase",
     "PenaltyCase",
     "PredictorCase",
+    "ReadoutCase",
     "RiskCase",
+    "TransformCase",
     "pair",
 ]

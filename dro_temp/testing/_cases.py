@@ -1,23 +1,28 @@
-"""What a case tells the suite about a class: how to build one, and what to feed it."""
+"""What a case tells the suite about a class: how to build one, what to feed it, and what it claims to be."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dro_temp.estimators import Estimator, GammaSchedule
+from dro_temp.estimators.moving_average import Schedule
+from dro_temp.functional import ScoreTransform
 from dro_temp.interfaces import (
+    Estimator,
     HostAdapter,
     LinearScores,
     Penalty,
+    PredictorInputs,
     RobustLoss,
     Rows,
     SampleRisk,
+    ScoreStatistics,
     Support,
     TemperaturePredictor,
 )
+from dro_temp.predictors import TempNetEncoder, TempNetReadout
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,9 @@ class Case:
     """Anything with a name, which the test report shows."""
 
     name: str
+
+
+# --- Predictors and their parts ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -55,23 +63,85 @@ class PredictorCase(Case):
 
 
 @dataclass(frozen=True)
+class EncoderCase(Case):
+    """An encoder of `TempNet` and the sizes of what it reads.
+
+    Args:
+        name: shown in the test report.
+        build: makes a fresh encoder.
+        width: width of the features.
+        outcomes: number of outcomes in the support.
+    """
+
+    build: Callable[[], TempNetEncoder]
+    width: int = 8
+    outcomes: int = 12
+
+    def inputs(self, n: int, *, seed: int = 0, scale: float = 1.0) -> PredictorInputs:
+        """Random features, sample numbers and scores of `n` rows, and the statistics of the scores."""
+        generator = torch.Generator().manual_seed(seed)
+        features = scale * torch.randn(n, self.width, generator=generator)
+        scores = scale * torch.randn(n, self.outcomes, generator=generator)
+        return PredictorInputs(
+            n,
+            features=features,
+            index=torch.arange(n),
+            support=Support(scores),
+            statistics=ScoreStatistics(scores),
+        )
+
+
+@dataclass(frozen=True)
+class ReadoutCase(Case):
+    """A readout of `TempNet`.
+
+    Args:
+        name: shown in the test report.
+        build: makes a fresh readout for an encoder; the class itself, mostly.
+    """
+
+    build: Callable[[TempNetEncoder], TempNetReadout]
+
+
+@dataclass(frozen=True)
+class TransformCase(Case):
+    """A transform of scores.
+
+    Args:
+        name: shown in the test report.
+        build: makes the transform.
+    """
+
+    build: Callable[[], ScoreTransform]
+
+
+# --- Losses, penalties and risks -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
 class LossCase(Case):
-    """A loss and how it scales.
+    """A loss, how it scales, and what it claims to be.
 
     Args:
         name: shown in the test report.
         build: makes a fresh loss.
         degree: k in F(c h, c tau) = c^k F(h, tau): 1 for the robust loss, 0 for a log-likelihood.
+        robust: True for a loss whose value is above the mean margin (in units of tau where `degree` is 0), and that
+            weighs outcomes more the higher they score; False for one of which this is not known.
+        excludes_target: True for a loss that follows `Rows.target_in_support`: the target of a pair is no outcome,
+            that of a class is one. False for one whose target always counts, as in cross-entropy.
+        margins_only: False for a loss that reads the scores themselves: a constant in all of them then matters.
         outcomes: columns of the rows that it is fed.
         num_samples: size of the data set.
-        margins_only: False for a loss that reads the scores themselves: a constant in all of them then matters.
     """
 
     build: Callable[[], RobustLoss]
     degree: int = 1
+    robust: bool = True
+    excludes_target: bool = True
+    margins_only: bool = True
     outcomes: int = 12
     num_samples: int = 50
-    margins_only: bool = True
 
     def rows(self, n: int, *, seed: int = 0, scale: float = 1.0, pairs: bool = False, **changes: Any) -> Rows:
         """Random float64 rows: classes, or pairs whose target is outside the support."""
@@ -86,36 +156,6 @@ class LossCase(Case):
         """Random temperatures between 0.5 and 1.5 times `scale`."""
         generator = torch.Generator().manual_seed(seed + 1)
         return scale * (0.5 + torch.rand(n, generator=generator, dtype=torch.float64))
-
-
-@dataclass(frozen=True)
-class HostCase(Case):
-    """A host, batches for it, and the bare model's own scores.
-
-    Args:
-        name: shown in the test report.
-        build: makes a fresh host; `build(frozen=True)` a frozen one.
-        batch: makes a batch of n as the keyword arguments of the host, with an `index`.
-        scores: the scores of each view as the bare model computes them, from (host, batch).
-    """
-
-    build: Callable[..., HostAdapter]
-    batch: Callable[[int], dict[str, Any]]
-    scores: Callable[[Any, dict[str, Any]], Mapping[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class EstimatorCase(Case):
-    """An estimator over a data set.
-
-    Args:
-        name: shown in the test report.
-        build: makes a fresh estimator.
-        num_samples: size of the data set.
-    """
-
-    build: Callable[[], Estimator]
-    num_samples: int = 50
 
 
 @dataclass(frozen=True)
@@ -146,7 +186,7 @@ class PenaltyCase(Case):
         """Random float64 unit vectors of both sides."""
         generator = torch.Generator().manual_seed(seed)
         both = torch.randn(2, n, self.width, generator=generator, dtype=torch.float64)
-        x, y = torch.nn.functional.normalize(both, dim=2)
+        x, y = nn.functional.normalize(both, dim=2)
         return x, y
 
 
@@ -178,12 +218,52 @@ class RiskCase(Case):
         generator = torch.Generator().manual_seed(seed + 1)
         return 0.5 + torch.rand(n, generator=generator, dtype=torch.float64)
 
-    def given(self, n: int, *, seed: int = 0) -> dict[str, Tensor]:
-        """What else the risk reads: `group`, or nothing."""
+    def groups(self, n: int, *, seed: int = 0) -> dict[str, Tensor]:
+        """The argument `group` of a risk that reads it; of others, nothing."""
         if self.num_groups is None:
             return {}
         generator = torch.Generator().manual_seed(seed + 2)
         return {"group": torch.randint(self.num_groups, (n,), generator=generator)}
+
+
+# --- Hosts ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HostCase(Case):
+    """A host, batches for it, and the rows that it should make of them.
+
+    The rows are the specification: scores of the bare model as a matrix, targets, weights, sample numbers, features.
+    Let batches hold what the host has to see to, such as padding, ignored labels and sample numbers in no order.
+
+    Args:
+        name: shown in the test report.
+        build: makes a fresh host; `build(frozen=True)` a frozen one.
+        batch: makes a batch of n as the keyword arguments of the host, with an `index`.
+        rows: the rows of each view that (host, batch) should give, made without the host's own `rows`: its model is
+            called by itself. Scores and features are compared in evaluation mode only, where nothing is random.
+    """
+
+    build: Callable[..., HostAdapter]
+    batch: Callable[[int], dict[str, Any]]
+    rows: Callable[[Any, dict[str, Any]], Mapping[str, Rows]]
+
+
+# --- Estimators ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EstimatorCase(Case):
+    """An estimator over a data set.
+
+    Args:
+        name: shown in the test report.
+        build: makes a fresh estimator.
+        num_samples: size of the data set, at least 10.
+    """
+
+    build: Callable[[], Estimator]
+    num_samples: int = 50
 
 
 @dataclass(frozen=True)
@@ -195,4 +275,4 @@ class GammaCase(Case):
         build: makes the schedule.
     """
 
-    build: Callable[[], GammaSchedule]
+    build: Callable[[], Schedule]

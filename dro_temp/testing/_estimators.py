@@ -1,16 +1,18 @@
-"""What every estimator of the inner mean must do."""
+"""What every estimator of the inner mean, and every schedule of its gamma, must do."""
 
-import copy
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from dro_temp.estimators import Estimator
-from dro_temp.interfaces import Staged
-from dro_temp.testing._cases import EstimatorCase
+from dro_temp.interfaces import Estimator
+from dro_temp.state import Staged
+from dro_temp.testing._asserts import assert_same, assert_unchanged, state_of
+from dro_temp.testing._cases import EstimatorCase, GammaCase
 
 
 def _propose(estimator: Estimator, index: Tensor, log_g: Tensor) -> Tensor:
+    """The estimates of rows that all count."""
     proposed = estimator.propose(index, log_g, torch.ones_like(index, dtype=torch.bool))
     return log_g if proposed is None else proposed
 
@@ -20,10 +22,26 @@ def _commit(estimator: Estimator) -> None:
         estimator.commit()
 
 
+def _after(case: EstimatorCase, *visits: tuple[list[int], list[float]]) -> Estimator:
+    """A fresh estimator that was shown these (sample numbers, log_g), one after the other, before one commit."""
+    estimator = case.build()
+    for index, log_g in visits:
+        _propose(estimator, torch.tensor(index), torch.tensor(log_g))
+    _commit(estimator)
+    return estimator
+
+
+def _assert_same_memory(actual: Estimator, expected: Estimator, what: str, *, atol: float = 0.0) -> None:
+    assert_same(dict(actual.state_dict()), dict(expected.state_dict()), what, atol=atol)
+
+
+# --- Estimates -----------------------------------------------------------------------------------------------
+
+
 def takes_the_first_visit_whole(case: EstimatorCase) -> None:
     """Before anything was seen, the estimate is the minibatch's own value, not a damped one."""
     index, log_g = torch.tensor([0, 3, 7]), torch.tensor([-5.0, 0.0, 200.0])
-    torch.testing.assert_close(_propose(case.build(), index, log_g), log_g)
+    assert_same(_propose(case.build(), index, log_g), log_g, "first estimates", rtol=1.3e-6, atol=1e-5)
 
 
 def settles_on_a_constant(case: EstimatorCase) -> None:
@@ -35,79 +53,180 @@ def settles_on_a_constant(case: EstimatorCase) -> None:
         for _ in range(60):
             estimate = _propose(estimator, index, log_g)
             _commit(estimator)
-    torch.testing.assert_close(estimate, log_g, rtol=1e-5, atol=1e-5)
+    assert_same(estimate, log_g, "estimates after 60 visits of one value", rtol=1e-5, atol=1e-5)
+
+
+def moves_towards_what_it_sees(case: EstimatorCase) -> None:
+    """A second visit's estimate lies between what was held and what is seen."""
+    held, seen = torch.tensor([0.0, 1.0, -2.0]), torch.tensor([2.0, -1.0, -2.0])
+    estimate = _propose(_after(case, ([1, 4, 6], held.tolist())), torch.tensor([1, 4, 6]), seen)
+    lower, upper = torch.minimum(held, seen) - 1e-5, torch.maximum(held, seen) + 1e-5
+    between = bool(((estimate >= lower) & (estimate <= upper)).all())
+    assert between, f"expected estimates between {held}, held, and {seen}, seen, received {estimate}"
+
+
+def keeps_samples_apart(case: EstimatorCase) -> None:
+    """A sample's estimate is what it would be if no other had been seen, whatever its place in the batch."""
+    together = _after(case, ([3, 7, 0], [-1.0, 0.0, 2.0]))
+    for sample, first in ((0, 2.0), (3, -1.0), (7, 0.0)):
+        alone = _after(case, ([sample], [first]))
+        index, log_g = torch.tensor([7, 0, 3]), torch.tensor([0.5, 0.5, 0.5])
+        estimate = _propose(together.eval(), index, log_g)[index == sample]
+        expected = _propose(alone.eval(), torch.tensor([sample]), log_g[:1])
+        assert_same(
+            estimate, expected, f"estimate of sample {sample} beside others, and alone", rtol=1e-6, atol=1e-6
+        )
+
+
+def declares_what_is_row_by_row(case: EstimatorCase) -> None:
+    """With `row_by_row`, an estimate depends on its own row alone, also among rows of one sample."""
+    estimator = case.build()
+    if not estimator.row_by_row:
+        return
+    index, log_g = torch.tensor([4, 4, 9]), torch.tensor([1.0, -2.0, 0.0])
+    together = _propose(estimator, index, log_g)
+    for i in range(3):
+        one = slice(i, i + 1)
+        alone = _propose(case.build(), index[one], log_g[one])
+        assert_same(
+            alone, together[one], f"row_by_row=True: estimate of row {i}, alone and among others", rtol=1e-6
+        )
+
+
+def counts_the_population(case: EstimatorCase) -> None:
+    """The mean that is estimated runs over no fewer outcomes than the batch shows."""
+    for support in (1, 10, 10**6):
+        population = case.build().population(support)
+        assert isinstance(population, int)
+        assert population >= support, f"expected at least {support} outcomes, received {population}"
+
+
+# --- Duplicates, accumulation, rows that do not count --------------------------------------------------------
+
+
+def treats_duplicates_alike(case: EstimatorCase) -> None:
+    """One sample several times in a batch: one result, whatever the order."""
+    index, log_g = [4, 9, 4, 4], [1.0, 2.0, 3.0, -0.5]
+    expected = _after(case, (index, log_g))
+    for order in ([3, 2, 1, 0], [2, 0, 3, 1]):
+        other = _after(case, ([index[i] for i in order], [log_g[i] for i in order]))
+        _assert_same_memory(other, expected, f"memory of rows in the order {order}")
+
+
+def counts_a_duplicate_once(case: EstimatorCase) -> None:
+    """A sample that is seen twice before a commit is seen once, at the mean of both; in one forward or in two."""
+    mean = torch.tensor([1.0, 3.0]).exp().mean().log().item()
+    expected = _after(case, ([4, 9], [mean, 2.0]))
+    one_batch = _after(case, ([4, 9, 4], [1.0, 2.0, 3.0]))
+    _assert_same_memory(
+        one_batch, expected, "memory of a sample twice in a batch, and once at the mean", atol=1e-5
+    )
+    two_batches = _after(case, ([4, 9], [1.0, 2.0]), ([4], [3.0]))
+    _assert_same_memory(
+        two_batches, expected, "memory of a sample in two forwards before one commit", atol=1e-5
+    )
+
+
+def leaves_invalid_rows_out(case: EstimatorCase) -> None:
+    """Rows that do not count leave no trace, even as duplicates of rows that do."""
+    with_junk = case.build()
+    valid = torch.tensor([True, True, False])
+    with_junk.propose(torch.tensor([1, 2, 2]), torch.tensor([1.0, 2.0, 50.0]), valid)
+    _commit(with_junk)
+    _assert_same_memory(
+        with_junk, _after(case, ([1, 2], [1.0, 2.0])), "memory with a row that does not count"
+    )
+
+
+# --- Memory --------------------------------------------------------------------------------------------------
 
 
 def keeps_no_gradient(case: EstimatorCase) -> None:
     """What is held carries no gradient."""
     log_g = torch.zeros(3, requires_grad=True)
     proposed = case.build().propose(torch.arange(3), log_g, torch.ones(3, dtype=torch.bool))
-    assert proposed is None or not proposed.requires_grad
-
-
-def treats_duplicates_alike(case: EstimatorCase) -> None:
-    """One sample several times in a batch: one result, whatever the order."""
-    index, log_g = torch.tensor([4, 9, 4, 4]), torch.tensor([1.0, 2.0, 3.0, -0.5])
-    results = []
-    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
-        estimator = case.build()
-        _propose(estimator, index[order], log_g[order])
-        _commit(estimator)
-        results.append({name: value.clone() for name, value in estimator.state_dict().items()})
-    for other in results[1:]:
-        for name, value in results[0].items():
-            assert torch.equal(value, other[name]), name
-
-
-def leaves_invalid_rows_out(case: EstimatorCase) -> None:
-    """Rows that do not count leave no trace, even as duplicates of rows that do."""
-    index, log_g = torch.tensor([1, 2, 2]), torch.tensor([1.0, 2.0, 50.0])
-    with_junk, without = case.build(), case.build()
-    with_junk.propose(index, log_g, torch.tensor([True, True, False]))
-    _propose(without, index[:2], log_g[:2])
-    for estimator in (with_junk, without):
-        _commit(estimator)
-    for name, value in without.state_dict().items():
-        assert torch.equal(value, with_junk.state_dict()[name]), name
+    assert proposed is None or not proposed.requires_grad, "expected estimates without gradient"
 
 
 def writes_only_on_commit(case: EstimatorCase) -> None:
     """Forward reads, step writes; a discarded proposal never happened."""
-    estimator = case.build()
-    index = torch.arange(4)
-    _propose(estimator, index, torch.ones(4))
-    _commit(estimator)
-    before = copy.deepcopy(estimator.state_dict())
-    _propose(estimator, index, torch.full((4,), 9.0))
+    estimator = _after(case, ([0, 1, 2, 3], [1.0] * 4))
+    before, index, log_g = state_of(estimator), torch.arange(4), torch.full((4,), 9.0)
+    _propose(estimator, index, log_g)
+    assert_unchanged(estimator, before, "expected a proposal to write nothing before its commit")
     if isinstance(estimator, Staged):
-        assert estimator.pending
+        assert estimator.pending, "expected a proposal in training mode to be staged"
         estimator.discard()
-        assert not estimator.pending
+        assert not estimator.pending, "expected nothing pending after discard()"
     with torch.no_grad():
-        _propose(estimator, index, torch.full((4,), 9.0))
-    _propose(estimator.eval(), index, torch.full((4,), 9.0))
-    assert not (isinstance(estimator, Staged) and estimator.pending)
-    for name, value in estimator.state_dict().items():
-        assert torch.equal(value, before[name]), name
+        _propose(estimator, index, log_g)
+    _propose(estimator.eval(), index, log_g)
+    pending = isinstance(estimator, Staged) and estimator.pending
+    assert not pending, "expected nothing to be staged without gradients, or in eval mode"
+    assert_unchanged(
+        estimator, before, "expected a proposal that was discarded, or not staged, to write nothing"
+    )
+
+
+def survives_saving(case: EstimatorCase) -> None:
+    """A state dict carries everything that estimates depend on."""
+    estimator, loaded = _after(case, ([1, 2], [1.0, -2.0])), case.build()
+    loaded.load_state_dict(estimator.state_dict())
+    index, log_g = torch.tensor([1, 2, 3]), torch.zeros(3)
+    expected = _propose(estimator.eval(), index, log_g)
+    assert_same(_propose(loaded.eval(), index, log_g), expected, "estimates after load_state_dict")
 
 
 def never_rounds_its_memory(case: EstimatorCase) -> None:
     """`model.bfloat16()` leaves the memory in float32."""
-    estimator = case.build()
-    _propose(estimator, torch.tensor([0]), torch.tensor([100.3]))
-    _commit(estimator)
-    before = copy.deepcopy(estimator.state_dict())
-    estimator.bfloat16()
-    for name, value in estimator.state_dict().items():
-        assert torch.equal(value, before[name]), name
+    estimator = _after(case, ([0], [100.3]))
+    before = state_of(estimator)
+    assert_unchanged(estimator.bfloat16(), before, "expected memory that bfloat16() does not round")
 
 
 CONTRACTS = (
     takes_the_first_visit_whole,
     settles_on_a_constant,
-    keeps_no_gradient,
+    moves_towards_what_it_sees,
+    keeps_samples_apart,
+    declares_what_is_row_by_row,
+    counts_the_population,
     treats_duplicates_alike,
+    counts_a_duplicate_once,
     leaves_invalid_rows_out,
+    keeps_no_gradient,
     writes_only_on_commit,
+    survives_saving,
     never_rounds_its_memory,
 )
+
+
+# --- Schedules of gamma --------------------------------------------------------------------------------------
+
+
+def stays_in_range(case: GammaCase) -> None:
+    """0 < gamma <= 1 at every step."""
+    schedule = case.build()
+    for steps in (0, 1, 7, 1000, 10**9):
+        gamma = float(schedule(torch.tensor(steps)))
+        assert 0.0 < gamma <= 1.0, f"expected gamma in (0, 1] after {steps} steps, received {gamma}"
+
+
+def never_rises(case: GammaCase) -> None:
+    """Memory grows longer with time, never shorter."""
+    schedule = case.build()
+    values = [float(schedule(torch.tensor(steps))) for steps in range(0, 2000, 7)]
+    rising = [(a, b) for a, b in pairwise(values) if b > a + 1e-12]
+    assert not rising, f"expected gamma never to rise, received {rising[0]} seven steps apart"
+
+
+def is_a_function_of_steps(case: GammaCase) -> None:
+    """The same step gives the same gamma, whatever was asked before: resuming is exact."""
+    schedule = case.build()
+    first = float(schedule(torch.tensor(13)))
+    schedule(torch.tensor(900))
+    again = float(schedule(torch.tensor(13)))
+    assert again == first, f"expected gamma {first} after 13 steps, as before, received {again}"
+
+
+GAMMA_CONTRACTS = (stays_in_range, never_rises, is_a_function_of_steps)

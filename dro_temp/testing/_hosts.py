@@ -1,63 +1,148 @@
 """What every host adapter must do."""
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor, nn
 
 from dro_temp.interfaces import Rows
+from dro_temp.losses import InfoNCELoss
+from dro_temp.objective import Objective
+from dro_temp.predictors import LearnableTemperature
+from dro_temp.testing._asserts import assert_same, assert_unchanged, state_of
 from dro_temp.testing._cases import HostCase
+
+# --- Rows ----------------------------------------------------------------------------------------------------
 
 
 def makes_rows_of_every_view(case: HostCase) -> None:
-    """The declared views, in order, with shapes that belong together and targets in range."""
+    """The declared views, in order, as rows whose targets, weights and distributions are valid."""
     host = case.build()
     for n in (1, 2, 5):
         rows = host(**case.batch(n))
-        assert tuple(rows) == host.views
+        assert tuple(rows) == host.views, f"expected views {host.views}, received {tuple(rows)}"
         for view, r in rows.items():
-            assert isinstance(r, Rows), view
-            assert bool(((r.target >= 0) & (r.target < r.scores.shape[1])).all()), view
-            assert r.index is not None, view
+            assert isinstance(r, Rows), f"expected Rows of view {view!r}, received {type(r).__name__}"
+            r.check_values()
             assert r.dense_scores.shape == r.scores.shape
 
 
-def scores_as_the_bare_model_does(case: HostCase) -> None:
-    """The scores are the model's own."""
+def makes_the_expected_rows(case: HostCase) -> None:
+    """Targets, weights, sample numbers and supports are the case's; scores and features too, in evaluation mode."""
+    for training in (True, False):
+        host, batch = case.build().train(training), case.batch(5)
+        made, expected = host(**batch), case.rows(host, batch)
+        assert set(made) == set(expected)
+        for view, rows in made.items():
+            name = f"view {view!r}, training={training}"
+            _assert_same_labels(name, rows, expected[view])
+            if not training:
+                _assert_same_numbers(name, rows, expected[view])
+
+
+def _assert_same_labels(name: str, rows: Rows, expected: Rows) -> None:
+    weight, wanted = (torch.ones(len(r)) if r.weight is None else r.weight.float() for r in (rows, expected))
+    assert_same(weight, wanted, f"weights of {name}", rtol=1e-6)
+    counts = expected.weighs
+    assert_same(rows.target[counts].long(), expected.target[counts].long(), f"targets of {name}")
+    assert rows.target_in_support == expected.target_in_support, f"target_in_support of {name}"
+    _assert_same_or_none(f"sample numbers of {name}", _of(counts, rows.index), _of(counts, expected.index))
+    distributions = (_of(counts, r.target_distribution) for r in (rows, expected))
+    _assert_same_or_none(f"target distributions of {name}", *distributions)
+
+
+def _assert_same_numbers(name: str, rows: Rows, expected: Rows) -> None:
+    counts = expected.weighs
+    scores, wanted = (r.dense_scores[counts].detach() for r in (rows, expected))
+    assert_same(scores, wanted, f"scores of {name}, and the model's own", rtol=1e-5, atol=1e-5)
+    features = (_of(counts, r.features) for r in (rows, expected))
+    _assert_same_or_none(f"features of {name}", *features)
+
+
+def _of(rows: Tensor, x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach()[rows]
+
+
+def _assert_same_or_none(what: str, actual: Tensor | None, expected: Tensor | None) -> None:
+    assert (actual is None) == (expected is None), f"{what}: expected {expected}, received {actual}"
+    if actual is not None and expected is not None:
+        assert_same(actual.to(expected.dtype), expected, what, rtol=1e-5, atol=1e-5)
+
+
+def mirrors_as_declared(case: HostCase) -> None:
+    """Two views that are `mirrored` are one square matrix read by rows and by columns, targets on its diagonal."""
     host = case.build().eval()
-    batch = case.batch(4)
-    expected = case.scores(host, batch)
-    for view, rows in host(**batch).items():
-        torch.testing.assert_close(rows.dense_scores, expected[view].float(), rtol=1e-5, atol=1e-5)
+    if host.mirrored is None:
+        return
+    rows = host(**case.batch(5))
+    first, second = (rows[view] for view in host.mirrored)
+    if first.scores.shape[1] != len(first):
+        return  # further columns, such as hard negatives
+    what = f"scores of view {host.mirrored[1]!r}, and those of {host.mirrored[0]!r} transposed"
+    assert_same(second.dense_scores, first.dense_scores.T, what, rtol=1e-5, atol=1e-6)
+    for r in (first, second):
+        assert_same(r.target, torch.arange(len(r)), "targets of mirrored views, and the diagonal")
+
+
+# --- Gradients -----------------------------------------------------------------------------------------------
 
 
 def trains_the_model(case: HostCase) -> None:
-    """Scores carry gradient to every weight that is to be trained, and there are some."""
-    host = case.build()
-    sum((rows.margins.square().sum() for rows in host(**case.batch(4)).values()), torch.zeros(())).backward()
-    trained = {name: p for name, p in host.named_parameters() if p.requires_grad}
-    assert trained
-    for name, parameter in trained.items():
-        assert parameter.grad is not None, name
+    """Every weight that is to be trained gets the gradient that the bare model's scores give it, and there are some."""
+    host, batch = case.build().eval(), case.batch(4)
+    gradients = _gradients(host, host(**batch))
+    assert gradients, "expected weights to train, received none"
+    for name, gradient in gradients.items():
+        assert gradient is not None, f"expected a gradient of {name}, received none"
+    what = "gradients from the host's scores, and from the model's own"
+    assert_same(gradients, _gradients(host, case.rows(host, batch)), what, rtol=1e-4, atol=1e-5)
+
+
+def _gradients(host: nn.Module, rows: Mapping[str, Rows]) -> dict[str, Tensor | None]:
+    """Gradients of a sum of all scores, each with a random factor of its own."""
+    host.zero_grad()
+    generator, total = torch.Generator().manual_seed(0), torch.zeros(())
+    for r in rows.values():
+        scores = r.dense_scores[r.weighs]
+        total = total + (scores * torch.randn(scores.shape, generator=generator)).sum()
+    total.backward()  # type: ignore[no-untyped-call]
+    return {name: p.grad for name, p in host.named_parameters() if p.requires_grad}
 
 
 def leaves_frozen_weights_alone(case: HostCase) -> None:
-    """A frozen host has no gradient, and stays in eval mode when the objective trains."""
-    host = case.build(frozen=True).train()
-    assert not any(module.training for module in host.modules())
-    for rows in host(**case.batch(4)).values():
-        assert not rows.dense_scores.requires_grad
+    """A frozen host stays in eval mode, and a step of its objective neither writes to it nor gives it a gradient."""
+    host = case.build(frozen=True)
+    before = state_of(host)
+    predictor = LearnableTemperature(0.5, tau_min=0.01, tau_max=1.0)
+    objective = Objective(host, predictor, InfoNCELoss()).train()
+    training = [type(module).__name__ for module in host.modules() if module.training]
+    assert not training, f"expected a frozen host in eval mode, received {training} in training mode"
+    for view, rows in host(**case.batch(4)).items():
+        assert not rows.dense_scores.requires_grad, f"expected scores of view {view!r} without gradient"
+        assert rows.features is None or not rows.features.requires_grad
+    objective(**case.batch(4)).loss.backward()
+    trained = [name for name, parameter in host.named_parameters() if parameter.grad is not None]
+    assert not trained, f"expected no gradient of frozen weights, received one of {trained}"
+    assert_unchanged(host, before, "expected a frozen host to stay as it was")
 
 
-def drops_nothing_of_the_index(case: HostCase) -> None:
-    """Every row carries the number of its sample."""
-    batch = case.batch(4)
-    for rows in case.build()(**batch).values():
-        assert rows.index is not None
-        assert set(rows.index.tolist()) <= set(batch["index"].tolist())
+def leaves_a_frozen_part_alone(case: HostCase) -> None:
+    """In training mode, a weight that its owner froze stays frozen, and all others get a gradient."""
+    host = case.build()
+    trained = {name: p for name, p in host.named_parameters() if p.requires_grad}
+    frozen = next(iter(trained))
+    trained.pop(frozen).requires_grad_(False)
+    gradients = _gradients(host, host(**case.batch(4))) if trained else {}
+    assert gradients.keys() == trained.keys(), f"expected {frozen} to stay frozen, and no other weight"
+    for name, gradient in gradients.items():
+        assert gradient is not None, f"expected a gradient of {name} while {frozen} is frozen, received none"
 
 
 CONTRACTS = (
     makes_rows_of_every_view,
-    scores_as_the_bare_model_does,
+    makes_the_expected_rows,
+    mirrors_as_declared,
     trains_the_model,
     leaves_frozen_weights_alone,
-    drops_nothing_of_the_index,
+    leaves_a_frozen_part_alone,
 )

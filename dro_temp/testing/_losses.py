@@ -1,17 +1,18 @@
 """What every loss on rows must do."""
 
-import copy
-
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from dro_temp.interfaces import Rows, staged_modules
+from dro_temp.interfaces import Rows
+from dro_temp.state import staged_modules
+from dro_temp.testing._asserts import assert_same, assert_unchanged, few_examples, state_of
 from dro_temp.testing._cases import LossCase
 
-_some = settings(max_examples=20, deadline=None)
 _KINDS = (False, True)  # classes, pairs
+
+# --- Values --------------------------------------------------------------------------------------------------
 
 
 def gives_one_value_per_row(case: LossCase) -> None:
@@ -26,21 +27,85 @@ def gives_one_value_per_row(case: LossCase) -> None:
     assert case.build()(low, case.tau(4).bfloat16()).dtype == torch.float32
 
 
+def works_row_by_row(case: LossCase) -> None:
+    """A row's value, and its gradient, do not depend on the other rows of the batch."""
+    for pairs in _KINDS:
+        rows, tau = case.rows(5, pairs=pairs), case.tau(5)
+        scores = rows.dense_scores.clone().requires_grad_()
+        values = case.build()(case.rows(5, pairs=pairs, scores=scores), tau)
+        for i in range(5):
+            one = slice(i, i + 1)
+            alone = case.build()(rows.select(one), tau[one])
+            what = f"value of row {i} of 5, and by itself (pairs={pairs})"
+            assert_same(values[one].detach(), alone, what, rtol=1e-9, atol=1e-12)
+        (gradient,) = torch.autograd.grad(values[1], scores)
+        gradient[1] = 0.0
+        assert not gradient.any(), (
+            "expected the value of row 1 to have no gradient to the scores of other rows"
+        )
+
+
+def knows_whether_the_target_is_an_outcome(case: LossCase) -> None:
+    """The target of a class is an outcome, that of a pair is none; or, where the case says so, it always counts.
+
+    As an outcome, a target has margin zero. So a pair with a copy of its target among the columns has the outcomes of a
+    class.
+    """
+    classes, tau = case.rows(5), case.tau(5)
+    scores = classes.dense_scores
+    if case.excludes_target:
+        scores = torch.cat([scores, scores.gather(1, classes.target[:, None])], 1)
+    pairs = case.rows(5, pairs=True, scores=scores)
+    beside = "with a copy of the target beside them" if case.excludes_target else "of the same scores"
+    what = f"excludes_target={case.excludes_target}: values of pairs {beside}, and of classes"
+    assert_same(case.build()(pairs, tau), case.build()(classes, tau), what, rtol=1e-9, atol=1e-9)
+
+
+def takes_the_worst_case(case: LossCase) -> None:
+    """A robust value is above the mean margin, and outcomes weigh more the higher they score."""
+    if not case.robust:
+        return
+
+    @few_examples
+    @given(st.integers(0, 999), st.booleans())
+    def check(seed: int, pairs: bool) -> None:
+        rows, tau = case.rows(5, seed=seed, pairs=pairs), case.tau(5, seed=seed)
+        scores = rows.dense_scores.clone().requires_grad_()
+        values = case.build()(case.rows(5, seed=seed, pairs=pairs, scores=scores), tau)
+        mean = (rows.margins.sum(1) / rows.support_size) * tau ** (case.degree - 1)
+        assert bool((values > mean).all()), (
+            f"robust=True: expected values above the mean margins {mean}, received {values.detach()}"
+        )
+        (weights,) = torch.autograd.grad(values.sum(), scores)
+        # Every column but the target's, from the lowest score to the highest.
+        order = rows.dense_scores.scatter(1, rows.target[:, None], -torch.inf).argsort(1)[:, 1:]
+        ordered = weights.gather(1, order)
+        rises = (ordered.diff() >= -1e-12).all() and (ordered[:, -1] > ordered[:, 0]).all()
+        assert bool(rises & (ordered >= -1e-12).all()), (
+            "robust=True: expected outcomes to weigh more the higher they score, received, from the lowest score to "
+            f"the highest, {ordered}"
+        )
+
+    check()
+
+
 def ignores_a_constant_in_scores(case: LossCase) -> None:
     """F(s + c) = F(s): only margins matter; or, where the case says so, they are not all that does."""
     if not case.margins_only:
         rows, tau = case.rows(5), case.tau(5)
         moved = case.rows(5, scores=rows.dense_scores + 1.0)
-        assert not torch.allclose(case.build()(moved, tau), case.build()(rows, tau))
+        same = torch.allclose(case.build()(moved, tau), case.build()(rows, tau))
+        assert not same, "margins_only=False: expected other values of scores + 1, received the same"
         return
 
-    @_some
+    @few_examples
     @given(st.integers(0, 999), st.floats(-100, 100), st.booleans())
     def check(seed: int, shift: float, pairs: bool) -> None:
         rows = case.rows(5, seed=seed, pairs=pairs)
         moved = case.rows(5, seed=seed, pairs=pairs, scores=rows.dense_scores + shift)
         tau = case.tau(5, seed=seed)
-        torch.testing.assert_close(case.build()(moved, tau), case.build()(rows, tau), rtol=1e-9, atol=1e-9)
+        what = f"values of scores + {shift}, and of the scores"
+        assert_same(case.build()(moved, tau), case.build()(rows, tau), what, rtol=1e-9, atol=1e-9)
 
     check()
 
@@ -48,14 +113,15 @@ def ignores_a_constant_in_scores(case: LossCase) -> None:
 def scales_as_declared(case: LossCase) -> None:
     """F(c h, c tau) = c^k F(h, tau), k the case's degree."""
 
-    @_some
+    @few_examples
     @given(st.integers(0, 999), st.floats(0.01, 100), st.booleans())
     def check(seed: int, c: float, pairs: bool) -> None:
         rows = case.rows(5, seed=seed, pairs=pairs)
         scaled = case.rows(5, seed=seed, pairs=pairs, scores=c * rows.dense_scores)
         tau = case.tau(5, seed=seed)
         expected = c**case.degree * case.build()(rows, tau)
-        torch.testing.assert_close(case.build()(scaled, c * tau), expected, rtol=1e-9, atol=1e-9)
+        what = f"degree={case.degree}: values of {c} times scores and tau, and {c}^{case.degree} times the values"
+        assert_same(case.build()(scaled, c * tau), expected, what, rtol=1e-9, atol=1e-9)
 
     check()
 
@@ -63,7 +129,7 @@ def scales_as_declared(case: LossCase) -> None:
 def follows_a_permutation(case: LossCase) -> None:
     """The order of rows, and of outcomes, does not matter."""
 
-    @_some
+    @few_examples
     @given(st.integers(0, 999), st.booleans())
     def check(seed: int, pairs: bool) -> None:
         rows, tau = case.rows(6, seed=seed, pairs=pairs), case.tau(6, seed=seed)
@@ -77,31 +143,52 @@ def follows_a_permutation(case: LossCase) -> None:
             index=rows.index[order],
             target_in_support=not pairs,
         )
-        torch.testing.assert_close(case.build()(shuffled, tau[order]), values[order], rtol=1e-9, atol=1e-12)
+        what = "values of rows and outcomes in another order"
+        assert_same(case.build()(shuffled, tau[order]), values[order], what, rtol=1e-9, atol=1e-12)
 
     check()
 
 
+def follows_a_target_distribution(case: LossCase) -> None:
+    """All probability on the target is a label; some of it on others is another value, or a ValueError."""
+    rows, tau = case.rows(5), case.tau(5)
+    values = case.build()(rows, tau)
+    certain = nn.functional.one_hot(rows.target, case.outcomes).double()
+    try:
+        hard = case.build()(case.rows(5, target_distribution=certain), tau)
+        smoothed = case.build()(case.rows(5, target_distribution=0.7 * certain + 0.3 / case.outcomes), tau)
+    except ValueError:
+        return
+    assert_same(
+        hard, values, "values of all probability on the target, and of the target", rtol=1e-9, atol=1e-9
+    )
+    different = ~torch.isclose(smoothed, values)
+    assert bool(different.all()), (
+        "expected the target distribution to count, received the values of the targets"
+    )
+
+
+# --- Rows that do not count, extreme numbers, gradients ------------------------------------------------------
+
+
 def leaves_masked_rows_inert(case: LossCase) -> None:
-    """A row of weight zero has value and gradient zero, whatever it holds, and changes no other row."""
-    clean, tau = case.rows(4), case.tau(4)
+    """A row of weight zero has value and gradient zero, whatever it holds; other weights are left to the reduction."""
+    clean, tau, keep = case.rows(4), case.tau(4), torch.tensor([0, 1, 3])
+    reference = case.build()(clean, tau)
     for junk in (float("nan"), float("inf"), 1e30):
         scores = clean.dense_scores.clone()
         scores[2] = junk
         scores.requires_grad_()
         temperatures = tau.clone().requires_grad_()
-        weight = torch.tensor([1.0, 1.0, 0.0, 1.0])
-        loss = case.build()
-        values = loss(case.rows(4, scores=scores, weight=weight), temperatures)
+        weight = torch.tensor([1.0, 2.0, 0.0, 1.0])
+        values = case.build()(case.rows(4, scores=scores, weight=weight), temperatures)
         values.sum().backward()
-        reference = case.build()(clean, tau)
-        keep = torch.tensor([0, 1, 3])
-        torch.testing.assert_close(values[keep].detach(), reference[keep])
+        what = f"values of rows of weight 1, 2 and 1 beside one of weight 0 that holds {junk}"
+        assert_same(values[keep].detach(), reference[keep], what, rtol=1e-7, atol=1e-7)
         assert scores.grad is not None
         assert temperatures.grad is not None
-        assert values[2] == 0
-        assert bool((scores.grad[2] == 0).all())
-        assert temperatures.grad[2] == 0
+        inert = values[2] == 0 and temperatures.grad[2] == 0 and not scores.grad[2].any()
+        assert inert, f"expected value and gradient 0 of a row of weight 0 that holds {junk}"
         assert bool(scores.grad.isfinite().all())
     all_masked = case.build()(case.rows(4, weight=torch.zeros(4)), tau)
     assert bool((all_masked == 0).all())
@@ -110,17 +197,22 @@ def leaves_masked_rows_inert(case: LossCase) -> None:
 def survives_extreme_scores(case: LossCase) -> None:
     """Scores of +-1e4 at temperatures down to 0.005 give finite values and gradients in float32."""
 
-    @_some
+    @few_examples
     @given(st.integers(0, 999), st.sampled_from([0.005, 0.05, 1.0, 5.0]), st.booleans())
     def check(seed: int, tau: float, pairs: bool) -> None:
         signs = case.rows(4, seed=seed).dense_scores.sign().float()
         scores = (1e4 * signs).requires_grad_()
         temperatures = torch.full((4,), tau, requires_grad=True)
-        case.build()(case.rows(4, seed=seed, pairs=pairs, scores=scores), temperatures).sum().backward()
+        values = case.build()(case.rows(4, seed=seed, pairs=pairs, scores=scores), temperatures)
+        values.sum().backward()
         assert scores.grad is not None
         assert temperatures.grad is not None
-        assert bool(scores.grad.isfinite().all())
-        assert bool(temperatures.grad.isfinite().all())
+        for name, x in (
+            ("values", values),
+            ("scores' gradient", scores.grad),
+            ("tau's gradient", temperatures.grad),
+        ):
+            assert bool(x.isfinite().all()), f"expected finite {name}, received {x}"
 
     check()
 
@@ -128,44 +220,29 @@ def survives_extreme_scores(case: LossCase) -> None:
 def has_the_right_gradient_at_first_sight(case: LossCase) -> None:
     """On rows never seen before, the gradient is that of the value: checked by finite differences in float64."""
     for pairs in _KINDS:
-        rows, tau = case.rows(3, pairs=pairs), case.tau(3)
+        scores = case.rows(2, pairs=pairs).dense_scores.clone().requires_grad_()
+        tau = case.tau(2).requires_grad_()
 
         def value(scores: Tensor, tau: Tensor, pairs: bool = pairs) -> Tensor:
-            values: Tensor = case.build()(case.rows(3, pairs=pairs, scores=scores), tau)
+            values: Tensor = case.build()(case.rows(2, pairs=pairs, scores=scores), tau)
             return values
 
-        scores = rows.dense_scores.clone().requires_grad_()
-        temperatures = tau.clone().requires_grad_()
-        grads = torch.autograd.grad(value(scores, temperatures).sum(), (scores, temperatures))
-        step = 1e-6
-        for x, grad in zip((scores, temperatures), grads, strict=True):
-            flat = x.detach().reshape(-1)
-            for k in range(flat.numel()):
-                shifted = []
-                for sign in (1, -1):
-                    moved = flat.clone()
-                    moved[k] += sign * step
-                    inputs = (
-                        (moved.view_as(x), temperatures.detach()) if x is scores else (scores.detach(), moved)
-                    )
-                    shifted.append(value(*inputs).sum())
-                slope = (shifted[0] - shifted[1]) / (2 * step)
-                torch.testing.assert_close(grad.reshape(-1)[k], slope, rtol=1e-6, atol=1e-7)
+        assert torch.autograd.gradcheck(value, (scores, tau), rtol=1e-6, atol=1e-7)
+
+
+# --- State ---------------------------------------------------------------------------------------------------
 
 
 def forward_writes_nothing(case: LossCase) -> None:
     """Forward, repeated, with and without gradients, in training and eval: the state stays as it was."""
     loss = case.build()
     rows, tau = case.rows(4), case.tau(4)
-    before = copy.deepcopy(loss.state_dict())
-    first = loss(rows, tau)
-    second = loss(rows, tau)
+    before = state_of(loss)
+    assert_same(loss(rows, tau), loss(rows, tau), "a second forward, and the first")
     with torch.no_grad():
         loss(rows, tau)
     loss.eval()(rows, tau)
-    assert torch.equal(first, second)
-    for name, value in loss.state_dict().items():
-        assert torch.equal(value, before[name]), name
+    assert_unchanged(loss, before, "expected a forward to write nothing")
 
 
 def survives_saving(case: LossCase) -> None:
@@ -178,14 +255,18 @@ def survives_saving(case: LossCase) -> None:
     loaded = case.build()
     loaded.load_state_dict(loss.state_dict())
     rows, tau = case.rows(6, seed=9), case.tau(6)
-    assert torch.equal(loaded(rows, tau), loss(rows, tau))
+    assert_same(loaded(rows, tau), loss(rows, tau), "after load_state_dict")
 
 
 CONTRACTS = (
     gives_one_value_per_row,
+    works_row_by_row,
+    knows_whether_the_target_is_an_outcome,
+    takes_the_worst_case,
     ignores_a_constant_in_scores,
     scales_as_declared,
     follows_a_permutation,
+    follows_a_target_distribution,
     leaves_masked_rows_inert,
     survives_extreme_scores,
     has_the_right_gradient_at_first_sight,

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from dro_temp.testing._asserts import assert_same, assert_unchanged, state_of
 from dro_temp.testing._cases import PenaltyCase
 
 
 def gives_one_number(case: PenaltyCase) -> None:
-    """A finite scalar, float32 or better; for one pair, and several."""
+    """A finite scalar, float32 or better, under a name; for one pair, and several."""
+    assert isinstance(case.build().name, str)
     for n in (1, 2, 5):
         x, y = case.vectors(n)
         value = case.build()(case.rows(x, y))
@@ -22,9 +24,8 @@ def does_not_depend_on_the_order_of_pairs(case: PenaltyCase) -> None:
     """Shuffling the batch changes nothing."""
     x, y = case.vectors(6)
     order = torch.randperm(6, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(
-        case.build()(case.rows(x[order], y[order])), case.build()(case.rows(x, y)), rtol=1e-12, atol=1e-12
-    )
+    shuffled = case.build()(case.rows(x[order], y[order]))
+    assert_same(shuffled, case.build()(case.rows(x, y)), "pairs in another order", rtol=1e-12, atol=1e-12)
 
 
 def has_the_gradient_of_its_value(case: PenaltyCase) -> None:
@@ -33,12 +34,12 @@ def has_the_gradient_of_its_value(case: PenaltyCase) -> None:
     penalty = case.build()
 
     def value(x: Tensor, y: Tensor) -> Tensor:
-        found: Tensor = penalty(case.rows(x, y))
-        return found
+        number: Tensor = penalty(case.rows(x, y))
+        return number
 
     assert torch.autograd.gradcheck(value, (x, y))
-    for gradient in torch.autograd.grad(value(x, y), (x, y)):
-        assert bool((gradient != 0).any())
+    for gradient, view in zip(torch.autograd.grad(value(x, y), (x, y)), case.views, strict=True):
+        assert bool((gradient != 0).any()), f"expected a gradient to view {view!r}"
 
 
 def ignores_autocast(case: PenaltyCase) -> None:
@@ -47,7 +48,15 @@ def ignores_autocast(case: PenaltyCase) -> None:
     penalty = case.build()
     plain = penalty(case.rows(x, y))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(penalty(case.rows(x, y)), plain)
+        assert_same(penalty(case.rows(x, y)), plain, "under autocast")
+
+
+def forward_writes_nothing(case: PenaltyCase) -> None:
+    """A second forward over the same rows gives the same, and the state stays as it was."""
+    penalty, rows = case.build(), case.rows(*case.vectors(4))
+    before = state_of(penalty)
+    assert_same(penalty(rows), penalty(rows), "a second forward, and the first")
+    assert_unchanged(penalty, before, "expected a forward to write nothing")
 
 
 CONTRACTS = (
@@ -55,4 +64,5 @@ CONTRACTS = (
     does_not_depend_on_the_order_of_pairs,
     has_the_gradient_of_its_value,
     ignores_autocast,
+    forward_writes_nothing,
 )

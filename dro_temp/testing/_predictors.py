@@ -1,116 +1,121 @@
 """What every temperature predictor must do."""
 
 import copy
-from collections.abc import Callable
+from typing import Any
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from dro_temp.interfaces import FrozenHead, Support, TemperaturePredictor
+from dro_temp.testing._asserts import (
+    assert_compiles,
+    assert_finite_gradients,
+    assert_refuses,
+    assert_same,
+    assert_unchanged,
+    few_examples,
+    state_of,
+)
 from dro_temp.testing._cases import PredictorCase
 
-_some = settings(max_examples=20, deadline=None)
 
-
-def _predict(predictor: TemperaturePredictor, inputs: dict[str, object]) -> Tensor:
+def _predict(predictor: TemperaturePredictor, inputs: dict[str, Any]) -> Tensor:
     tau: Tensor = predictor(**inputs)
     return tau
 
 
-def _first(inputs: dict[str, object], n: int) -> dict[str, object]:
-    support = inputs["support"]
-    assert isinstance(support, Support)
-    features, index = inputs["features"], inputs["index"]
-    assert isinstance(features, Tensor)
-    assert isinstance(index, Tensor)
-    return {"features": features[:n], "index": index[:n], "support": Support(support.scores[:n])}
+def _rows_of(inputs: dict[str, Any], rows: Any) -> dict[str, Any]:
+    support = Support(inputs["support"].scores[rows])
+    return {"features": inputs["features"][rows], "index": inputs["index"][rows], "support": support}
+
+
+def _converted(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    support = Support(inputs["support"].scores.to(dtype))
+    return inputs | {"features": inputs["features"].to(dtype), "support": support}
+
+
+def _assert_in_bounds(predictor: TemperaturePredictor, tau: Tensor) -> None:
+    lower, upper = tau.new_tensor(predictor.tau_min), tau.new_tensor(predictor.tau_max)
+    assert bool(((tau >= lower) & (tau <= upper)).all()), (
+        f"expected tau in [{lower}, {upper}], received {tau}"
+    )
+
+
+# --- Values --------------------------------------------------------------------------------------------------
 
 
 def stays_in_bounds(case: PredictorCase) -> None:
     """Temperatures lie in [tau_min, tau_max] whatever the scale of the inputs."""
     predictor = case.build()
 
-    @_some
+    @few_examples
     @given(st.sampled_from([0.0, 1e-6, 1.0, 1e3, 1e6]), st.integers(0, 99), st.integers(1, 9), st.booleans())
     def check(scale: float, seed: int, n: int, training: bool) -> None:
         tau = _predict(predictor.train(training), case.inputs(n, seed=seed, scale=scale))
-        lower, upper = tau.new_tensor(predictor.tau_min), tau.new_tensor(predictor.tau_max)
-        assert bool(((tau >= lower) & (tau <= upper)).all()), (tau, lower, upper)
+        _assert_in_bounds(predictor, tau)
 
     check()
-
-
-def decodes_what_it_predicts(case: PredictorCase) -> None:
-    """What generation calls gives the temperatures of training, for one row and for many, and without dropout."""
-    predictor = case.build()
-    inputs = case.inputs(9)
-    features, support = inputs["features"], inputs["support"]
-    assert isinstance(features, Tensor)
-    assert isinstance(support, Support)
-    head = torch.nn.Linear(features.shape[1], support.scores.shape[1]).to(features.dtype)
-    with torch.no_grad():
-        scores = head(features)
-    frozen = FrozenHead(head.weight, head.bias)
-    predictor.train()
-    if "index" in predictor.reads or _drops_out(predictor):
-        _refuses(lambda: predictor.decoder(frozen))
-    predictor.train("index" not in predictor.reads and not _drops_out(predictor))
-    if "index" in predictor.reads:
-        _refuses(lambda: predictor.decoder(frozen))
-        return
-    decode = predictor.decoder(frozen)
-    expected = predictor.eval()(features, support=Support(scores), shape=scores.shape[:1])
-    for rows in (slice(0, 1), slice(0, 9), slice(3, 6)):
-        found = decode(features[rows], scores[rows])
-        assert not found.requires_grad
-        torch.testing.assert_close(found, expected[rows].detach(), rtol=1e-5, atol=1e-6)
-
-
-def _drops_out(predictor: torch.nn.Module) -> bool:
-    return any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in predictor.modules())
-
-
-def _refuses(call: Callable[[], object]) -> None:
-    try:
-        call()
-    except ValueError:
-        return
-    raise AssertionError("expected a ValueError")
 
 
 def has_one_temperature_per_row(case: PredictorCase) -> None:
     """The result has the leading shape of the inputs: none, one or several dimensions."""
     predictor = case.build().eval()
-    if predictor.reads_scores:
-        assert _predict(predictor, case.inputs(6)).shape == (6,)
-        return
     inputs = case.inputs(6)
+    if predictor.reads_scores:
+        assert _predict(predictor, inputs).shape == (6,)
+        return
     features, index = inputs["features"], inputs["index"]
     flat = predictor(features, index=index)
     assert flat.shape == (6,)
     grid = predictor(features.reshape(2, 3, -1), index=index.reshape(2, 3))
-    torch.testing.assert_close(grid, flat.reshape(2, 3), rtol=0, atol=1e-6)
-    single = predictor(features[0], index=index[0])
-    assert single.shape == ()
-    torch.testing.assert_close(single, flat[0], rtol=0, atol=1e-6)
+    assert_same(grid, flat.reshape(2, 3), "features [2, 3, d]", atol=1e-6)
+    assert_same(predictor(features[0], index=index[0]), flat[0], "features [d]", atol=1e-6)
 
 
 def works_row_by_row(case: PredictorCase) -> None:
-    """A row's temperature does not depend on its neighbours, in a batch of one as in any other."""
+    """A row's temperature depends neither on its neighbours nor on its place in the batch."""
     predictor = case.build().eval()
     inputs = case.inputs(5)
     together = _predict(predictor, inputs)
-    for n in (1, 2):
-        torch.testing.assert_close(_predict(predictor, _first(inputs, n)), together[:n], rtol=1e-5, atol=1e-7)
+    for rows in ([0], [0, 1], [3, 0, 4]):
+        tau = _predict(predictor, _rows_of(inputs, rows))
+        assert_same(tau, together[rows], f"rows {rows} of 5, without the others", rtol=1e-5, atol=1e-7)
 
 
 def is_deterministic_in_eval(case: PredictorCase) -> None:
     """Twice the same input, twice the same temperature."""
     predictor = case.build().eval()
     inputs = case.inputs(4)
-    assert torch.equal(_predict(predictor, inputs), _predict(predictor, inputs))
+    assert_same(_predict(predictor, inputs), _predict(predictor, inputs), "a second call in eval mode")
+
+
+def decodes_what_it_predicts(case: PredictorCase) -> None:
+    """What generation calls gives the temperatures of training, for one row and for many, and without dropout."""
+    predictor, features = case.build(), case.inputs(9)["features"]
+    head = nn.Linear(case.width, case.outcomes)
+    scores, frozen = head(features).detach(), FrozenHead(head.weight, head.bias)
+    drops = any(isinstance(part, nn.Dropout) and part.p > 0 for part in predictor.modules())
+    if drops:
+        assert_refuses(
+            lambda: predictor.train().decoder(frozen), "of a decoder in training mode, with dropout"
+        )
+    # Modules from elsewhere may work otherwise in training mode, for all that is known of them.
+    known = all(type(part).__module__.startswith(("torch.nn.", "dro_temp.")) for part in predictor.modules())
+    predictor.train(known and not drops)
+    if "index" in predictor.reads:
+        assert_refuses(lambda: predictor.decoder(frozen), "of a decoder that would need sample numbers")
+        return
+    decode = predictor.decoder(frozen)
+    expected = predictor.eval()(features, support=Support(scores), shape=scores.shape[:1]).detach()
+    for rows in (slice(0, 1), slice(0, 9), slice(3, 6)):
+        tau = decode(features[rows], scores[rows])
+        assert not tau.requires_grad, "expected decoded temperatures without gradient"
+        assert_same(tau, expected[rows], "decoded temperatures", rtol=1e-5, atol=1e-6)
+
+
+# --- Gradients and state -------------------------------------------------------------------------------------
 
 
 def has_finite_gradients(case: PredictorCase) -> None:
@@ -123,10 +128,17 @@ def has_finite_gradients(case: PredictorCase) -> None:
         tau = _predict(predictor, inputs)
         if tau.requires_grad:
             tau.sum().backward()  # type: ignore[no-untyped-call]
-        assert features.grad is None
-        for name, parameter in predictor.named_parameters():
-            assert parameter.grad is not None, name
-            assert bool(parameter.grad.isfinite().all()), name
+        assert features.grad is None, "expected no gradient of the features"
+        assert_finite_gradients(predictor)
+
+
+def forward_writes_nothing(case: PredictorCase) -> None:
+    """Forward, in training and evaluation, leaves the state as it was."""
+    predictor = case.build()
+    before = state_of(predictor)
+    for training in (True, False):
+        _predict(predictor.train(training), case.inputs(4))
+        assert_unchanged(predictor, before, f"expected a forward with training={training} to write nothing")
 
 
 def survives_saving(case: PredictorCase) -> None:
@@ -137,40 +149,52 @@ def survives_saving(case: PredictorCase) -> None:
             parameter.add_(0.1 * torch.randn_like(parameter))
     second.load_state_dict(first.state_dict())
     inputs = case.inputs(4)
-    assert torch.equal(_predict(first, inputs), _predict(second, inputs))
+    assert_same(_predict(second, inputs), _predict(first, inputs), "after load_state_dict")
+
+
+# --- Precision and compilation -------------------------------------------------------------------------------
 
 
 def accepts_low_precision(case: PredictorCase) -> None:
-    """bfloat16 inputs and weights give float32 temperatures in bounds."""
-    predictor = copy.deepcopy(case.build()).to(torch.bfloat16).eval()
-    inputs = case.inputs(4)
-    inputs["features"] = inputs["features"].bfloat16()
-    inputs["support"] = Support(inputs["support"].scores.bfloat16())
+    """bfloat16 and float16 inputs, with weights of bfloat16 or float32, give float32 temperatures in bounds."""
+    for weights in (torch.float32, torch.bfloat16):
+        predictor = copy.deepcopy(case.build()).to(weights).eval()
+        for dtype in (torch.bfloat16, torch.float16):
+            tau = _predict(predictor, _converted(case.inputs(4), dtype))
+            assert tau.dtype == torch.float32, f"{dtype} inputs, {weights} weights: received {tau.dtype}"
+            _assert_in_bounds(predictor, tau)
+
+
+def keeps_the_precision_of_its_inputs(case: PredictorCase) -> None:
+    """Half-precision inputs count as the numbers that they are, and float32 inputs are not rounded to them."""
+    predictor, inputs = case.build().eval(), case.inputs(16)
     tau = _predict(predictor, inputs)
-    assert tau.dtype == torch.float32
-    assert bool(
-        ((tau >= tau.new_tensor(predictor.tau_min)) & (tau <= tau.new_tensor(predictor.tau_max))).all()
-    )
+    reads_numbers = not predictor.reads <= {"index"} and bool((tau != tau[0]).any())
+    for dtype in (torch.bfloat16, torch.float16):
+        low = _converted(inputs, dtype)
+        rounded = _predict(predictor, _converted(low, torch.float32))
+        assert_same(_predict(predictor, low), rounded, f"inputs of {dtype}, and as float32", rtol=1e-3)
+        if reads_numbers:
+            assert not torch.equal(rounded, tau), (
+                f"expected float32 inputs to count, received those of {dtype}"
+            )
 
 
 def compiles_whole(case: PredictorCase) -> None:
     """One graph, no breaks: nothing waits for a value."""
-    predictor = case.build().eval()
-    inputs = case.inputs(4)
-    # The backend only records: what is tested is the graph, and no compiler is needed.
-    compiled = torch.compile(predictor, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(**inputs), _predict(predictor, inputs))
-    torch.compiler.reset()
+    assert_compiles(case.build().eval(), **case.inputs(4))
 
 
 CONTRACTS = (
     stays_in_bounds,
-    decodes_what_it_predicts,
     has_one_temperature_per_row,
     works_row_by_row,
     is_deterministic_in_eval,
+    decodes_what_it_predicts,
     has_finite_gradients,
+    forward_writes_nothing,
     survives_saving,
     accepts_low_precision,
+    keeps_the_precision_of_its_inputs,
     compiles_whole,
 )

@@ -1,59 +1,64 @@
-"""What the value and the weights of every risk over samples must be."""
+"""What every risk over samples must do."""
 
 import math
+from typing import Any
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dro_temp.testing import _risk_state
+from dro_temp.interfaces import SampleRisk
+from dro_temp.risks import StandaloneRisk
+from dro_temp.state import staged_modules
+from dro_temp.testing._asserts import assert_same, assert_unchanged, few_examples, state_of
 from dro_temp.testing._cases import RiskCase
 
-_some = settings(max_examples=20, deadline=None)
+# --- Values --------------------------------------------------------------------------------------------------
 
 
 def gives_one_number(case: RiskCase) -> None:
     """A finite scalar, float32 or better also from low precision; for few samples and more."""
     for n in (case.smallest, case.smallest + 1, 9):
-        risk = case.build()(case.losses(n), **case.given(n))
+        risk = case.build()(case.losses(n), **case.groups(n))
         assert risk.shape == ()
         assert risk.dtype == torch.float64
         assert bool(risk.isfinite())
     for dtype in (torch.bfloat16, torch.float16):
         low = case.losses(9).to(dtype)
-        found = case.build()(low, **case.given(9))
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found, case.build()(low.float(), **case.given(9)), rtol=0, atol=0)
+        value = case.build()(low, **case.groups(9))
+        assert value.dtype == torch.float32
+        assert_same(value, case.build()(low.float(), **case.groups(9)), f"risk of {dtype}, and of float32")
 
 
 def gives_a_constant_itself(case: RiskCase) -> None:
     """Losses that are all alike have that risk; a bound of the risk is no lower."""
     for constant in (0.0, -3.7, 1e5):
         losses = torch.full((8,), constant, dtype=torch.float64)
-        found = case.build()(losses, **case.given(8))
+        value = case.build()(losses, **case.groups(8))
         if case.exact:
-            torch.testing.assert_close(found, losses[0], rtol=1e-9, atol=1e-9)
+            assert_same(value, losses[0], f"risk of losses that are all {constant}", rtol=1e-9, atol=1e-9)
         else:
-            assert found >= constant - 1e-9 * abs(constant)
+            assert value >= constant - 1e-9 * abs(constant)
 
 
 def lies_between_mean_and_extreme(case: RiskCase) -> None:
     """From the mean to the greatest loss, or to the least one; in evaluation, where nothing is remembered."""
 
-    @_some
+    @few_examples
     @given(st.integers(0, 999), st.floats(0.01, 100), st.booleans())
     def check(seed: int, scale: float, weighted: bool) -> None:
-        losses, given = case.losses(9, seed=seed, scale=scale), case.given(9, seed=seed)
-        weight = given["weight"] = case.weight(9, seed=seed) if weighted else torch.ones_like(losses)
-        found, mean = case.build().eval()(losses, **given), (weight * losses).sum() / weight.sum()
+        losses, inputs = case.losses(9, seed=seed, scale=scale), case.groups(9, seed=seed)
+        weight = inputs["weight"] = case.weight(9, seed=seed) if weighted else torch.ones_like(losses)
+        value, mean = case.build().eval()(losses, **inputs), (weight * losses).sum() / weight.sum()
         slack = 1e-9 * scale
         if case.side == "worst":
-            assert found >= mean - slack
-            assert not case.exact or found <= losses.max() + slack
+            low, high = float(mean), float(losses.max()) if case.exact else math.inf
         else:
-            assert found <= mean + slack
-            assert not case.exact or found >= losses.min() - slack
+            low, high = float(losses.min()) if case.exact else -math.inf, float(mean)
+        assert low - slack <= value <= high + slack, (
+            f"side={case.side!r}, exact={case.exact}: expected a risk in [{low}, {high}], received {value}"
+        )
 
     check()
 
@@ -61,89 +66,203 @@ def lies_between_mean_and_extreme(case: RiskCase) -> None:
 def follows_a_shift(case: RiskCase) -> None:
     """risk(l + c) = risk(l) + c."""
 
-    @_some
+    @few_examples
     @given(st.integers(0, 999), st.floats(-100, 100))
     def check(seed: int, shift: float) -> None:
-        losses, given = case.losses(7, seed=seed), case.given(7, seed=seed)
-        moved = case.build()(losses + shift, **given)
-        torch.testing.assert_close(moved, case.build()(losses, **given) + shift, rtol=1e-8, atol=1e-8)
+        losses, inputs = case.losses(7, seed=seed), case.groups(7, seed=seed)
+        moved = case.build()(losses + shift, **inputs)
+        what = f"risk of losses + {shift}, and risk + {shift}"
+        assert_same(moved, case.build()(losses, **inputs) + shift, what, rtol=1e-8, atol=1e-8)
 
     check()
 
 
 def does_not_depend_on_the_order(case: RiskCase) -> None:
     """Shuffled samples have the same risk and the same weights."""
-    losses, given = case.losses(9), case.given(9) | {"weight": case.weight(9)}
+    losses, inputs = case.losses(9), case.groups(9) | {"weight": case.weight(9)}
     order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
-    shuffled = {name: x[order] for name, x in given.items()}
+    shuffled = {name: x[order] for name, x in inputs.items()}
     risk = case.build()
-    torch.testing.assert_close(risk(losses[order], **shuffled), risk(losses, **given), rtol=1e-10, atol=1e-10)
-    weights = risk.weights(losses, **given)
-    torch.testing.assert_close(risk.weights(losses[order], **shuffled), weights[order], rtol=1e-8, atol=1e-10)
+    what = "of samples in another order"
+    assert_same(
+        risk(losses[order], **shuffled), risk(losses, **inputs), f"risk {what}", rtol=1e-10, atol=1e-10
+    )
+    weights = risk.weights(losses, **inputs)[order]
+    assert_same(risk.weights(losses[order], **shuffled), weights, f"weights {what}", rtol=1e-8, atol=1e-10)
+
+
+# --- Weights and gradients -----------------------------------------------------------------------------------
 
 
 def has_weights_that_are_its_gradient(case: RiskCase) -> None:
     """They sum to one, are never negative (more loss is never less risk), and nothing is proposed for them."""
 
-    @_some
+    @few_examples
     @given(st.integers(0, 999), st.booleans())
     def check(seed: int, weighted: bool) -> None:
-        losses, given = case.losses(9, seed=seed), case.given(9, seed=seed)
-        given |= {"weight": case.weight(9, seed=seed)} if weighted else {}
+        losses, inputs = case.losses(9, seed=seed), case.groups(9, seed=seed)
+        inputs |= {"weight": case.weight(9, seed=seed)} if weighted else {}
         risk = case.build()
-        weights = risk.weights(losses, **given)
-        assert not risk.pending
+        weights = risk.weights(losses, **inputs)
+        assert not any(staged.pending for staged in staged_modules(risk.modules()))
         assert not weights.requires_grad
-        assert bool((weights >= 0).all())
-        torch.testing.assert_close(weights.sum(), torch.ones_like(losses[0]))
+        assert bool((weights >= 0).all()), (
+            f"expected more loss to be no less risk, received weights {weights}"
+        )
+        assert_same(weights.sum(), torch.ones_like(losses[0]), "sum of the weights", rtol=1e-7, atol=1e-7)
         x = losses.requires_grad_()
-        (gradient,) = torch.autograd.grad(risk(x, **given), x)
-        torch.testing.assert_close(gradient, weights, rtol=1e-8, atol=1e-10)
+        (gradient,) = torch.autograd.grad(risk(x, **inputs), x)
+        assert_same(gradient, weights, "gradient of the risk, and the weights", rtol=1e-8, atol=1e-10)
 
     check()
 
 
 def has_the_gradient_of_its_value(case: RiskCase) -> None:
     """Checked by finite differences in float64, in evaluation: while it trains, an adversary's memory stands still."""
-    given = case.given(7) | {"weight": case.weight(7)}
+    inputs = case.groups(7) | {"weight": case.weight(7)}
     losses = case.losses(7).requires_grad_()
 
     def value(losses: Tensor) -> Tensor:
-        found: Tensor = case.build().eval()(losses, **given)
-        return found
+        number: Tensor = case.build().eval()(losses, **inputs)
+        return number
 
     assert torch.autograd.gradcheck(value, (losses,))
 
 
 def counts_a_weight_of_two_as_two_samples(case: RiskCase) -> None:
     """Weights are numbers of samples, up to a factor."""
-    losses, given = case.losses(6), case.given(6)
+    losses, inputs = case.losses(6), case.groups(6)
     twice = torch.arange(6) % 2 == 0
     doubled = torch.cat([losses, losses[twice]])
-    more = {name: torch.cat([x, x[twice]]) for name, x in given.items()}
-    found = case.build()(losses, **given, weight=1.0 + twice.double())
-    torch.testing.assert_close(found, case.build()(doubled, **more), rtol=1e-9, atol=1e-9)
-    halved = case.build()(losses, **given, weight=0.5 + 0.5 * twice.double())
-    torch.testing.assert_close(halved, found, rtol=1e-12, atol=1e-12)
+    more = {name: torch.cat([x, x[twice]]) for name, x in inputs.items()}
+    value = case.build()(losses, **inputs, weight=1.0 + twice.double())
+    what = "risk of samples of weight 2, and of each of them twice"
+    assert_same(value, case.build()(doubled, **more), what, rtol=1e-9, atol=1e-9)
+    halved = case.build()(losses, **inputs, weight=0.5 + 0.5 * twice.double())
+    assert_same(halved, value, "risk of half the weights, and of the weights", rtol=1e-12, atol=1e-12)
 
 
 def leaves_samples_of_no_weight_inert(case: RiskCase) -> None:
     """No influence and no gradient, whatever they hold."""
-    losses, given = case.losses(8), case.given(8)
+    losses, inputs = case.losses(8), case.groups(8)
     keep = torch.arange(8) != 3
-    reference = case.build()(losses[keep], **{name: x[keep] for name, x in given.items()})
+    reference = case.build()(losses[keep], **{name: x[keep] for name, x in inputs.items()})
     for junk in (math.nan, math.inf, -math.inf, 1e30):
         x = losses.clone()
         x[3] = junk
         x.requires_grad_()
         risk = case.build()
-        found = risk(x, **given, weight=keep.double())
-        found.backward()
-        torch.testing.assert_close(found.detach(), reference, rtol=1e-10, atol=1e-10)
+        value = risk(x, **inputs, weight=keep.double())
+        value.backward()
+        what = f"risk with a sample of weight 0 that holds {junk}, and without it"
+        assert_same(value.detach(), reference, what, rtol=1e-10, atol=1e-10)
         assert x.grad is not None
         assert x.grad[3] == 0
         assert bool(x.grad.isfinite().all())
-        assert risk.weights(x, **given, weight=keep.double())[3] == 0
+        assert risk.weights(x, **inputs, weight=keep.double())[3] == 0
+
+
+# --- No samples, large losses, low precision -----------------------------------------------------------------
+
+
+def gives_nothing_for_nothing(case: RiskCase) -> None:
+    """No samples, or none that counts: exactly 0 with a graph, no gradient, and nothing to remember."""
+    for n in (0, 5):
+        risk = case.build()
+        before = state_of(risk)
+        x = torch.full((n,), math.nan, dtype=torch.float64, requires_grad=True)
+        value = risk(x, **case.groups(n), weight=torch.zeros(n))
+        assert value == 0
+        value.backward()
+        assert x.grad is not None
+        assert bool((x.grad == 0).all())
+        assert all(p.grad is None or bool((p.grad == 0).all()) for p in risk.parameters())
+        assert bool((risk.weights(x, **case.groups(n), weight=torch.zeros(n)) == 0).all())
+        _commit(risk)
+        counters = {name: value for name, value in risk.state_dict().items() if name.endswith("steps")}
+        assert_unchanged(risk, before | counters, "expected nothing to be remembered of no samples")
+
+
+def survives_large_losses(case: RiskCase) -> None:
+    """Losses of +-1e6 in float32 give finite numbers and gradients."""
+
+    @few_examples
+    @given(st.integers(0, 999))
+    def check(seed: int) -> None:
+        x = (1e6 * case.losses(9, seed=seed).sign().float()).requires_grad_()
+        risk = case.build()
+        value = risk(x, **case.groups(9, seed=seed))
+        value.backward()
+        assert bool(value.isfinite())
+        assert x.grad is not None
+        assert bool(x.grad.isfinite().all())
+        assert all(bool(p.grad.isfinite().all()) for p in risk.parameters() if p.grad is not None)
+
+    check()
+
+
+def ignores_autocast(case: RiskCase) -> None:
+    """It is computed in float32 or better."""
+    losses, risk = case.losses(8).float(), case.build()
+    plain = risk(losses, **case.groups(8))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same(risk(losses, **case.groups(8)), plain, "under autocast")
+
+
+# --- State and compilation -----------------------------------------------------------------------------------
+
+
+def forward_writes_nothing(case: RiskCase) -> None:
+    """Forward, repeated, with and without gradients, in training and evaluation: the state stays as it was."""
+    risk = case.build()
+    losses, groups = case.losses(6), case.groups(6)
+    before = state_of(risk)
+    assert_same(risk(losses, **groups), risk(losses, **groups), "a second forward, and the first")
+    memory = staged_modules(risk.modules())
+    standalone = isinstance(risk, StandaloneRisk)
+    assert standalone or not memory, (
+        "expected a risk with memory to derive from dro_temp.risks.StandaloneRisk"
+    )
+    for staged in memory:
+        staged.discard()
+    with torch.no_grad():
+        risk(losses, **groups)
+    risk.eval()(losses, **groups)
+    assert not any(staged.pending for staged in memory)
+    assert_unchanged(risk, before, "expected a forward to write nothing")
+
+
+def survives_saving(case: RiskCase) -> None:
+    """After some steps, a reloaded risk gives the same numbers bit for bit."""
+    risk = case.build()
+    for seed in range(3):
+        risk(case.losses(8, seed=seed).requires_grad_(), **case.groups(8, seed=seed)).backward()
+        _commit(risk)
+    loaded = case.build()
+    loaded.load_state_dict(risk.state_dict())
+    losses, groups = case.losses(8, seed=9), case.groups(8, seed=9)
+    assert_same(loaded(losses, **groups), risk(losses, **groups), "after load_state_dict")
+
+
+def compiles_whole(case: RiskCase) -> None:
+    """Forward and backward in one graph, with the same numbers."""
+    results = []
+    for compiled in (False, True):
+        risk = case.build()
+        x = case.losses(8).requires_grad_()
+        # "aot_eager" traces both directions but generates no code: no C++ compiler is needed.
+        call: Any = torch.compile(risk, fullgraph=True, backend="aot_eager") if compiled else risk
+        value = call(x, **case.groups(8), weight=case.weight(8))
+        value.backward()
+        results.append((value.detach(), x.grad))
+    assert_same(results[1], results[0], "compiled risk and its gradient", rtol=1e-7, atol=1e-7)
+    torch.compiler.reset()
+
+
+def _commit(risk: SampleRisk) -> None:
+    if isinstance(risk, StandaloneRisk):
+        risk.commit()
+    assert not any(staged.pending for staged in staged_modules(risk.modules()))
 
 
 CONTRACTS = (
@@ -156,5 +275,10 @@ CONTRACTS = (
     has_the_gradient_of_its_value,
     counts_a_weight_of_two_as_two_samples,
     leaves_samples_of_no_weight_inert,
-    *_risk_state.CONTRACTS,
+    gives_nothing_for_nothing,
+    survives_large_losses,
+    ignores_autocast,
+    forward_writes_nothing,
+    survives_saving,
+    compiles_whole,
 )

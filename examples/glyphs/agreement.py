@@ -1,4 +1,4 @@
-"""How well the temperatures of near concepts agree, as a table."""
+"""A table of how similar the temperatures of similar concepts are."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ HEADER = [
 
 
 def letters(pairs: Pairs) -> tuple[Tensor, list[str]]:
-    """Number of the letter of each name, which is the name without its marks, and the letters."""
+    """Each name's letter (the name without its marks) as a number, and the list of letters."""
     plain = [name.partition(" with ")[0] for name in pairs.names]
     called = sorted(set(plain))
     place = {name: i for i, name in enumerate(called)}
@@ -30,7 +30,7 @@ def _mean_pixels(pairs: Pairs) -> tuple[Tensor, Tensor]:
 
 
 def report(began: Run, ended: Run, split: str, k: int) -> str:
-    """The table, before training and after, and whether images and their names agree."""
+    """The table, before and after training, and the correlation between images and their names."""
     rows = [*_rows(began, split, ", before training", k), *_rows(ended, split, "", k)]
     before, after = (_images_and_names(run, split) for run in (began, ended))
     return (
@@ -42,8 +42,8 @@ def report(began: Run, ended: Run, split: str, k: int) -> str:
 def _images_and_names(run: Run, split: str) -> float:
     tau, of = run.temperatures(split), run.data.splits[split].name_index
     sides = places(tau["image"]), places(tau["text"][of])
-    found = float(rank_correlation(*sides, torch.ones(len(of), dtype=torch.float64)))
-    return round(found, 2) + 0.0  # no "-0.00"
+    value = float(rank_correlation(*sides, torch.ones(len(of), dtype=torch.float64)))
+    return round(value, 2) + 0.0  # no "-0.00"
 
 
 def _rows(run: Run, split: str, when: str, k: int) -> list[list[str]]:
@@ -69,7 +69,7 @@ def _cells(tau: Tensor, concept: Tensor, features: tuple[Tensor, ...], k: int) -
 
 
 def _table(rows: list[list[str]]) -> str:
-    """As Markdown, aligned to be read as plain text too."""
+    """The table as Markdown, aligned so that it reads well as plain text."""
     widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
     lines = [HEADER, ["-" * width for width in widths], *rows]
     return "\n".join(

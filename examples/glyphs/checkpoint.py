@@ -1,4 +1,4 @@
-"""One file per run, replaced whole or not at all."""
+"""One checkpoint file per run, replaced atomically."""
 
 import os
 from pathlib import Path
@@ -14,20 +14,20 @@ class Checkpoints:
 
     Args:
         folder: made when something is saved.
-        resume: True to go on with what is there. Otherwise it belongs to an earlier experiment, and goes when the
-            first checkpoint of this one is written: not before, for an accidental start should cost nothing, and
-            not later, for --resume must not mix the two.
+        resume: True to continue from the existing checkpoints. Otherwise they belong to an earlier experiment and are
+            deleted with the first checkpoint of this one: not before, so that an accidental start loses nothing, and
+            not later, so that --resume never mixes the two.
     """
 
     def __init__(self, folder: Path, *, resume: bool) -> None:
         self.folder, self.ours = folder, resume
 
     def path(self, run: Run) -> Path:
-        """Where that run's checkpoint is."""
+        """Path of a run's checkpoint."""
         return self.folder / f"{run.method}-seed{run.seed}.pt"
 
     def save(self, run: Run) -> None:
-        """Write beside the old checkpoint, then put it in its place: there is always a whole one."""
+        """Write a temporary file, then rename it, so that the checkpoint is always complete."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.path(run)
         unfinished = path.with_suffix(".partial")
@@ -39,7 +39,7 @@ class Checkpoints:
         os.replace(unfinished, path)
 
     def restore(self, run: Run) -> bool:
-        """Put a run where its checkpoint left it; False if there is none.
+        """Restore a run from its checkpoint; return False if there is none.
 
         Raises:
             ValueError: the checkpoint was made with other options.

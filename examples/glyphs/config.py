@@ -20,7 +20,7 @@ examples:
 
 @dataclass(frozen=True)
 class Config:
-    """Train an image and a text encoder on real glyph-caption pairs, CLIP's way, and compare temperatures.
+    """Train an image and a text encoder on glyph-caption pairs, as in CLIP, and compare temperatures.
 
     Every glyph of the fonts that matplotlib ships is an image, its Unicode name ("greek small letter tau") the
     caption. Retrieval is tested twice: names seen in training, in fonts that were not; and names never seen.
@@ -55,7 +55,7 @@ class Config:
     replaced when new results are there to replace it."""
 
     resume: bool = False
-    """Continue from the checkpoints in --out: finished methods are skipped, an interrupted one goes on at the next
+    """Continue from the checkpoints in --out: finished methods are skipped, an interrupted one continues at the next
     step, bit for bit as if it had not been interrupted. All other options must be as they were, save --methods
     and --seeds, which may grow."""
 
@@ -94,7 +94,7 @@ class Config:
     """CPU threads; as many as torch chooses if not given. Results depend on it in the last digits."""
 
     def __post_init__(self) -> None:
-        """Check what the library cannot check for us."""
+        """Check what the library cannot check."""
         for name, least in (
             ("epochs", 1),
             ("batch_size", 3),
@@ -122,14 +122,14 @@ class Config:
 
     @property
     def queue(self) -> int:
-        """Keys that temperatures of `tempnet` learn from: most of the data set."""
+        """Number of queued keys that train the temperatures of `tempnet`: most of the data set."""
         return max(1, 7 * self.train_size // 8)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch; the pairs that are left over change from epoch to epoch."""
+        """Full batches per epoch; the pairs left over differ between epochs."""
         return self.train_size // self.batch_size
 
     def of_a_run(self) -> dict[str, Any]:
-        """What decides the outcome of one run, and so must be the same when it is resumed."""
+        """The options that determine the result of a run, which must be the same when it is resumed."""
         return {k: v for k, v in asdict(self).items() if k not in ("methods", "seeds", "out", "resume")}

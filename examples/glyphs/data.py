@@ -26,14 +26,14 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Data:
-    """All splits, in words that the training captions know."""
+    """All splits, with the vocabulary of the training captions."""
 
     splits: dict[str, Pairs]
     vocabulary: int
 
 
 def load(config: Config) -> Data:
-    """Render (or read from the cache) every split; the same for all methods and seeds.
+    """Render every split, or read it from the cache; the same for all methods and seeds.
 
     Raises:
         ValueError: more training pairs are wanted than there are.
@@ -56,7 +56,7 @@ def load(config: Config) -> Data:
 
 
 def _pairs(dataset: GlyphCaptions, tokenizer: WordTokenizer, at_most: int) -> Pairs:
-    """The whole split, or a random part of it together with the names that occur there."""
+    """The split or a random subset of it, with the names that occur in it."""
     chosen = torch.arange(len(dataset))
     if len(dataset) > at_most:
         chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:at_most]

@@ -1,4 +1,4 @@
-"""A run that was trained before, to be looked at."""
+"""Load a finished run for analysis."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -13,10 +13,10 @@ from .training import Run
 
 
 def finished(folder: Path, seed: int) -> tuple[Run, Run]:
-    """TempNet's run as it began, but with a readout drawn at random, and as it ended.
+    """TempNet's run before training, with a random readout, and after training.
 
     Raises:
-        ValueError: there is none, it was stopped, or another version of this library made it.
+        ValueError: there is no such run, it is unfinished, or another version of this library made it.
     """
     path, command = folder / "checkpoints" / f"tempnet-seed{seed}.pt", "python examples/clip_glyphs.py"
     first = f"Run: {command} --methods tempnet --seeds {seed} --out {folder} first."
@@ -43,7 +43,7 @@ def finished(folder: Path, seed: int) -> tuple[Run, Run]:
 
 
 def _read_out_at_random(run: Run, seed: int) -> None:
-    """The network starts at one temperature, of which nothing can be said: a control needs some that differ."""
+    """Initialise the readout at random: a control needs temperatures that differ, and the network starts with one."""
     generator = torch.Generator().manual_seed(seed)
     for predictor in run.objective.predictors.values():
         torch.nn.init.normal_(predictor.readout.last.weight, generator=generator)

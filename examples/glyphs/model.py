@@ -15,7 +15,7 @@ def image_encoder(width: int = WIDTH) -> nn.Module:
 
 
 class TextEncoder(nn.Module):
-    """[n length] word numbers, padded with 0, to [n width]: a bag of words in which words see each other."""
+    """[n length] word numbers, padded with 0, to [n width]: a bag of words with attention."""
 
     def __init__(self, words: int, width: int = WIDTH, heads: int = 4) -> None:
         super().__init__()
@@ -26,10 +26,10 @@ class TextEncoder(nn.Module):
         self.project = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Mean over the words that are there."""
-        tokens = tokens[:, : max(1, int((tokens != 0).sum(1).max()))]  # as long as this batch needs
+        """Mean over the words, without padding."""
+        tokens = tokens[:, : max(1, int((tokens != 0).sum(1).max()))]  # cut to the longest text of the batch
         present = tokens != 0
-        # A row without any word must not attend to nothing: a softmax over nothing is NaN.
+        # A text without words attends to one padding token: a softmax over nothing is NaN.
         hidden = self.layer(self.words(tokens), src_key_padding_mask=~present & present.any(1, keepdim=True))
         weight = present.to(hidden.dtype)[:, :, None]
         pooled: Tensor = self.project((hidden * weight).sum(1) / weight.sum(1).clamp(min=1))

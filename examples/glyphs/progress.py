@@ -1,4 +1,4 @@
-"""What one sees while a run trains: a bar on a terminal, a line per epoch elsewhere."""
+"""Progress of a run: a bar on a terminal, one line per epoch elsewhere."""
 
 from types import TracebackType
 
@@ -9,11 +9,11 @@ from .training import Run
 
 
 class Progress:
-    """Shows a run's steps.
+    """Shows the progress of a run.
 
     Args:
-        run: what to show; it may be half done or finished already.
-        console: where; a bar is drawn only if that is a terminal.
+        run: the run, which may be partly or completely done.
+        console: output; a bar is drawn only on a terminal.
     """
 
     def __init__(self, run: Run, console: Console) -> None:
@@ -38,7 +38,7 @@ class Progress:
         )
         self.bar.start()
         if self.run.result is not None:
-            self.console.print(f"{self.name}: finished before", highlight=False)
+            self.console.print(f"{self.name}: already finished", highlight=False)
         elif self._done():
             self.console.print(f"{self.name}: resumed after step {self._done()} of {total}", highlight=False)
         return self
@@ -46,14 +46,14 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self.bar.stop()
 
     def _done(self) -> int:
         return self.run.epoch * self.run.config.steps_per_epoch + self.run.step
 
     def step(self, seen: dict[str, float]) -> None:
-        """A step was taken."""
+        """Called after each step."""
         self.bar.update(
             self.task,
             completed=self._done(),
@@ -63,7 +63,7 @@ class Progress:
         )
 
     def epoch(self) -> None:
-        """An epoch was finished and validated."""
+        """Called after each epoch and its validation."""
         last = {name: values[-1] for name, values in self.run.history.items()}
         self.console.print(
             f"{self.name}: epoch {self.run.epoch}/{self.run.config.epochs}  loss {last['loss']:.3f}  "

@@ -21,7 +21,7 @@ from .config import Config
 from .data import Data
 from .training import GAP_PAIRS, VIEWS, Run
 
-#: Methods whose temperatures differ from input to input.
+#: Methods with a temperature per input.
 PERSONAL = ("tempnet", "tempnet-paper", "individual")
 
 
@@ -34,7 +34,7 @@ def write(config: Config, runs: list[Run], data: Data, console: Console) -> None
     _replace(out / "results.json", json.dumps(_results(config, runs), indent=1, default=str) + "\n")
     _replace(out / "results.md", _markdown(header, rows, notes))
     written = [out / "results.json", out / "results.md", *_plots(out, runs, data), out / "checkpoints"]
-    # Two lines a cell: the table fits where a terminal is 120 wide, also with several seeds.
+    # Two lines per cell, so that the table fits into 120 columns, also with several seeds.
     table = Table(
         title="Retrieval of glyphs and their names", title_justify="left", box=HORIZONTALS, show_lines=True
     )
@@ -65,7 +65,7 @@ def _results(config: Config, runs: list[Run]) -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "dro_temp": dt.__version__,
-            "matplotlib": matplotlib.__version__,  # its fonts are the data
+            "matplotlib": matplotlib.__version__,  # matplotlib's fonts are the data
         },
         "runs": [
             {
@@ -103,7 +103,7 @@ def _table(config: Config, runs: list[Run]) -> tuple[list[str], list[list[str]]]
 
 
 def _recovered(seeds: list[dict[str, tuple[float, float, float]]]) -> str:
-    """In percent: of one seed with the interval over rows, of several with the standard deviation over seeds."""
+    """Share recovered in percent: one seed with the interval over rows, several with their standard deviation."""
     if not all(seeds):
         return "-"
     cells = []
@@ -130,9 +130,8 @@ def _notes(config: Config, data: Data) -> list[str]:
     notes = [
         f"Recalls in percent, {over}. Seen: {len(seen)} images of {len(seen.names)} training names, in fonts "
         f"without training images. Unseen: {len(unseen)} images of {len(unseen.names)} names without training "
-        f"images. Guessing finds {100 / len(seen.names):.2f} and {100 / len(unseen.names):.2f} (i2t R@1).",
-        "i2t: image finds its name; t2i: name finds an image of it. "
-        "τ: mean (standard deviation over inputs) on test_seen.",
+        f"images. Chance is {100 / len(seen.names):.2f} and {100 / len(unseen.names):.2f} (i2t R@1).",
+        "i2t: images to names; t2i: names to images. τ: mean (standard deviation over inputs) on test_seen.",
         "gap recovered: percent of what the best τ of every training pair would gain in the robust loss over the best "
         f"constant one, {sampled if n == 1 else 'mean ± standard deviation over seeds'}; 0 is that constant, negative "
         "is worse. -: trained on another loss.",
@@ -156,7 +155,7 @@ def _plots(out: Path, runs: list[Run], data: Data) -> list[Path]:
         figures["temperature_histogram.png"] = plotting.temperature_histogram(_temperatures(shown))
     if "tempnet" in shown:
         pairs = data.splits["test_seen"]
-        # One image of each name, or sister fonts would fill the sheet with one glyph.
+        # One image per name, or similar fonts would fill the sheet with one glyph.
         place = {name: i for i, name in reversed(list(enumerate(pairs.name_index.tolist())))}
         one = torch.tensor([place[name] for name in range(len(pairs.names))])
         tau = shown["tempnet"].result["tau"]["image"]
@@ -165,7 +164,7 @@ def _plots(out: Path, runs: list[Run], data: Data) -> list[Path]:
         if name in figures:
             figures[name].savefig(out / name)
         else:
-            (out / name).unlink(missing_ok=True)  # another experiment's picture would look like this one's
+            (out / name).unlink(missing_ok=True)  # remove the picture of an earlier experiment
     return [out / name for name in figures]
 
 

@@ -1,4 +1,4 @@
-"""How well images find their names, and names their images."""
+"""Retrieval of names by images, and of images by names."""
 
 import torch
 from torch import Tensor
@@ -20,14 +20,14 @@ def embed(host: dt.hosts.TwoTower, pairs: Pairs) -> dict[str, Tensor]:
 
 
 def recalls(host: dt.hosts.TwoTower, pairs: Pairs, split: str) -> dict[str, float]:
-    """R@1 and R@5 in percent: images find their name among all names, names find any of their images."""
+    """R@1 and R@5 in percent: of an image's name among all names, and of any image of a name."""
     side = embed(host, pairs)
     names = torch.arange(len(pairs.names))
-    found = {
+    by_way = {
         "i2t": retrieval_recall(side["image"], side["text"], pairs.name_index, names, ks=(1, 5)),
         "t2i": retrieval_recall(side["text"], side["image"], names, pairs.name_index, ks=(1, 5)),
     }
-    return {f"{split}/{way}_r{k}": float(r) for way, by_k in found.items() for k, r in by_k.items()}
+    return {f"{split}/{way}_r{k}": float(r) for way, by_k in by_way.items() for k, r in by_k.items()}
 
 
 def mean_r1(recalls: dict[str, float]) -> float:

@@ -1,4 +1,4 @@
-"""One run: a method with a seed, trained step by step, stopped and resumed without a trace."""
+"""One run: a method with a seed, which can be stopped and resumed exactly."""
 
 import math
 import random
@@ -26,17 +26,17 @@ _PROGRESS = ("epoch", "step", "sums", "history", "seconds", "result", "rng")
 
 
 class Watcher(Protocol):
-    """Someone who wants to see how training goes."""
+    """Callbacks of a run."""
 
     def step(self, seen: dict[str, float]) -> None:
-        """A step was taken."""
+        """Called after each step."""
 
     def epoch(self) -> None:
-        """An epoch was finished and validated."""
+        """Called after each epoch and its validation."""
 
 
 def build_objective(method: Method, config: Config, vocabulary: int) -> dt.Objective:
-    """Host, predictors and losses: all that the methods differ in is on this page."""
+    """Host, predictors and losses; the methods differ in nothing else."""
     host = dt.hosts.TwoTower(image_encoder(), TextEncoder(vocabulary))
     bounds = {"tau_min": config.tau_min, "tau_max": config.tau_max}
     if method == "infonce":
@@ -45,7 +45,10 @@ def build_objective(method: Method, config: Config, vocabulary: int) -> dt.Objec
         return dt.Objective(host, dt.ConstantTemperature(config.tau_init), dt.InfoNCELoss())
     predictors: dict[str, Callable[[], dt.TemperaturePredictor]] = {
         "tempnet": lambda: dt.TempNet(
-            dt.HiddenEncoder(WIDTH), tau_init=config.tau_init, readout=dt.ResidualReadout, **bounds
+            dt.predictors.HiddenEncoder(WIDTH),
+            tau_init=config.tau_init,
+            readout=dt.predictors.ResidualReadout,
+            **bounds,
         ),
         "tempnet-paper": lambda: dt.TempNet(WIDTH, tau_init=config.tau_init, **bounds),
         "constant": lambda: dt.ConstantTemperature(config.tau_init),
@@ -61,8 +64,8 @@ def build_objective(method: Method, config: Config, vocabulary: int) -> dt.Objec
     predictor = {view: predictors[method]() for view in VIEWS}
     if method != "tempnet":
         return dt.Objective(host, predictor, loss)
-    # A batch shows a row too few of the others to tell its best temperature, and the network too few rows: ours learns
-    # from a queue of keys, and from earlier rows.
+    # A batch has too few outcomes to determine a row's best temperature, and too few rows for the network: ours is
+    # trained on a queue of keys, and on earlier rows.
     replay = min(config.replay, config.queue)
     queue = {
         view: dt.QueuedLoss(dt.KLRobustLoss(config.rho), size=config.queue, features=WIDTH, replay=replay)
@@ -72,7 +75,7 @@ def build_objective(method: Method, config: Config, vocabulary: int) -> dt.Objec
 
 
 def build_scheduler(method: Method, config: Config, optimizer: torch.optim.Optimizer) -> LambdaLR:
-    """A cosine to zero; temperatures of `tempnet` wait, and then keep their rate until the last third."""
+    """A cosine to zero; temperatures of `tempnet` are held first, and their rate decays only in the last third."""
     total = config.epochs * config.steps_per_epoch
 
     def cosine(step: int) -> float:
@@ -89,7 +92,7 @@ def build_scheduler(method: Method, config: Config, optimizer: torch.optim.Optim
 
 
 class Run:
-    """Everything that changes while one method trains, and that its checkpoint holds."""
+    """The state of one training, which its checkpoint stores."""
 
     def __init__(self, method: Method, seed: int, config: Config, data: Data) -> None:
         self.method, self.seed, self.config, self.data = method, seed, config, data
@@ -99,8 +102,8 @@ class Run:
         groups = self.objective.param_groups(lr=config.lr, tau_lr=config.tau_lr, weight_decay=0.02)
         self.optimizer = dt.CompositionalOptimizer(torch.optim.AdamW(groups), self.objective)
         self.scheduler = build_scheduler(method, config, self.optimizer)
-        self.epoch = self.step = 0  # finished epochs; finished steps of the epoch under way
-        self.sums: dict[str, float] = {}  # of that epoch's steps
+        self.epoch = self.step = 0  # finished epochs; finished steps of the current epoch
+        self.sums: dict[str, float] = {}  # losses of those steps
         self.history: dict[str, list[float]] = {}
         self.seconds = 0.0
         self.result: dict[str, Any] | None = None
@@ -110,7 +113,7 @@ class Run:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What decides the outcome."""
+        """The options that determine the result."""
         return {"method": self.method, "seed": self.seed, **self.config.of_a_run()}
 
     def _order(self) -> Tensor:
@@ -145,7 +148,7 @@ class Run:
         """Train to the end and test; save after each epoch, and before stopping early.
 
         Raises:
-            KeyboardInterrupt: `should_stop` said so. All that is needed to go on was saved.
+            KeyboardInterrupt: `should_stop` returned True; the checkpoint was saved.
         """
         steps, batch = self.config.steps_per_epoch, self.config.batch_size
         torch.set_rng_state(self.rng)
@@ -191,7 +194,7 @@ class Run:
 
     @torch.no_grad()
     def temperatures(self, split: str) -> dict[str, Tensor]:
-        """Temperature of every image and of every name; of the training pairs for a table, which knows no others."""
+        """Temperature of every image and of every name; a table of temperatures has those of training pairs only."""
         predictors = self.objective.predictors
         if self.method == "individual":
             return {view: predictors[view].tau.clone() for view in VIEWS}
@@ -209,20 +212,20 @@ class Run:
         return {"metrics": metrics, "tau": tau, "gap_recovered": self.gap_recovered()}
 
     def gap_recovered(self) -> dict[str, tuple[float, float, float]]:
-        """Share of what each row's best temperature gains over the best constant, and its 95 % interval; by view.
+        """Share of the attainable gain recovered, and its 95 % interval, by view.
 
-        Over the training pairs, in the loss that was trained: nothing for methods that trained another.
+        Over the training pairs, in the robust loss; empty for methods trained with another loss.
         """
         if not all(isinstance(loss, dt.KLRobustLoss) for loss in self.objective.losses.values()):
             return {}
         batches = [(*self._batch(index), index) for index in torch.arange(len(self.train)).split(512)]
-        # A constant has no bounds of its own; all methods are compared within the same ones.
+        # A constant has no bounds; all methods are compared within the same ones.
         bounds = {"tau_min": self.config.tau_min, "tau_max": self.config.tau_max}
         gaps = amortisation_gap(self.objective, batches, rows=GAP_PAIRS, seed=self.seed, **bounds)
         return {view: (gap.recovered, *gap.recovered_interval) for view, gap in gaps.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that decides the rest of the run. The estimators' memory is part of the objective's state."""
+        """State of the run. The estimators' memory is part of the objective's state."""
         return {
             "run": self.options,
             "objective": self.objective.state_dict(),

@@ -9,8 +9,8 @@ from typing import Literal
 class Config:
     """Train a small GPT-2 on the source of Python's standard library, freeze it, and train a TempNet on it.
 
-    Steps that were done are kept in --out: the same command goes on where Ctrl-C stopped it. With 2 CPU cores all
-    of it takes a few minutes.
+    Finished steps are saved in --out: after Ctrl-C the same command resumes. It takes a few minutes on two CPU
+    cores.
     """
 
     inputs: tuple[Literal["hidden", "logits", "statistics"], ...] = ("hidden", "statistics")
@@ -36,14 +36,14 @@ class Config:
     new_tokens: int = 80
     """Tokens to generate."""
     prompt: str = "def read_config(path):\n    "
-    """What generation goes on from."""
+    """The prompt that generation continues."""
     out: Path = Path("runs/causal-lm")
     """Folder for checkpoints and page.html."""
     quick: bool = False
     """Only show that everything runs: 20 steps on a fifteenth of the text."""
 
     def path(self, what: str) -> Path:
-        """Of a checkpoint: other options are another file."""
+        """Path of a checkpoint; it depends on the options."""
         words = [what, self.vocabulary, self.size, self.steps]
         if what == "tempnet":
             words += [*self.inputs, self.rho, self.tau_min, self.tau_max, self.tau_init]

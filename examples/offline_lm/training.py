@@ -1,4 +1,4 @@
-"""A training loop that can be stopped at any time."""
+"""A training loop that can be stopped and resumed at any time."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,15 +19,15 @@ def train(
     blocks: Tensor,
     steps: int,
 ) -> None:
-    """Train, and save every 50 steps; go on from what was saved before.
+    """Train, and save every 50 steps; resume from an earlier checkpoint.
 
     Args:
-        path: of the checkpoint.
+        path: path of the checkpoint.
         module: what is trained and saved.
         groups: its parameters for AdamW, each with its learning rate.
         loss_of: loss of a batch of blocks.
         blocks: tokens, [n length].
-        steps: until here, those of an earlier call included.
+        steps: total number of steps, those of earlier calls included.
     """
     optimizer, first = torch.optim.AdamW(groups), 0
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -37,7 +37,7 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
     for step in track(range(first, steps), description=path.name.partition("-")[0]):
-        # Rate and batch depend on the step alone: a run that was stopped goes on as if it had not been.
+        # Learning rate and batch depend on the step alone, so a resumed run equals an uninterrupted one.
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * min((step + 1) / WARM_UP, 1 - step / steps)
         chosen = torch.randint(len(blocks), (BATCH,), generator=torch.Generator().manual_seed(step))
@@ -47,4 +47,4 @@ def train(
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(state, path.with_suffix(".partial"))
-            path.with_suffix(".partial").replace(path)  # there is always a whole one
+            path.with_suffix(".partial").replace(path)  # the checkpoint is replaced atomically

@@ -1,4 +1,4 @@
-"""One file, replaced whole or not at all."""
+"""One checkpoint file, replaced atomically."""
 
 import os
 from typing import Any
@@ -11,29 +11,29 @@ from .config import Options
 
 
 class Checkpoint:
-    """The model, the loss and the optimizer, each by its own state.
+    """State of the model, the loss and the optimizer.
 
     Args:
-        options: of the run.
-        **parts: what has a state_dict.
+        options: options of the run.
+        **parts: objects with a state_dict.
     """
 
     def __init__(self, options: Options, **parts: Any) -> None:
         self.options, self.parts, self.file = options, parts, options.out / "latest.pt"
 
-    def save(self, epoch: int, found: dict[str, Any]) -> None:
-        """By the first process, which all others equal."""
+    def save(self, epoch: int, results: dict[str, Any]) -> None:
+        """Save on the first process; all have the same state."""
         if distributed.rank() > 0:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         states = {name: part.state_dict() for name, part in self.parts.items()}
-        about = {"epoch": epoch, "found": found, "options": self.options.of_a_run()}
+        about = {"epoch": epoch, "results": results, "options": self.options.of_a_run()}
         unfinished = self.file.with_suffix(".partial")
         torch.save(states | about, unfinished)
         os.replace(unfinished, self.file)
 
     def restore(self) -> tuple[int, dict[str, Any]]:
-        """Finished epochs, and what was found so far.
+        """Restore; return the finished epochs and the metrics so far.
 
         Raises:
             ValueError: the checkpoint was made with other options.
@@ -50,4 +50,4 @@ class Checkpoint:
             )
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
-        return saved["epoch"], saved["found"]
+        return saved["epoch"], saved["results"]

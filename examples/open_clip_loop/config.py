@@ -38,12 +38,12 @@ class Options:
     """Only show that everything runs: two epochs of four steps."""
 
     def of_a_run(self) -> dict[str, Any]:
-        """What decides the outcome, and so must be the same when a run goes on."""
+        """The options that determine the result, which must be the same when a run is resumed."""
         mine = {name: str(value) for name, value in asdict(self).items() if name not in ("out", "quick")}
         return mine | {"processes": distributed.world_size()}
 
     def arguments(self) -> SimpleNamespace:
-        """What open_clip's parser would give its loop."""
+        """The arguments that open_clip's parser would pass to its loop."""
         world = distributed.world_size()
         return SimpleNamespace(
             device="cpu", precision="fp32", accum_freq=self.accum_freq, batch_size=self.batch_size, distill=False,

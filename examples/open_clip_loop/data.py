@@ -48,7 +48,7 @@ class Glyphs(Dataset[tuple[Tensor, Tensor]]):
 
 
 def of_files(dataset: Any, batch_size: int, eval_pairs: int) -> tuple[dict[str, DataInfo], int]:
-    """Loaders over a map-style data set, and the number of numbers: a sample's is its place."""
+    """Loaders over a map-style data set, and its size; a sample's number is its position."""
     sampler = DistributedSampler(dataset, distributed.world_size(), distributed.rank(), seed=0)
     train = DataLoader(NumberedTexts(dataset), batch_size, sampler=sampler, drop_last=True)
     some = Subset(dataset, range(min(eval_pairs, len(dataset))))
@@ -68,10 +68,10 @@ def of_shards(shards: str, size: int, batch_size: int, eval_pairs: int) -> tuple
     """Loaders over shards with png or jpg and txt, and the size of the table that their keys are hashed into."""
     table = SampleTable(4 * size)
     batches = size // (batch_size * distributed.world_size())
-    drawn = wds.WebDataset(shards, resampled=True)  # each process its own
+    drawn = wds.WebDataset(shards, resampled=True)  # each process has its own shards
     stream = _batches(drawn.shuffle(1000), NumberedStream(table), batch_size).with_epoch(batches)
     train = wds.WebLoader(stream, batch_size=None)
-    # One process evaluates alone, and reads all shards.
+    # Only one process evaluates, on all shards.
     plain = wds.WebDataset(shards, nodesplitter=iter).slice(eval_pairs)
     val = wds.WebLoader(_batches(plain, dict, batch_size), batch_size=None)
     infos = {"train": DataInfo(train, shared_epoch=SharedEpoch()), "val": DataInfo(val)}
@@ -87,7 +87,7 @@ def _batches(stream: Any, number: Callable[[Mapping[str, Any]], dict[str, Any]],
 
 
 def load(o: Options) -> tuple[dict[str, DataInfo], int]:
-    """Loaders "train" and "val", and how many numbers there are."""
+    """Loaders "train" and "val", and the number of sample numbers."""
     if o.csv is not None:
         return of_csv(str(o.csv), o.batch_size, o.eval_pairs)
     if o.shards is not None:

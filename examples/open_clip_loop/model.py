@@ -1,4 +1,4 @@
-"""A model of open_clip that learns something in seconds."""
+"""An open_clip model small enough to train in seconds."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def tiny_clip() -> open_clip.CLIP:
 
 
 def groups(model: nn.Module, weight_decay: float = 0.02) -> list[dict[str, Any]]:
-    """Parameter groups as open_clip's main makes them: biases, gains and scales do not decay."""
+    """Parameter groups as in open_clip's main: no weight decay for biases, gains and scales."""
     flat = [p for p in model.parameters() if p.ndim < 2]
     rest = [p for p in model.parameters() if p.ndim >= 2]
     return [{"params": flat, "weight_decay": 0.0}, {"params": rest, "weight_decay": weight_decay}]

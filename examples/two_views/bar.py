@@ -1,4 +1,4 @@
-"""What one sees while a run trains: a bar on a terminal, a line at the end elsewhere."""
+"""Progress of a run: a bar on a terminal, one line at the end elsewhere."""
 
 from collections.abc import Callable
 
@@ -9,10 +9,10 @@ from .training import Run
 
 
 def train(run: Run, console: Console, should_stop: Callable[[], bool]) -> None:
-    """Train under a bar; keep what was trained, also where `should_stop` ends it.
+    """Train with a progress bar; save the run, also when `should_stop` ends it.
 
     Raises:
-        KeyboardInterrupt: it was stopped, after the step under way.
+        KeyboardInterrupt: training was stopped after the current step.
     """
     numbers = TextColumn("loss {task.fields[loss]:.3f}  τ {task.fields[tau]:.3f}")
     columns = (

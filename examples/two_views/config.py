@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 Scheme = Literal["simclr", "sogclr", "isogclr", "tempnet"]
-FONTS = 9  # in so many training fonts a name must be drawn: 2,000 names are
+FONTS = 9  # number of training fonts that must have a name: 2,000 names qualify
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 
 HELP = """\
@@ -56,14 +56,14 @@ class Options:
     tau_max: float = 0.7
     """Upper bound."""
     seeds: tuple[int, ...] = (0,)
-    """Each has its own division of the glyphs, weights and distortions."""
+    """Each has its own split of the glyphs, weights and augmentation."""
     out: Path = Path("runs/self_supervised")
     """Folder for results.json, a histogram of the temperatures and checkpoints."""
     resume: bool = False
     """Continue from the checkpoints in --out, bit for bit; all other options as they were, save --seeds."""
 
     def __post_init__(self) -> None:
-        """Check what the library cannot check for us."""
+        """Check what the library cannot check."""
         for name, least in (("epochs", 1), ("batch_size", 2), ("names", -(-self.batch_size // FONTS))):
             if getattr(self, name) < least:
                 option = "--" + name.replace("_", "-")
@@ -79,5 +79,5 @@ class Options:
             )
 
     def of_a_run(self) -> dict[str, Any]:
-        """What decides the outcome of one run."""
+        """The options that determine the result of one run."""
         return {k: v for k, v in asdict(self).items() if k not in ("seeds", "out", "resume")}

@@ -1,4 +1,4 @@
-"""Glyphs of frequent names, and what distorts them."""
+"""Glyphs of frequent names, and their augmentation."""
 
 import functools
 import random
@@ -17,7 +17,7 @@ from .config import FONTS
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images, uint8 [n 32 32], and the number of each one's name."""
+    """Images, uint8 [n 32 32], and the number of each image's name."""
 
     images: Tensor
     name: Tensor
@@ -25,12 +25,12 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Data:
-    """One division of the glyphs. Training looks at `train.images` alone; names are for the evaluation.
+    """One split of the glyphs. Training uses `train.images` alone; names are for the evaluation.
 
     Args:
-        train: in nine training fonts.
+        train: glyphs in nine training fonts.
         val: the same names in the validation fonts.
-        test: the same names in fonts that nothing else knows.
+        test: the same names in fonts that are used nowhere else.
     """
 
     train: Labelled
@@ -39,7 +39,7 @@ class Data:
 
 
 def augmentation() -> v2.Compose:
-    """From a uint8 image [1 32 32] to a distorted one. No flips: letters are not symmetric."""
+    """Transform of a uint8 image [1 32 32] to an augmented one. No flips: letters are not symmetric."""
     smooth = v2.InterpolationMode.BILINEAR
     return v2.Compose(
         [
@@ -52,13 +52,13 @@ def augmentation() -> v2.Compose:
 
 
 def view(images: Tensor, augment: Callable[[Tensor], Tensor]) -> Tensor:
-    """Each image distorted by itself: of a batch, torchvision would distort all alike."""
+    """Augment each image separately: torchvision would transform all images of a batch alike."""
     return torch.stack([augment(image) for image in images[:, None]])
 
 
 @functools.lru_cache(maxsize=2)
 def load(names: int, seed: int) -> Data:
-    """So many names, drawn at random from those that nine training fonts have.
+    """A random subset of the names that nine training fonts have.
 
     Raises:
         ValueError: more names are wanted than there are.
@@ -72,9 +72,9 @@ def load(names: int, seed: int) -> Data:
         )
     chosen = random.Random(seed).sample(frequent, names)
     place = {name: i for i, name in enumerate(chosen)}
-    return Data(*(_labelled(found, place) for found in sets))
+    return Data(*(_labelled(glyphs, place) for glyphs in sets))
 
 
-def _labelled(found: GlyphCaptions, place: dict[str, int]) -> Labelled:
-    name = torch.tensor([place.get(caption, -1) for caption in found.captions])
-    return Labelled(found.images[name >= 0], name[name >= 0])
+def _labelled(glyphs: GlyphCaptions, place: dict[str, int]) -> Labelled:
+    name = torch.tensor([place.get(caption, -1) for caption in glyphs.captions])
+    return Labelled(glyphs.images[name >= 0], name[name >= 0])

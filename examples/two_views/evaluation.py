@@ -1,4 +1,4 @@
-"""What frozen features know of a glyph's name."""
+"""Evaluation of frozen features: classify a glyph's name."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ K, STRENGTHS, STEPS = 5, (1e-2, 1e-3, 1e-4), 100
 
 
 def pixels(images: Tensor) -> Tensor:
-    """No encoder at all."""
+    """Raw pixels as features, the baseline without an encoder."""
     return images.flatten(1)
 
 
@@ -24,20 +24,20 @@ def evaluate(encode: Callable[[Tensor], Tensor], data: Data, *, test: bool = Tru
     Args:
         encode: images [n 1 32 32] to features [n d].
         data: labelled images.
-        test: False to look at validation images alone, with the neighbours.
+        test: False to evaluate on validation images alone, with nearest neighbours.
     """
     train, val = _features(encode, data.train), _features(encode, data.val)
     std, mean = torch.std_mean(train, dim=0)
     scale = std.clamp(min=1e-3)  # pixels that are always black
     train, val = (train - mean) / scale, (val - mean) / scale
-    found = {"val_knn": knn_accuracy(train, data.train.name, val, data.val.name, k=K)}
+    scores = {"val_knn": knn_accuracy(train, data.train.name, val, data.val.name, k=K)}
     if not test:
-        return found
+        return scores
     x = (_features(encode, data.test) - mean) / scale
     splits = ((train, data.train.name), (val, data.val.name), (x, data.test.name))
-    found["knn"] = knn_accuracy(train, data.train.name, x, data.test.name, k=K)
-    found["probe"] = linear_probe(*splits, strengths=STRENGTHS, steps=STEPS).accuracy
-    return found
+    scores["knn"] = knn_accuracy(train, data.train.name, x, data.test.name, k=K)
+    scores["probe"] = linear_probe(*splits, strengths=STRENGTHS, steps=STEPS).accuracy
+    return scores
 
 
 # --8<-- [end:evaluate]

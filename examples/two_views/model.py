@@ -8,11 +8,11 @@ import dro_temp as dt
 
 from .config import Options
 
-WIDTH = 64  # of the vectors that are compared
+WIDTH = 64  # width of the compared vectors
 
 
 class Encoder(nn.Module):
-    """[n 1 32 32] images to [n 64]: what is trained. What is used afterwards is `backbone` alone.
+    """[n 1 32 32] images to [n 64], for training. Only `backbone` is used afterwards.
 
     Args:
         backbone: name of a timm model.
@@ -32,7 +32,7 @@ class Encoder(nn.Module):
 
 # --8<-- [start:schemes]
 def build(o: Options, host: dt.hosts.TwoViews, samples: int) -> dt.Objective:
-    """The scheme's objective: all that the four differ in."""
+    """The scheme's objective; the four differ in nothing else."""
     bounds = {"tau_min": o.tau_min, "tau_max": o.tau_max, "tau_init": o.tau}
     if o.scheme == "simclr":
         return dt.recipes.simclr(host, tau=o.tau)

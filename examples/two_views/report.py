@@ -18,25 +18,25 @@ from .config import Options
 
 COLUMNS = {"knn": "kNN (%)", "probe": "linear probe (%)", "val_knn": "validation kNN (%)"}
 
-#: What was found with each seed, for each kind of features.
-Found = dict[str, list[dict[str, float]]]
+#: Results of each seed, for each kind of features.
+Results = dict[str, list[dict[str, float]]]
 
 
-def write(o: Options, found: Found, tau: dict[str, torch.Tensor], console: Console) -> None:
+def write(o: Options, results: Results, tau: dict[str, torch.Tensor], console: Console) -> None:
     """Print the table; write it, the numbers and the picture to --out."""
     o.out.mkdir(parents=True, exist_ok=True)
-    (o.out / "results.json").write_text(json.dumps(_results(o, found, tau), indent=1) + "\n")
+    (o.out / "results.json").write_text(json.dumps(_results(o, results, tau), indent=1) + "\n")
     picture = o.out / "temperature_histogram.png"
-    picture.unlink(missing_ok=True)  # another scheme's picture would look like this one's
+    picture.unlink(missing_ok=True)  # remove the picture of another scheme
     if tau:
         temperature_histogram({f"{o.scheme}, {view} view": x for view, x in tau.items()}).savefig(picture)
-    table = Table(title="Which character is it, in a font that training never saw?", box=HORIZONTALS)
+    table = Table(title="Classification of characters, in fonts not used in training", box=HORIZONTALS)
     for head in ("frozen features", *COLUMNS.values()):
         table.add_column(head, justify="left" if head == "frozen features" else "right")
-    for name, runs in found.items():
+    for name, runs in results.items():
         table.add_row(name, *(_cell([run[column] for run in runs]) for column in COLUMNS))
     console.print(table)
-    guess, seeds = f"guessing finds {100 / o.names:.2g} %", len(o.seeds)
+    guess, seeds = f"chance is {100 / o.names:.2g} %", len(o.seeds)
     console.print(
         f"{o.names} characters: {guess}. Mean ± standard deviation, {seeds} seed(s).", highlight=False
     )
@@ -52,11 +52,11 @@ def _cell(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f}{spread}"
 
 
-def _results(o: Options, found: Found, tau: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _results(o: Options, results: Results, tau: dict[str, torch.Tensor]) -> dict[str, Any]:
     return {
         "options": o.of_a_run(),
         "seeds": list(o.seeds),
-        "found": found,
+        "results": results,
         "tau": {view: {"mean": float(x.mean()), "std": float(x.std())} for view, x in tau.items()},
         "versions": {
             "python": platform.python_version(),

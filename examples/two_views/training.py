@@ -1,4 +1,4 @@
-"""One run: a scheme with a seed, trained step by step, stopped and resumed without a trace."""
+"""One run: a scheme with a seed, which can be stopped and resumed exactly."""
 
 import math
 import os
@@ -16,16 +16,16 @@ from .config import Options
 from .data import augmentation, view
 from .model import Encoder, build
 
-PERSONAL = ("isogclr", "tempnet")  # schemes with a temperature for each input
+PERSONAL = ("isogclr", "tempnet")  # schemes with a temperature per input
 
 
 class Run:
-    """What changes while a scheme trains.
+    """The state of one training.
 
     Args:
-        options: of the example.
-        seed: of weights, order and distortions.
-        images: to train on, uint8 [n 32 32].
+        options: options of the example.
+        seed: seed of weights, order and augmentation.
+        images: training images, uint8 [n 32 32].
     """
 
     def __init__(self, options: Options, seed: int, images: Tensor) -> None:
@@ -33,7 +33,7 @@ class Run:
         torch.manual_seed(seed)
         self.augment, self.encoder, self.step = augmentation(), Encoder(options.backbone), 0
         self.objective = build(options, dt.hosts.TwoViews(self.encoder), len(images))
-        # What does not fill a batch is another rest in every epoch.
+        # The images left over by full batches differ between epochs.
         self.steps = options.epochs * (len(images) // options.batch_size)
         groups = self.objective.param_groups(lr=options.lr, tau_lr=options.tau_lr, weight_decay=1e-4)
         self.optimizer = dt.CompositionalOptimizer(torch.optim.AdamW(groups), self.objective)
@@ -44,7 +44,7 @@ class Run:
         self.rng = torch.get_rng_state()
 
     def _batch(self, step: int) -> Tensor:
-        """Which images; a function of seed and step, so that a resumed run takes the same."""
+        """Numbers of the batch's images, a function of seed and step, so that a resumed run uses the same."""
         epoch, place = divmod(step, len(self.images) // self.options.batch_size)
         seed = random.Random(f"{self.seed} {epoch}").getrandbits(60)
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))
@@ -69,7 +69,7 @@ class Run:
         watch: Callable[[dict[str, float]], None] = lambda seen: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Train to the end, or until `should_stop` says so after a step; True if it is the end."""
+        """Train until the end or until `should_stop` returns True after a step; return True if finished."""
         torch.set_rng_state(self.rng)
         self.objective.train()
         while self.step < self.steps and not should_stop():
@@ -80,7 +80,7 @@ class Run:
 
     @torch.no_grad()
     def temperatures(self) -> dict[str, Tensor]:
-        """Temperature of every training image, as it is, under each view's predictor; nothing for one constant."""
+        """Temperature of every training image, without augmentation, by view; empty for a constant."""
         predictors = self.objective.predictors
         if self.options.scheme == "isogclr":
             return {name: predictor.tau.clone() for name, predictor in predictors.items()}
@@ -91,7 +91,7 @@ class Run:
         return {name: predictor(embedded) for name, predictor in predictors.items()}
 
     def save(self, folder: Path) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint atomically."""
         folder.mkdir(parents=True, exist_ok=True)
         parts = {name: getattr(self, name).state_dict() for name in _PARTS}
         unfinished = self._file(folder).with_suffix(".partial")
@@ -101,7 +101,7 @@ class Run:
         os.replace(unfinished, self._file(folder))
 
     def restore(self, folder: Path) -> None:
-        """Go on where the checkpoint left off, if there is one.
+        """Resume from the checkpoint, if there is one.
 
         Raises:
             ValueError: it was made with other options.

@@ -352,9 +352,9 @@ class Unseen(nn.Module):
 
 
 @pytest.mark.parametrize(("transform", "expected"), [
-    (lambda z: z * 0.123, dt.Scale(0.123)),
-    (lambda z: z / 0.123, dt.Scale(1 / 0.123)),
-    (lambda z: 0.123 * (z / 0.123).tanh(), dt.SoftCap(0.123)),
+    (lambda z: z * 0.123, dt.functional.Scale(0.123)),
+    (lambda z: z / 0.123, dt.functional.Scale(1 / 0.123)),
+    (lambda z: 0.123 * (z / 0.123).tanh(), dt.functional.SoftCap(0.123)),
     (lambda z: z.double().float(), None),
 ])  # fmt: skip
 def test_what_is_done_to_logits_is_found_out(transform, expected):

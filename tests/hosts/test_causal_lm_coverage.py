@@ -232,7 +232,11 @@ def test_caps_and_scales_are_the_configurations(kind):
     changes = transform_in_config(kind)
     assert changes
     host = dt.hosts.CausalLM(tiny_lms.model(kind, **changes))
-    expected = (dt.SoftCap(0.05),) if kind in CAPPED else (dt.Scale(0.37), dt.Scale(1 / 0.37))
+    expected = (
+        (dt.functional.SoftCap(0.05),)
+        if kind in CAPPED
+        else (dt.functional.Scale(0.37), dt.functional.Scale(1 / 0.37))
+    )
     assert host.head.linear
     assert host.head.transform in ((None,) if kind in UNREAD else expected)
     scores_are_the_logits(kind, host)

@@ -186,7 +186,11 @@ def test_nothing_is_probed_twice(monkeypatch):
 
 def tempnet(kind):
     torch.manual_seed(1)
-    encoder = dt.LogitEncoder(V, width=8) if kind == "logits" else dt.HiddenEncoder(32, width=8)
+    encoder = (
+        dt.predictors.LogitEncoder(V, width=8)
+        if kind == "logits"
+        else dt.predictors.HiddenEncoder(32, width=8)
+    )
     return tiny_lms.tempnet(encoder)
 
 
@@ -202,7 +206,7 @@ def test_temperatures_follow_the_model(change, kind):
     text = model.generate(TOKENS, logits_processor=[processor], **options)
     with torch.no_grad():
         rows = dt.hosts.CausalLM(model, frozen=True)(input_ids=text)["token"]
-        expected = network.of(rows).view(2, -1)[:, -4:]
+        expected = network.predict(rows).view(2, -1)[:, -4:]
     assert expected.std() > 1e-3
     torch.testing.assert_close(processor.temperatures, expected, rtol=1e-5, atol=1e-5)
 
@@ -216,7 +220,7 @@ def test_a_cap_that_is_changed_between_texts():
         text = model.generate(TOKENS, logits_processor=[processor], **options)
         with torch.no_grad():
             rows = dt.hosts.CausalLM(model, frozen=True)(input_ids=text)["token"]
-            expected = network.of(rows).view(2, -1)[:, -4:]
+            expected = network.predict(rows).view(2, -1)[:, -4:]
         torch.testing.assert_close(processor.temperatures, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -168,7 +168,7 @@ def test_training_mode_matters_where_it_changes_something():
         dt.ConstantTemperature(0.4),
         dt.LearnableTemperature(0.4, tau_min=0.1, tau_max=1.0),
         dt.TempNet.for_logits(V, tau_min=0.1, tau_max=2.0, dropout=0.0),
-        dt.TempNet(dt.HiddenEncoder(32, width=8, dropout=0.0), tau_min=0.1, tau_max=2.0),
+        dt.TempNet(dt.predictors.HiddenEncoder(32, width=8, dropout=0.0), tau_min=0.1, tau_max=2.0),
     ):
         assert predictor.training
         processor = dt.TemperatureLogitsProcessor(model, predictor)
@@ -181,8 +181,8 @@ def test_training_mode_matters_where_it_changes_something():
     class Own(dt.TemperaturePredictor):
         reads = frozenset()
 
-        def raw(self, reading):
-            return torch.full((reading.n,), float(self.training))
+        def raw(self, inputs):
+            return torch.full((inputs.n,), float(self.training))
 
     class Normed(Own):
         def __init__(self):

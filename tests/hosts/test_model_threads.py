@@ -75,7 +75,11 @@ def language_model(kind: str = "llama") -> nn.Module:
 
 def tempnet(inputs: str = "logits") -> dt.TempNet:
     torch.manual_seed(1)
-    encoder = dt.LogitEncoder(V, width=8) if inputs == "logits" else dt.HiddenEncoder(32, width=8)
+    encoder = (
+        dt.predictors.LogitEncoder(V, width=8)
+        if inputs == "logits"
+        else dt.predictors.HiddenEncoder(32, width=8)
+    )
     return tiny_lms.tempnet(encoder)
 
 

@@ -53,10 +53,12 @@ MODELS = {
     "twisted": _twisted,
 }
 ENCODERS = {
-    "logits": lambda: dt.LogitEncoder(VOCABULARY, width=8),
-    "centred": lambda: dt.LogitEncoder(VOCABULARY, width=8, centred=True),
-    "hidden": lambda: dt.PrototypeEncoder(WIDTH, prototypes=5),
-    "several": lambda: dt.SeveralEncoder([dt.HiddenEncoder(WIDTH, width=8), dt.StatisticsEncoder(width=8)]),
+    "logits": lambda: dt.predictors.LogitEncoder(VOCABULARY, width=8),
+    "centred": lambda: dt.predictors.LogitEncoder(VOCABULARY, width=8, centred=True),
+    "hidden": lambda: dt.predictors.PrototypeEncoder(WIDTH, prototypes=5),
+    "several": lambda: dt.predictors.SumEncoder(
+        [dt.predictors.HiddenEncoder(WIDTH, width=8), dt.predictors.StatisticsEncoder(width=8)]
+    ),
 }
 
 
@@ -90,7 +92,7 @@ def _taught(model, tempnet, text, mask=None):
     host = dt.hosts.CausalLM(model, frozen=True)
     rows = host(input_ids=text, attention_mask=mask, position_ids=positions)["token"]
     with torch.no_grad():
-        return tempnet.of(rows).view(len(text), -1)[:, -STEPS:]
+        return tempnet.predict(rows).view(len(text), -1)[:, -STEPS:]
 
 
 def _close(found, expected):

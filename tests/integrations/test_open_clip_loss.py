@@ -73,7 +73,7 @@ def test_with_one_learned_temperature_and_infonce_it_is_open_clips_own():
 
 
 def test_a_scalar_or_a_dict():
-    loss, (x, y) = loops.clip_loss(estimator=dt.Exact), features()
+    loss, (x, y) = loops.clip_loss(estimator=dt.estimators.Exact), features()
     alone = loss(x, y, torch.tensor(14.0))
     named = loss(image_features=x, text_features=y, logit_scale=torch.tensor(14.0), output_dict=True)
     assert list(named) == ["contrastive_loss"]
@@ -86,7 +86,7 @@ def test_a_scalar_or_a_dict():
 
 def test_the_models_own_scale_and_bias_have_a_gradient_of_zero():
     """DistributedDataParallel waits for one."""
-    model, loss = loops.clip(bias=True), loops.clip_loss(estimator=dt.Exact)
+    model, loss = loops.clip(bias=True), loops.clip_loss(estimator=dt.estimators.Exact)
     images, texts = (torch.stack(side) for side in zip(*loops.pairs(), strict=True))
     loss(**model(images, texts), output_dict=True)["contrastive_loss"].backward()
     assert model.logit_scale.grad == 0
@@ -442,7 +442,7 @@ def test_a_key_may_be_made_of_several_fields():
 
 
 def test_missing_numbers_are_refused():
-    for predictor, estimator in (("constant", None), ("individual", dt.Exact)):
+    for predictor, estimator in (("constant", None), ("individual", dt.estimators.Exact)):
         with pytest.raises(
             ValueError, match=r"expected sample numbers .* received index=None. Wrap the data"
         ):

@@ -25,10 +25,10 @@ class JitteredTemperature(dt.TemperaturePredictor):
         super().__init__(**BOUNDS)
         self.tau, self.sigma = tau, sigma
 
-    def raw(self, reading: dt.Reading) -> torch.Tensor:
+    def raw(self, reading: dt.interfaces.PredictorInputs) -> torch.Tensor:
         """The logit of the temperature's place between the bounds."""
-        assert reading.features is not None
-        noise = torch.randn(len(reading.features)) * (self.sigma if self.training else 0.0)
+        assert inputs.features is not None
+        noise = torch.randn(len(inputs.features)) * (self.sigma if self.training else 0.0)
         tau = (self.tau * noise.exp()).clamp(self.tau_min * 1.001, self.tau_max * 0.999)
         return torch.logit((tau - self.tau_min) / (self.tau_max - self.tau_min))
 
@@ -38,12 +38,12 @@ class LogTempNet(dt.TempNet):
 
     def __init__(
         self,
-        encoder: dt.TempNetEncoder,
+        encoder: dt.predictors.TempNetEncoder,
         *,
         tau_init: float,
         tau_min: float,
         tau_max: float,
-        readout: type[dt.TempNetReadout],
+        readout: type[dt.predictors.TempNetReadout],
     ) -> None:
         super().__init__(encoder, tau_min=tau_min, tau_max=tau_max, readout=readout)
         self.readout.start_at(dt.functional.logit_between(*map(math.log, (tau_init, tau_min, tau_max))))
@@ -86,7 +86,7 @@ class Regression(dt.RobustLoss):
 def _arm(
     name: str,
     predictor: str,
-    readout: type[dt.TempNetReadout] = dt.PooledReadout,
+    readout: type[dt.predictors.TempNetReadout] = dt.predictors.PooledReadout,
     *,
     queue: bool = False,
     replay: int = 0,
@@ -106,9 +106,11 @@ def _arm(
         if predictor == "jitter":
             return JitteredTemperature(TAU_INIT, sigma)
         if predictor == "hidden":
-            encoder: dt.TempNetEncoder = dt.HiddenEncoder(WIDTH, width=width, dropout=dropout or 0.0)
+            encoder: dt.predictors.TempNetEncoder = dt.predictors.HiddenEncoder(
+                WIDTH, width=width, dropout=dropout or 0.0
+            )
         else:
-            encoder = dt.PrototypeEncoder(WIDTH, dropout=0.5 if dropout is None else dropout)
+            encoder = dt.predictors.PrototypeEncoder(WIDTH, dropout=0.5 if dropout is None else dropout)
         if log:
             return LogTempNet(encoder, tau_init=tau_init, readout=readout, **BOUNDS)
         return dt.TempNet(encoder, tau_init=tau_init, readout=readout, **BOUNDS)
@@ -129,7 +131,7 @@ def _arm(
     return Arm(name, build, ("rho", (RHO, RHO)), hold, tau_lr, tau_beta)
 
 
-_RESIDUAL = dt.ResidualReadout
+_RESIDUAL = dt.predictors.ResidualReadout
 _OURS: dict[str, Any] = {"readout": _RESIDUAL, "queue": True, "hold": HOLD, "tau_lr": 4e-3}
 ABLATION = {
     arm.name: arm

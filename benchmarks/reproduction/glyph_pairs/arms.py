@@ -53,7 +53,10 @@ class Arm:
 def _infonce_tempnet(host: HostAdapter, s: Schedule, o: dict[str, float]) -> dt.Objective:
     predictor = {
         view: dt.TempNet(
-            dt.HiddenEncoder(WIDTH), **BOUNDS, tau_init=o["tau_init"], readout=dt.ResidualReadout
+            dt.predictors.HiddenEncoder(WIDTH),
+            **BOUNDS,
+            tau_init=o["tau_init"],
+            readout=dt.predictors.ResidualReadout,
         )
         for view in host.views
     }

@@ -28,7 +28,7 @@ class Method:
     robust: bool
     grid: dict[str, tuple[float, ...]]
     fixed: dict[str, float] = field(default_factory=dict)
-    readout: type[dt.TempNetReadout] = dt.PooledReadout
+    readout: type[dt.predictors.TempNetReadout] = dt.predictors.PooledReadout
     width: int = 256
     hold: float = 0.0
 
@@ -54,22 +54,30 @@ METHODS = {
         Method("statistics", "frozen", ("statistics",), True, _NETWORK),
         Method("hidden", "frozen", ("hidden",), True, _NETWORK),
         Method("hidden+statistics", "frozen", _BOTH, True, _NETWORK),
-        Method("residual", "frozen", _BOTH, True, _NETWORK, readout=dt.ResidualReadout),
-        Method("residual-64", "frozen", _BOTH, True, _NETWORK, readout=dt.ResidualReadout, width=64),
+        Method("residual", "frozen", _BOTH, True, _NETWORK, readout=dt.predictors.ResidualReadout),
+        Method(
+            "residual-64", "frozen", _BOTH, True, _NETWORK, readout=dt.predictors.ResidualReadout, width=64
+        ),
         Method("likelihood-logits", "frozen", ("logits",), False, _NETWORK),
         Method("likelihood-hidden+statistics", "frozen", _BOTH, False, _NETWORK),
         Method("cross-entropy", "joint", (), False, _HOST),
         Method("constant", "joint", (), True, _HOST, _CONTROL),
         Method("tempnet-logits", "joint", ("logits",), True, _HOST, _RHO),
-        Method("tempnet-ours", "joint", _BOTH, True, _HOST, _RHO, dt.ResidualReadout),
-        Method("tempnet-ours-held", "joint", _BOTH, True, _HOST, _RHO, dt.ResidualReadout, hold=0.3),
-        Method("label-aware", "joint", _BOTH, False, _HOST, readout=dt.ResidualReadout),
+        Method("tempnet-ours", "joint", _BOTH, True, _HOST, _RHO, dt.predictors.ResidualReadout),
+        Method(
+            "tempnet-ours-held", "joint", _BOTH, True, _HOST, _RHO, dt.predictors.ResidualReadout, hold=0.3
+        ),
+        Method("label-aware", "joint", _BOTH, False, _HOST, readout=dt.predictors.ResidualReadout),
         Method("likelihood-constant", "joint", (), False, _HOST, {"tau": 0.28}),
         Method("fine-tuned-cross-entropy", "fine-tuned", (), False, _FINE),
         Method("fine-tuned-constant", "fine-tuned", (), True, _FINE, _CONTROL),
         Method("fine-tuned-tempnet-logits", "fine-tuned", ("logits",), True, _FINE, _RHO),
-        Method("fine-tuned-tempnet-ours", "fine-tuned", _BOTH, True, _FINE, _RHO, dt.ResidualReadout),
-        Method("fine-tuned-label-aware", "fine-tuned", _BOTH, False, _FINE, readout=dt.ResidualReadout),
+        Method(
+            "fine-tuned-tempnet-ours", "fine-tuned", _BOTH, True, _FINE, _RHO, dt.predictors.ResidualReadout
+        ),
+        Method(
+            "fine-tuned-label-aware", "fine-tuned", _BOTH, False, _FINE, readout=dt.predictors.ResidualReadout
+        ),
         Method(
             "fine-tuned-likelihood-constant", "fine-tuned", (), False, {"tau": (0.3, 0.5, 0.8)}, {"lr": 1e-3}
         ),

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp.hosts._index import as_index
-from dro_temp.hosts._labels import IGNORE, labelled
 from dro_temp.hosts._modules import foreign_hooks
 from dro_temp.hosts.causal_lm.model_head import (
     HeadSnapshot,
@@ -25,6 +24,7 @@ from dro_temp.hosts.causal_lm.trial_runs import (
     probe_shift,
     trial_run,
 )
+from dro_temp.hosts.labels import IGNORE, labelled_rows
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 
 _ADVICE = (
@@ -123,9 +123,10 @@ class CausalLM(HostAdapter):
         # Position t is scored by the logits at t, and its target is the label at t or, shifted, at t + 1.
         here, there = (slice(-1), slice(1, None)) if shifted else (slice(None), slice(None))
         target = labels[:, there]
+        mask = None
         if attention_mask is not None and attention_mask.shape == labels.shape:
-            padding = attention_mask == 0
-            target = target.masked_fill(padding[:, here] | padding[:, there], IGNORE)
+            real = attention_mask != 0  # at padding, a position is not predicted and predicts nothing
+            mask = (real[:, here] & real[:, there]).flatten()
         if index is not None:
             index = as_index(index, target.device)
             index = (index[:, None].expand_as(labels) if index.dim() == 1 else index)[:, there].flatten()
@@ -136,7 +137,7 @@ class CausalLM(HostAdapter):
         else:
             assert features is not None
             scores = LinearScores(features, head.weight, head.bias, head.transform)
-        return {"token": labelled(scores, target.flatten(), features, index, advice=_ADVICE)}
+        return {"token": labelled_rows(scores, target.flatten(), features, index, mask=mask, advice=_ADVICE)}
 
     def _run(self, inputs: dict[str, Any]) -> tuple[ModelHead, Tensor | None, Tensor | None]:
         """The head, its input, and the logits, or None where input and weight give them."""

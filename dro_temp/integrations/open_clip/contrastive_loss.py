@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dro_temp._checks import check_count
-from dro_temp.estimators import GammaSchedule
+from dro_temp._tensors import at_least_float32
+from dro_temp.estimators.moving_average import Schedule
 from dro_temp.hosts._pairs import pair_rows
 from dro_temp.integrations._replicas import Replicas
 from dro_temp.interfaces import HostAdapter, RobustLoss, Rows, TemperaturePredictor
-from dro_temp.interfaces.scores import at_least_float32
 from dro_temp.objective import Objective
-from dro_temp.objective.parts import PerView
+from dro_temp.objective.views import PerView
 from dro_temp.optim import CompositionalOptimizer
 
 _GROUP = "temperature"  # name of the optimizer's group
@@ -146,7 +146,7 @@ class OpenClipLoss(nn.Module):
         return {"contrastive_loss": loss} if output_dict else loss
 
     def optimizer(
-        self, base: Optimizer, *, tau_lr: float | None = None, gamma: float | GammaSchedule | None = None
+        self, base: Optimizer, *, tau_lr: float | None = None, gamma: float | Schedule | None = None
     ) -> CompositionalOptimizer:
         """Extend the loop's optimizer: it trains this loss's parameters too, and commits its memory at each step.
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dro_temp._modes import evaluating
 from dro_temp.hosts import InChunks, SentenceTransformers
 from dro_temp.hosts._modules import shadow_copy
 from dro_temp.integrations._replicas import Replicas
 from dro_temp.integrations._temperature_log import TemperatureMoments
 from dro_temp.integrations.sentence_transformers.memory_callback import memory_callback
 from dro_temp.interfaces import HostAdapter, RobustLoss, TemperaturePredictor
-from dro_temp.interfaces.ledger import Ledger
-from dro_temp.interfaces.modes import evaluating
 from dro_temp.objective import Objective
-from dro_temp.objective.parts import PerView
+from dro_temp.objective.views import PerView
 from dro_temp.predictors.model_card import CITATION
+from dro_temp.state.transaction import Transaction
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -201,7 +201,7 @@ class RobustRankingLoss(nn.Module):
         own = [self.objective.predictors, self.objective.losses, self.objective.penalties]
         self._replicas.synchronise(nn.ModuleList(own))
         try:
-            self.objective._ledger.refuse_uncommitted()
+            self.objective._transaction.refuse_uncommitted()
         except RuntimeError as error:
             raise RuntimeError(
                 "expected a trainer that writes the memory after each step, received one that did not. Write "
@@ -214,7 +214,7 @@ class RobustRankingLoss(nn.Module):
         # The trainer puts its model in evaluation mode, but not its loss.
         objective = shadow_copy(self.objective, sharing=self.model)
         parts = objective.predictors, objective.losses, objective.tau_losses, objective.risks
-        objective._ledger = Ledger(*parts)
+        objective._transaction = Transaction(*parts)
         for part in objective.modules():
             if isinstance(part, HostAdapter):
                 part.objective_trains = False

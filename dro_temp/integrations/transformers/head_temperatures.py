@@ -10,7 +10,7 @@ from dro_temp.functional import Scale
 from dro_temp.hosts._modules import foreign_hooks
 from dro_temp.hosts.causal_lm.model_head import HeadSnapshot, ModelHead
 from dro_temp.hosts.causal_lm.trial_runs import probe_head
-from dro_temp.interfaces import Decoder, FrozenHead, Summary, TemperaturePredictor
+from dro_temp.interfaces import Decoder, FrozenHead, ScoreStatistics, TemperaturePredictor
 
 
 class HeadTemperatures:
@@ -77,9 +77,9 @@ def _version(weight: Tensor) -> tuple[object, ...]:
 class _LogitsAlone:
     """In place of a `FrozenHead` where nothing can be prepared: the predictor reads the model's logits."""
 
-    def summary(self, queries: Tensor | None, scores: Tensor) -> Summary:
+    def statistics(self, queries: Tensor | None, scores: Tensor) -> ScoreStatistics:
         """Of the logits."""
-        return Summary(scores)
+        return ScoreStatistics(scores)
 
 
 def _decoder(head: ModelHead, predictor: TemperaturePredictor) -> Decoder:

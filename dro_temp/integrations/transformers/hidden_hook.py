@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dro_temp._compiler import outside_graphs
+from dro_temp._autograd import outside_graphs
 from dro_temp.hosts._modules import add_hook, foreign_hooks
 
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp._checks import check_kind
-from dro_temp.hosts._labels import labelled
+from dro_temp.hosts.labels import labelled_rows
 from dro_temp.integrations._temperature_log import TemperatureMoments
-from dro_temp.interfaces import RobustLoss, TemperaturePredictor, staged_modules
+from dro_temp.interfaces import RobustLoss, TemperaturePredictor
+from dro_temp.state import staged_modules
 
 
 def robust_loss_func(
@@ -84,7 +85,7 @@ class _RobustLossFunc:
         logits, first = outputs.logits, int(self.shifted)
         scores = logits[:, : logits.shape[1] - first].flatten(0, 1)
         advice = "Use the tokenizer that the model was trained with; label what is not to count -100."
-        rows = labelled(scores, labels[:, first:].flatten().to(scores.device), None, advice=advice)
+        rows = labelled_rows(scores, labels[:, first:].flatten().to(scores.device), None, advice=advice)
         evaluated = self.loss.evaluate(rows, self.predictor)
         if self.temperatures is not None:
             self.temperatures.add("token", evaluated.tau, rows.valid, training=torch.is_grad_enabled())

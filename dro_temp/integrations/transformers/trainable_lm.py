@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dro_temp import distributed
 from dro_temp._checks import check_kind
 from dro_temp.hosts import CausalLM
-from dro_temp.hosts._labels import IGNORE
+from dro_temp.hosts.labels import IGNORE
 from dro_temp.integrations._temperature_log import TemperatureMoments
 from dro_temp.interfaces import HostAdapter
 from dro_temp.objective import Objective

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from dro_temp._checks import check_count
+from dro_temp._modes import evaluating
 from dro_temp.interfaces import HostAdapter, Rows, TemperaturePredictor
-from dro_temp.interfaces.modes import evaluating
 
 _BYTES = 4  # of the longest character
 
@@ -86,7 +86,7 @@ def token_temperatures(
     taus, before, after = [], [], []
     with evaluating(host, predictor):
         for rows in _windows(host, numbers, window):
-            tau = predictor.of(rows)
+            tau = predictor.predict(rows)
             taus += tau.double().tolist()
             before += _likeliest(rows, torch.ones_like(tau), k)
             after += _likeliest(rows, tau, k)

@@ -1,0 +1,60 @@
+"""Loading a state that does not fit raises before any of it is written."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class ShapeChecked(nn.Module):
+    """A module that compares all shapes of a state with its own before it loads any: torch raises in the middle."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        refuse_other_shapes(self._checked_parts(prefix), state_dict)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+
+    def _checked_parts(self, prefix: str) -> list[tuple[str, nn.Module]]:
+        """Modules whose shapes are compared, and the prefix of their names in the state."""
+        return [(prefix, self)]
+
+    def check_memory(self, state: Mapping[str, Any], prefix: str) -> None:
+        """Raise ValueError where a state has memory of another number of samples; modules without memory do nothing."""
+
+
+def refuse_other_shapes(parts: Iterable[tuple[str, nn.Module]], state: Mapping[str, Any]) -> None:
+    """Raise where a state has tensors of other shapes, before any is written: torch says so after it wrote the rest.
+
+    Args:
+        parts: modules, and the prefix of their names in the state.
+        state: what is to be loaded.
+
+    Raises:
+        ValueError: memory of another size.
+        RuntimeError: another tensor of another shape, as torch raises it.
+    """
+    wrong: list[str] = []
+    for prefix, part in parts:
+        for path, module in part.named_modules(remove_duplicate=False):
+            start = f"{prefix}{path}." if path else prefix
+            if isinstance(module, ShapeChecked):
+                module.check_memory(state, start)
+            loader = type(module)._load_from_state_dict.__module__.partition(".")[0]
+            if (
+                loader in ("torch", "dro_temp") and not module._load_state_dict_pre_hooks
+            ):  # others may convert
+                wrong += _other_shapes(module, state, start)
+    if wrong:
+        raise RuntimeError(
+            f"expected a state of these modules, received other shapes: {', '.join(wrong)}. Build the parts with the "
+            "sizes that they were saved with; nothing was loaded."
+        )
+
+
+def _other_shapes(module: nn.Module, state: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    buffers = {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
+    for name, ours in {**module._parameters, **buffers}.items():
+        loaded = state.get(prefix + name)
+        if ours is None or not isinstance(loaded, Tensor) or nn.parameter.is_lazy(ours):
+            continue
+        if loaded.shape != ours.shape and not (ours.dim() == 0 and loaded.shape == (1,)):  # torch takes those
+            yield f"{prefix}{name} {list(loaded.shape)} in place of {list(ours.shape)}"

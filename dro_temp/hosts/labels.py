@@ -1,0 +1,115 @@
+"""Rows with labels: class numbers, some of which are to be ignored, or distributions over the classes."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dro_temp import functional as F
+from dro_temp._checks import check_integers, check_shape, check_tensor, first_wrong, values_can_be_read
+from dro_temp._typing import Features
+from dro_temp.hosts._index import as_index
+from dro_temp.interfaces import LinearScores, Rows
+from dro_temp.interfaces.rows import check_distribution
+
+IGNORE = -100  # the default `ignore_index` of PyTorch's losses
+
+
+def labelled_rows(
+    scores: Tensor | LinearScores,
+    labels: Tensor,
+    features: Features | None = None,
+    index: Any = None,
+    *,
+    mask: Tensor | None = None,
+    smoothing: float = 0.0,
+    advice: str = "Give the model as many outputs as there are classes, or renumber the labels.",
+) -> Rows:
+    r"""Rows of a classifier or language model, from its scores and the labels of a batch.
+
+    Ignored labels and padding get weight 0, which makes a row inert in every loss; target 0 stands in for their label.
+    With smoothing $\epsilon$ the target distribution over m classes is $(1 - \epsilon)\,\mathbb{1}[j = y] +
+    \epsilon / m$.
+
+    Args:
+        scores: [n m] one row per label, as a matrix or as `LinearScores`; sequences flattened, `logits.flatten(0, 1)`.
+        labels: [n] class numbers from 0 to m - 1, or -100 to ignore a row; or [n m] probabilities of the classes.
+        features: [n d] what predictors may read of each row, or None.
+        index: [n] the samples' numbers in the data set, also as a list or an array, or None.
+        mask: [n] attention mask, 0 or False at padding; None: no row is padding.
+        smoothing: share of the target that all classes get alike, in [0, 1]; probabilities stay as they are.
+        advice: last sentence of the error about a label out of range: what to type instead.
+
+    Returns:
+        Rows whose `weight` is None where every row counts, so that losses need not look for rows that do not.
+
+    Raises:
+        TypeError: labels that are no tensor, or class numbers that are not integers.
+        ValueError: labels of another shape, a label out of range, or probabilities that do not sum to one.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> logits, labels = torch.zeros(1, 3, 5), torch.tensor([[4, -100, 2]])  # a text of three words
+        >>> padding = torch.tensor([[1, 1, 0]])
+        >>> rows = dt.hosts.labelled_rows(logits.flatten(0, 1), labels.flatten(), mask=padding.flatten())
+        >>> rows.target, rows.weight
+        (tensor([4, 0, 0]), tensor([1., 0., 0.]))
+    """
+    check_tensor("labels", labels)
+    index = as_index(index, labels.device)
+    if len(labels.shape) not in (1, 2) or labels.shape[0] != scores.shape[0]:
+        raise ValueError(
+            f"expected labels of shape [{scores.shape[0]}], or probabilities of shape {list(scores.shape)}, "
+            f"received {list(labels.shape)}. Pass one label for each row of scores."
+        )
+    if mask is not None:
+        check_tensor("mask", mask)
+        check_shape("mask", mask, labels.shape[:1], "Flatten it together with the labels.")
+        mask = mask != 0
+    if labels.is_floating_point() and labels.dim() == 2:
+        return _distributed(scores, labels, features, index, mask)
+    check_integers("labels", labels)
+    classes = scores.shape[1]
+    counted = labels != IGNORE if mask is None else (labels != IGNORE) & mask
+    if torch.compiler.is_compiling() or not _all_counted(labels, counted, classes, advice):
+        rows = Rows(scores, labels.masked_fill(~counted, 0), features, index, weight=counted.float())
+    else:
+        rows = Rows(scores, labels, features, index)
+    if not smoothing:
+        return rows
+    return replace(rows, target_distribution=F.smoothed_distribution(rows.target, classes, smoothing))
+
+
+def _distributed(
+    scores: Tensor | LinearScores,
+    labels: Tensor,
+    features: Tensor | None,
+    index: Tensor | None,
+    mask: Tensor | None,
+) -> Rows:
+    """Rows whose labels are distributions, as Mixup and CutMix make them."""
+    if labels.shape[1] != scores.shape[1]:
+        raise ValueError(
+            f"expected soft labels over the model's {scores.shape[1]} classes, received {labels.shape[1]} of them. "
+            f"Make both with num_classes={scores.shape[1]}."
+        )
+    distribution = labels.float() if labels.dtype.itemsize < 4 else labels
+    if values_can_be_read(distribution):
+        check_distribution("soft labels", distribution, mask)
+    weight = None if mask is None else mask.float()
+    target = distribution.argmax(1)
+    return Rows(scores, target, features, index, weight=weight, target_distribution=distribution)
+
+
+def _all_counted(labels: Tensor, counted: Tensor, classes: int, advice: str) -> bool:
+    """Whether every row counts; raise where a label of one that does is out of range."""
+    wrong = counted & ((labels < 0) | (labels >= classes))
+    some_wrong, all_counted = torch.stack([wrong.any(), counted.all()]).tolist()  # one wait for the device
+    if some_wrong:
+        row, value = first_wrong(wrong, labels)
+        raise ValueError(
+            f"expected labels from 0 to {classes - 1}, or {IGNORE} to ignore a row, received {value} "
+            f"in row {row}. {advice}"
+        )
+    return bool(all_counted)

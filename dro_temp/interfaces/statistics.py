@@ -1,0 +1,233 @@
+"""What a predictor may read of a row's scores without holding them."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dro_temp._tensors import LOW, at_least_float32, row_groups
+from dro_temp._typing import Features, Mask, PerRow, Scores
+from dro_temp.functional.statistics import ScoreProfile, impossible, projected, score_profile
+
+#: `(weight, shift) -> (scores - shift) @ weight.T`
+Project = Callable[[Tensor, "PerRow | None"], Tensor]
+
+# Keys that are converted to another precision at a time.
+_TILE = 8192
+
+
+class ScoreStatistics:
+    r"""Statistics and projections of each row's scores, computed when they are read; all detached.
+
+    Streaming losses make one for each block of rows while its scores are in memory. A predictor that reads statistics
+    instead of scores can therefore be asked without the score matrix ever existing, and reads the same numbers either
+    way.
+
+    Args:
+        scores: one row of scores per row.
+        mask: True inside the support; None: all outcomes are. Statistics are over the support, and of that over the
+            outcomes that can happen: one that scores 9000 or more below the best of its row, such as -inf or a mask of
+            -1e4, is taken for impossible.
+        project: a cheaper projection than that of the scores themselves, such as a `FoldedProjection`.
+        profile: a cheaper way to the row's profile, such as a fused kernel.
+
+    Example:
+        >>> statistics = ScoreStatistics(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        >>> statistics.norm, statistics.entropy
+        (tensor([5., 0.]), tensor([0.5822, 0.6931]))
+    """
+
+    def __init__(
+        self,
+        scores: Scores,
+        mask: Mask | None = None,
+        project: Project | None = None,
+        profile: Callable[[], ScoreProfile] | None = None,
+    ) -> None:
+        scores = scores.detach()
+        self._scores = at_least_float32(scores) if scores.dtype in LOW else scores
+        self._mask, self._project = mask, project
+        self._compute_profile = profile
+        self._profile: ScoreProfile | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """[n]."""
+        return self._scores.shape[:-1]
+
+    @property
+    def outcomes(self) -> int:
+        """Number of columns."""
+        return self._scores.shape[1]
+
+    @property
+    def profile(self) -> ScoreProfile:
+        """Maximum, sum of exponentials, mean, deviation and number of possible outcomes, from one sweep."""
+        # Not a cached_property: its lock, up to Python 3.11, stops torch.compile.
+        if self._profile is None:
+            compute = self._compute_profile
+            self._profile = score_profile(self._scores, self._mask) if compute is None else compute()
+        return self._profile
+
+    @property
+    def possible(self) -> PerRow:
+        """Number of outcomes of each row that can happen, as a floating-point number."""
+        return self.profile.possible
+
+    @property
+    def max(self) -> PerRow:
+        """Largest score."""
+        return self.profile.row_max
+
+    @property
+    def mean(self) -> PerRow:
+        """Mean."""
+        return self.profile.mean
+
+    @property
+    def std(self) -> PerRow:
+        """Standard deviation, of the scores as a whole population."""
+        return self.profile.std
+
+    @property
+    def log_sum_exp(self) -> PerRow:
+        """Log-sum-exp at temperature 1."""
+        return self.profile.row_max + self.profile.sum_exp.log()
+
+    @property
+    def entropy(self) -> PerRow:
+        """Entropy of the softmax at temperature 1, in nats."""
+        return self.profile.sum_exp.log() - self.profile.mean_excess
+
+    @property
+    def norm(self) -> PerRow:
+        """Euclidean norm."""
+        return self.norm_about(None)
+
+    def norm_about(self, centre: PerRow | None) -> PerRow:
+        """Euclidean norm of the scores minus a number per row."""
+        if self._compute_profile is not None and self._scores.device.type != "cpu":
+            # Kernels for a device read a row faster than several calls would.
+            p, mean = self.profile, self.profile.mean
+            return p.possible.sqrt() * torch.hypot(p.std, mean if centre is None else mean - centre)
+        norms = [self._norms(rows, centre) for rows in row_groups(self._scores)]
+        return torch.cat(norms or [self._scores.new_empty(0)])
+
+    def _norms(self, rows: slice, centre: PerRow | None) -> PerRow:
+        scores = self._scores[rows]
+        mask = None if self._mask is None else self._mask[rows]
+        centred = scores if centre is None else scores - centre[rows, None]
+        centred = centred if mask is None else centred.masked_fill(~mask, 0.0)
+        banned = impossible(scores, mask)
+        norms: Tensor = torch.linalg.vector_norm(
+            centred if banned is None else centred.masked_fill(banned, 0.0), dim=1
+        )
+        return norms
+
+    def project(self, weight: Tensor, shift: PerRow | None = None) -> Tensor:
+        """`(scores - shift) @ weight.T`, in float32 or better, with gradient to the weight.
+
+        Outcomes that cannot happen add nothing.
+
+        Cheapest where the weight is a parameter of the predictor itself and the scores are products: then it is
+        folded into the keys, once for all rows.
+
+        Args:
+            weight: [K m].
+            shift: subtracted from all scores of a row.
+        """
+        if self._project is not None:
+            return self._project(weight, shift)
+        return projected(self._scores, weight, shift)
+
+
+class FoldedProjection:
+    r"""A projection A of scores that are products, without the scores.
+
+    $$A (W q + c - \sigma 1) = (A W)\, q + A c - \sigma A 1$$
+
+    `A W` costs as much as scoring one row per line of A, and is made once for all rows; each row then costs d
+    instead of m multiplications per line. Outcomes that the bias rules out (see `ScoreStatistics`) add nothing.
+
+    Args:
+        keys: W, [m d]; no gradient flows to them.
+        bias: c, or None.
+        scale: multiplies W q.
+
+    Example:
+        >>> import torch
+        >>> q, W, A = torch.randn(3, 4), torch.randn(50, 4), torch.randn(2, 50)
+        >>> torch.allclose(FoldedProjection(W, None)(q, A), (q @ W.T) @ A.T, atol=1e-4)
+        True
+
+    Source: arXiv 2404.04575, the first layer of TempNet over logits.
+    """
+
+    def __init__(self, keys: Features, bias: PerRow | None, *, scale: float = 1.0) -> None:
+        self.scale = scale
+        self.keys = keys.detach()
+        self.bias = None if bias is None else bias.detach()
+        self._banned = None if self.bias is None else impossible(self.bias[None])
+        if self.bias is not None and self._banned is not None:
+            self.bias = self.bias.masked_fill(self._banned[0], 0.0)
+        self._folded: dict[int, tuple[Tensor, int, Tensor]] = {}
+
+    def __call__(self, queries: Features, weight: Tensor, shift: PerRow | None = None) -> Tensor:
+        """`(scores - shift) @ weight.T`, [n K].
+
+        Args:
+            queries: q, [n d].
+            weight: A, [K m].
+            shift: subtracted from all scores of a row.
+        """
+        folded = self._fold(weight)
+        queries = queries.to(folded.dtype)
+        queries = queries if self.scale == 1.0 else queries * self.scale
+        # [A W | A c | A 1]: the offset belongs to every row, so that one call does for product and offset.
+        offset = None if self.bias is None else folded[:, -2]
+        result = torch.nn.functional.linear(queries, folded[:, :-2], offset)
+        return result if shift is None else result - shift[:, None].to(folded.dtype) * folded[:, -1]
+
+    def parts(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`(A W, A c, A 1)` for queries that are scaled already."""
+        folded = self._fold(weight)
+        return folded[:, :-2] * self.scale, folded[:, -2], folded[:, -1]
+
+    def _fold(self, weight: Tensor) -> Tensor:
+        """[A W | A c | A 1] in float32 or better, made at first use, and again when the weight has moved."""
+        known = self._folded.get(id(weight))
+        if known is not None and known[0] is weight and known[1] == weight._version:
+            return known[2]
+        with torch.no_grad():
+            wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+            wide = wide if self._banned is None else wide.masked_fill(self._banned, 0.0)
+            folded = wide.new_zeros(len(weight), self.keys.shape[1] + 2)
+            for tile in self._tiles(wide.dtype):
+                folded[:, :-2].addmm_(wide[:, tile], self.keys[tile].to(wide.dtype))
+            if self.bias is not None:
+                folded[:, -2] = wide @ self.bias.to(wide.dtype)
+            folded[:, -1] = wide.sum(1)
+        folded.requires_grad_(weight.requires_grad and torch.is_grad_enabled())
+        self._folded[id(weight)] = (weight, weight._version, folded)
+        return folded
+
+    def _tiles(self, dtype: torch.dtype) -> list[slice]:
+        """All keys at once, or so many that a copy in another precision stays small."""
+        m = len(self.keys)
+        step = max(m if self.keys.dtype == dtype else _TILE, 1)
+        return [slice(start, min(start + step, m)) for start in range(0, m, step)]
+
+    def folded(self) -> list[tuple[Tensor, Tensor]]:
+        """Each weight that was folded, and what it was folded into: a leaf that collects gradient."""
+        return [(weight, folded) for weight, _, folded in self._folded.values()]
+
+    @torch.no_grad()
+    def weight_gradient(self, gradient: Tensor) -> Tensor:
+        """Gradient of A from that of what it was folded into."""
+        result = gradient.new_empty(len(gradient), len(self.keys))
+        for tile in self._tiles(gradient.dtype):
+            torch.mm(gradient[:, :-2], self.keys[tile].to(gradient.dtype).T, out=result[:, tile])
+        if self.bias is not None:
+            result.addr_(gradient[:, -2], self.bias.to(gradient.dtype))
+        result.add_(gradient[:, -1:])
+        return result if self._banned is None else result.masked_fill_(self._banned, 0.0)

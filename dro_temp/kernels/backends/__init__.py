@@ -1,0 +1,1 @@
+"""What computes on a block of scores: `reference` (the standard), `torch`, `cpu` (C), `triton`; see `protocol`."""

@@ -1,0 +1,27 @@
+"""The backend in C, for float32 scores on a CPU, where it takes a fifth of PyTorch's time.
+
+The machine's own compiler builds the C files when they are first used (`library`); for other precisions and devices
+its functions (`ops`) fall back to those of `backends.torch`.
+"""
+
+from dro_temp.kernels.backends.cpu.ops import (
+    accumulate_,
+    column_sums_,
+    moments,
+    pair_logits_grad_,
+    profile,
+    row_sums,
+    scorer,
+    softmax_partials_,
+)
+
+__all__ = [
+    "accumulate_",
+    "column_sums_",
+    "moments",
+    "pair_logits_grad_",
+    "profile",
+    "row_sums",
+    "scorer",
+    "softmax_partials_",
+]

@@ -1,0 +1,116 @@
+"""What a backend computes on a block of scores while it is in memory.
+
+A backend is a module with these functions: `torch`, on any device; `cpu`, in C; `triton`, fused for NVIDIA GPUs. Each
+is tested against `torch`, and `torch` against `reference`, which holds the score matrix and is ordinary autograd.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dro_temp._typing import Features, PerRow, RowIndex, Scores
+from dro_temp.functional.statistics import ScoreProfile
+
+
+@dataclass(frozen=True)
+class SoftmaxPartials:
+    r"""Row sums of $e_{ij} = e^{(s_{ij} - \max_j s_{ij}) / \tau_i}$: a softmax that is not normalised.
+
+    Args:
+        row_max: largest score of each row.
+        sum_exp: sum of each row's $e_{ij}$, >= 1.
+        mean_excess: $\mathrm{E}_p[s] - \max s$ under p = e / sum_exp, <= 0; None if it was not computed.
+        weights: e, [rows m], or None.
+    """
+
+    row_max: PerRow
+    sum_exp: PerRow
+    mean_excess: PerRow | None
+    weights: Scores | None = None
+
+
+@dataclass
+class ColumnSums:
+    r"""Running sums of each column under $e^{(s_{ij} - \max_i s_{ij}) / \tau_j}$.
+
+    Args:
+        column_max: largest score so far, [m].
+        sum_exp: sum of the weights, [m].
+        moment: sum of weight times score, [m].
+    """
+
+    column_max: Tensor
+    sum_exp: Tensor
+    moment: Tensor
+
+
+class Scorer(Protocol):
+    """Scores of some queries with keys that were prepared once."""
+
+    def __call__(self, queries: Features, out: Scores, scale: float = 1.0) -> Scores:
+        """`out = scale * queries @ keys.T`, no digit of the factors being lost on the way to float32."""
+
+
+class Backend(Protocol):
+    """A module of kernels."""
+
+    def scorer(self, queries: Features, keys: Features) -> Scorer:
+        """What scores queries of that kind with these keys."""
+
+    def accumulate_(
+        self, total: Tensor, weights: Scores, x: Features, factor: torch.dtype, *, first: bool
+    ) -> None:
+        """`total += weights.T @ x`, multiplied in the precision `factor`; `first` overwrites `total`."""
+
+    def softmax_partials_(
+        self, scores: Scores, tau: PerRow, *, mean_excess: bool, factor: torch.dtype | None = None
+    ) -> SoftmaxPartials:
+        """Row sums and weights; the scores are overwritten by the weights.
+
+        Args:
+            scores: [rows m].
+            tau: temperature of each row.
+            mean_excess: whether that is needed, too.
+            factor: precision of the weights; None: that of the scores. Sums are taken before that rounding.
+        """
+
+    def row_sums(self, scores: Scores, tau: PerRow) -> SoftmaxPartials:
+        """Row sums alone; the scores stay."""
+
+    def column_sums_(self, scores: Scores, tau: Tensor, sums: ColumnSums) -> None:
+        """Add a stripe of rows to the column sums; the scores stay."""
+
+    def pair_logits_grad_(
+        self,
+        scores: Scores,
+        tau_rows: PerRow,
+        max_rows: PerRow,
+        share_rows: PerRow,
+        tau_columns: Tensor,
+        max_columns: Tensor,
+        share_columns: Tensor,
+    ) -> Scores:
+        r"""Gradient with respect to a stripe of scores, in their place.
+
+        $G_{ij} = a_i e^{(s_{ij} - M_i) / \tau_i} + b_j e^{(s_{ij} - M_j) / \tau_j}$
+
+        Args:
+            scores: s, [rows m].
+            tau_rows: temperature of each row.
+            max_rows: M, largest score of each row.
+            share_rows: a, the gradient of the row's log-sum, over tau and over its sum of weights.
+            tau_columns: as for rows, of each column.
+            max_columns: as for rows.
+            share_columns: as for rows.
+        """
+
+    def moments(
+        self, scores: Scores, target: RowIndex, target_in_support: bool, wanted: Collection[str]
+    ) -> dict[str, PerRow]:
+        """Those of max, mean, std and norm that are wanted, over the support; the scores stay."""
+
+    def profile(self, scores: Scores) -> ScoreProfile:
+        """What a network may read of each row; the scores stay."""

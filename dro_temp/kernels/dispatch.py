@@ -1,0 +1,129 @@
+"""Which backend computes some scores, and why; importing this neither builds C code nor imports Triton."""
+
+import importlib.util
+import os
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from dro_temp._checks import check_choice
+from dro_temp._tensors import constant_in_graphs
+from dro_temp.kernels.backends import cpu
+from dro_temp.kernels.backends import torch as torch_backend
+from dro_temp.kernels.backends.cpu.library import native
+from dro_temp.kernels.backends.protocol import Backend
+
+#: How scores that are products are computed, see `losses.LogMeanExpLoss`.
+BackendOption: TypeAlias = Literal["auto", "reference", "torch", "cpu", "triton"]
+BACKENDS = ("auto", "reference", "torch", "cpu", "triton")
+
+# The first generation of NVIDIA GPUs that Triton compiles for.
+_FIRST_CAPABILITY = (7, 0)
+
+
+def check_backend(backend: Any) -> BackendOption:
+    """Return it, or raise where there is no such backend."""
+    check_choice("backend", backend, BACKENDS)
+    return backend  # type: ignore[no-any-return]
+
+
+def fastest_backend(device: torch.device, dtype: torch.dtype) -> Literal["triton", "cpu", "torch"]:
+    """The fastest backend that streams scores of that precision there."""
+    if device.type == "cpu":
+        return "cpu" if _cpu_obstacle(device, dtype) is None else "torch"
+    return "triton" if triton_runs_on(device) else "torch"
+
+
+def streaming_backend(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
+    """The backend of this name, for scores of that precision there.
+
+    Raises:
+        RuntimeError, ImportError: it cannot take those, or is not available here.
+    """
+    if name == "cpu":
+        return cpu_backend(device, dtype)
+    return triton_backend(device) if name == "triton" else torch_backend
+
+
+# C, for float32 on a CPU
+
+
+def cpu_runs_on(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the C backend can take scores of that kind; builds it where that is all that is missing.
+
+    Args:
+        device: where the scores are.
+        dtype: their precision.
+    """
+    return _cpu_obstacle(device, dtype) is None
+
+
+def cpu_backend(device: torch.device, dtype: torch.dtype) -> Backend:
+    """The C backend, for scores of that kind.
+
+    Raises:
+        RuntimeError: it cannot take those, or cannot be built here.
+    """
+    obstacle = _cpu_obstacle(device, dtype)
+    if obstacle is not None:
+        raise RuntimeError(
+            f"expected float32 scores on a CPU, and a C compiler, for backend='cpu', received another case: "
+            f"{obstacle}. Pass backend='torch' (or 'auto'), which streams anywhere."
+        )
+    return cpu
+
+
+# The compiler would look into a cached function, warn of it, and follow how the library is built.
+@constant_in_graphs
+def _cpu_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return f"the tensors are on {str(device)!r}"
+    if dtype != torch.float32:
+        return f"the scores are {str(dtype).removeprefix('torch.')}"
+    return native().lack or None
+
+
+# Triton, for NVIDIA GPUs
+
+
+def triton_runs_on(device: torch.device) -> bool:
+    """Whether Triton is installed and compiles for that device."""
+    return _triton_obstacle(device) is None
+
+
+def triton_backend(device: torch.device) -> Backend:
+    """The Triton backend for tensors of that device; on the CPU, with TRITON_INTERPRET=1, its interpreter.
+
+    Raises:
+        ImportError: Triton is not installed, or not for that device.
+    """
+    interprets = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1" and _triton_is_installed()
+    obstacle = None if interprets else _triton_obstacle(device)
+    if obstacle is not None:
+        raise ImportError(obstacle)
+    from dro_temp.kernels.backends import triton
+
+    return triton
+
+
+def _triton_is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _triton_obstacle(device: torch.device) -> str | None:
+    if device.type != "cuda" or torch.version.hip is not None:
+        return (
+            f"expected tensors on an NVIDIA GPU for backend='triton', received tensors on {str(device)!r}. Move "
+            "them there, or pass backend='torch' (or 'auto'), which streams on any device."
+        )
+    if not _triton_is_installed():
+        return (
+            "expected Triton for backend='triton', received a Python without it. pip install triton, or pass "
+            "backend='torch' (or 'auto')."
+        )
+    if torch.cuda.get_device_capability(device) < _FIRST_CAPABILITY:
+        return (
+            "expected a GPU of compute capability 7.0 or later for backend='triton', received "
+            f"{torch.cuda.get_device_name(device)}. Pass backend='torch' (or 'auto')."
+        )
+    return None

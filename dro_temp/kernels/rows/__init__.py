@@ -1,0 +1,9 @@
+"""Log-mean-exp of rows whose scores are products, chunk by chunk, with closed-form gradients.
+
+`autograd` is the node of the graph, `chunked` the sweep, `temperatures` the seam where a chunk asks a predictor.
+"""
+
+from dro_temp.kernels.rows.autograd import LogMeanExp, log_mean_exp_rows
+from dro_temp.kernels.rows.chunked import GradOutput
+
+__all__ = ["GradOutput", "LogMeanExp", "log_mean_exp_rows"]

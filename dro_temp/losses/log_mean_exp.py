@@ -1,0 +1,249 @@
+"""Losses that need no more of a row's scores than their log-mean-exp: the base that streams."""
+
+from abc import abstractmethod
+from collections.abc import Collection
+from dataclasses import replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from dro_temp import distributed
+from dro_temp import functional as F
+from dro_temp._autograd import outside_graphs
+from dro_temp._tensors import log_of_size
+from dro_temp._typing import PerRow
+from dro_temp.functional import ScoreTransform
+from dro_temp.functional.statistics import Statistic
+from dro_temp.interfaces import (
+    BackendChoice,
+    LinearScores,
+    LossOutput,
+    RobustLoss,
+    Rows,
+    TemperaturePredictor,
+)
+from dro_temp.kernels.dispatch import BackendOption, check_backend, fastest_backend, streaming_backend
+from dro_temp.kernels.pairs import exchanged_log_sums, pair_log_sums
+from dro_temp.kernels.rows import GradOutput, log_mean_exp_rows
+
+# Below this, the score matrix costs less than the Python that avoids it.
+SMALL_MATRIX = 2**20
+
+_EXCHANGED = "several processes exchange numbers per row in place of gradients"
+
+
+class LogMeanExpLoss(RobustLoss):
+    r"""A loss of the form $\varphi(\log g_i, \tau_i)$ with $\log g_i$ the log-mean-exp of row i's margins over tau.
+
+    A leaf writes `from_log_mean_exp`. Where scores are products (`LinearScores`) the base then streams over them,
+    with closed-form gradients, and the score matrix never exists.
+
+    Args:
+        backend: "reference" holds the score matrix and is ordinary autograd; "torch" streams, on any device; "cpu"
+            streams in C, for float32 scores on a CPU, built by the machine's compiler in a second at first use;
+            "triton" streams with fused kernels on NVIDIA GPUs; "auto" takes the fastest that is available where the
+            matrix would be larger than a megabyte. Scores that are a matrix already always take "reference".
+    """
+
+    #: True if a row's value depends on that row alone and remembers nothing: gradients then need one sweep.
+    row_by_row: bool = True
+
+    def __init__(self, *, backend: BackendOption = "auto") -> None:
+        super().__init__()
+        self.backend = check_backend(backend)
+
+    @abstractmethod
+    def from_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
+        """One value per row; the rows' scores are not to be touched."""
+
+    @final
+    def values(self, rows: Rows, tau: PerRow) -> PerRow:
+        """From the score matrix."""
+        log_g = F.log_mean_exp(rows.margins / tau[:, None], rows.mask)
+        # Rows without outcomes have log g = -inf; finite numbers keep them inert.
+        return self.from_log_mean_exp(rows, log_g.masked_fill(~rows.valid, 0.0), tau)
+
+    # Which backend
+
+    @final
+    def choose_backend(self, rows: Rows) -> BackendChoice:
+        """The backend that these rows would take.
+
+        Raises:
+            ValueError: a backend was asked for that these rows cannot take.
+        """
+        scores, option = rows.scores, self.backend
+        if not isinstance(scores, LinearScores):
+            return BackendChoice("reference", "the scores are a matrix already")
+        if option == "reference":
+            return BackendChoice("reference", "backend='reference'")
+        if rows.target_distribution is not None:
+            if option == "auto":
+                return BackendChoice("reference", "target distributions are as large as the score matrix")
+            raise ValueError(
+                f"expected one target per row for backend={option!r}, received target distributions, which are as "
+                "large as the score matrix that it avoids. Pass backend='auto', or class numbers."
+            )
+        n, m = scores.shape
+        if m == (0 if rows.target_in_support else 1):
+            return BackendChoice("reference", "there are no outcomes")
+        if not (scores.transform is None or isinstance(scores.transform, ScoreTransform)):
+            if option == "auto":
+                return BackendChoice("reference", "the transform has no derivative defined")
+            raise ValueError(
+                f"expected a ScoreTransform for backend={option!r}, received {scores.transform!r}, which has no "
+                "derivative defined. Pass SoftCap(cap), Scale(factor) or a ScoreTransform of your own, or "
+                "backend='reference'."
+            )
+        if option != "auto":
+            return BackendChoice(option, f"backend={option!r}")
+        dtype = scores.dtype
+        size = n * m * dtype.itemsize
+        # A graph that held its number of bytes as text would serve that number alone.
+        exactly = not torch.compiler.is_compiling()
+        if size <= SMALL_MATRIX:
+            return BackendChoice(
+                "reference", f"the score matrix takes {size if exactly else 'few'} bytes only"
+            )
+        name = fastest_backend(scores.device, dtype)
+        return BackendChoice(name, f"the score matrix would take {size if exactly else 'too many'} bytes")
+
+    # Rows: tokens, classes
+
+    @final
+    @outside_graphs
+    def _streamed(
+        self,
+        rows: Rows,
+        tau: Tensor | TemperaturePredictor,
+        statistics: Collection[Statistic],
+        backend: BackendChoice,
+    ) -> LossOutput:
+        n, counted, all_tau = rows.target.shape[0], None, tau
+        if rows.weight is not None:  # rows that do not count are left out of the sweep
+            counted = rows.valid.nonzero()[:, 0]
+            rows = replace(rows.select(counted), weight=rows.weight[counted])
+            tau = tau[counted] if isinstance(tau, Tensor) else tau
+        scores = rows.scores
+        assert isinstance(scores, LinearScores)
+        output = log_mean_exp_rows(
+            rows,
+            tau,
+            assumed_grad_output=self._mean_gradient(rows) if self.row_by_row else None,
+            statistics=statistics,
+            backend=streaming_backend(backend.name, scores.device, scores.dtype),
+        )
+        values, noted = self.from_log_mean_exp(rows, output.log_g, output.tau), output.statistics
+        # Temperatures that are an input are handed on as they came: hooks may read their gradient.
+        taus = all_tau if isinstance(all_tau, Tensor) else output.tau
+        if counted is not None:
+            values = _scattered(values, counted, n, 0.0)
+            noted = {name: _scattered(x, counted, n, 0.0) for name, x in noted.items()}
+            if not isinstance(all_tau, Tensor):
+                taus = _scattered(taus, counted, n, all_tau.tau_min)
+        return LossOutput(values, taus, backend, noted)
+
+    def _mean_gradient(self, rows: Rows) -> GradOutput:
+        """The gradient of a mean over rows, up to a factor."""
+        n = rows.target.shape[0]
+
+        def gradient(log_g: PerRow, tau: PerRow, block: slice) -> tuple[PerRow, PerRow]:
+            with torch.enable_grad():
+                log_g, tau = log_g.detach().requires_grad_(), tau.detach().requires_grad_()
+                part = rows if len(log_g) == n else rows.select(block)
+                values = self.from_log_mean_exp(part, log_g, tau)
+                weight = (
+                    torch.ones_like(values) if rows.weight is None else rows.weight[block].to(values.dtype)
+                )
+                u, v = torch.autograd.grad(
+                    values, (log_g, tau), weight, allow_unused=True, materialize_grads=True
+                )
+            return u, v
+
+        return gradient
+
+    # Pairs: both sides from one set of tiles
+
+    @final
+    def evaluate_mirrored(
+        self,
+        other: RobustLoss,
+        rows: tuple[Rows, Rows],
+        taus: tuple[Tensor | TemperaturePredictor, Tensor | TemperaturePredictor],
+    ) -> tuple[LossOutput, LossOutput] | None:
+        """See `RobustLoss.evaluate_mirrored`."""
+        backends = None if not isinstance(other, LogMeanExpLoss) else self._mirrored_backends(other, rows)
+        # Temperatures that depend on the scores would need each side's scores twice.
+        late = any(isinstance(tau, TemperaturePredictor) and tau.reads_scores for tau in taus)
+        if backends is None or late or not isinstance(other, LogMeanExpLoss):
+            return None
+        return self._from_tiles(other, rows, taus, backends)
+
+    def _mirrored_backends(
+        self, other: "LogMeanExpLoss", rows: tuple[Rows, Rows]
+    ) -> tuple[BackendChoice, BackendChoice] | None:
+        """The backend of both sides; None where they cannot share their tiles."""
+        first, second = rows[0].scores, rows[1].scores
+        if not (isinstance(first, LinearScores) and isinstance(second, LinearScores)):
+            return None
+        weighted = rows[0].weight is not None or rows[1].weight is not None
+        if weighted or rows[0].support_size == 0 or "reference" in (self.backend, other.backend):
+            return None
+        if first.is_share_of_transpose_of(second):
+            # Not by the number of rows: that differs from process to process, and all must go the same way.
+            fastest = fastest_backend(first.device, first.dtype)
+            names = [fastest if loss.backend == "auto" else loss.backend for loss in (self, other)]
+            choices = (BackendChoice(names[0], _EXCHANGED), BackendChoice(names[1], _EXCHANGED))
+        elif first.is_transpose_of(second):
+            choices = self.choose_backend(rows[0]), other.choose_backend(rows[1])
+        else:
+            return None
+        return choices if choices[0].name == choices[1].name != "reference" else None
+
+    @outside_graphs
+    def _from_tiles(
+        self,
+        other: "LogMeanExpLoss",
+        rows: tuple[Rows, Rows],
+        taus: tuple[Tensor | TemperaturePredictor, Tensor | TemperaturePredictor],
+        backends: tuple[BackendChoice, BackendChoice],
+    ) -> tuple[LossOutput, LossOutput]:
+        outputs = []
+        with torch.autocast(rows[0].target.device.type, enabled=False):
+            self.check_rows(rows[0])
+            other.check_rows(rows[1])
+            tensors = [
+                tau if isinstance(tau, Tensor) else tau.predict(r) for tau, r in zip(taus, rows, strict=True)
+            ]
+            log_sums = _pair_log_sums(rows, tensors, backends[0].name)
+            for k, loss in enumerate((self, other)):
+                log_g = log_sums[k] - log_of_size(rows[k].support_size, log_sums[k])
+                values = loss.from_log_mean_exp(rows[k], log_g, tensors[k].to(log_g.dtype))
+                outputs.append(LossOutput(values, tensors[k], backends[k]))
+        return outputs[0], outputs[1]
+
+
+def _pair_log_sums(rows: tuple[Rows, Rows], taus: list[Tensor], name: str) -> tuple[PerRow, PerRow]:
+    """Log-sums of the rows of both sides, over all columns but their own."""
+    first, second = rows[0].scores, rows[1].scores
+    assert isinstance(first, LinearScores)
+    assert isinstance(second, LinearScores)
+    x, y = first.queries, second.queries
+    backend = streaming_backend(name, first.device, first.dtype)
+    if first.local_keys is None:
+        sums = pair_log_sums(x, y, *taus, backend=backend)
+        return sums.rows, sums.columns
+    return exchanged_log_sums(
+        (x, y),
+        (second.keys, first.keys),
+        (taus[0], taus[1]),
+        offset=int(rows[0].target[0]) if len(rows[0]) else 0,
+        gather=lambda local: distributed.gather_rows(local)[0],
+        backend=backend,
+    )
+
+
+def _scattered(x: Tensor, rows: Tensor, n: int, fill: float) -> Tensor:
+    """The numbers of some of n rows in their places."""
+    return x.new_full((n,), fill).index_copy(0, rows, x)

@@ -1,0 +1,103 @@
+"""The parts of each view, and every view's temperatures and values."""
+
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias, TypeVar
+
+from torch import Tensor, nn
+
+from dro_temp._checks import check_kind
+from dro_temp.interfaces import HostAdapter, LossOutput, Penalty, Rows, TemperaturePredictor
+from dro_temp.state import staged_modules
+
+Part = TypeVar("Part", bound=nn.Module)
+PerView: TypeAlias = Part | Mapping[str, Part]
+
+
+def per_view(name: str, part: PerView[Part], views: tuple[str, ...], kind: type) -> dict[str, Part]:
+    """One part for each view, from one for all or from a mapping by view."""
+    if not isinstance(part, Mapping):
+        check_kind(name, part, kind, f"Pass one, or {{view: ... for view in {list(views)}}}.")
+        return dict.fromkeys(views, part)
+    if set(part) != set(views):
+        raise ValueError(
+            f"expected one {name}, or one for each of the host's views {list(views)}, received views "
+            f"{sorted(part)}. Write {name}={{view: ... for view in host.views}}."
+        )
+    for view in views:
+        check_kind(
+            f"the {name} of view {view!r}", part[view], kind, "The order is Objective(host, predictor, loss)."
+        )
+    return {view: part[view] for view in views}
+
+
+def named_penalties(penalties: Iterable[Penalty], host: HostAdapter) -> dict[str, Penalty]:
+    """Penalties by name, each asked whether it fits the host."""
+    if not isinstance(penalties, Iterable):
+        raise TypeError(
+            f"expected penalties as a sequence, received {type(penalties).__name__}. Write penalties=(penalty,)."
+        )
+    named: dict[str, Penalty] = {}
+    for penalty in penalties:
+        check_kind("each of penalties", penalty, Penalty, "Pass penalties=(CyclicPenalty(),), say.")
+        if penalty.name in named:
+            raise ValueError(
+                f"expected penalties of different names, received two named {penalty.name!r}, one of which the "
+                "metrics would hide. Raise the weight of one, or set penalty.name on the other."
+            )
+        penalty.check_host(host)
+        named[penalty.name] = penalty
+    return named
+
+
+def refuse_shared_memory(**parts: nn.ModuleDict) -> None:
+    """Raise where two views, or two parts of one view, would write into one memory.
+
+    Args:
+        **parts: modules by view, under the name of the argument that they came by.
+    """
+    owner: dict[int, tuple[str, str]] = {}
+    for part, modules in parts.items():
+        for view, module in modules.items():
+            for staged in staged_modules(module.modules()):
+                first_part, first_view = owner.setdefault(id(staged), (part, view))
+                if (first_part, first_view) == (part, view):
+                    continue
+                why = (
+                    "it would be written twice a step, at two temperatures"
+                    if first_view == view
+                    else "sample 7 would mean two different rows"
+                )
+                raise ValueError(
+                    f"expected a memory of its own for each view, received one {type(staged).__name__} shared "
+                    f"by the {first_part} of view {first_view!r} and the {part} of view {view!r}: {why}. Build one per "
+                    "view: {view: KLRobustLoss(rho, estimator=LogMovingAverage(n)) for view in host.views}; others for "
+                    "a tau_loss, and for a predictor or a risk that remembers."
+                )
+
+
+def evaluate_views(
+    mirrored: tuple[str, str] | None,
+    rows: Mapping[str, Rows],
+    taus: Mapping[str, Tensor | TemperaturePredictor],
+    losses: nn.ModuleDict,
+) -> dict[str, LossOutput]:
+    """Temperatures and values of each view's rows; two views that share their scores are scored once.
+
+    Args:
+        mirrored: the two views of the host whose scores are each other's transpose, or None.
+        rows: rows of each view, whose values were checked.
+        taus: temperatures of each view, or their predictor.
+        losses: the loss of each view.
+    """
+    outputs: dict[str, LossOutput] = {}
+    if mirrored is not None and all(view in rows for view in mirrored):
+        first, second = mirrored
+        pair = losses[first].evaluate_mirrored(  # type: ignore[operator]
+            losses[second], (rows[first], rows[second]), (taus[first], taus[second])
+        )
+        if pair is not None:
+            outputs = {first: pair[0], second: pair[1]}
+    for view in rows:
+        if view not in outputs:
+            outputs[view] = losses[view].evaluate(rows[view], taus[view], check=False)  # type: ignore[operator]
+    return outputs

@@ -1,0 +1,11 @@
+"""What is remembered between steps: forward proposes, an optimizer step commits.
+
+`Staged` is memory that forward reads and a step writes; a `Transaction` knows which forward proposed what, and whether
+its loss was backpropagated; a `Committable` (an `Objective`, a risk by itself) is what the optimizer commits.
+"""
+
+from dro_temp.state.committable import Committable
+from dro_temp.state.staged import Staged, staged_modules
+from dro_temp.state.transaction import Transaction
+
+__all__ = ["Committable", "Staged", "Transaction", "staged_modules"]

@@ -1,0 +1,29 @@
+"""What may import what: a module may import from layers below its own, and from inside its own package.
+
+`tests/test_layers.py` enforces the list, and `docs/_hooks/layers.py` draws it.
+"""
+
+#: Names of packages and modules of dro_temp, the lowest layer first.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    (
+        "_typing",
+        "_checks",
+        "_autograd",
+        "_files",
+        "_loading",
+        "_modes",
+        "_optional",
+        "_pytree",
+        "_repr",
+        "_tensors",
+    ),
+    ("functional", "distributed"),
+    ("interfaces",),
+    ("state", "kernels"),
+    ("estimators",),
+    ("predictors", "losses", "risks", "hosts", "datasets", "plotting"),
+    ("objective",),
+    ("optim", "schedules", "recipes", "evaluation"),
+    ("testing", "integrations"),
+    ("cli",),
+)
