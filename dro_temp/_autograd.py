@@ -181,7 +181,6 @@ BLOCK_OF_ROWS = 512
 OfRows: TypeAlias = Callable[[slice, tuple[Tensor, ...] | None], Tensor]
 
 
-@outside_graphs
 def checkpointed_by_blocks(
     function: OfRows, n: int, parameters: tuple[Tensor, ...], *, random: bool
 ) -> Tensor:

@@ -252,7 +252,7 @@ CALLS = {
     E.zero_shot_accuracy: lambda: {"images": ITEMS, "classes": ITEMS[:10], "label": LABEL, "ks": (1, 2)},
     dt.datasets.SampleTable: lambda: {"size": 3},
     dt.datasets.token_blocks: lambda: {"tokens": torch.arange(9), "length": 3},
-    dt.plotting.curves: lambda: {"runs": {"a": {"loss": [1.0, 2.0]}}},
+    dt.plotting.training_curves: lambda: {"runs": {"a": {"loss": [1.0, 2.0]}}},
     dt.plotting.image_extremes: lambda: {
         "images": torch.rand(30, 4, 4),
         "captions": ["a"] * 30,
@@ -264,7 +264,7 @@ CALLS = {
         "concept": LABEL,
         "names": list("abcdefghij"),
         "k": 2,
-        "least": 2,
+        "min_rows": 2,
     },
     dt.plotting.temperature_by_duplicates: lambda: {"tau": TAU, "concept": LABEL, "resamples": 10},
     dt.plotting.temperature_histogram: lambda: {"tau": {"a": TAU}, "bins": 5},

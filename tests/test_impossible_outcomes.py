@@ -185,8 +185,8 @@ def test_paths_agree_on_statistics(mask):
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("centred", [False, True])
-@pytest.mark.parametrize("native", [False, True])
-def test_generation_agrees_with_training(mask, centred, native, monkeypatch):
+@pytest.mark.parametrize("in_c", [False, True])
+def test_generation_agrees_with_training(mask, centred, in_c, monkeypatch):
     torch.manual_seed(0)
     network = _network("centred" if centred else "logits")
     head = nn.Linear(6, 13)
@@ -194,7 +194,7 @@ def test_generation_agrees_with_training(mask, centred, native, monkeypatch):
         head.bias.copy_(_masked(head.bias, MASKS[mask]))
     hidden = torch.randn(6, 6)
     logits = head(hidden).detach()
-    if not native:
+    if not in_c:
         monkeypatch.setattr(logit_decoder, "cpu_runs_on", lambda *_: False)
     decode = network.decoder(dt.interfaces.FrozenHead(head.weight, head.bias))
     one_by_one = torch.cat([decode(hidden[i : i + 1], logits[i : i + 1]) for i in range(6)])

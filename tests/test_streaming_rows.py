@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from strategies import seeds
 from streams import (
     TRANSFORMS,
+    RowProblem,
     assert_close,
     assert_no_worse_than_eager,
     blocks_of,
@@ -118,3 +119,32 @@ def test_scores_keep_their_digits_whatever_the_processor_multiplies(fast, querie
     with mock.patch.object(products, "processor_multiplies_bfloat16", return_value=fast):
         ours, exact = _exponents(_unit(8, queries), _unit(9, torch.bfloat16))
     torch.testing.assert_close(ours, exact, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_that_are_certain_of_their_target_are_no_worse_than_eager_in_bfloat16(seed, inside, monkeypatch):
+    """p - 1 nearly cancels there: after products in bfloat16, the rounding of p alone would be left."""
+    monkeypatch.setattr(products, "processor_multiplies_bfloat16", lambda: True)
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, dtype=float64)
+
+    tau = 0.005 * (1 + torch.rand(1, generator=g, dtype=float64))
+    target = torch.randint(4, (1,), generator=g)
+    problem = RowProblem(
+        0.1 * normal(1, 2),
+        normal(4, 2),
+        None,
+        tau,
+        normal(3, 4),
+        normal(3),
+        target,
+        None,
+        inside,
+        False,
+        0.005,
+    ).to(torch.bfloat16)
+    upstream = upstream_of(problem, seed)
+    assert_no_worse_than_eager(problem.run(log_mean_exp_rows, upstream), problem, upstream)

@@ -1,15 +1,10 @@
-"""Data that is on every machine, and wrappers that number samples.
+"""Data without a download, and wrappers that number samples. Importing this imports no optional package."""
 
-Nothing is downloaded, and importing this package imports no optional package.
-"""
-
-from dro_temp.datasets.blocks import token_blocks
 from dro_temp.datasets.glyph_scripts import GlyphScripts
 from dro_temp.datasets.glyphs import GlyphCaptions
-from dro_temp.datasets.indexed import Indexed
+from dro_temp.datasets.indexed import Indexed, SampleTable
 from dro_temp.datasets.python_text import PythonText
-from dro_temp.datasets.sample_numbers import SampleTable
-from dro_temp.datasets.words import WordTokenizer
+from dro_temp.datasets.tokens import WordTokenizer, token_blocks
 
 __all__ = [
     "GlyphCaptions",

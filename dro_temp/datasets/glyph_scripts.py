@@ -1,18 +1,16 @@
 """Images with classes that need no network: characters and the script that they belong to."""
 
-import operator
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dro_temp._checks import check_count
 from dro_temp._optional import optional_module
+from dro_temp.datasets._samples import check_number, check_size, check_split
 from dro_temp.datasets.glyphs import GlyphCaptions, image_at
 
 #: The classes: first words of Unicode names, of writing systems that several fonts have.
@@ -26,15 +24,15 @@ _PARTS = {"train": ("train",), "val": ("val_seen", "val_unseen"), "test": ("test
 class GlyphScripts(Dataset[tuple[Any, int]]):
     """The glyphs of `GlyphCaptions` with their script as the class: 12 classes, from Latin to box drawings.
 
-    Long-tailed as the fonts are: 7,000 Latin images and 100 of Lisu. Fonts of the validation and the test images are
+    Long-tailed like the fonts: 7,000 Latin images and 100 of Lisu. Fonts of the validation and the test images are
     not those of training (see `GlyphCaptions`). Capital A is one drawing under three scripts: no model can reach 100 %.
 
     Args:
         split: "train", "val" or "test".
         root: folder of the rendered images, as in `GlyphCaptions`.
         size: number of images, drawn at random; None for all.
-        seed: chooses them, and the held-out names; the global random state is neither read nor changed.
-        transform: applied to each image, a float32 tensor [1 32 32] in [0, 1], when it is asked for.
+        seed: of these images and of the held-out names; the global random state is not used.
+        transform: applied to each image, a float32 tensor [1 32 32] in [0, 1], when it is accessed.
 
     Attributes:
         images: uint8 [n 32 32], white on black.
@@ -52,8 +50,6 @@ class GlyphScripts(Dataset[tuple[Any, int]]):
         (torch.Size([1, 32, 32]), 100, 12)
     """
 
-    images: UInt8[Tensor, "n 32 32"]
-    labels: Int[Tensor, "n"]
     classes: tuple[str, ...] = SCRIPTS
 
     def __init__(
@@ -65,20 +61,20 @@ class GlyphScripts(Dataset[tuple[Any, int]]):
         seed: int = 0,
         transform: Callable[[Tensor], Any] | None = None,
     ) -> None:
-        if split not in _PARTS:
-            raise ValueError(
-                f"expected split to be one of {', '.join(_PARTS)}, received {split!r}. Type GlyphScripts('val')."
-            )
+        check_split(split, tuple(_PARTS), seed, "GlyphScripts('val')")
         self.split, self.seed, self.transform = split, seed, transform
         parts = [GlyphCaptions(part, root=root, seed=seed) for part in _PARTS[split]]
         place = {script: i for i, script in enumerate(SCRIPTS)}
         label = torch.tensor([place.get(name.split()[0], -1) for part in parts for name in part.captions])
-        chosen = _some((label >= 0).nonzero()[:, 0], size, seed)
+        chosen = (label >= 0).nonzero()[:, 0]
+        if size is not None:
+            size = check_size(size, len(chosen), "images")
+            order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))
+            chosen = chosen[order[:size].sort().values]
         self.images = torch.cat([part.images for part in parts])[chosen]
         self.labels = label[chosen]
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
@@ -87,43 +83,27 @@ class GlyphScripts(Dataset[tuple[Any, int]]):
         Raises:
             IndexError: `index` is not in [0, len).
         """
-        index = operator.index(index)
+        index = check_number(index, len(self))
         return image_at(self.images, index, self.transform), int(self.labels[index])
 
     def write(self, folder: str | os.PathLike[str]) -> Path:
-        """PNG files by class, `<folder>/<script>/00042.png`, as torchvision's ImageFolder and timm's loaders read them.
+        """Write PNG files by class, `<folder>/<script>/00042.png`, for torchvision's ImageFolder and timm's loaders.
 
-        Files that are there are written again; the result does not depend on whether an earlier call was interrupted.
+        Existing files are overwritten, so that an interrupted call can be repeated.
 
         Args:
-            folder: where the classes' folders go.
+            folder: parent of the classes' folders.
 
         Returns:
             The folder.
         """
         image = optional_module("PIL.Image", "which writes images", extra="recipes")
         folder = Path(folder)
-        for (
-            script
-        ) in self.classes:  # those without an image as well: numbers of classes must agree between splits
+        for script in self.classes:  # also those without an image: class numbers must agree between splits
             (folder / script).mkdir(parents=True, exist_ok=True)
         for number, (pixels, label) in enumerate(zip(self.images, self.labels.tolist(), strict=True)):
             image.fromarray(pixels.numpy()).save(folder / self.classes[label] / f"{number:05d}.png")
         return folder
 
     def __repr__(self) -> str:
-        """Split and numbers."""
         return f"GlyphScripts({self.split!r}, seed={self.seed}: {len(self)} images of {len(self.classes)} scripts)"
-
-
-def _some(available: Tensor, size: int | None, seed: int) -> Tensor:
-    if size is None:
-        return available
-    check_count("size", size)
-    if size > len(available):
-        raise ValueError(
-            f"expected size of at most {len(available)}, the number of images, received size={size}. Leave size out to "
-            "use all of them."
-        )
-    order = torch.randperm(len(available), generator=torch.Generator().manual_seed(seed))
-    return available[order[:size].sort().values]

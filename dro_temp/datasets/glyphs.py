@@ -1,58 +1,53 @@
 """Real image-text pairs that need no network: characters and their Unicode names."""
 
-import operator
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from dro_temp._checks import check_count
-from dro_temp.datasets import _glyph_cache, _glyph_splits
-from dro_temp.datasets._glyph_splits import SPLITS
+from dro_temp.datasets import _glyph_images
+from dro_temp.datasets._glyph_images import Glyphs
+from dro_temp.datasets._samples import check_number, check_size, check_split, hashed
+
+SPLITS = ("train", "val_seen", "val_unseen", "test_seen", "test_unseen")
 
 
 class GlyphCaptions(Dataset[tuple[Any, str, int]]):
     """Glyphs of the fonts that matplotlib ships, each with its Unicode name: "greek small letter tau".
 
     Every visible character of every font is one grey image of 32 x 32 pixels, horizontally centred, on a common
-    baseline and in a common font size; what would not fit is moved or scaled. The names are long-tailed (hundreds
-    of accented letters, rare symbols), and one name occurs in up to 30 fonts: true false negatives for a
-    contrastive loss. Many characters look alike under different names (Latin, Greek and Cyrillic capital A), so
-    no model can reach 100 %.
+    baseline and in a common font size; what would not fit is moved or scaled. The names are long-tailed, and one name
+    occurs in up to 30 fonts: true false negatives for a contrastive loss. Many characters look alike under different
+    names (Latin, Greek and Cyrillic capital A), so no model can reach 100 %.
 
     Splits:
         train: seen names in the training fonts.
         val_seen, test_seen: names that occur in train, in fonts that do not.
         val_unseen, test_unseen: names that do not occur in train, in any font; none is in both.
 
-    Sibling fonts share drawings: a third of DejaVu Sans exists pixel by pixel in a sister font, so a font held
-    out at random would test little. Images equal to a training image of the same name are therefore left out of
-    the seen splits. Held out for **test** are the whole STIX family, which training knows nothing of, and DejaVu
-    Sans Bold Oblique, a known family in a style that training never combined: 4 % of the images lie within 30 %
-    (Euclidean distance by own norm) of a training image of the same name, 0.4 % of those of STIX. Held out for
-    **validation** are the Computer Modern fonts, a whole family too, but small, and DejaVu Sans Mono Bold with its
-    oblique; 12 % lie within 30 %, so validation is easier than test. Compare validation numbers with validation
-    numbers only.
+    A third of the drawings of DejaVu Sans exists pixel by pixel in a sister font: images equal to a training image of
+    the same name are left out of the seen splits. Held out for **test** are the STIX family, unrelated to the training
+    fonts, and DejaVu Sans Bold Oblique, a known family in a new style: 4 % of the images lie within 30 % (Euclidean
+    distance by own norm) of a training image of the same name, 0.4 % of those of STIX. Held out for **validation** are
+    the small Computer Modern family and DejaVu Sans Mono Bold with its oblique; 12 % lie within 30 %, so validation is
+    easier than test: compare its numbers with each other only.
 
-    `seed` chooses the held-out names and the subset of `size`; the held-out fonts are the same for all seeds.
-
-    The first use renders the glyphs, in seconds, into a file below `root` which later uses read; it is replaced as
-    a whole, so several processes and Ctrl-C may come at any time, and a damaged file is rendered again.
+    The first use renders the glyphs, in seconds, into a file below `root`, which is written as a whole and rendered
+    again if it is damaged.
 
     Args:
         split: one of `train`, `val_seen`, `val_unseen`, `test_seen`, `test_unseen`.
         root: folder of the rendered images; `$XDG_CACHE_HOME/dro_temp` or `~/.cache/dro_temp` if None.
-        size: number of *training* samples, drawn at random from all of them; None for all. Give every split of
-            one experiment the same `size`: for an evaluation split it means "the one that belongs to
-            train with this size". `*_seen` then hold only names of that subset; `*_unseen` do not depend on it.
-            It does not bound the size of an evaluation split. Smaller subsets lie in larger ones.
-        seed: chooses names and subset; the global random state is neither read nor changed.
-        transform: applied to each image, a float32 tensor [1 32 32] in [0, 1], when it is asked for.
+        size: number of *training* samples, drawn at random; None for all. Give every split of one experiment the same
+            `size`: `*_seen` then hold only names of that subset of train. Smaller subsets lie in larger ones.
+        seed: of the held-out names and the subset, not of the held-out fonts. The global random state is not used.
+        transform: applied to each image, a float32 tensor [1 32 32] in [0, 1], when it is accessed.
 
     Attributes:
         images: uint8 [n 32 32], white on black.
@@ -77,13 +72,6 @@ class GlyphCaptions(Dataset[tuple[Any, str, int]]):
     Source: the fonts' own character maps, and the Unicode Character Database in Python's `unicodedata`.
     """
 
-    images: UInt8[Tensor, "n 32 32"]
-    captions: list[str]
-    names: list[str]
-    name_index: Int[Tensor, "n"]
-    fonts: list[str]
-    codepoints: list[int]
-
     def __init__(
         self,
         split: str = "train",
@@ -93,28 +81,14 @@ class GlyphCaptions(Dataset[tuple[Any, str, int]]):
         seed: int = 0,
         transform: Callable[[Tensor], Any] | None = None,
     ) -> None:
-        if split not in SPLITS:
-            raise ValueError(
-                f"expected split to be one of {', '.join(SPLITS)}, received {split!r}. "
-                "Type for example GlyphCaptions('val_seen')."
-            )
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(
-                f"expected seed as an int, received {type(seed).__name__} ({seed!r}). Pass seed=0."
-            )
+        check_split(split, SPLITS, seed, "GlyphCaptions('val_seen')")
         if size is not None:
             check_count("size", size)
         self.split, self.size, self.seed, self.transform = split, size, seed, transform
-        glyphs = _glyph_cache.load(root)
-        rows = _glyph_splits.divide(glyphs, seed)
+        glyphs = _glyph_images.load(root)
+        rows = _divide(glyphs, seed)
         if size is not None:
-            available = len(rows["train"])
-            if size > available:
-                raise ValueError(
-                    f"expected size of at most {available}, the number of training samples, received size={size}. "
-                    "Leave size out to use all of them."
-                )
-            rows = _glyph_splits.shrink(rows, glyphs, seed, size)
+            rows = _shrink(rows, glyphs, seed, check_size(size, len(rows["train"]), "training samples"))
         chosen = rows[split]
         self.images = glyphs.images[torch.tensor(chosen, dtype=torch.long)]
         self.fonts = [glyphs.fonts[row] for row in chosen]
@@ -125,7 +99,6 @@ class GlyphCaptions(Dataset[tuple[Any, str, int]]):
         self.name_index = torch.tensor([place[caption] for caption in self.captions], dtype=torch.long)
 
     def __len__(self) -> int:
-        """Number of samples."""
         return len(self.captions)
 
     def __getitem__(self, index: int) -> tuple[Any, str, int]:
@@ -134,11 +107,10 @@ class GlyphCaptions(Dataset[tuple[Any, str, int]]):
         Raises:
             IndexError: `index` is not in [0, len).
         """
-        index = operator.index(index)
+        index = check_number(index, len(self))
         return image_at(self.images, index, self.transform), self.captions[index], index
 
     def __repr__(self) -> str:
-        """Split, and numbers of samples, names and fonts."""
         belongs = "" if self.size is None else f", size={self.size}"
         return (
             f"GlyphCaptions({self.split!r}{belongs}, seed={self.seed}: {len(self)} images, "
@@ -147,15 +119,65 @@ class GlyphCaptions(Dataset[tuple[Any, str, int]]):
 
 
 def image_at(images: Tensor, index: int, transform: Callable[[Tensor], Any] | None) -> Any:
-    """One of the images, float32 [1 32 32] in [0, 1], or what the transform makes of it.
-
-    Raises:
-        IndexError: `index` is not in [0, n).
-    """
-    if not 0 <= index < len(images):
-        raise IndexError(
-            f"expected a sample number from 0 to {len(images) - 1}, received {index}. "
-            "Count from 0 to len(dataset) - 1; for the last sample type dataset[len(dataset) - 1]."
-        )
+    """One of the images, float32 [1 32 32] in [0, 1], or what the transform makes of it."""
     image = images[index].float().div(255.0).unsqueeze(0)
     return image if transform is None else transform(image)
+
+
+# --- Splits -----------------------------------------------------------------------------------------------------
+
+# Fonts by the beginning of their names. See GlyphCaptions for why these.
+TEST_FONTS = ("STIX", "DejaVuSans-BoldOblique")
+VAL_FONTS = ("cm", "DejaVuSansMono-Bold")
+
+# Shares of all images whose names are held out.
+TEST_UNSEEN, VAL_UNSEEN = 0.10, 0.035
+
+
+def _divide(glyphs: Glyphs, seed: int) -> dict[str, list[int]]:
+    """Rows of `glyphs` in each split, for all of the training samples."""
+    held_out = _held_out_names(glyphs.codepoints, seed)
+    rows: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for row, (code, font) in enumerate(zip(glyphs.codepoints, glyphs.fonts, strict=True)):
+        seen = (
+            "test_seen"
+            if font.startswith(TEST_FONTS)
+            else "val_seen"
+            if font.startswith(VAL_FONTS)
+            else "train"
+        )
+        rows[held_out.get(code, seen)].append(row)
+    pixels = glyphs.images.numpy()
+    trained = {(glyphs.codepoints[row], pixels[row].tobytes()) for row in rows["train"]}
+    for split in ("val_seen", "test_seen"):
+        rows[split] = [i for i in rows[split] if (glyphs.codepoints[i], pixels[i].tobytes()) not in trained]
+    return _seen_names_only(rows, glyphs.codepoints)
+
+
+def _held_out_names(codepoints: list[int], seed: int) -> dict[int, str]:
+    """Held-out names (as code points) and their splits: whole names, until the shares of images are reached."""
+    count = Counter(codepoints)
+    held_out, images = {}, 0
+    for code in sorted(count, key=lambda code: hashed("name", seed, code)):
+        if images >= (TEST_UNSEEN + VAL_UNSEEN) * len(codepoints):
+            break
+        held_out[code] = "test_unseen" if images < TEST_UNSEEN * len(codepoints) else "val_unseen"
+        images += count[code]
+    return held_out
+
+
+def _shrink(rows: dict[str, list[int]], glyphs: Glyphs, seed: int, size: int) -> dict[str, list[int]]:
+    """The splits that belong to a random `size` of the training samples; smaller subsets lie in larger ones."""
+    ranked = sorted(
+        rows["train"], key=lambda row: hashed("sample", seed, glyphs.fonts[row], glyphs.codepoints[row])
+    )
+    return _seen_names_only(rows | {"train": sorted(ranked[:size])}, glyphs.codepoints)
+
+
+def _seen_names_only(rows: dict[str, list[int]], codepoints: list[int]) -> dict[str, list[int]]:
+    """Restrict the splits of seen names to names that occur in train."""
+    names = {codepoints[row] for row in rows["train"]}
+    return {
+        split: [row for row in chosen if codepoints[row] in names] if split.endswith("_seen") else chosen
+        for split, chosen in rows.items()
+    }

@@ -1,7 +1,10 @@
 """Real text that needs no network: the standard library of the interpreter that runs."""
 
-import operator
+import hashlib
 import os
+import sysconfig
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,23 +13,30 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dro_temp._checks import check_count
-from dro_temp.datasets import _python_files, _text_tokenizer
-from dro_temp.datasets._python_files import SPLITS
+from dro_temp._optional import optional_module
+from dro_temp.datasets._samples import cache_path, cached_file, check_number, check_split, hashed
+
+SPLITS = ("train", "validation", "test")
+SHARES = (0.8, 0.1, 0.1)
+
+# Tests repeat what they test; the others are tables of numbers, or prose in one string.
+LEFT_OUT = frozenset(
+    {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
+)
 
 
 class PythonText(Dataset[str]):
     """The source files of Python's standard library: code, comments and docstrings, several megabytes of them.
 
-    Tests, tables of character codes and pages of documentation kept as code are left out, and of equal files all
-    but one. A file belongs to one split as a whole, by a hash of its path: the same on every run, for every size
-    and on every machine with the same Python. Another version of Python is another text; numbers are comparable
-    within one version.
+    Tests, tables of character codes, documentation stored as code and copies of other files are left out. A file
+    belongs to one split as a whole, by a hash of its path. Other versions of Python have other texts: compare numbers
+    within one version only.
 
     Args:
         split: `train`, `validation` or `test`, about 8 : 1 : 1.
-        size: characters of all three splits together; less where the library has less. Files are taken in a
-            random order until there are enough, and the last one is cut. Smaller texts lie in larger ones.
-        seed: chooses splits and order; the global random state is neither read nor changed.
+        size: maximum number of characters of all three splits together. Files are taken in a random order, the last
+            one is cut. Smaller texts lie in larger ones.
+        seed: of splits and order; the global random state is not used.
 
     Attributes:
         texts: one string per file.
@@ -35,7 +45,7 @@ class PythonText(Dataset[str]):
     Raises:
         ValueError: an unknown split, or a `size` below 100.
         TypeError: a `size` or `seed` that is no int.
-        FileNotFoundError: this Python keeps no source files.
+        FileNotFoundError: this Python has no source files.
 
     Example:
         >>> data = PythonText("test", size=100_000)
@@ -43,25 +53,13 @@ class PythonText(Dataset[str]):
         (10000, True)
     """
 
-    texts: list[str]
-    files: list[str]
-
     def __init__(self, split: str = "train", *, size: int = 6_000_000, seed: int = 0) -> None:
-        if split not in SPLITS:
-            raise ValueError(
-                f"expected split to be one of {', '.join(SPLITS)}, received {split!r}. "
-                "Type for example PythonText('validation')."
-            )
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(
-                f"expected seed as an int, received {type(seed).__name__} ({seed!r}). Pass seed=0."
-            )
+        check_split(split, SPLITS, seed, "PythonText('validation')")
         self.split, self.size, self.seed = split, check_count("size", size, minimum=100), seed
-        chosen = _python_files.chosen(split, self.size, seed)
+        chosen = _chosen(split, self.size, seed)
         self.files, self.texts = [name for name, _ in chosen], [text for _, text in chosen]
 
     def __len__(self) -> int:
-        """Number of files."""
         return len(self.texts)
 
     def __getitem__(self, index: int) -> str:
@@ -70,18 +68,13 @@ class PythonText(Dataset[str]):
         Raises:
             IndexError: `index` is not in [0, len).
         """
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(
-                f"expected a file number from 0 to {len(self) - 1}, received {index}. Pass a smaller one."
-            )
-        return self.texts[index]
+        return self.texts[check_number(index, len(self), "file")]
 
     def tokenizer(self, vocabulary: int = 4096, *, root: str | os.PathLike[str] | None = None) -> Any:
         """A byte-level BPE tokenizer of the training split, whichever split this is.
 
-        It is trained at the first use, in seconds, and kept in a file below `root`, which is replaced as a whole
-        and made again where it is damaged. What it decodes is what it encoded, byte by byte.
+        It is trained at the first use, in seconds, and cached in a file below `root`, which is written as a whole and
+        made again if it is damaged. Decoding inverts encoding, byte by byte.
 
         Args:
             vocabulary: number of tokens, from 1,024 to 8,192; the last is `<|endoftext|>`.
@@ -101,13 +94,13 @@ class PythonText(Dataset[str]):
             (1024, 'def f(x):  # ü')
         """
         train = self if self.split == "train" else PythonText("train", size=self.size, seed=self.seed)
-        return _text_tokenizer.load(train.texts, vocabulary, root)
+        return load_tokenizer(train.texts, vocabulary, root)
 
     def tokens(self, tokenizer: Any) -> Int[Tensor, "n"]:
-        """All files in one row of tokens, int64, the tokenizer's end-of-text token after each.
+        """All files as one sequence of tokens, int64, the tokenizer's end-of-text token after each.
 
         Args:
-            tokenizer: that of `tokenizer()`, or any other of transformers.
+            tokenizer: that of `tokenizer()`, or another one of transformers.
 
         Raises:
             ValueError: a tokenizer without an end-of-text token.
@@ -127,8 +120,120 @@ class PythonText(Dataset[str]):
         return torch.tensor([token for row in encoded for token in row + end], dtype=torch.long)
 
     def __repr__(self) -> str:
-        """Split and numbers of files and characters."""
         return (
             f"PythonText({self.split!r}, size={self.size}, seed={self.seed}: {len(self)} files, "
             f"{sum(map(len, self.texts))} characters)"
         )
+
+
+# --- Files of the standard library ------------------------------------------------------------------------------
+
+
+def library() -> Path:
+    """Folder of the standard library, also where a virtual environment runs."""
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def _sources(folder: Path) -> list[str]:
+    """Paths of the files within the folder, in a fixed order."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*.py"))
+    names = sorted(path.as_posix() for path in paths if LEFT_OUT.isdisjoint(path.parts))
+    if not names:
+        raise FileNotFoundError(
+            f"expected Python's standard library as source files, received {folder}, which has none (a zipped or "
+            "embedded Python). Run a Python from python.org, conda or your system's package manager."
+        )
+    return names
+
+
+def _chosen(split: str, size: int, seed: int) -> list[tuple[str, str]]:
+    """(path, text) of one split's files, in a random order, until its share of the characters is reached."""
+    folder, files = library(), []
+    left = round(size * SHARES[SPLITS.index(split)])
+    names = [name for name in _sources(folder) if split_of(name, seed) == split]
+    for name, text in _texts(folder, sorted(names, key=lambda name: hashed("order", seed, name))):
+        files.append((name, text[:left]))
+        left -= len(text)
+        if left <= 0:
+            break
+    return files
+
+
+def split_of(name: str, seed: int) -> str:
+    """The split of a file, which depends on its path alone."""
+    place = int.from_bytes(hashed("split", seed, name)[:8], "big") / 2**64
+    train, validation, _ = SHARES
+    return "train" if place < train else "validation" if place < train + validation else "test"
+
+
+def _texts(folder: Path, names: list[str]) -> Iterator[tuple[str, str]]:
+    """The readable files, without empty and repeated texts."""
+    seen = set()
+    for name in names:
+        try:
+            text = (folder / name).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):  # a few old files are Latin-1
+            continue
+        if text and text not in seen:
+            seen.add(text)
+            yield name, text + "\n"
+
+
+# --- The tokenizer ----------------------------------------------------------------------------------------------
+
+END = "<|endoftext|>"
+SMALLEST, LARGEST = 1024, 8192
+_FORMAT = 1  # raise it when the same text would give other tokens
+
+
+def _require(module: str) -> Any:
+    return optional_module(module, "which PythonText makes its tokenizer with")
+
+
+def load_tokenizer(texts: Sequence[str], vocabulary: int, root: str | os.PathLike[str] | None) -> Any:
+    """Read the tokenizer, or train and cache it; see `PythonText.tokenizer`."""
+    vocabulary = check_count("vocabulary", vocabulary)
+    if not SMALLEST <= vocabulary <= LARGEST:
+        raise ValueError(
+            f"expected a vocabulary of {SMALLEST} to {LARGEST} tokens, received {vocabulary}. The text is too small "
+            "for more, and 256 of them are single bytes. Pass vocabulary=4096."
+        )
+    transformers = _require("transformers")
+    digests = (hashlib.sha256(text.encode()).hexdigest() for text in texts)
+    version = hashed(_FORMAT, vocabulary, _require("tokenizers").__version__, *digests).hex()[:16]
+    path = cache_path(root, f"python-text-{version}.json")
+    trained = _read(path, vocabulary)
+    if trained is None:
+        trained = _train(texts, vocabulary)
+        with cached_file(path, "the tokenizer", "tokenizer(root='text-cache')") as file:
+            file.write(trained.to_str().encode())
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=trained, bos_token=END, eos_token=END, clean_up_tokenization_spaces=False
+    )
+
+
+def _train(texts: Sequence[str], vocabulary: int) -> Any:
+    tokenizers = _require("tokenizers")
+    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = byte_level, tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocabulary - 1, initial_alphabet=byte_level.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([END])
+    if tokenizer.get_vocab_size() != vocabulary:
+        raise ValueError(
+            f"expected a text that fills {vocabulary} tokens, received one of {sum(map(len, texts))} characters "
+            f"with {tokenizer.get_vocab_size()}. Pass a larger PythonText(size=...) or a smaller vocabulary."
+        )
+    return tokenizer
+
+
+def _read(path: Path, vocabulary: int) -> Any:
+    """The tokenizer in the file, or None if it is missing or damaged."""
+    try:
+        tokenizer = _require("tokenizers").Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception:  # tokenizers raises plain Exception for whatever is wrong with a file
+        return None
+    return tokenizer if tokenizer.get_vocab_size() == vocabulary else None

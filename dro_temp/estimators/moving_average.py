@@ -41,13 +41,6 @@ def checked_gamma(gamma: float | Schedule) -> float | Schedule:
     return float(gamma)
 
 
-def gamma_at(gamma: float | Schedule, steps: Tensor) -> Tensor:
-    """Its value after so many steps, a float64 scalar beside `steps` where it is a constant."""
-    if callable(gamma):
-        return gamma(steps)
-    return torch.full((), gamma, dtype=torch.float64, device=steps.device)
-
-
 class CosineGamma:
     r"""From 1 down to gamma over E epochs, then constant.
 
@@ -222,7 +215,10 @@ class LogMovingAverage(LogTable):
 
     def averaged(self, log_u: PerRow, log_g: PerRow) -> PerRow:
         """The average, with the gamma of the moment."""
-        return F.log_average(log_u, log_g, gamma_at(self.gamma, self.steps))
+        schedule = self.gamma
+        if callable(schedule):
+            return F.log_average(log_u, log_g, schedule(self.steps))
+        return F.log_average(log_u, log_g, self.steps.new_full((), schedule, dtype=torch.float64))
 
     def write(self, *parts: Tensor) -> None:
         """Write the staged averages and advance gamma."""

@@ -1,22 +1,29 @@
-"""How good a model is, as plain numbers."""
+"""How good a model and its temperatures are, as plain numbers: one package per question asked.
 
-from dro_temp.evaluation.amortisation import amortisation_gap
-from dro_temp.evaluation.calibration import expected_calibration_error, reliability
-from dro_temp.evaluation.captions import CaptionRecall, caption_recall
-from dro_temp.evaluation.class_accuracy import ClassAccuracy, zero_shot, zero_shot_accuracy
-from dro_temp.evaluation.classifier import evaluate_classifier
-from dro_temp.evaluation.classifier_report import CalibrationScheme, ClassifierReport
-from dro_temp.evaluation.consistency import SemanticConsistency, semantic_consistency
-from dro_temp.evaluation.duplicates import near_duplicates, same_concept
-from dro_temp.evaluation.gap_log import GapLog
-from dro_temp.evaluation.gap_report import AmortisationGap, TemperatureSpread
-from dro_temp.evaluation.language import evaluate_language
-from dro_temp.evaluation.neighbourhoods import NeighbourConsistency, neighbour_consistency
-from dro_temp.evaluation.neighbours import knn_accuracy
-from dro_temp.evaluation.probes import ProbeReport, linear_probe
-from dro_temp.evaluation.prompts import class_embeddings
-from dro_temp.evaluation.report import LanguageReport, TemperatureScheme
-from dro_temp.evaluation.retrieval import retrieval_recall
+`progress=True` needs rich, of the extra `recipes`.
+"""
+
+from dro_temp.evaluation.classifier.calibration import expected_calibration_error, reliability
+from dro_temp.evaluation.classifier.probabilities import (
+    CalibrationScheme,
+    ClassifierReport,
+    evaluate_classifier,
+)
+from dro_temp.evaluation.concepts.duplicates import near_duplicates, same_concept
+from dro_temp.evaluation.concepts.neighbours import NeighbourConsistency, neighbour_consistency
+from dro_temp.evaluation.concepts.variance import SemanticConsistency, semantic_consistency
+from dro_temp.evaluation.features.class_names import (
+    ClassAccuracy,
+    class_embeddings,
+    evaluate_zero_shot,
+    zero_shot_accuracy,
+)
+from dro_temp.evaluation.features.logistic_regression import ProbeReport, linear_probe
+from dro_temp.evaluation.features.nearest import knn_accuracy
+from dro_temp.evaluation.gap.amortisation import AmortisationGap, TemperatureSpread, amortisation_gap
+from dro_temp.evaluation.gap.over_training import GapLog
+from dro_temp.evaluation.language.perplexity import LanguageReport, TemperatureScheme, evaluate_language
+from dro_temp.evaluation.retrieval.recall import CaptionRecall, caption_recall, retrieval_recall
 from dro_temp.functional.reliability import Reliability
 
 __all__ = [
@@ -38,6 +45,7 @@ __all__ = [
     "class_embeddings",
     "evaluate_classifier",
     "evaluate_language",
+    "evaluate_zero_shot",
     "expected_calibration_error",
     "knn_accuracy",
     "linear_probe",
@@ -47,6 +55,5 @@ __all__ = [
     "retrieval_recall",
     "same_concept",
     "semantic_consistency",
-    "zero_shot",
     "zero_shot_accuracy",
 ]

@@ -1,74 +1,131 @@
-"""One sweep over data: rows of the host, some of them at a time."""
+"""Running a host over batches of data: progress bars, rows block by block, no side effects."""
 
+import random
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from contextlib import contextmanager
+from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dro_temp._checks import check_several
+from dro_temp._modes import evaluating
+from dro_temp._optional import optional_module
 from dro_temp._typing import PerRow
-from dro_temp.evaluation._progress import shown
-from dro_temp.interfaces import HostAdapter, Rows
+from dro_temp.interfaces import HostAdapter, Rows, TemperaturePredictor
 
-#: Token numbers [batch length], or the host's own keyword arguments.
+T = TypeVar("T")
+#: Token ids [batch length], or the host's own keyword arguments.
 Batch: TypeAlias = Tensor | Mapping[str, Any]
 #: What a host is called with: one tensor, several arguments in order, or keyword arguments.
 HostBatch: TypeAlias = Batch | Sequence[Any]
+Predictors: TypeAlias = TemperaturePredictor | Mapping[str, TemperaturePredictor]
 
 SCORES_AT_A_TIME = 2**22  # 16 MiB in float32; the exact temperature needs a few copies of it
 
 
+def with_progress(parts: Iterable[T], title: str | None) -> Iterable[T]:
+    """The same parts, under a progress bar unless `title` is None. Raises ImportError without rich."""
+    if title is None:
+        return parts
+    progress = optional_module("rich.progress", "which draws bars where progress=True", extra="recipes")
+    tracked: Iterable[T] = progress.track(parts, description=title)
+    return tracked
+
+
 def check_batches(name: str, batches: Iterable[HostBatch]) -> None:
-    """Raise unless these are batches that can be swept more than once."""
+    """Raise unless these are batches that can be iterated over more than once."""
     if isinstance(batches, Tensor):
         raise TypeError(
-            f"expected {name} as several batches, received one tensor of shape {list(batches.shape)}. "
-            f"Pass {name}=blocks.split(8)."
+            f"expected {name} as several batches, received one tensor {list(batches.shape)}. Pass blocks.split(8)."
         )
     check_several(name, batches, f"Pass {name}=[batch], or a DataLoader.")
     if iter(batches) is batches:
         raise TypeError(
-            f"expected {name} that can be swept more than once, received {type(batches).__name__}, which is used up "
-            f"after one sweep. Pass {name}=list(batches), or a DataLoader."
+            f"expected {name} that can be iterated over more than once, received {type(batches).__name__}, which is "
+            f"used up after one pass. Pass {name}=list(batches), or a DataLoader."
         )
 
 
-def rows_of(host: HostAdapter, batch: HostBatch) -> dict[str, Rows]:
-    """What the host makes of a batch, which is moved to where the host is."""
-    device = next((p.device for p in host.parameters()), torch.device("cpu"))
-    moved = _moved(batch, device)
-    positional = moved if isinstance(moved, list) else [moved]
-    made: dict[str, Rows] = host(**moved) if isinstance(moved, Mapping) else host(*positional)
-    return made
-
-
-def _moved(value: Any, device: torch.device) -> Any:
+def moved(value: Any, device: torch.device | None) -> Any:
+    """All tensors of a batch on the device."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, Mapping):
-        return {name: _moved(part, device) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_moved(part, device) for part in value]
-    return value
+        return {name: moved(part, device) for name, part in value.items()}
+    return [moved(part, device) for part in value] if isinstance(value, list | tuple) else value
+
+
+def rows_of(host: HostAdapter, batch: HostBatch) -> dict[str, Rows]:
+    """The host's rows of a batch, which is moved to the host's device."""
+    batch = moved(batch, next((p.device for p in host.parameters()), torch.device("cpu")))
+    arguments = batch if isinstance(batch, list) else [batch]
+    rows: dict[str, Rows] = host(**batch) if isinstance(batch, Mapping) else host(*arguments)
+    return rows
 
 
 def weight_of(rows: Rows) -> PerRow:
-    """Weight of each row; 1 where none is given."""
+    """Weight of each row, 1 by default."""
     return torch.ones(len(rows), device=rows.target.device) if rows.weight is None else rows.weight
 
 
-def blocks_of_rows(host: HostAdapter, batches: Iterable[HostBatch], title: str | None) -> Iterator[Rows]:
-    """The rows that count, with their scores computed, a block at a time.
-
-    Args:
-        host: with one view.
-        batches: what it is called with.
-        title: what a progress bar says; None for no bar.
-    """
-    for batch in shown(batches, title):
+def row_blocks(
+    host: HostAdapter, batches: Iterable[HostBatch], title: str | None, what: str = "row"
+) -> Iterator[Rows]:
+    """The valid rows of a host with one view, with their scores, block by block; raise if there is no `what`."""
+    count = 0
+    for batch in with_progress(batches, title):
         (rows,) = rows_of(host, {"input_ids": batch} if isinstance(batch, Tensor) else batch).values()
-        step = max(1, SCORES_AT_A_TIME // max(1, rows.scores.shape[1]))
-        for number in torch.split(rows.valid.nonzero()[:, 0], step):
-            if len(number):  # a batch of padding alone has no rows
-                yield rows.select(number).dense()
+        size = max(1, SCORES_AT_A_TIME // max(1, rows.scores.shape[1]))
+        for index in torch.split(rows.valid.nonzero()[:, 0], size):
+            if len(index):  # a batch of padding alone has no rows
+                count += len(index)
+                yield rows.select(index).dense()
+    if count == 0:
+        raise ValueError(
+            f"expected data with at least one {what}, received none. Pass batches with labels other than -100."
+        )
+
+
+def named_predictors(
+    predictors: Predictors | None, reserved: Sequence[str], host: HostAdapter, instead: str
+) -> dict[str, TemperaturePredictor]:
+    """Predictors by name; raise where a name is reserved, or the host has several views."""
+    if len(host.views) != 1:
+        raise ValueError(
+            f"expected a host with one view, received {type(host).__name__} with {list(host.views)}. Pass {instead}."
+        )
+    if isinstance(predictors, TemperaturePredictor):
+        return {"predictor": predictors}
+    named = dict(predictors or {})
+    if set(reserved) & set(named):
+        raise ValueError(
+            f"expected names other than {', '.join(reserved)}, received {', '.join(named)}. Pass {{'net': tempnet}}."
+        )
+    return named
+
+
+@contextmanager
+def without_side_effects(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode on this process alone; modes and random states are restored afterwards.
+
+    A data loader draws a random number each time that it is iterated over, and data may be augmented at random: the
+    generators of torch, Python and NumPy are all restored.
+    """
+    hosts = [part for part in module.modules() if isinstance(part, HostAdapter)]
+    trains = [host.objective_trains for host in hosts]
+    numpy = sys.modules.get("numpy")  # code that has not imported it draws nothing from it
+    state = random.getstate(), None if numpy is None else numpy.random.get_state()
+    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices=list(devices)), evaluating(module):
+            for host in hosts:
+                host.objective_trains = False  # else it waits for the rows of other processes
+            yield
+    finally:
+        random.setstate(state[0])
+        if numpy is not None:
+            numpy.random.set_state(state[1])
+        for host, before in zip(hosts, trains, strict=True):
+            host.objective_trains = before

@@ -221,7 +221,9 @@ class TemperaturePredictor(ShapeChecked, ABC):
             rows = rows.inert_where_invalid()
             tau: Tensor = self(rows.features, index=rows.index, support=rows.support, shape=rows.target.shape)
             return tau
-        features, index = rows.inert_features_and_index()
+        features, index = rows.features, rows.index
+        if rows.weight is not None:
+            features, index = rows.inert_features_and_index()
         n = rows.target.shape[0]
         # In a graph, all rows are one block: where to cut would depend on their number.
         whole = torch.compiler.is_compiling() or n <= _autograd.BLOCK_OF_ROWS or "features" not in self.reads

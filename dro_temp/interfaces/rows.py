@@ -21,7 +21,7 @@ from dro_temp._checks import (
 )
 from dro_temp._pytree import map_tensors, pytree
 from dro_temp._repr import one_line
-from dro_temp._tensors import at_least_float32, work_dtype
+from dro_temp._tensors import at_least_float32
 from dro_temp._typing import Features, Mask, PerRow, RowIndex, RowMask, Scores
 
 #: How far the sum of a row's probabilities may be from one: that of half precision. Two labels are further off.
@@ -118,7 +118,8 @@ class LinearScores:
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the score matrix: float32 or better."""
-        return work_dtype(self.queries, self.keys)
+        both = torch.promote_types(self.queries.dtype, self.keys.dtype)
+        return torch.promote_types(both, torch.float32)
 
     @property
     def requires_grad(self) -> bool:
@@ -257,13 +258,13 @@ class Rows:
             check_floats("scores", self.scores)
         if not isinstance(self.target_in_support, bool):
             check_flag("target_in_support", self.target_in_support)
-        shape = self.scores.shape
-        if len(shape) != 2:
+        per_row = self.scores.queries if isinstance(self.scores, LinearScores) else self.scores
+        if per_row.dim() != 2:
             raise ValueError(
-                f"expected scores of shape [n, m], received {list(shape)}. "
+                f"expected scores of shape [n, m], received {list(per_row.shape)}. "
                 "Flatten leading dimensions first, for example logits.flatten(0, -2)."
             )
-        n, device = shape[0], self.scores.device
+        n, device = per_row.shape[0], per_row.device
         for name in ("target", "features", "index", "weight"):
             value = getattr(self, name)
             if value is None and name != "target":

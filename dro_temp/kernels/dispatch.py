@@ -40,9 +40,9 @@ def streaming_backend(name: str, device: torch.device, dtype: torch.dtype) -> Ba
     Raises:
         RuntimeError, ImportError: it cannot take those, or is not available here.
     """
-    if name == "cpu":
-        return cpu_backend(device, dtype)
-    return triton_backend(device) if name == "triton" else torch_backend
+    if name == "torch":
+        return torch_backend
+    return cpu_backend(device, dtype) if name == "cpu" else triton_backend(device)
 
 
 # C, for float32 on a CPU

@@ -85,7 +85,7 @@ class LogMeanExpLoss(RobustLoss):
                 f"expected one target per row for backend={option!r}, received target distributions, which are as "
                 "large as the score matrix that it avoids. Pass backend='auto', or class numbers."
             )
-        n, m = scores.shape
+        n, m = scores.queries.shape[0], scores.keys.shape[0]
         if m == (0 if rows.target_in_support else 1):
             return BackendChoice("reference", "there are no outcomes")
         if not (scores.transform is None or isinstance(scores.transform, ScoreTransform)):
@@ -196,7 +196,9 @@ class LogMeanExpLoss(RobustLoss):
             names = [fastest if loss.backend == "auto" else loss.backend for loss in (self, other)]
             choices = (BackendChoice(names[0], _EXCHANGED), BackendChoice(names[1], _EXCHANGED))
         elif first.is_transpose_of(second):
-            choices = self.choose_backend(rows[0]), other.choose_backend(rows[1])
+            choice = self.choose_backend(rows[0])  # of scores of the same size and precision
+            same = other.backend == self.backend
+            choices = choice, choice if same else other.choose_backend(rows[1])
         else:
             return None
         return choices if choices[0].name == choices[1].name != "reference" else None

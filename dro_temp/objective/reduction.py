@@ -154,12 +154,14 @@ def view_means(
     trains: bool,
 ) -> dict[str, Tensor]:
     """One number per view: its risk, or the weighted mean of its values where there are no risks."""
+    means: dict[str, Tensor] = {}
     if not risks:
-        return {
-            view: weighted_mean(x, row_weight(rows[view], valid[view], x.dtype), count, trains)
-            for view, x in values.items()
-        }
-    means = {}
+        for view, x in values.items():
+            weight = rows[view].weight
+            counted = valid[view].to(x.dtype)
+            weight = counted if weight is None else weight.to(x.dtype) * counted
+            means[view] = weighted_mean(x, weight, count, trains)
+        return means
     for view, x in values.items():
         risk, r = risks[view], rows[view]
         assert isinstance(risk, SampleRisk)

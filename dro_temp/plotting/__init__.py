@@ -1,21 +1,18 @@
 """Pictures of temperatures and of training: functions that return a Figure, and a text as a web page.
 
-Nothing global is changed. matplotlib is imported inside the functions, and `matplotlib.pyplot` not at all: no
-backend is chosen, no figure is kept open, no default is touched. Save a figure with `figure.savefig("name.png")`.
+Figures need matplotlib, of the extra `recipes`, which is imported when a function is called; `matplotlib.pyplot` is
+not imported at all: no backend is chosen, no figure stays open. Save one with `figure.savefig("name.png")`.
 """
 
-from dro_temp.plotting.by_concept import temperature_by_concept
-from dro_temp.plotting.curves import curves
-from dro_temp.plotting.duplicates import temperature_by_duplicates
-from dro_temp.plotting.extremes import image_extremes
+from dro_temp.plotting.concepts import temperature_by_concept, temperature_by_duplicates
 from dro_temp.plotting.histogram import temperature_histogram
-from dro_temp.plotting.history import temperature_history
+from dro_temp.plotting.images import image_extremes
+from dro_temp.plotting.over_training import temperature_history, training_curves
 from dro_temp.plotting.reliability import reliability_diagram
 from dro_temp.plotting.token_page import TokenTemperatures, text_page, token_temperatures
 
 __all__ = [
     "TokenTemperatures",
-    "curves",
     "image_extremes",
     "reliability_diagram",
     "temperature_by_concept",
@@ -24,4 +21,5 @@ __all__ = [
     "temperature_history",
     "text_page",
     "token_temperatures",
+    "training_curves",
 ]

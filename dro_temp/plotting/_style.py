@@ -1,4 +1,4 @@
-"""What the plots share: a figure of its own, colours, and checks of what is drawn."""
+"""What the plots share: figures without global state, colours, and checks of what is drawn."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from dro_temp._checks import check_several
+from dro_temp._checks import check_several, holds_integers
+from dro_temp._optional import optional_module
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
+else:  # matplotlib is imported where it draws
+    Axes = Figure = Any
 
 # Okabe and Ito's colours, in an order in which neighbours differ in brightness too: readable by colour-blind
 # people, and in a grey print.
@@ -20,32 +23,27 @@ DASHES = ("-", "--", "-.", ":")
 
 def new_figure(
     width: float, height: float, *, layout: Literal["constrained"] | None = "constrained"
-) -> "Figure":
-    """A figure that no global state knows of."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "expected matplotlib, which dro_temp.plotting draws with, received no such package. "
-            "Run: pip install 'dro-temp[recipes]'"
-        ) from error
-    return Figure(figsize=(width, height), dpi=150, layout=layout, facecolor="white")
+) -> Figure:
+    """A figure outside of pyplot's global state; width and height in inches."""
+    module = optional_module("matplotlib.figure", "which dro_temp.plotting draws with", extra="recipes")
+    figure: Figure = module.Figure(figsize=(width, height), dpi=150, layout=layout, facecolor="white")
+    return figure
 
 
-def tidy(axes: "Axes") -> None:
-    """Take away what is not data."""
+def tidy(axes: Axes) -> None:
+    """Remove what is not data, and draw a light grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
 
 
-def refuse_empty(what: str, given: Any) -> None:
+def check_not_empty(what: str, values: Any) -> None:
     """Raise where there is nothing to draw."""
-    if not isinstance(given, Mapping | list | tuple):
+    if not isinstance(values, Mapping | list | tuple):
         raise TypeError(
-            f"expected at least one {what}, received {type(given).__name__} ({given!r}). Pass {{label: values}}."
+            f"expected at least one {what}, received {type(values).__name__} ({values!r}). Pass {{label: values}}."
         )
-    if len(given) == 0:
+    if len(values) == 0:
         raise ValueError(f"expected at least one {what}, received none. Pass {{label: values}}.")
 
 
@@ -56,7 +54,20 @@ def finite(what: str, x: Tensor) -> Tensor:
     x = torch.as_tensor(x).detach().cpu().double().reshape(-1)
     if x.numel() == 0 or not bool(x.isfinite().all()):
         raise ValueError(
-            f"expected finite {what}, at least one, received {x.numel()} of which "
-            f"{int((~x.isfinite()).sum())} are not finite. Drop those rows first."
+            f"expected finite {what}, received {x.numel()} with {int((~x.isfinite()).sum())} NaN or inf. Drop these."
         )
     return x
+
+
+def per_row(name: str, x: Tensor, n: int) -> Tensor:
+    """The numbers as int64 on the CPU; raise unless these are n whole numbers >= 0."""
+    check_several(name, x, "Pass a tensor of one number per row.")
+    x = torch.as_tensor(x).detach().cpu()
+    if not holds_integers(x):
+        raise TypeError(f"expected {name} of an integer dtype, received {x.dtype}. Pass {name}.long().")
+    if x.shape != (n,) or int(x.min()) < 0:
+        raise ValueError(
+            f"expected {name} [{n}], one number >= 0 per temperature, received {list(x.shape)}"
+            f"{'' if x.numel() == 0 else f' from {int(x.min())} on'}. Index temperatures and {name} alike."
+        )
+    return x.long()

@@ -1,37 +1,31 @@
-"""Is a probability of 80 % right four times in five?"""
+"""Reliability diagrams: is a probability of 80 % right four times in five?"""
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from dro_temp._checks import check_kind
 from dro_temp.functional.reliability import Reliability
-from dro_temp.plotting._style import COLOURS, new_figure, refuse_empty, tidy
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from dro_temp.plotting._style import COLOURS, Axes, Figure, check_not_empty, new_figure, tidy
 
 _NORMAL = 1.96  # 95 %
 
 
-def reliability_diagram(schemes: Mapping[str, Reliability]) -> "Figure":
+def reliability_diagram(schemes: Mapping[str, Reliability]) -> Figure:
     r"""Accuracy against confidence by bins of confidence, with the share of the rows in each bin below.
 
-    A bar reaches to the accuracy of a bin's rows. Where their mean confidence is above it, the red piece on top is
-    what they claim too much; where it is below, the green piece is what they claim too little. The whisker is the
-    95 % interval of the accuracy (Wilson): where it crosses the line, the bin shows no error. Bins of few rows have
-    long ones, which the calibration error takes no account of.
+    A bar reaches to the accuracy of a bin's rows. The red piece on top is the excess of their mean confidence over it
+    (overconfident), the green piece its deficit (underconfident). The whisker is the 95 % interval of the accuracy
+    (Wilson): where it crosses the diagonal, the bin shows no significant error. Bins of few rows have long ones, which
+    the calibration error ignores.
 
     Args:
         schemes: bins by label, from `evaluate_classifier(...).reliability`, or from `evaluation.reliability` of
-            confidences of your own. Each may have bins of its own.
+            your own confidences. Each may have its own bins.
 
     Returns:
         A figure with two pairs of axes for each label: accuracies above, counts below.
 
     Raises:
-        ImportError: matplotlib is not installed.
         ValueError: no label, or a label without rows.
 
     Example:
@@ -45,57 +39,45 @@ def reliability_diagram(schemes: Mapping[str, Reliability]) -> "Figure":
     Source: Guo et al., arXiv 1706.04599, figure 1; Wilson 1927.
     """
     check_kind("schemes", schemes, Mapping, "Pass {label: values}.")
-    refuse_empty("label", schemes)
+    check_not_empty("label", schemes)
     for label, bins in schemes.items():
-        refuse_empty(f"row under {label!r}", [count for count in bins.count if count > 0])
+        check_not_empty(f"row under {label!r}", [count for count in bins.count if count > 0])
     figure = new_figure(2.6 * len(schemes) + 0.9, 4.2)
     grid = figure.subplots(
         2, len(schemes), squeeze=False, sharex=True, sharey="row", gridspec_kw={"height_ratios": (3, 1)}
     )
     for above, below, (label, bins) in zip(*grid, schemes.items(), strict=True):
         _draw_accuracies(above, bins)
-        _draw_counts(below, bins)
+        width, total = 100.0 / len(bins.count), sum(bins.count)
+        middle = [(b + 0.5) * width for b in range(len(bins.count))]
+        below.bar(middle, [100 * count / total for count in bins.count], 0.94 * width, color="0.55")
+        tidy(below)
         above.set_title(f"{label}\nECE {100 * bins.error:.1f} %", fontsize=10)
         below.set_xlabel("confidence (%)")
     grid[0, 0].set_ylabel("accuracy (%)")
     grid[1, 0].set_ylabel("rows (%)")
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(4, 2 * len(schemes)), frameon=False, fontsize=9
-    )
+    columns = min(4, 2 * len(schemes))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return figure
 
 
-def _draw_accuracies(axes: "Axes", bins: Reliability) -> None:
+def _draw_accuracies(axes: Axes, bins: Reliability) -> None:
     width = 100.0 / len(bins.count)
     filled = [b for b, count in enumerate(bins.count) if count > 0]
     middle = [(b + 0.5) * width for b in filled]
-    accuracy = [100 * bins.correct[b] / bins.count[b] for b in filled]
-    confidence = [100 * bins.confidence[b] / bins.count[b] for b in filled]
-    pairs = list(zip(confidence, accuracy, strict=True))
-    axes.bar(middle, [min(pair) for pair in pairs], 0.94 * width, color=COLOURS[5], label="accuracy")
-    for label, colour, sign in (("claims too much", COLOURS[1], 1), ("claims too little", COLOURS[2], -1)):
-        gaps = [max(sign * (p - right), 0.0) for p, right in pairs]
-        axes.bar(
-            middle,
-            gaps,
-            0.94 * width,
-            bottom=[min(pair) for pair in pairs],
-            color=(colour, 0.55),
-            label=label,
-        )
-    ends = [_wilson(bins.correct[b], bins.count[b]) for b in filled]
-    axes.vlines(middle, [low for low, _ in ends], [high for _, high in ends], color="0.25", linewidth=1.1,
-                label="95 % interval")  # fmt: skip
+    pairs = [
+        (100 * bins.confidence[b] / bins.count[b], 100 * bins.correct[b] / bins.count[b]) for b in filled
+    ]
+    lower = [min(pair) for pair in pairs]
+    axes.bar(middle, lower, 0.94 * width, color=COLOURS[5], label="accuracy")
+    for label, colour, sign in (("overconfident", COLOURS[1], 1), ("underconfident", COLOURS[2], -1)):
+        gaps = [max(sign * (confidence - accuracy), 0.0) for confidence, accuracy in pairs]
+        axes.bar(middle, gaps, 0.94 * width, bottom=lower, color=(colour, 0.55), label=label)
+    low, high = zip(*(_wilson(bins.correct[b], bins.count[b]) for b in filled), strict=True)
+    axes.vlines(middle, low, high, color="0.25", linewidth=1.1, label="95 % interval")
     axes.plot([0, 100], [0, 100], color="0.4", linestyle="--", linewidth=1.0)
     axes.set(xlim=(0, 100), ylim=(0, 100), xticks=(0, 25, 50, 75))
-    tidy(axes)
-
-
-def _draw_counts(axes: "Axes", bins: Reliability) -> None:
-    width, total = 100.0 / len(bins.count), sum(bins.count)
-    middle = [(b + 0.5) * width for b in range(len(bins.count))]
-    axes.bar(middle, [100 * count / total for count in bins.count], 0.94 * width, color="0.55")
     tidy(axes)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dro_temp._checks import check_count, check_dropout, check_flag, check_kind, check_tensor
 from dro_temp._typing import Features
 from dro_temp.interfaces import PredictorInputs, Readable, ScoreStatistics
+from dro_temp.interfaces.predictor import check_reads
 from dro_temp.predictors.named import class_named
 
 
@@ -27,6 +28,12 @@ class TempNetEncoder(nn.Module, ABC):
     outcomes: int | None = None
     #: Width that features must have; None: any.
     features: int | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a misspelt declaration when the class is made, not at its first call."""
+        super().__init_subclass__(**options)
+        if "reads" in vars(cls):
+            check_reads(vars(cls)["reads"], cls.__name__)
 
     @property
     @abstractmethod

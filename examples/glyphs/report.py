@@ -148,7 +148,7 @@ def _markdown(header: list[str], rows: list[list[str]], notes: list[str]) -> str
 
 
 def _plots(out: Path, runs: list[Run], data: Data) -> list[Path]:
-    figures = {"curves.png": plotting.curves(_curves(runs))}
+    figures = {"curves.png": plotting.training_curves(_curves(runs))}
     first = runs[0].seed
     shown = {run.method: run for run in runs if run.seed == first}
     if any(method in shown for method in PERSONAL):

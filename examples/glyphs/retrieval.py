@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 import dro_temp as dt
-from dro_temp.evaluation.retrieval import retrieval_recall
+from dro_temp.evaluation import retrieval_recall
 
 from .data import Pairs
 from .model import as_float

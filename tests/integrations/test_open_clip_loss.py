@@ -181,7 +181,7 @@ def test_parameters_that_the_optimizer_has_already_are_not_added_again():
 def test_gamma_reaches_the_estimators():
     model, loss = loops.clip(), loops.clip_loss()
     loss.optimizer(loops.sgd(model), gamma=0.25)
-    assert loss.objective.losses["image"].estimator.gamma(torch.tensor(0)) == 0.25
+    assert loss.objective.losses["image"].estimator.gamma == 0.25
 
 
 def test_prototypes_start_from_features():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from dro_temp.datasets import Indexed, SampleTable
-from dro_temp.datasets.sample_numbers import SampleKey
+from dro_temp.datasets.indexed import SampleKey
 from dro_temp.hosts._modules import add_hook
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ class PairBlock:
         tau: PerRow,
         *,
         keep: str | None,
-        also: Callable[[Scores], None] = lambda scores: None,
+        also: Callable[[Scores], None] | None = None,
     ) -> RowsOfPairs:
         """Sweep once.
 
@@ -96,7 +97,8 @@ class PairBlock:
                 partials = self.backend.row_sums(scores[group], tau[at])
                 assert partials.mean_excess is not None
                 top[at], total[at], excess[at] = partials.row_max, partials.sum_exp, partials.mean_excess
-                also(scores[group])
+                if also is not None:
+                    also(scores[group])
         if keep is None:
             release("scores", buffer)
         return RowsOfPairs(own, top, total, excess, None if keep is None else buffer)
@@ -268,7 +270,7 @@ class _LogSums(torch.autograd.Function):
             keys,
             tau_rows,
             keep=keep,
-            also=lambda scores: block.backend.column_sums_(scores, tau_columns, sums),
+            also=partial(block.backend.column_sums_, tau=tau_columns, sums=sums),
         )
         own_of_columns = of_rows.own if own_columns is None else own_columns
         mean_columns = sums.moment / sums.sum_exp.clamp(min=torch.finfo(work).tiny)  # no rows: no sum

@@ -12,8 +12,15 @@ _UNFIT = ((0x7F, 0x9F), (0xD800, 0xDFFF), (0xFDD0, 0xFDEF), (0x202A, 0x202E), (0
 
 
 def harmless(text: str) -> str:
-    """What HTML cannot hold, or would turn the text around, becomes a picture; newlines and tabs stay."""
-    return "".join(_picture(c) if c not in "\n\t" else c for c in text)
+    """The text, with pictures in place of what HTML cannot hold or what would reverse it; newlines and tabs stay."""
+    return "".join(c if c in "\n\t" else _picture(ord(c)) for c in text)
+
+
+def _picture(code: int) -> str:
+    if code < 0x20:
+        return chr(0x2400 + code)
+    unfit = code & 0xFFFE == 0xFFFE or any(first <= code <= last for first, last in _UNFIT)
+    return "\ufffd" if unfit else chr(code)
 
 
 def escaped(text: str) -> str:
@@ -38,12 +45,3 @@ def as_json(value: Any) -> str:
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
-
-
-def _picture(character: str) -> str:
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code & 0xFFFE == 0xFFFE or any(first <= code <= last for first, last in _UNFIT):
-        return "\ufffd"
-    return character

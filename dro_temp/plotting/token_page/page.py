@@ -9,11 +9,10 @@ from importlib import resources
 import torch
 from torch import Tensor
 
-from dro_temp.plotting.token_page import pieces
-from dro_temp.plotting.token_page.colours import ColourScale
+from dro_temp.plotting.token_page import markup
 from dro_temp.plotting.token_page.escaping import as_json, escaped, shown
 
-#: The likeliest tokens at one place: (token, probability), in falling order.
+#: The most likely tokens at one place: (token, probability), in falling order.
 Candidates = Sequence[tuple[str, float]]
 
 
@@ -25,16 +24,16 @@ def text_page(
     *,
     title: str = "Temperature of every token",
 ) -> str:
-    """One self-contained HTML page: the text, each token on a colour that tells its temperature.
+    """One self-contained HTML page: the text, each token coloured by its temperature.
 
-    A token that the mouse or the keyboard is on shows a card with the likeliest tokens in its place, before and
-    after the temperature. Below the text are a histogram and the tokens of lowest and highest temperature. The
-    page follows the reader's choice of light or dark, loads nothing from anywhere, and runs no script but its own.
+    Pointing at a token, or moving there with the keyboard, shows a card with the most likely tokens in its place,
+    before and after the temperature. Below the text are a histogram and the tokens of lowest and highest temperature.
+    The page has a light and a dark theme, loads nothing, and runs no script but its own.
 
     Args:
         tokens: the text, token by token; joined, they are what is shown.
         tau: temperature that each token was predicted with, > 0; NaN for a token that was not predicted.
-        candidates_before: for each token, the likeliest tokens in its place at temperature 1, with probabilities.
+        candidates_before: for each token, the most likely tokens in its place at temperature 1, with probabilities.
             Empty where there are none.
         candidates_after: the same, at the token's own temperature.
         title: heading of the page.
@@ -55,23 +54,16 @@ def text_page(
     """
     taus = torch.as_tensor(tau).detach().cpu().double().flatten().tolist()
     _check(tokens, taus, candidates_before, candidates_after)
-    scale = ColourScale.of([t for t in taus if not math.isnan(t)])
+    scale = markup.ColourScale.from_temperatures([t for t in taus if not math.isnan(t)])
     script = _file("page.js")
     data = [_card(*row) for row in zip(tokens, taus, candidates_before, candidates_after, strict=True)]
-    content = "\n".join(
-        [
-            pieces.header(title, taus),
-            pieces.legend(scale),
-            pieces.text(tokens, taus, scale),
-            pieces.histogram(taus, scale),
-            pieces.extremes(tokens, taus, scale),
-        ]
-    )
+    body = [markup.header(title, taus), markup.legend(scale), markup.text(tokens, taus, scale)]
+    body += [markup.histogram(taus, scale), markup.extremes(tokens, taus, scale)]
     return _PAGE.format(
         hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         title=escaped(title),
         style=_file("page.css") + scale.style(),
-        content=content,
+        content="\n".join(body),
         data=as_json(data),
         script=script,
     )
@@ -105,14 +97,14 @@ def _file(name: str) -> str:
 
 
 def _card(token: str, tau: float, before: Candidates, after: Candidates) -> dict[str, object]:
-    """What the hover card says, in as few letters as the page should repeat for every token."""
+    """Content of the hover card."""
 
     def listed(candidates: Candidates) -> list[tuple[str, float, int]]:
         return [(shown(word), round(float(p), 4), int(word == token)) for word, p in candidates]
 
     return {
         "token": shown(token),
-        "tau": None if math.isnan(tau) else pieces.number(tau),
+        "tau": None if math.isnan(tau) else markup.number(tau),
         "before": listed(before),
         "after": listed(after),
     }
@@ -137,11 +129,8 @@ def _check(
         raise ValueError(
             f"expected temperatures > 0, or NaN for none, received {wrong[0]}. Pass what a predictor returned."
         )
-    odd = [
-        (word, p) for lists in (before, after) for row in lists for word, p in row if not 0 <= p <= 1 + 1e-6
-    ]
-    if odd:
-        raise ValueError(
-            f"expected probabilities in [0, 1], received {odd[0][1]} for {odd[0][0]!r}. "
-            "Pass those of (logits / tau).softmax(-1)."
-        )
+    for word, p in (candidate for row in (*before, *after) for candidate in row):
+        if not 0 <= p <= 1 + 1e-6:
+            raise ValueError(
+                f"expected probabilities in [0, 1], received {p} for {word!r}. Pass (logits / tau).softmax(-1)."
+            )

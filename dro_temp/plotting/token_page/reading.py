@@ -1,4 +1,4 @@
-"""A text read by a model: the temperature of every token, and what was likely in its place."""
+"""The temperature of every token of a text, and the most likely tokens in its place."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,18 +14,18 @@ _BYTES = 4  # of the longest character
 
 
 class TokenTemperatures(NamedTuple):
-    """What `text_page` shows, in the order in which it takes it.
+    """The first arguments of `text_page`.
 
     Attributes:
         tokens: the text, token by token; empty for all but the last of the tokens that are one character together.
         tau: the temperature that each token was predicted with; NaN for the first, which nothing predicts.
-        candidates_before: the likeliest tokens in each place at temperature 1, (token, probability).
+        candidates_before: the most likely tokens in each place at temperature 1, (token, probability).
         candidates_after: the same at the token's own temperature.
 
     Example:
-        >>> found = TokenTemperatures(["a", "b"], [float("nan"), 0.5], [[], [("b", 0.6)]], [[], [("b", 0.9)]])
-        >>> tokens, tau, before, after = found
-        >>> found.candidates_after[1]
+        >>> read = TokenTemperatures(["a", "b"], [float("nan"), 0.5], [[], [("b", 0.6)]], [[], [("b", 0.9)]])
+        >>> tokens, tau, before, after = read
+        >>> read.candidates_after[1]
         [('b', 0.9)]
     """
 
@@ -44,16 +44,15 @@ def token_temperatures(
     k: int = 5,
     window: int = 512,
 ) -> TokenTemperatures:
-    """Let a language model read a text, and a predictor choose a temperature for each of its tokens.
+    """Temperatures that a predictor gives to the tokens of a text, and the most likely tokens in each place.
 
     A text longer than `window` is read in windows that overlap by half, so that every token but the first few has
-    at least half a window before it. Model and predictor run in evaluation mode and are then put back into their
-    own.
+    at least half a window before it. Model and predictor run in evaluation mode, which is then undone.
 
     Args:
         host: the language model, `dt.hosts.CausalLM(model)`.
         tokenizer: the model's own, of transformers.
-        predictor: any predictor of rows without sample numbers.
+        predictor: any predictor that is not indexed by sample.
         text: at least two tokens.
         k: number of candidates; the token that is there is added where it is not among them.
         window: tokens that the model reads at once, at least 2: at most as many as it has positions.
@@ -71,8 +70,8 @@ def token_temperatures(
         >>> config = transformers.GPT2Config(vocab_size=1024, n_embd=16, n_layer=1, n_head=2)
         >>> host = dt.hosts.CausalLM(transformers.GPT2LMHeadModel(config), frozen=True)
         >>> tempnet = dt.TempNet(16, tau_min=0.1, tau_max=2.0)
-        >>> found = token_temperatures(host, PythonText(size=400_000).tokenizer(1024), tempnet, "import os")
-        >>> "".join(found.tokens), "<h1>" in text_page(*found)
+        >>> read = token_temperatures(host, PythonText(size=400_000).tokenizer(1024), tempnet, "import os")
+        >>> "".join(read.tokens), "<h1>" in text_page(*read)
         ('import os', True)
     """
     check_count("k", k)
@@ -80,30 +79,26 @@ def token_temperatures(
     numbers = tokenizer(text, return_tensors="pt")["input_ids"][0].long()
     if len(numbers) < 2:
         raise ValueError(
-            f"expected a text of at least two tokens, one to read and one to predict, received {text!r}, which is "
-            f"{len(numbers)}. Pass a longer text."
+            f"expected a text of at least two tokens, received {text!r}, which is {len(numbers)}. Pass a longer text."
         )
     taus, before, after = [], [], []
     with evaluating(host, predictor):
         for rows in _windows(host, numbers, window):
             tau = predictor.predict(rows)
             taus += tau.double().tolist()
-            before += _likeliest(rows, torch.ones_like(tau), k)
-            after += _likeliest(rows, tau, k)
+            before += _most_likely(rows, torch.ones_like(tau), k)
+            after += _most_likely(rows, tau, k)
     missing = len(numbers) - len(taus)  # the first token, unless the model's labels are not shifted
     spelled = _spelled(tokenizer, numbers.tolist())
-    words = _words(tokenizer, {n for row in before + after for n, _ in row})
-    nothing: list[list[tuple[str, float]]] = [[] for _ in range(missing)]
+    # Alone, some tokenizers drop the space that a token begins with.
+    words = {n: _inside(tokenizer, [n]) for n in {n for row in before + after for n, _ in row}}
 
-    def spelled_out(rows: list[list[tuple[int, float]]]) -> list[list[tuple[str, float]]]:
+    def in_words(rows: list[list[tuple[int, float]]]) -> list[list[tuple[str, float]]]:
         places = zip(rows, spelled[missing:], numbers.tolist()[missing:], strict=True)
-        return nothing + [
-            [(own if n == target else words[n], p) for n, p in row] for row, own, target in places
-        ]
+        named = [[(own if n == target else words[n], p) for n, p in row] for row, own, target in places]
+        return [[] for _ in range(missing)] + named
 
-    return TokenTemperatures(
-        spelled, [float("nan")] * missing + taus, spelled_out(before), spelled_out(after)
-    )
+    return TokenTemperatures(spelled, [float("nan")] * missing + taus, in_words(before), in_words(after))
 
 
 def _windows(host: HostAdapter, numbers: Tensor, window: int) -> Iterator[Rows]:
@@ -123,34 +118,27 @@ def _windows(host: HostAdapter, numbers: Tensor, window: int) -> Iterator[Rows]:
             yield fresh
 
 
-def _likeliest(rows: Rows, tau: Tensor, k: int) -> list[list[tuple[int, float]]]:
-    """Token numbers and probabilities, falling; at the end the token that is there, if it is not among them."""
+def _most_likely(rows: Rows, tau: Tensor, k: int) -> list[list[tuple[int, float]]]:
+    """Token ids and probabilities, in falling order; the actual token last, if it is not among them."""
     p = (rows.dense_scores / tau[:, None]).softmax(1)
     best = p.topk(min(k, p.shape[1]), dim=1)
-    own = p.gather(1, rows.target.long()[:, None])[:, 0].tolist()
-    found = []
-    for top, numbers, target, p_own in zip(
-        best.values.tolist(), best.indices.tolist(), rows.target.tolist(), own, strict=True
-    ):
-        row = list(zip(numbers, top, strict=True))
-        found.append(row if target in numbers else [*row, (target, p_own)])
-    return found
-
-
-def _words(tokenizer: Any, numbers: set[int]) -> dict[int, str]:
-    """Text of each token as it is inside a text: alone, some tokenizers drop the space that it begins with."""
-    return {n: _inside(tokenizer, [n]) for n in numbers}
+    own = p.gather(1, rows.target.long()[:, None])
+    columns = best.indices.tolist(), best.values.tolist(), rows.target.tolist(), own.tolist()
+    return [
+        list(zip(ids, top, strict=True)) + [(target, p_own)] * (target not in ids)
+        for ids, top, target, (p_own,) in zip(*columns, strict=True)
+    ]
 
 
 def _spelled(tokenizer: Any, numbers: list[int]) -> list[str]:
     """The text, token by token; a character of several tokens stands at the last of them."""
-    spelled, held = [], []
+    spelled, pending = [], []
     for n in numbers:
-        held.append(n)
-        word = _inside(tokenizer, held)
-        unfinished = word.endswith("\ufffd") and len(held) < _BYTES
+        pending.append(n)
+        word = _inside(tokenizer, pending)
+        unfinished = word.endswith("\ufffd") and len(pending) < _BYTES
         spelled.append("" if unfinished else word)
-        held = held if unfinished else []
+        pending = pending if unfinished else []
     return spelled
 
 

@@ -1,0 +1,193 @@
+"""Pictures of the characters in the fonts that matplotlib ships, rendered once and cached in one file."""
+
+import hashlib
+import os
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import UInt8
+from torch import Tensor
+
+from dro_temp._optional import optional_module
+from dro_temp.datasets._samples import cache_path, cached_file, hashed
+
+SIDE = 32  # pixels, height and width of an image
+EM = 24  # pixels, size of a font in which accented capitals and descenders fit without being scaled
+BASELINE = 25  # row on which letters stand: the middle of a capital is then the middle of the image
+MARGIN = 1  # pixels left free on every side
+
+# The Computer Modern symbol fonts put TeX's symbols at the codes of letters, STIXNonUni consists of private-use
+# codes, and LastResort draws one box for all characters of a script.
+LEFT_OUT = ("cmex", "cmmi", "cmsy", "STIXNonUni", "LastResort")
+
+_FORMAT = 1  # raise it when the same fonts would give other images
+
+
+class Glyphs(NamedTuple):
+    """Images of characters, sorted by font and then by code point."""
+
+    images: UInt8[Tensor, "n side side"]
+    codepoints: list[int]
+    fonts: list[str]
+
+
+def require(module: str) -> Any:
+    """Import a package of the `recipes` extra, or name the command that installs it."""
+    return optional_module(module, "which GlyphCaptions renders its images with", extra="recipes")
+
+
+def font_files() -> list[Path]:
+    """The TrueType fonts in use, sorted by name."""
+    folder = Path(require("matplotlib").get_data_path()) / "fonts" / "ttf"
+    return sorted(path for path in folder.glob("*.ttf") if not path.name.startswith(LEFT_OUT))
+
+
+# --- The cache --------------------------------------------------------------------------------------------------
+
+
+def load(root: str | os.PathLike[str] | None = None) -> Glyphs:
+    """Read the glyphs from a folder, or render them into it; raises OSError if it cannot be written to."""
+    files = font_files()
+    path = cache_path(root, f"glyphs-{version(files)}.npz")
+    cached = read(path)
+    if cached is not None:
+        return cached
+    with cached_file(path, "rendered glyphs", "GlyphCaptions(root='glyph-cache')") as file:
+        glyphs = render(files)
+        write(file, glyphs)
+    return glyphs
+
+
+def version(files: Sequence[Path]) -> str:
+    """Sixteen hexadecimal digits that change when the images or their names would."""
+    fonts = [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
+    return hashed(_FORMAT, SIDE, unicodedata.unidata_version, *fonts).hex()[:16]
+
+
+def read(path: Path) -> Glyphs | None:
+    """Content of the file, or None if it is missing or damaged."""
+    numpy = require("numpy")
+    try:
+        # A zip archive without pickles: its checksums reveal damage, and reading it runs no code.
+        with open(path, "rb") as file, numpy.load(file, allow_pickle=False) as arrays:
+            images, codepoints, font, names = (arrays[k] for k in ("images", "codepoints", "font", "names"))
+        (count,) = codepoints.shape
+        whole = images.shape == (count, SIDE, SIDE) and images.dtype == numpy.uint8 and font.shape == (count,)
+        return Glyphs(torch.from_numpy(images), codepoints.tolist(), names[font].tolist()) if whole else None
+    except Exception:  # damage comes in a dozen types: of zipfile, zlib, struct, numpy's header parser ...
+        return None
+
+
+def write(file: Any, glyphs: Glyphs) -> None:
+    """Write the glyphs into an open file."""
+    numpy = require("numpy")
+    names, font = numpy.unique(numpy.asarray(glyphs.fonts, dtype=numpy.str_), return_inverse=True)
+    codepoints = numpy.asarray(glyphs.codepoints, dtype=numpy.int64)
+    images = glyphs.images.numpy()
+    numpy.savez_compressed(file, images=images, codepoints=codepoints, font=font, names=names)
+
+
+# --- Rendering --------------------------------------------------------------------------------------------------
+
+
+def render(files: Sequence[Path]) -> Glyphs:
+    """Every character of every font."""
+    images, codepoints, fonts = bytearray(), [], []
+    for path in _with_progress(files):
+        for character, image in _render_font(path):
+            images += image
+            codepoints.append(ord(character))
+            fonts.append(path.stem)
+    pixels = torch.frombuffer(images, dtype=torch.uint8) if images else torch.empty(0, dtype=torch.uint8)
+    return Glyphs(rearrange(pixels, "(glyph y x) -> glyph y x", y=SIDE, x=SIDE), codepoints, fonts)
+
+
+def _with_progress(files: Sequence[Path]) -> Iterable[Path]:
+    """A bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        return files
+    console = require("rich.console").Console(stderr=True)
+    tracked: Iterable[Path] = require("rich.progress").track(
+        files, "rendering glyphs (once)", console=console, transient=True
+    )
+    return tracked
+
+
+def _render_font(path: Path) -> Iterator[tuple[str, bytes]]:
+    module = require("PIL.ImageFont")
+    opened: dict[int, Any] = {}
+
+    def font_at(em: int) -> Any:
+        # The basic layout shows characters as they are, and does not depend on a library that may be missing.
+        if em not in opened:
+            opened[em] = module.truetype(str(path), em, layout_engine=module.Layout.BASIC)
+        return opened[em]
+
+    box = _draw(chr(0x10FFFF), font_at)  # never assigned: what the font shows for characters that it lacks
+    for character in _characters(path):
+        image = _draw(character, font_at)
+        if image is not None and image != box:
+            yield character, image
+
+
+def _characters(path: Path) -> list[str]:
+    """The named, visible characters that a font covers, in order of their code points."""
+    with require("fontTools.ttLib").TTFont(path, lazy=True) as font:
+        covered = sorted((font.getBestCmap() or {}).items())
+    # Categories C: control, format, surrogate, private use, unassigned; Z: separators.
+    return [
+        character
+        for character, glyph in ((chr(code), glyph) for code, glyph in covered)
+        if glyph != ".notdef"
+        and unicodedata.category(character)[0] not in "CZ"
+        and unicodedata.name(character, "")
+        and _agrees(glyph, character)
+    ]
+
+
+def _agrees(glyph: str, character: str) -> bool:
+    """Whether a font's own name for a glyph ("alpha", "uni03B1") does not contradict its code point.
+
+    TeX's text fonts have an inverted exclamation mark at "<". Names that the Adobe glyph list does not know, or
+    maps to private use, contradict nothing.
+    """
+    listed = require("fontTools.agl").toUnicode(glyph)
+    if not listed or unicodedata.category(listed[0]) == "Co":
+        return True
+    return unicodedata.normalize("NFKC", listed) == unicodedata.normalize("NFKC", character)
+
+
+def _draw(character: str, font_at: Callable[[int], Any]) -> bytes | None:
+    """The character on SIDE x SIDE pixels, or None if it is blank.
+
+    All characters have the same font size and baseline, so that "o" and "O", and comma and apostrophe, differ;
+    what would not fit is moved, and what cannot fit is scaled. The ink is centred horizontally.
+    """
+    room, em = SIDE - 2 * MARGIN, EM
+    ink = _ink(character, font_at(em))
+    while ink is not None and max(ink[0].size) > room and em > 1:
+        em = max(1, min(em - 1, em * (room + 1) // max(ink[0].size)))
+        ink = _ink(character, font_at(em))
+    if ink is None:
+        return None
+    picture, top = ink
+    width, height = picture.size
+    row = min(max(BASELINE + top, MARGIN), SIDE - MARGIN - height)
+    image = require("PIL.Image").new("L", (SIDE, SIDE))
+    image.paste(picture, ((SIDE - width) // 2, row))
+    return bytes(image.tobytes())
+
+
+def _ink(character: str, font: Any) -> tuple[Any, int] | None:
+    """The smallest picture that holds the character, and its top relative to the baseline; None if it is blank."""
+    left, top, right, bottom = font.getbbox(character, anchor="ls")
+    canvas = require("PIL.Image").new("L", (int(right - left) + 2, int(bottom - top) + 2))
+    draw = require("PIL.ImageDraw").Draw(canvas)
+    draw.text((1 - left, 1 - top), character, fill=255, font=font, anchor="ls")
+    box = canvas.getbbox()
+    return None if box is None else (canvas.crop(box), int(box[1] - 1 + top))

@@ -1,0 +1,65 @@
+"""What the data sets share: random orders that depend on keys alone, checks, and cached files."""
+
+import hashlib
+import operator
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dro_temp._checks import check_count
+from dro_temp._files import default_root, whole_file
+
+
+def hashed(*key: object) -> bytes:
+    """A place in a random order that depends on the key alone: not on other samples, nor on a generator."""
+    return hashlib.sha256(" ".join(map(str, key)).encode()).digest()
+
+
+def check_split(split: Any, splits: Sequence[str], seed: Any, example: str) -> None:
+    """Raise unless the split is one of these, and the seed an int."""
+    if split not in splits:
+        raise ValueError(
+            f"expected split to be one of {', '.join(splits)}, received {split!r}. Type for example {example}."
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"expected seed as an int, received {type(seed).__name__} ({seed!r}). Pass seed=0.")
+
+
+def check_size(size: int, available: int, what: str) -> int:
+    """The size; raise unless it is in [1, available]."""
+    if check_count("size", size) > available:
+        raise ValueError(
+            f"expected size of at most {available} {what}, received size={size}. Leave size out to use all."
+        )
+    return size
+
+
+def check_number(index: Any, count: int, what: str = "sample") -> int:
+    """The number of a sample as an int; raise IndexError unless it is in [0, count)."""
+    index = operator.index(index)
+    if not 0 <= index < count:
+        raise IndexError(
+            f"expected a {what} number from 0 to {count - 1}, received {index}. Count from 0 to len(dataset) - 1; "
+            "for the last one type dataset[len(dataset) - 1]."
+        )
+    return int(index)
+
+
+def cache_path(root: str | os.PathLike[str] | None, name: str) -> Path:
+    """A file in the folder `root`, by default the user's cache."""
+    return (default_root() if root is None else Path(root).expanduser()) / name
+
+
+@contextmanager
+def cached_file(path: Path, what: str, example: str) -> Iterator[BinaryIO]:
+    """Write a file of the cache, which appears as a whole."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            yield file
+    except OSError as error:
+        raise OSError(
+            f"expected a folder to write {what} to, received {path.parent} ({error}). Pass another one: {example}."
+        ) from error

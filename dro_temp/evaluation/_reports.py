@@ -1,0 +1,101 @@
+"""What all reports share: tables in Markdown and HTML, plain numbers, and the recovered share of the gain."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Any, Generic, Protocol, TypeVar
+
+SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)  # quantiles of the temperatures that are reported
+TAU_TITLES = ("τ mean", "τ 5 % / 50 % / 95 %")
+
+_SMALLEST_GAIN = 1e-6  # relative to the loss: below it a share of the gain is a ratio of rounding errors
+
+
+class Report:
+    """Base of the report dataclasses: `_lines` are the cells of a table, the header's first."""
+
+    def _lines(self) -> list[list[str]]:
+        raise NotImplementedError
+
+    def _heading(self) -> str:
+        raise NotImplementedError
+
+    def _footnote(self) -> str:
+        return ""
+
+    def asdict(self) -> dict[str, Any]:
+        """Plain numbers, strings, tuples and dicts, for JSON."""
+        plain: dict[str, Any] = dataclasses.asdict(self)  # type: ignore[call-overload]  # leaves are dataclasses
+        return plain
+
+    def table(self) -> str:
+        """A Markdown table, aligned to be read as plain text too."""
+        lines = self._lines()
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        ruler = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+        padded = [[x.rjust(w) if i else x.ljust(w) for i, (x, w) in enumerate(zip(line, widths, strict=True))]
+                  for line in lines]  # fmt: skip
+        return "\n".join(f"| {' | '.join(line)} |" for line in (padded[0], ruler, *padded[1:]))
+
+    def _repr_html_(self) -> str:
+        """The table in a notebook; names are shown as text, whatever they hold."""
+
+        def row(cells: Sequence[str], tag: str) -> str:
+            sides = ["left", *["right"] * (len(cells) - 1)]
+            parts = (f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>'
+                     for side, cell in zip(sides, cells, strict=True))  # fmt: skip
+            return f"<tr>{''.join(parts)}</tr>"
+
+        header, *lines = self._lines()
+        above, below = (
+            f"<p>{escape(text)}</p>\n" if text else "" for text in (self._heading(), self._footnote())
+        )
+        body = "\n".join(row(line, "td") for line in lines)
+        return f"{above}<table>\n<thead>{row(header, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>\n{below}"
+
+
+class _Scheme(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def tau_mean(self) -> float: ...
+    @property
+    def tau_quantiles(self) -> dict[float, float]: ...
+
+
+S = TypeVar("S", bound=_Scheme)
+
+
+class Comparison(Report, Generic[S]):
+    """A report of several ways to choose temperatures, to be read by their names."""
+
+    schemes: tuple[S, ...]
+
+    def __getitem__(self, name: str) -> S:
+        """A scheme by its name.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        by_name = {scheme.name: scheme for scheme in self.schemes}
+        if name not in by_name:
+            raise KeyError(f"expected one of {', '.join(by_name)}, received {name!r}. Pass one of those.")
+        return by_name[name]
+
+
+def tau_cells(scheme: _Scheme) -> list[str]:
+    """Mean and quantiles of a scheme's temperatures, below `TAU_TITLES`."""
+    quantiles = (scheme.tau_quantiles[share] for share in (0.05, 0.5, 0.95))
+    return [f"{scheme.tau_mean:.3f}", " / ".join(f"{tau:.3f}" for tau in quantiles)]
+
+
+def recovered_share(loss: float, constant: float, optimum: float) -> float:
+    """Share of the optimum's gain over the best constant that `loss` recovers; NaN where there is nothing to gain."""
+    gain = constant - optimum
+    return (constant - loss) / gain if gain > _SMALLEST_GAIN * max(abs(constant), 1e-30) else math.nan
+
+
+def share_cell(share: float, gain: float) -> str:
+    """The share in percent; a dash where the attainable gain, to the digits of the tables' gaps, is zero."""
+    return f"{100 * share:.1f}" if math.isfinite(share) and round(gain, 4) > 0 else "–"

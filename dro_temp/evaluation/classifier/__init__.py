@@ -1,0 +1,1 @@
+"""How good are a classifier's probabilities? Accuracy, likelihood, Brier score and calibration."""

@@ -1,0 +1,212 @@
+"""How much of the variance of temperatures lies between concepts: one-way analysis of variance, random effects."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dro_temp._checks import check_count
+from dro_temp.evaluation._inputs import check_confidence, check_labels, check_tau
+from dro_temp.functional.resampling import generator, interval, times_drawn
+
+
+@dataclass(frozen=True)
+class SemanticConsistency:
+    """How far temperatures agree within a concept, and differ between concepts.
+
+    Args:
+        icc: intraclass correlation: 1 if a concept has one temperature, 0 if concepts do not matter, NaN if all
+            temperatures are equal.
+        low: lower end of its bootstrap interval over concepts.
+        high: upper end.
+        p_value: share of permuted labels that give an intraclass correlation as high.
+        within_std: standard deviation of temperatures within a concept.
+        between_std: standard deviation of the concepts' own temperatures, net of the scatter of their rows; 0 where
+            its estimate is negative.
+        within_difference: mean absolute difference of the temperatures of two rows of one concept.
+        between_difference: the same of two rows of different concepts.
+        concepts: number of concepts that occur more than once: the others are left out.
+        rows: number of their rows.
+        confidence: level of the interval.
+    """
+
+    icc: float
+    low: float
+    high: float
+    p_value: float
+    within_std: float
+    between_std: float
+    within_difference: float
+    between_difference: float
+    concepts: int
+    rows: int
+    confidence: float
+
+    @property
+    def ratio(self) -> float:
+        """Difference within a concept over that between two: 0 if the concept decides, 1 if it does not matter."""
+        return self.within_difference / self.between_difference if self.between_difference > 0 else math.nan
+
+    def __str__(self) -> str:
+        if math.isnan(self.icc):
+            return f"undefined: one temperature for all of {self.concepts:,} concepts of {self.rows:,} rows"
+        return (
+            f"intraclass correlation {self.icc:.2f} [{self.low:.2f}, {self.high:.2f}], p = {self.p_value:.2g} "
+            f"({100 * self.confidence:g} % bootstrap over {self.concepts:,} concepts of {self.rows:,} rows)\n"
+            f"standard deviation {self.within_std:.2g} within a concept, {self.between_std:.2g} between concepts\n"
+            f"mean difference {self.within_difference:.2g} of two rows of one concept, {self.between_difference:.2g} "
+            f"of two concepts: {self.ratio:.2f} times"
+        )
+
+
+def semantic_consistency(
+    tau: Float[Tensor, "n"],
+    concept: Int[Tensor, "n"],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> SemanticConsistency:
+    r"""Intraclass correlation ICC(1) of temperatures over concepts: do inputs of one concept get one temperature?
+
+    With a concepts of $n_c$ rows each, $N = \sum_c n_c$, means $\bar\tau_c$ and $\bar\tau$:
+
+    $$\mathrm{ICC} = \frac{B - W}{B + (n_0 - 1) W}, \qquad
+    B = \frac{\sum_c n_c (\bar\tau_c - \bar\tau)^2}{a - 1}, \qquad
+    W = \frac{\sum_c \sum_{i \in c} (\tau_i - \bar\tau_c)^2}{N - a}, \qquad
+    n_0 = \frac{N - \sum_c n_c^2 / N}{a - 1}$$
+
+    the estimate of $\sigma_b^2 / (\sigma_b^2 + \sigma_w^2)$ by one-way analysis of variance with random effects,
+    $\sigma_w^2 = W$ and $\sigma_b^2 = (B - W) / n_0$. It is negative, down to $-1 / (n_0 - 1)$, where the means of
+    concepts differ less than by chance: around 0 that is noise, far below it rows of one concept repel each other. It
+    is invariant to affine maps of the temperatures, to the labels and to the order of rows.
+
+    Concepts that occur once are left out, having no variance within. The interval is that of a percentile bootstrap
+    over concepts, since rows of one concept are not independent. It is too narrow where concepts are few: of simulated
+    normal temperatures with ICC 0.5, concepts of one to six rows, intervals of 95 % covered the true value 87, 90 and
+    92 times in a hundred with 30, 100 and 300 concepts. The p-value is
+    $(1 + \#\{\text{permutations with an ICC as high}\}) / (1 + \text{resamples})$.
+
+    Args:
+        tau: one temperature per row.
+        concept: number of each row's concept, for example `GlyphCaptions.name_index`.
+        resamples: number of bootstrap samples, and of permutations.
+        seed: of both.
+        confidence: level of the interval, in (0, 1).
+
+    Raises:
+        ValueError: temperatures that are not finite, not one concept each, fewer than two concepts that occur more
+            than once, or a confidence outside (0, 1).
+        TypeError: temperatures or concepts of a wrong dtype.
+
+    Example:
+        >>> concept = torch.arange(60) // 3
+        >>> tau = 0.1 + 0.01 * torch.sin(concept) + 1e-4 * torch.cos(torch.arange(60.0))
+        >>> report = semantic_consistency(tau, concept)
+        >>> report.icc > 0.99, report.p_value < 0.002, report.concepts
+        (True, True, 20)
+
+    Source: Fisher 1925, chapter 7; Shrout and Fleiss 1979 (the name ICC(1)); Donner 1986 (unequal sizes).
+    """
+    values = check_tau(tau)
+    place, repeated = _repeated(check_labels("concept", concept, len(values)).cpu())
+    check_count("resamples", resamples)
+    check_confidence(confidence)
+    # By size of the temperature: neither sums nor what is drawn may depend on the order of the rows.
+    values, order = values[repeated].sort()
+    place, concepts, rng = place[order], 1 + int(place.max()), generator(seed)
+    if values[0] == values[-1]:
+        nan = math.nan
+        return SemanticConsistency(
+            nan, nan, nan, nan, 0.0, 0.0, 0.0, 0.0, concepts, len(values), confidence
+        )  # fmt: skip
+    values = values - values.mean()
+    groups = _Groups(values, place)
+    icc, within, between = groups.anova(torch.ones(concepts, dtype=torch.float64))
+    drawn = [groups.anova(times_drawn(concepts, rng))[0] for _ in range(resamples)]
+    low, high = interval(torch.tensor(drawn, dtype=torch.float64), confidence)
+    p_value, between = groups.p_value(resamples, rng), max(between, 0.0)
+    differences = groups.differences()
+    return SemanticConsistency(
+        icc,
+        low,
+        high,
+        p_value,
+        math.sqrt(within),
+        math.sqrt(between),
+        *differences,
+        concepts,
+        len(values),
+        confidence,
+    )
+
+
+def _repeated(concept: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers without gaps of the concepts that occur more than once, by row, and which rows these are."""
+    _, place, count = torch.unique(concept, return_inverse=True, return_counts=True)
+    repeated = count[place] > 1
+    if int((count > 1).sum()) < 2:
+        raise ValueError(
+            f"expected at least two concepts that occur more than once, received {int((count > 1).sum())} among "
+            f"{len(count)} concepts of {len(concept)} rows. Number concepts more coarsely, or pass more rows."
+        )
+    return torch.unique(place[repeated], return_inverse=True)[1], repeated
+
+
+class _Groups:
+    """Centred temperatures in ascending order [N], grouped by concept."""
+
+    def __init__(self, values: Tensor, place: Tensor) -> None:
+        count = place.bincount().double()
+        total = torch.zeros_like(count).index_add_(0, place, values)
+        deviation = (values - (total / count)[place]).square()
+        within = torch.zeros_like(count).index_add_(0, place, deviation)
+        # Numbered by size, then mean, then spread: to the statistics, concepts that tie in all three are the same.
+        order = torch.arange(len(count))
+        for key in (within, total, count):
+            order = order[key[order].argsort(stable=True)]
+        count, total, within = count[order], total[order], within[order]
+        self.values, self.place, self.count = values, order.argsort()[place], count
+        self.sums = torch.stack(  # [a 6], what the statistics of resampled concepts need
+            [torch.ones_like(count), count, count.square(), total, total.square() / count, within], 1
+        )
+
+    def anova(self, times: Tensor) -> tuple[float, float, float]:
+        """Intraclass correlation, variance within and variance between, each concept counted `times`, [a]."""
+        a, n, squares, total, means, deviations = (times @ self.sums).tolist()
+        if a < 2:
+            return math.nan, math.nan, math.nan
+        within = deviations / (n - a)
+        among = max(means - total**2 / n, 0.0) / (a - 1)
+        typical = (n - squares / n) / (a - 1)
+        below = among + (typical - 1) * within
+        return (among - within) / below if below > 0 else math.nan, within, (among - within) / typical
+
+    def p_value(self, resamples: int, rng: torch.Generator) -> float:
+        """Share of permutations, the identity included, whose concepts differ as much."""
+        # Permutations leave the sum of squares unchanged, so that the ICC rises with that of the means alone.
+        observed = float(self.sums[:, 4].sum())
+        least = observed - 1e-10 * float(self.values.square().sum())  # a permutation that ties may be rounded
+        # Not `place`: among rows of equal temperature it depends on the order of the input.
+        slots = torch.arange(len(self.count)).repeat_interleave(self.count.long())
+        as_high = 0
+        for _ in range(resamples):
+            permuted = self.values[torch.randperm(len(self.values), generator=rng)]
+            total = torch.zeros_like(self.count).index_add_(0, slots, permuted)
+            as_high += float((total.square() / self.count).sum()) >= least
+        return (1 + as_high) / (1 + resamples)
+
+    def differences(self) -> tuple[float, float]:
+        """Mean absolute difference of two rows of one concept, and of two of different concepts."""
+        n, values = len(self.values), self.values
+        # Of sorted numbers, the sum over all pairs is linear in them.
+        everything = float((2 * torch.arange(n) - n + 1).double() @ values)
+        by_concept = self.place.argsort(stable=True)
+        group = self.place[by_concept]
+        rank = torch.arange(n) - (self.count.cumsum(0) - self.count).long()[group]
+        mean = self.sums[:, 3] / self.count
+        within = float((2 * rank - self.count[group] + 1) @ (values[by_concept] - mean[group]))
+        pairs = float((self.count * (self.count - 1)).sum()) / 2
+        return max(within, 0.0) / pairs, max(everything - within, 0.0) / (n * (n - 1) / 2 - pairs)

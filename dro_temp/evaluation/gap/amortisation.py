@@ -1,0 +1,340 @@
+"""What is lost by predicting temperatures instead of solving for them."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dro_temp._checks import check_bounds, check_count, check_kind
+from dro_temp._typing import PerRow
+from dro_temp.evaluation._batches import (
+    HostBatch,
+    check_batches,
+    rows_of,
+    with_progress,
+    without_side_effects,
+)
+from dro_temp.evaluation._inputs import check_confidence, check_tau
+from dro_temp.evaluation._reports import SHARES, Report, recovered_share, share_cell
+from dro_temp.evaluation.gap.robust_losses import RobustLosses, robust_losses
+from dro_temp.evaluation.gap.row_sample import RowSample
+from dro_temp.functional.ranks import places, rank_correlation
+from dro_temp.functional.resampling import generator, interval, times_drawn
+from dro_temp.interfaces import TemperaturePredictor
+from dro_temp.losses import KLRobustLoss
+from dro_temp.objective import Objective
+
+Pair = tuple[float, float]
+
+_TIMES_AT_A_TIME = 2**20  # resamples times rows, 8 MiB
+
+
+@dataclass(frozen=True)
+class TemperatureSpread:
+    """Distribution of temperatures over rows.
+
+    Args:
+        mean: mean.
+        std: standard deviation, of the rows as a whole population.
+        quantiles: temperature by share of rows below it: 0.5 is the median. Each is one that occurred.
+        at_bound: share of rows, in [0, 1], within 1 % of a bound.
+    """
+
+    mean: float
+    std: float
+    quantiles: dict[float, float]
+    at_bound: float
+
+
+@dataclass(frozen=True)
+class AmortisationGap(Report):
+    """What is lost by predicting temperatures instead of solving for the best one of every row.
+
+    Losses are means over the sampled rows; intervals are percentile bootstrap intervals over these rows, `(low, high)`,
+    with the data and the best constant fixed.
+
+    Args:
+        view: name of the host's view.
+        rows: number of rows that were sampled.
+        available: number of rows that count.
+        outcomes: number of outcomes in a row's support, m; the least where rows differ.
+        rho: radius of the robust loss.
+        tau_min: lower bound of the optimum and of the constant.
+        tau_max: upper bound.
+        constant: the best constant temperature on these rows.
+        loss: robust loss at the predicted temperatures.
+        loss_optimum: at the best temperature of every row.
+        loss_constant: at the best constant.
+        loss_same_mean: at the mean of the predicted temperatures, as a constant.
+        gap: `loss - loss_optimum`; >= 0 while predictions stay within the bounds.
+        gap_interval: of the gap.
+        recovered: share of the optimum's gain over the best constant: 0 for that constant, 1 for the optimum, negative
+            if worse than the constant; NaN if there is nothing to gain.
+        recovered_interval: of that share.
+        rank_correlation: Spearman's, of the predicted with the best temperatures; NaN where one side is constant.
+        rank_correlation_interval: of that correlation.
+        tau: the predicted temperatures.
+        optimum: the best ones.
+        confidence: level of the intervals.
+    """
+
+    view: str
+    rows: int
+    available: int
+    outcomes: int
+    rho: float
+    tau_min: float
+    tau_max: float
+    constant: float
+    loss: float
+    loss_optimum: float
+    loss_constant: float
+    loss_same_mean: float
+    gap: float
+    gap_interval: Pair
+    recovered: float
+    recovered_interval: Pair
+    rank_correlation: float
+    rank_correlation_interval: Pair
+    tau: TemperatureSpread
+    optimum: TemperatureSpread
+    confidence: float
+
+    @property
+    def recovered_by_mean(self) -> float:
+        """Share recovered by the mean of the predictions as a constant, at most 0; the rest depends on the row."""
+        return recovered_share(self.loss_same_mean, self.loss_constant, self.loss_optimum)
+
+    def __str__(self) -> str:
+        return f"{self._heading()}\n{self.table()}\n{self._footnote()}"
+
+    def _heading(self) -> str:
+        return (
+            f"{self.view}: {self.rows:,} of {self.available:,} rows, m = {self.outcomes:,}, rho = {self.rho:g}, "
+            f"tau from {self.tau_min:g} to {self.tau_max:g}"
+        )
+
+    def _lines(self) -> list[list[str]]:
+        header = ["temperature", "robust loss", "gap", "recovered (%)", "τ mean (std)", "τ 5 % / 50 % / 95 %"]
+        gain = self.loss_constant - self.loss_optimum
+        lines = [[*header, "at a bound (%)"]]
+        for name, loss, tau in (
+            ("best constant", self.loss_constant, self.constant),
+            ("same mean, constant", self.loss_same_mean, self.tau.mean),
+            ("predicted", self.loss, self.tau),
+            ("optimum", self.loss_optimum, self.optimum),
+        ):
+            share = recovered_share(loss, self.loss_constant, self.loss_optimum)
+            losses = [f"{loss:.4f}", f"{loss - self.loss_optimum:.4f}", share_cell(share, gain)]
+            lines.append([name, *losses, *_tau_cells(tau)])
+        return lines
+
+    def _footnote(self) -> str:
+        gap = "gap {:.4f} [{:.4f}, {:.4f}]".format(self.gap, *self.gap_interval)
+        shares = (100 * x for x in (self.recovered, *self.recovered_interval))
+        share = "recovered {:.1f} % [{:.1f}, {:.1f}]".format(*shares)
+        if share_cell(self.recovered, self.loss_constant - self.loss_optimum) == "–":
+            share = "recovered –"
+        correlation = self.rank_correlation, *self.rank_correlation_interval
+        rank = "rank correlation {:.2f} [{:.2f}, {:.2f}]".format(*correlation)
+        return f"{gap}, {share}, {rank} ({100 * self.confidence:g} % bootstrap over rows)"
+
+
+def _tau_cells(tau: float | TemperatureSpread) -> list[str]:
+    if not isinstance(tau, TemperatureSpread):
+        return [f"{tau:.4g}", "", ""]
+    shares = " / ".join(f"{tau.quantiles[share]:.4g}" for share in (0.05, 0.5, 0.95))
+    return [f"{tau.mean:.4g} ({tau.std:.2g})", shares, f"{100 * tau.at_bound:.1f}"]
+
+
+def amortisation_gap(
+    objective: Objective,
+    batches: Iterable[HostBatch],
+    *,
+    rows: int = 2000,
+    seed: int = 0,
+    tau_min: float | None = None,
+    tau_max: float | None = None,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    progress: bool = False,
+) -> dict[str, AmortisationGap]:
+    r"""How near predicted temperatures come to the best one of every row, in the loss that they are trained on.
+
+    With $F_i(\tau) = \tau (\log \frac1m \sum_j e^{h_{ij}/\tau} + \rho)$, the optimum
+    $\tau_i^* = \arg\min F_i$ within the bounds and the best constant $\tau_c = \arg\min_\tau \bar F(\tau)$:
+
+    $$\mathrm{gap} = \bar F(\tau_{\mathrm{net}}) - \bar F(\tau^*) \ge 0, \qquad
+    \mathrm{recovered} = \frac{\bar F(\tau_c) - \bar F(\tau_{\mathrm{net}})}{\bar F(\tau_c) - \bar F(\tau^*)}.$$
+
+    The constant, unlike a predictor, is chosen on the very rows that it is judged on: the share is conservative.
+
+    The support of rows of classes and tokens is their own; that of rows of pairs is all *other* items of `batches`,
+    however these are batched, as the loss estimates it in training: pass the whole data set of interest.
+
+    Data are read once. Scores exist a block of rows at a time; in memory are the embeddings of all items for pairs,
+    and the sampled rows of a host that gives a score matrix. Modes, random numbers, memories and proposals are
+    unchanged afterwards.
+
+    Args:
+        objective: whose losses are all `KLRobustLoss`, with any host and predictors.
+        batches: arguments of the host, `(images, texts, index)` for example: a tensor, a tuple, or keyword arguments.
+        rows: rows of each view, drawn at random without replacement from those of weight > 0; all if there are fewer.
+        seed: of the sample, and of the bootstrap.
+        tau_min: lower bound of the optimum and of the constant; by default that of each view's predictor.
+        tau_max: upper bound; by default that of each view's predictor.
+        resamples: bootstrap samples.
+        confidence: level of the intervals.
+        progress: show progress bars.
+
+    Returns:
+        One `AmortisationGap` for each view; printed, it is a table.
+
+    Raises:
+        TypeError: no Objective, another loss, a tensor or a generator in place of batches, or a host of pairs that
+            gives score matrices (`hosts.TwoViews`).
+        ValueError: bounds that are no interval (a constant predictor has none), no rows, rho >= log m.
+        FloatingPointError: scores or temperatures that are not finite.
+
+    Example:
+        >>> import dro_temp as dt
+        >>> host = dt.hosts.Classifier(torch.nn.Linear(6, 8), torch.nn.Linear(8, 10))
+        >>> predictor = dt.OptimalTemperature(1.0, tau_min=0.01, tau_max=4.0)
+        >>> objective = dt.Objective(host, predictor, dt.KLRobustLoss(rho=1.0))
+        >>> batches = [(torch.randn(32, 6), torch.randint(10, (32,))) for _ in range(3)]
+        >>> gap = amortisation_gap(objective, batches)["class"]
+        >>> gap.rows, gap.outcomes, round(gap.recovered, 3)
+        (96, 10, 1.0)
+
+    Source: arXiv 2404.04575, equation 6, for $F_i$.
+    """
+    gaps = measured(objective, batches, rows, seed, tau_min, tau_max, resamples, confidence, progress)
+    return {view: gap for view, (gap, _) in gaps.items()}
+
+
+def measured(
+    objective: Objective, batches: Iterable[HostBatch], rows: int, seed: int, tau_min: float | None,
+    tau_max: float | None, resamples: int, confidence: float, progress: bool = False,
+) -> dict[str, tuple[AmortisationGap, PerRow]]:  # fmt: skip
+    """As `amortisation_gap`, with the predicted temperatures of the sampled rows."""
+    check_count("resamples", resamples)
+    check_confidence(confidence)
+    radii = radii_of(objective)
+    check_count("rows", rows)
+    samples, bounds = {}, {}
+    for view in objective.host.views:
+        predictor = objective.predictors[view]
+        assert isinstance(predictor, TemperaturePredictor)
+        bounds[view] = _bounds(view, predictor, tau_min, tau_max)
+        samples[view] = RowSample(view, predictor, rows, seed)
+    with without_side_effects(objective):
+        check_batches("batches", batches)  # inside, since an iterator of a data loader draws a random number
+        for batch in with_progress(batches, "rows" if progress else None):
+            by_view = rows_of(objective.host, batch)
+            for view, sample in samples.items():
+                sample.offer(by_view[view])
+        return {
+            view: _gap(sample, radii[view], bounds[view], resamples, confidence, seed, progress)
+            for view, sample in samples.items()
+        }
+
+
+def _gap(
+    sample: RowSample, rho: float, bounds: Pair, resamples: int, confidence: float, seed: int, progress: bool
+) -> tuple[AmortisationGap, PerRow]:
+    view, (rows, tau) = sample.view, sample.drawn()
+    m = min(r.support_size for r in rows)
+    if m == 0 or 0 < rho >= math.log(m):
+        more = "" if rows[0].target_in_support else "more data, all that the loss was trained on, or "
+        raise ValueError(
+            f"expected rho < log m in view {view!r}, received rho={rho} and m={m} outcomes in a row's support, "
+            f"log m = {math.log(max(m, 1)):.4g}: every temperature would collapse to tau_min. Pass {more}a smaller rho."
+        )
+    # A little wider where float32 rounds the bounds so: a prediction at its bound is not outside.
+    low, high = torch.tensor(bounds).tolist()
+    wider = min(low, bounds[0]), max(high, bounds[1])
+    losses = robust_losses(view, rows, tau, rho, wider, f"best temperatures, {view}" if progress else None)
+    figures, intervals = _bootstrap(losses, resamples, confidence, seed)
+    gap = AmortisationGap(
+        view=view, rows=len(losses.tau), available=sample.available, outcomes=m,
+        rho=rho, tau_min=bounds[0], tau_max=bounds[1], constant=losses.constant,
+        loss=losses.mean(losses.at_tau), loss_optimum=losses.mean(losses.at_optimum),
+        loss_constant=losses.mean(losses.at_constant), loss_same_mean=losses.mean(losses.at_mean),
+        gap=figures[0], gap_interval=intervals[0],
+        recovered=figures[1], recovered_interval=intervals[1],
+        rank_correlation=figures[2], rank_correlation_interval=intervals[2],
+        tau=_spread(losses, losses.tau, bounds), optimum=_spread(losses, losses.optimum, bounds),
+        confidence=confidence,
+    )  # fmt: skip
+    return gap, losses.tau
+
+
+def radii_of(objective: Objective) -> dict[str, float]:
+    """The radius of each view's loss; raise unless every row has a best temperature."""
+    advice = "Pass the Objective itself, model.module of DistributedDataParallel, say."
+    check_kind("objective", objective, Objective, advice)
+    radii = {}
+    for view, loss in objective.losses.items():
+        if not isinstance(loss, KLRobustLoss):
+            raise TypeError(
+                f"expected a KLRobustLoss in view {view!r}, whose radius rho defines the best temperature of a row, "
+                f"received {type(loss).__name__}. Pass dt.Objective(objective.host, predictor, "
+                "dt.KLRobustLoss(rho=1.0)) to measure the predictor against that loss."
+            )
+        radii[view] = loss.rho
+    return radii
+
+
+def _bounds(view: str, predictor: TemperaturePredictor, low: float | None, high: float | None) -> Pair:
+    low, high = predictor.tau_min if low is None else low, predictor.tau_max if high is None else high
+    if low == high == predictor.tau_min:
+        raise ValueError(
+            f"expected bounds to search, received a {type(predictor).__name__} at {low} in view {view!r}, which "
+            "has none. Pass tau_min=0.01, tau_max=1.0, or those of the predictor that it is compared with."
+        )
+    check_bounds(low, high)
+    return low, high
+
+
+def _bootstrap(
+    losses: RobustLosses, resamples: int, confidence: float, seed: int
+) -> tuple[tuple[float, float, float], list[Pair]]:
+    """Gap, share recovered and rank correlation, with percentile intervals over rows; NaN where undefined."""
+    columns = torch.stack([losses.at_tau, losses.at_constant, losses.at_optimum], 1)
+    # In the float32 of predictors, in which a constant is constant.
+    ranks = places(check_tau(losses.tau.float())), places(check_tau(losses.optimum.float()))
+
+    def figures(times: Tensor) -> list[tuple[float, float, float]]:
+        """Of rows that are counted so many times, [resamples n]."""
+        weight = losses.weight * times
+        means = (weight @ columns / weight.sum(1, keepdim=True)).tolist()
+        correlations = rank_correlation(*ranks, weight).tolist()
+        return [
+            (loss - optimum, recovered_share(loss, constant, optimum), correlation)
+            for (loss, constant, optimum), correlation in zip(means, correlations, strict=True)
+        ]
+
+    rng, n = generator(seed), len(losses.tau)
+    (whole,) = figures(torch.ones(1, n, dtype=torch.float64))
+    drawn: list[tuple[float, float, float]] = []
+    while len(drawn) < resamples:
+        several = min(max(1, _TIMES_AT_A_TIME // n), resamples - len(drawn))
+        drawn += figures(torch.stack([times_drawn(n, rng) for _ in range(several)]))
+    # A figure that is undefined for the rows has no interval.
+    resampled = torch.tensor(drawn, dtype=torch.float64) + 0.0 * torch.tensor(whole)
+    return whole, [interval(column, confidence) for column in resampled.unbind(1)]
+
+
+def _spread(losses: RobustLosses, tau: PerRow, bounds: Pair) -> TemperatureSpread:
+    mean = losses.mean(tau)
+    value, order = tau.sort()
+    below = losses.weight[order].cumsum(0)
+    # The lowest temperature that so much of the weight does not exceed.
+    wanted = torch.tensor(SHARES, dtype=torch.float64) * below[-1] * (1 - 1e-12)
+    place = torch.searchsorted(below, wanted).clamp(max=len(tau) - 1)
+    near = (tau <= bounds[0] * 1.01) | (tau >= bounds[1] * 0.99)
+    std = losses.mean((tau - mean).square()) ** 0.5
+    quantiles = dict(zip(SHARES, value[place].tolist(), strict=True))
+    return TemperatureSpread(mean, std, quantiles, losses.mean(near.double()))

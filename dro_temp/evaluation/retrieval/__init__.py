@@ -1,0 +1,1 @@
+"""Does a query find its own item? Recall at k."""

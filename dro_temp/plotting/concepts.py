@@ -1,0 +1,260 @@
+"""Temperatures by concept, and by the number of near-duplicates."""
+
+import textwrap
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from dro_temp._checks import check_count, check_several
+from dro_temp._typing import PerRow
+from dro_temp.functional.ranks import spearman
+from dro_temp.plotting._style import COLOURS, Axes, Figure, finite, new_figure, per_row, tidy
+
+_POINTS = 3000  # more are one cloud
+_PAIRS = 20_000  # more change no line
+_LETTERS = 38  # of a name
+
+
+# --- By concept -------------------------------------------------------------------------------------------------
+
+
+def temperature_by_concept(
+    tau: PerRow,
+    concept: Int[Tensor, "n"],
+    names: Sequence[str] | None = None,
+    *,
+    k: int = 8,
+    min_rows: int = 2,
+) -> Figure:
+    """The concepts of lowest and of highest median temperature, and how far temperatures agree within a concept.
+
+    Left, concepts by their median: the k at either end with their names, the rest in grey. A dot is a row, a bar
+    reaches from a concept's lowest row to its highest, the mark is the median. Right, the cumulative distribution of
+    the difference of two rows of one concept, and of two: where concepts decide, the first rises well before.
+
+    Args:
+        tau: one temperature per row.
+        concept: number of each row's concept, for example `GlyphCaptions.name_index`.
+        names: name of each concept, by its number; numbers are shown without.
+        k: how many concepts to name at either end; fewer if there are fewer than 2k.
+        min_rows: concepts of fewer rows are left out, at least 2.
+
+    Returns:
+        A figure with two pairs of axes.
+
+    Raises:
+        ValueError: temperatures that are not finite, not one concept each, fewer than two concepts of `min_rows` rows,
+            or a concept without a name.
+        TypeError: concepts of another than an integer dtype.
+
+    Example:
+        >>> import torch
+        >>> from dro_temp.plotting import temperature_by_concept
+        >>> concept = torch.arange(60) // 3
+        >>> figure = temperature_by_concept(0.1 + 0.001 * concept, concept, [f"thing {i}" for i in range(20)], k=2)
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['thing 0', 'thing 1', 'thing 18', 'thing 19']
+    """
+    values = finite("temperatures", tau)
+    if names is not None:
+        check_several("names", names, "Pass a list of strings, one per concept.")
+    numbers = per_row("concept", concept, len(values))
+    check_count("k", k)
+    check_count("min_rows", min_rows, 2)
+    values, numbers = _frequent(values, numbers, min_rows)
+    if names is not None and len(names) <= int(numbers.max()):
+        raise ValueError(
+            f"expected a name for each concept up to {int(numbers.max())}, received {len(names)} names. "
+            "Pass names by concept number: names[concept[i]] is that of row i."
+        )
+    different, place = torch.unique(numbers, return_inverse=True)
+    medians = torch.stack([part.quantile(0.5) for part in _parts(values, place)])
+    order = medians.argsort(stable=True)
+    ends = min(k, len(different) // 2)
+    figure = new_figure(10.0, 2.2 + 0.44 * ends)
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    height = _draw_concepts(left, values, order.argsort()[place], ends)
+    shown = [*range(ends), *range(len(different) - ends, len(different))]
+    labels = [
+        f"concept {i}" if names is None else textwrap.shorten(names[i], _LETTERS, placeholder=" …")
+        for i in different[order[shown]].tolist()
+    ]
+    left.set_yticks(height[shown].tolist(), labels, fontsize=8)
+    left.set_title(f"{len(different):,} concepts of {len(values):,} rows", fontsize=10, loc="left")
+    left.set_xlabel("temperature τ")
+    _draw_differences(right, values, place)
+    for axes in (left, right):
+        tidy(axes)
+    left.grid(False, axis="y")
+    return figure
+
+
+def _frequent(values: Tensor, concept: Tensor, min_rows: int) -> tuple[Tensor, Tensor]:
+    """The rows of concepts that have enough of them."""
+    _, place, count = torch.unique(concept, return_inverse=True, return_counts=True)
+    enough = int((count >= min_rows).sum())
+    if enough < 2:
+        raise ValueError(
+            f"expected at least two concepts of {min_rows} rows or more, received {enough} among "
+            f"{len(count)} concepts of {len(concept)} rows. Number concepts more coarsely, or pass more rows."
+        )
+    frequent = count[place] >= min_rows
+    return values[frequent], concept[frequent]
+
+
+def _parts(values: Tensor, place: Tensor) -> Sequence[Tensor]:
+    """The temperatures of each concept."""
+    parts: Sequence[Tensor] = torch.split(values[place.argsort(stable=True)], place.bincount().tolist())
+    return parts
+
+
+def _draw_concepts(axes: Axes, tau: Tensor, rank: Tensor, ends: int) -> Tensor:
+    """Draw rows by the rank of their concept; the height of each concept, those at the ends a unit apart."""
+    parts = _parts(tau, rank)
+    concepts = len(parts)
+    rest = concepts - 2 * ends
+    room = min(rest, max(ends, 4))  # for all between the ends
+    between = torch.linspace(ends, ends + max(room, 1) - 1, rest, dtype=torch.float64)
+    below = torch.arange(ends, dtype=torch.float64)
+    height = torch.cat([below, between, below + ends + room])
+    unnamed = ((rank >= ends) & (rank < concepts - ends)).nonzero()[:, 0]
+    unnamed = unnamed[torch.randperm(len(unnamed), generator=torch.Generator().manual_seed(0))[:_POINTS]]
+    y = height[rank[unnamed]].numpy()
+    axes.scatter(tau[unnamed].numpy(), y, s=4, color="0.6", alpha=0.5, linewidths=0, zorder=1)
+    medians = [float(part.quantile(0.5)) for part in parts]
+    middle = slice(ends, concepts - ends)
+    axes.plot(medians[middle], height[middle].tolist(), color="0.25", linewidth=1.5, zorder=2)
+    for i in (*range(ends), *range(concepts - ends, concepts)):
+        x, at = parts[i], [float(height[i])] * len(parts[i])
+        axes.plot([float(x.min()), float(x.max())], at[:2], color=COLOURS[0], linewidth=1.2, zorder=2)
+        axes.scatter(x.numpy(), at, s=14, color=COLOURS[5], alpha=0.8, linewidths=0, zorder=3)
+        axes.plot(medians[i], at[0], "|", color=COLOURS[1], markersize=11, markeredgewidth=2, zorder=4)
+    axes.set_ylim(-0.8, float(height[-1]) + 0.8)
+    return height
+
+
+def _draw_differences(axes: Axes, tau: Tensor, place: Tensor) -> None:
+    within, between = _differences(tau, place)
+    for x, label, colour, line in (
+        (within, "two rows of one concept", COLOURS[0], "-"),
+        (between, "of two concepts", COLOURS[1], "--"),
+    ):
+        share = torch.linspace(0, 100, len(x) + 1)[1:]
+        axes.plot(
+            [0.0, *x.sort().values.tolist()], [0.0, *share.tolist()], color=colour, linestyle=line, linewidth=1.8,
+            label=f"{label}: {float(x.mean()):#.2g}", drawstyle="steps-post",
+        )  # fmt: skip
+    end = float(torch.cat([within, between]).quantile(0.99))
+    axes.set_xlim(0.0, end if end > 0 else None)
+    axes.set_ylim(0, 101)
+    axes.locator_params(axis="x", nbins=4)
+    axes.set_xlabel("difference of two temperatures")
+    axes.set_ylabel("share of pairs that differ by less (%)")
+    axes.legend(loc="lower right", frameon=False, fontsize=8, title="mean difference", title_fontsize=8)
+
+
+def _differences(tau: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """Absolute differences of random pairs of rows: uniform over pairs of one concept, and over pairs of two."""
+    rng = torch.Generator().manual_seed(0)
+    count = place.bincount()
+    # A concept is drawn by its number of pairs; then two of its rows, the second another than the first.
+    drawn = torch.multinomial((count * (count - 1)).double(), _PAIRS, replacement=True, generator=rng)
+    start, size = (count.cumsum(0) - count)[drawn], count[drawn]
+    first = (torch.rand(_PAIRS, generator=rng, dtype=torch.float64) * size).long()
+    further = 1 + (torch.rand(_PAIRS, generator=rng, dtype=torch.float64) * (size - 1)).long()
+    grouped = tau[place.argsort(stable=True)]
+    within = (grouped[start + first] - grouped[start + (first + further) % size]).abs()
+    a, b = torch.randint(len(tau), (2, 2 * _PAIRS), generator=rng)
+    apart = place[a] != place[b]
+    return within, (tau[a] - tau[b])[apart].abs()[:_PAIRS]
+
+
+# --- By near-duplicates -----------------------------------------------------------------------------------------
+
+
+def temperature_by_duplicates(
+    tau: PerRow,
+    *,
+    count: Int[Tensor, "n"] | None = None,
+    concept: Int[Tensor, "n"] | None = None,
+    resamples: int = 1000,
+) -> Figure:
+    r"""Temperatures against the number of near-duplicates.
+
+    A box per power of two of the count holds the middle half, its whiskers 5 % and 95 %; the line joins the medians.
+    The title gives Spearman's rank correlation r with a 95 % bootstrap interval. With `concept`, whole concepts are
+    resampled, which is right where items of one concept have similar temperatures; with `count`, items.
+
+    Args:
+        tau: one temperature per item, [n].
+        count: number of others that are nearly the same, for example `evaluation.near_duplicates(features)`, or
+            the number of a caption's images.
+        concept: number of each item's concept; the count is that of other items with the same. Pass one of the two.
+        resamples: bootstrap samples; the same ones on every call.
+
+    Returns:
+        A figure with one pair of axes.
+
+    Raises:
+        ValueError: both or neither of `count` and `concept`, not one of them per temperature, negative numbers, or
+            temperatures that are not finite.
+        TypeError: numbers of another than an integer dtype.
+
+    Example:
+        >>> import torch
+        >>> from dro_temp.plotting import temperature_by_duplicates
+        >>> figure = temperature_by_duplicates(torch.rand(60), concept=torch.arange(60) ** 2 // 400)
+        >>> [label.get_text().split("\n")[0] for label in figure.axes[0].get_xticklabels()]
+        ['2–3', '4–7', '8–15', '16–31']
+    """
+    values = finite("temperatures", tau)
+    check_count("resamples", resamples)
+    if (count is None) == (concept is None):
+        raise ValueError(
+            f"expected one of count and concept, received {'neither' if count is None else 'both'}. "
+            "Pass concept=data.name_index, or count=near_duplicates(features)."
+        )
+    if count is not None:
+        count, group = per_row("count", count, len(values)), torch.arange(len(values))
+        xlabel, resampled = "number of near-duplicates", "items"
+    else:
+        assert concept is not None
+        numbers = per_row("concept", concept, len(values))
+        _, group, size = torch.unique(numbers, return_inverse=True, return_counts=True)
+        count = size[group] - 1
+        xlabel, resampled = "number of others of the same concept", "concepts"
+    r, low, high = (f"{x:.2f}".replace("-", "−") for x in spearman(values, count, group, resamples))
+    title = f"Spearman r = {r} [{low}, {high}]   (95 % bootstrap over {resampled})"
+    figure = new_figure(7.0, 4.0)
+    axes = figure.subplots()
+    _draw_boxes(axes, values, torch.frexp(count.double()).exponent.long())  # 0, 1, 2-3, 4-7, ...
+    axes.set_title(
+        title if r != "nan" else "Spearman r undefined: one side is all one value", fontsize=10, loc="left"
+    )
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("temperature τ")
+    tidy(axes)
+    axes.grid(False, axis="x")
+    return figure
+
+
+def _draw_boxes(axes: Axes, tau: Tensor, box: Tensor) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shown = torch.randperm(len(tau), generator=generator)[:_POINTS]
+    x = box[shown] + 0.56 * torch.rand(len(shown), generator=generator) - 0.28
+    axes.scatter(x.numpy(), tau[shown].numpy(), s=5, color=COLOURS[5], alpha=0.35, linewidths=0, zorder=1)
+    boxes = torch.unique(box).tolist()
+    parts = [tau[box == b] for b in boxes]
+    blue = {"color": COLOURS[0], "linewidth": 1.2}
+    axes.boxplot(
+        [part.numpy() for part in parts], positions=boxes, widths=0.62, whis=(5, 95), showfliers=False,
+        manage_ticks=False, zorder=3, boxprops=blue, whiskerprops=blue, capprops=blue,
+        medianprops={"color": COLOURS[1], "linewidth": 2},
+    )  # fmt: skip
+    medians = [float(part.quantile(0.5)) for part in parts]
+    axes.plot(boxes, medians, color=COLOURS[1], linewidth=1.2, zorder=2)
+    counts = [f"{2**b // 2}–{2**b - 1}" if b > 1 else str(b) for b in boxes]
+    labels = [f"{text}\nn = {len(part):,}" for text, part in zip(counts, parts, strict=True)]
+    axes.set_xticks(boxes, labels)
