@@ -28,13 +28,13 @@ test-slow: install  ## the long-running tests as well
 	$(BIN)/python -m pytest -n 2 -m "(slow or not lms) and not timm"
 
 test-lms: install  ## the language-model host on every model type of transformers
-	$(BIN)/python -m pytest -m "lms or not lms" tests/test_causal_lm_coverage.py
+	$(BIN)/python -m pytest -m "lms or not lms" tests/hosts/test_causal_lm_coverage.py
 
 test-timm: install  ## the timm host on every module of timm that has a model below 30 M weights
-	$(BIN)/python -m pytest -m "not slow" tests/test_timm_coverage.py
+	$(BIN)/python -m pytest -m "not slow" tests/hosts/test_timm_coverage.py
 
 test-timm-all: install  ## and on the modules that have only larger ones
-	$(BIN)/python -m pytest -m "timm or not timm" tests/test_timm_coverage.py
+	$(BIN)/python -m pytest -m "timm or not timm" tests/hosts/test_timm_coverage.py
 
 # Few rounds of one size each; every script's --help tells the rest. Peers: pip install -e '.[bench]'.
 bench: install  ## speed and memory on one CPU thread; tables and plots in runs/benchmarks

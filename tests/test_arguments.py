@@ -345,7 +345,7 @@ def takes_arguments(part):
 NOT_BUILT_BY_USERS = {
     dt.interfaces.BackendChoice,
     dt.interfaces.FoldedProjection,
-    dt.predictors.LanguageHead,
+    dt.predictors.HeadShape,
     dt.state.Committable,
     dt.state.Transaction,
     dt.interfaces.LossOutput,

@@ -8,7 +8,7 @@ from strategies import seeds
 
 import dro_temp as dt
 from dro_temp.kernels.backends.cpu.decoding import MOST_ROWS
-from dro_temp.predictors import decoding
+from dro_temp.predictors import logit_decoder
 
 
 def _network(outcomes, width, centred, dtype=torch.float32):
@@ -37,7 +37,7 @@ def test_equals_the_network_on_the_logits(d, outcomes, width, centred, biased, n
     logits = torch.nn.functional.linear(hidden, weight, bias)
     with pytest.MonkeyPatch.context() as patch:
         if not native:
-            patch.setattr(decoding, "cpu_runs_on", lambda *_: False)
+            patch.setattr(logit_decoder, "cpu_runs_on", lambda *_: False)
         decode = tempnet.decoder(dt.interfaces.FrozenHead(weight, bias))
     one = torch.cat([decode(hidden[i : i + 1], logits[i : i + 1]) for i in range(len(hidden))])
     several = decode(hidden, logits)

@@ -73,14 +73,14 @@ def test_after_ctrl_c_resume_goes_on(example, finished, tmp_path, capsys, monkey
     real = example.RobustRankingLoss.callback
 
     def stopping_in_the_second_epoch(loss):
-        keeper = real(loss)
+        callback = real(loss)
 
         def stop(args, state, control, **_):
             if state.epoch >= 1:
                 raise KeyboardInterrupt
 
-        keeper.on_epoch_begin = stop
-        return keeper
+        callback.on_epoch_begin = stop
+        return callback
 
     with monkeypatch.context() as patch:
         patch.setattr(example.RobustRankingLoss, "callback", stopping_in_the_second_epoch)

@@ -12,7 +12,7 @@ import dro_temp as dt
 from dro_temp.functional.statistics import IMPOSSIBLE_BELOW, impossible
 from dro_temp.kernels.backends import cpu
 from dro_temp.kernels.dispatch import cpu_runs_on
-from dro_temp.predictors import decoding
+from dro_temp.predictors import logit_decoder
 
 BOUNDS = {"tau_min": 0.1, "tau_max": 2.0}
 MASKS = {
@@ -195,7 +195,7 @@ def test_generation_agrees_with_training(mask, centred, in_c, monkeypatch):
     hidden = torch.randn(6, 6)
     logits = head(hidden).detach()
     if not in_c:
-        monkeypatch.setattr(decoding, "cpu_runs_on", lambda *_: False)
+        monkeypatch.setattr(logit_decoder, "cpu_runs_on", lambda *_: False)
     decode = network.decoder(dt.interfaces.FrozenHead(head.weight, head.bias))
     one_by_one = torch.cat([decode(hidden[i : i + 1], logits[i : i + 1]) for i in range(6)])
     wanted = network(support=dt.Support(logits)).detach()

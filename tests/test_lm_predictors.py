@@ -12,7 +12,7 @@ from streams import blocks_of
 from torch import nn
 
 import dro_temp as dt
-from dro_temp.predictors import LanguageHead
+from dro_temp.predictors import HeadShape
 from dro_temp.predictors.encoders import shift_invariant_statistics
 
 float64 = torch.float64
@@ -49,7 +49,7 @@ def test_reads_what_it_was_asked_to_read(inputs):
     names = {inputs} if isinstance(inputs, str) else set(inputs)
     reads = {"features"} if "hidden" in names else set()
     assert tempnet.reads == reads | ({"statistics"} if names - {"hidden"} else set())
-    assert tempnet.made_for == LanguageHead(40, 6, "some/model")
+    assert tempnet.made_for == HeadShape(40, 6, "some/model")
     assert [m.p for m in tempnet.modules() if isinstance(m, nn.Dropout)] == (
         [0.5] if names == {"logits"} else [0.0] * len(names)
     )

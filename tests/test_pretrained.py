@@ -16,7 +16,8 @@ from cases import PREDICTORS
 from torch import nn
 
 import dro_temp as dt
-from dro_temp.predictors import LanguageHead, checkpoint_folder, hub
+from dro_temp.predictors import HeadShape
+from dro_temp.predictors.checkpoint import PATTERNS
 
 pytest.importorskip("safetensors")
 
@@ -79,7 +80,7 @@ def test_the_model_that_it_was_made_for_travels_with_it(tmp_path):
     saved = dt.TempNet.for_lm(model, inputs=("hidden", "statistics"), rho=3.5, **BOUNDS)
     saved.save_pretrained(tmp_path)
     loaded = dt.TempNet.from_pretrained(tmp_path)
-    assert loaded.made_for == LanguageHead(99, 16, "some/model")
+    assert loaded.made_for == HeadShape(99, 16, "some/model")
     assert loaded.rho == 3.5
     loaded.check_fits(model)
     model.resize_token_embeddings(98)
@@ -124,6 +125,22 @@ def test_a_readout_that_nobody_knows(tmp_path):
         dt.TempNet.from_pretrained(tmp_path)
 
 
+class Halved(dt.predictors.TempNetReadout):
+    def forward(self, encoder, similarities):
+        return self.last(similarities / 2).squeeze(1)
+
+
+def test_a_readout_of_ones_own(tmp_path):
+    saved = dt.TempNet(Shifted(0.5), readout=Halved, **BOUNDS).eval()
+    saved.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"one of 'Halved'\. Pass .*readouts=\(Halved,\)"):
+        dt.TempNet.from_pretrained(tmp_path, encoders=(Shifted,))
+    loaded = dt.TempNet.from_pretrained(tmp_path, encoders=(Shifted,), readouts=(Halved,))
+    x = torch.randn(3, 6)
+    assert isinstance(loaded.readout, Halved)
+    assert torch.equal(loaded(x), saved(x))
+
+
 def test_a_network_of_another_class(tmp_path):
     class Clipped(dt.TempNet):
         def bound(self, raw):
@@ -140,7 +157,7 @@ def test_a_network_of_another_class(tmp_path):
 
 def test_a_card_says_what_it_is(tmp_path):
     network = dt.TempNet(dt.predictors.HiddenEncoder(8, width=4), **BOUNDS)
-    network.made_for, network.rho = LanguageHead(99, 8, "some/model"), 3.50000999
+    network.made_for, network.rho = HeadShape(99, 8, "some/model"), 3.50000999
     network.save_pretrained(tmp_path)
     said = (tmp_path / "README.md").read_text()
     yaml = pytest.importorskip("yaml")
@@ -162,7 +179,7 @@ def test_a_card_says_what_it_is(tmp_path):
         *("dt.TempNet.from_pretrained(", f"{parameters:,}"),
     ):
         assert part in said
-    network.made_for = LanguageHead(99, 8, "/home/me/secret/model")
+    network.made_for = HeadShape(99, 8, "/home/me/secret/model")
     network.save_pretrained(tmp_path)
     said = (tmp_path / "README.md").read_text()  # ours, and not edited: written again
     assert "secret" not in said
@@ -389,7 +406,7 @@ def test_an_untrusted_config_is_refused_before_anything_is_made(changes, tmp_pat
 def test_a_config_that_would_exhaust_the_parser(text, tmp_path):
     _network().save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match="expected a whole checkpoint"):
+    with pytest.raises(ValueError, match="expected an intact checkpoint"):
         dt.TempNet.from_pretrained(tmp_path)
 
 
@@ -544,9 +561,8 @@ def test_a_hub_that_is_missing(tmp_path, monkeypatch):
 
 def test_patterns_are_those_of_the_files(tmp_path):
     _network().save_pretrained(tmp_path)
-    assert hub.PATTERNS is checkpoint_folder.PATTERNS
     for file in tmp_path.iterdir():
-        assert any(file.match(pattern) for pattern in hub.PATTERNS)
+        assert any(file.match(pattern) for pattern in PATTERNS)
 
 
 # The paper's own checkpoints -----------------------------------------------------------------------------

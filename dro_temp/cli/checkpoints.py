@@ -1,7 +1,7 @@
-"""Checkpoints of which one is always whole, and how the newest whole one is found.
+"""Checkpoints of which one is always complete, and finding the newest complete one.
 
-The Trainer writes a checkpoint file by file, so that the highest number may be a folder that a kill or a full disk
-left half-written. Here a list of all files with their sizes is written last, in one step, and only then is an older
+The Trainer writes a checkpoint file by file: the highest number may be a folder that a kill or a full disk left
+half-written. Here a list of all files with their sizes is written last, in one step, and only then is an older
 checkpoint deleted.
 """
 
@@ -15,97 +15,88 @@ from pathlib import Path
 from typing import Any
 
 from dro_temp._files import whole_file
-from dro_temp.cli.needs import needed
+from dro_temp.cli.messages import require
 
-#: The list of a checkpoint's files: there is one where all of them are.
+#: The list of a checkpoint's files: there is one when all of them are written.
 COMPLETE = "complete.json"
 
 _STATE, _WEIGHTS, _OPTIMIZER = "trainer_state.json", "model.safetensors", "optimizer.pt"
+_ARCHIVES = (".pt", ".pth", ".bin")
 _NAME = re.compile(r"checkpoint-(\d+)")
-_KEPT = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The newest whole checkpoint, if there is one.
+    """The newest complete checkpoint, if there is one.
 
     Args:
         folder: where; None to start from the beginning.
         step: optimizer steps that were taken.
-        passed_over: newer ones that are not whole, and what they lack.
+        skipped: newer ones that are incomplete, and what they lack.
     """
 
     folder: Path | None = None
     step: int = 0
-    passed_over: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Which was taken, which were passed over and why."""
-        taken = "starts from the beginning" if self.folder is None else f"goes on from {self.folder.name}"
-        lacks = "; ".join(f"{name}: {lack}" for name, lack in self.passed_over.items())
-        return taken + (f", passing over what is not whole ({lacks})" if lacks else "")
+        """Which was taken, which were skipped and why."""
+        taken = "starts from the beginning" if self.folder is None else f"resumes from {self.folder.name}"
+        lacks = "; ".join(f"{name}: {lack}" for name, lack in self.skipped.items())
+        return taken + (f", skipping what is incomplete ({lacks})" if lacks else "")
 
 
-def newest_whole(folder: Path) -> Checkpoint:
-    """The checkpoint that a run goes on from.
-
-    Args:
-        folder: where the run's checkpoints are.
-    """
-    passed_over: dict[str, str] = {}
+def newest_complete(folder: Path) -> Checkpoint:
+    """The checkpoint from which a run resumes, of those in its folder of checkpoints."""
+    skipped: dict[str, str] = {}
     for step, place in sorted(_numbered(folder), reverse=True):
-        lack = lack_of(place)
+        lack = why_incomplete(place)
         if lack is None:
-            return Checkpoint(place, step, passed_over)
-        passed_over[place.name] = lack
-    return Checkpoint(passed_over=passed_over)
+            return Checkpoint(place, step, skipped)
+        skipped[place.name] = lack
+    return Checkpoint(skipped=skipped)
 
 
 def newest_listed(folder: Path) -> Path | None:
-    """The newest checkpoint whose files all have the sizes that its list says; quick, since none is read.
-
-    Args:
-        folder: where the run's checkpoints are.
-    """
+    """The newest checkpoint whose files all have the sizes that its list says; quick, since none is read."""
     places = (place for _, place in sorted(_numbered(folder), reverse=True))
     return next(filter(is_complete, places), None)
 
 
-def lack_of(folder: Path) -> str | None:
-    """Why a checkpoint is not whole; None if it is.
-
-    Args:
-        folder: of the checkpoint.
-    """
+def why_incomplete(folder: Path) -> str | None:
+    """Why a checkpoint is incomplete; None if it is complete."""
     try:
-        listed = (folder / COMPLETE).exists()
-        return (_differs_from_list if listed else _lacks_a_file)(folder) or _damaged(folder)
+        if (folder / COMPLETE).exists():
+            return _differs_from_list(folder) or _damaged(folder)
+        # Written before there was a list, or killed before it was: the Trainer writes its own state last.
+        missing = (name for name in (_WEIGHTS, _OPTIMIZER, _STATE) if not (folder / name).is_file())
+        return next((f"{name} is missing" for name in missing), None) or _damaged(folder)
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
 
 
-def checkpoint_keeper(kept: int = _KEPT) -> Any:
-    """A callback of the Trainer that completes each checkpoint, then deletes those that it replaces.
+def checkpoint_callback(keep: int = 2) -> Any:
+    """A callback of the Trainer that lists the files of each checkpoint, then deletes those that it replaces.
 
     Args:
-        kept: number of whole checkpoints that stay. Give the Trainer no `save_total_limit` of its own.
+        keep: number of complete checkpoints to keep. Give the Trainer no `save_total_limit` of its own.
     """
-    base: Any = needed("transformers").TrainerCallback
+    base: Any = require("transformers").TrainerCallback
 
-    class CheckpointKeeper(base):
+    class CheckpointCallback(base):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if args.should_save:  # what is about to be written over is no longer what the list says
+            if args.should_save:  # their lists do not describe what is about to be written over them
                 for step, place in _numbered(Path(args.output_dir)):
                     if step > state.global_step:
                         (place / COMPLETE).unlink(missing_ok=True)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            needed("accelerate").PartialState().wait_for_everyone()  # each writes a file of its own
+            require("accelerate").PartialState().wait_for_everyone()  # each writes a file of its own
             if args.should_save:
                 complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-                _delete_older(Path(args.output_dir), state.global_step, kept)
+                _delete_older(Path(args.output_dir), state.global_step, keep)
 
-    return CheckpointKeeper()
+    return CheckpointCallback()
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:
@@ -120,7 +111,7 @@ def complete(folder: Path) -> None:
     sizes = {}
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.name != COMPLETE:
-            # On the disk, not on its way there: a list that is there must be true.
+            # Flushed first: a list must never name a file that is not on the disk.
             with file.open("rb+") as opened:
                 os.fsync(opened.fileno())
             sizes[file.relative_to(folder).as_posix()] = file.stat().st_size
@@ -128,11 +119,11 @@ def complete(folder: Path) -> None:
         out.write(json.dumps(sizes, indent=2).encode())
 
 
-def _delete_older(folder: Path, newest: int, kept: int) -> None:
+def _delete_older(folder: Path, newest: int, keep: int) -> None:
     older = sorted(((step, place) for step, place in _numbered(folder) if step < newest), reverse=True)
     whole = [place for _, place in older if is_complete(place)]
     for _, place in older:
-        if place not in whole[: kept - 1]:
+        if place not in whole[: keep - 1]:
             shutil.rmtree(place, ignore_errors=True)
 
 
@@ -142,7 +133,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def _differs_from_list(folder: Path) -> str | None:
-    """What a folder lacks that its list says it has; None if nothing."""
+    """What a folder lacks of what its list says; None if nothing."""
     try:
         sizes = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
         for name, size in sizes.items():
@@ -156,48 +147,24 @@ def _differs_from_list(folder: Path) -> str | None:
     return None
 
 
-def _lacks_a_file(folder: Path) -> str | None:
-    """For those that were written before there was a list: the Trainer writes its own state last."""
-    return next(
-        (f"{name} is missing" for name in (_WEIGHTS, _OPTIMIZER, _STATE) if not (folder / name).is_file()),
-        None,
-    )
-
-
 def _damaged(folder: Path) -> str | None:
+    """Which file of a checkpoint cannot be read to its end; None if all can."""
     try:
         step = json.loads((folder / _STATE).read_text(encoding="utf-8"))["global_step"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return f"{_STATE} is missing or cut short"
     if folder.name != f"checkpoint-{step}":
         return f"{_STATE} is that of step {step}"
-    readers = dict.fromkeys((".pt", ".pth", ".bin"), _lack_of_archive)
-    readers[".safetensors"] = _lack_of_safetensors
+    safetensors = require("safetensors")
     for file in sorted(folder.iterdir()):
-        if file.suffix in readers and (lack := readers[file.suffix](file)) is not None:
-            return f"{file.name} {lack}"
-    return None
-
-
-def _lack_of_archive(file: Path) -> str | None:
-    """Torch writes zip archives, whose checksums tell damage."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return None if archive.testzip() is None else "is damaged"
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):
-        return "is cut short"
-
-
-def _lack_of_safetensors(file: Path) -> str | None:
-    """The header says where the last tensor ends."""
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if size < 8 or length > size - 8:
-            return "is cut short"
         try:
-            header = json.loads(opened.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return "is damaged"
-    return None if 8 + length + max(ends, default=0) == size else "is cut short"
+            if file.suffix == ".safetensors":
+                with safetensors.safe_open(file, "pt"):  # compares the header with the file's size
+                    pass
+            elif file.suffix in _ARCHIVES:
+                with zipfile.ZipFile(file) as archive:  # which has checksums
+                    if archive.testzip() is not None:
+                        return f"{file.name} is damaged"
+        except (safetensors.SafetensorError, zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):
+            return f"{file.name} is cut short"
+    return None

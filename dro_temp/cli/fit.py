@@ -7,20 +7,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dro_temp.cli.checkpoints import checkpoint_keeper, newest_whole
+from dro_temp.cli.checkpoints import checkpoint_callback, newest_complete
+from dro_temp.cli.messages import require, say
 from dro_temp.cli.models import OFFLINE, load_model
-from dro_temp.cli.needs import needed, say
 from dro_temp.cli.options import check_fit, check_positions, check_radius
 from dro_temp.cli.run import Run
-from dro_temp.cli.text import OFFLINE as PYTHON
-from dro_temp.cli.text import blocks, check_vocabulary, documents
+from dro_temp.cli.text import PYTHON, blocks, check_vocabulary, documents
 from dro_temp.hosts import CausalLM
 from dro_temp.interfaces import ScoreStatistics
 from dro_temp.losses import KLRobustLoss, LikelihoodLoss
 from dro_temp.objective import Objective
 from dro_temp.predictors import TempNet
 
-# Below the likely temperatures: the network's pooled sum starts positive, so that it first moves up only. From 1.0,
+# Below the likely temperatures, since the network's pooled sum starts positive and first moves up only. From 1.0,
 # 400 steps on the offline model recovered 73 % of the optimum's gain, from here 97 %.
 _START = 0.7
 
@@ -50,10 +49,10 @@ def fit(
     bf16: bool = False,
     seed: int = 0,
 ) -> None:
-    """Train a TempNet on a causal language model, and the model with it if it is not frozen.
+    """Train a TempNet on a causal language model, and the model with it unless it is frozen.
 
     Args:
-        output: the run's folder; a run that was interrupted goes on, a finished one with more steps.
+        output: the run's folder; an interrupted run resumes, a finished one too if it is given more steps.
         model: a folder, a name on the hub, or "offline": a small GPT-2 that is trained here first.
         tokenizer: the tokenizer's folder or name, if it is not the model's.
         data: a text, .json, .jsonl or .parquet file, a folder of them, a data set on the hub (name or
@@ -79,21 +78,21 @@ def fit(
     options = {**locals(), "output": str(output), "inputs": list(inputs)}
     check_fit(options)
     run = Run(output)
-    run.refuse_other(options)
+    run.check_options(options)
     done = run.steps_done()
     if done is not None and done >= steps:
         say(
-            f"{run.folder} is finished: {done} steps. Nothing to do; next: dro-temp lm eval {output}. To go on, pass "
-            f"more than --steps {done}."
+            f"{run.folder} is finished: {done} steps. Nothing to do; next: dro-temp lm eval {output}. To train longer, "
+            f"pass more than --steps {done}."
         )
         return
-    start = newest_whole(run.checkpoints)
+    start = newest_complete(run.checkpoints)
     if done is not None and start.folder is None:
         raise ValueError(
-            f"expected a whole checkpoint in {str(run.checkpoints)!r} to go on from after {done} steps, received a "
+            f"expected a complete checkpoint in {str(run.checkpoints)!r} to resume from after {done} steps, received a "
             f"run that {start}. Fit into another folder, or remove this one to start again."
         )
-    transformers = needed("transformers")
+    transformers = require("transformers")
     transformers.set_seed(seed)
     lm, words = load_model(model, tokenizer)
     host = CausalLM(lm, frozen=frozen)
@@ -113,10 +112,10 @@ def fit(
     loss = LikelihoodLoss() if radius is None else KLRobustLoss(radius)
     run.record(options)
     trainer = _trainer(run, Objective(host, tempnet, loss), rows, options)
-    if start.folder is not None or start.passed_over:
+    if start.folder is not None or start.skipped:
         say(f"{run.folder} {start}")
     if start.folder is not None and start.step >= steps:  # killed between its last step and its end
-        state = needed("safetensors.torch").load_file(start.folder / "model.safetensors")
+        state = require("safetensors.torch").load_file(start.folder / "model.safetensors")
         trainer.model.load_state_dict(state)
     else:
         trainer.train(resume_from_checkpoint=None if start.folder is None else str(start.folder))
@@ -133,7 +132,7 @@ def fit(
 def _trainer(run: Run, objective: Objective, rows: Tensor, options: dict[str, Any]) -> Any:
     from dro_temp.integrations.transformers import TrainableLM
 
-    transformers = needed("transformers")
+    transformers = require("transformers")
     arguments = transformers.TrainingArguments(
         output_dir=str(run.checkpoints),
         max_steps=options["steps"],
@@ -143,7 +142,7 @@ def _trainer(run: Run, objective: Objective, rows: Tensor, options: dict[str, An
         lr_scheduler_type="cosine",
         warmup_steps=max(options["steps"] // 50, 1),
         save_steps=options["save_every"],
-        save_total_limit=None,  # the keeper deletes, and only once the next one is whole
+        save_total_limit=None,  # our callback deletes, and only once the next one is whole
         logging_steps=max(options["steps"] // 40, 1),
         bf16=options["bf16"],
         seed=options["seed"],
@@ -163,7 +162,7 @@ def _trainer(run: Run, objective: Objective, rows: Tensor, options: dict[str, An
         data_collator=transformers.default_data_collator,
         optimizers=(optimizer, None),
     )
-    trainer.add_callback(checkpoint_keeper())
+    trainer.add_callback(checkpoint_callback())
     return trainer
 
 

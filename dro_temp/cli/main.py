@@ -1,4 +1,4 @@
-"""`dro-temp`: what to do, then its options."""
+"""`dro-temp`: the command, then its options."""
 
 import gc
 import inspect
@@ -11,9 +11,7 @@ from typing import Any, NoReturn
 
 import dro_temp
 from dro_temp.cli.checkpoints import newest_listed
-from dro_temp.cli.errors import TRACEBACK, sentence
-from dro_temp.cli.needs import needed
-from dro_temp.cli.refusals import is_list, refusal, unknown_keys
+from dro_temp.cli.messages import TRACEBACK, is_list, parser_error, require, sentence, unknown_keys
 from dro_temp.cli.run import Run
 
 EXAMPLES = {
@@ -23,7 +21,7 @@ examples
   dro-temp lm fit runs/mine --model ./my-llama --data texts.jsonl --steps 5000
   dro-temp lm fit runs/mine --model ./my-llama --data allenai/c4:en --rho 8.5 --inputs '[logits]' --centred true
   dro-temp lm fit runs/joint --frozen false --host_lr 5e-5
-  dro-temp lm fit runs/mine                               after an interruption: goes on where it stopped
+  dro-temp lm fit runs/mine                               after an interruption: resumes where it stopped
   dro-temp lm fit runs/mine --steps 9000                  after the end: trains for longer
   dro-temp lm fit --config runs/mine/config.yaml          the same run again
   accelerate launch -m dro_temp.cli lm fit runs/mine      several processes
@@ -46,58 +44,50 @@ examples
 """,
 }
 
-CONFIG = {"fit": "a YAML file with these options: every run leaves one in its folder, config.yaml"}
+_CONFIG = {"fit": "a YAML file with these options: every run leaves one in its folder, config.yaml"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and run; the exit status."""
-    arguments = sys.argv[1:] if argv is None else list(argv)
     command, options = "dro-temp", {}
     try:
-        config = _parsed(_one_spelling(arguments))
+        config = _parsed(_one_spelling(sys.argv[1:] if argv is None else argv))
         group = config[config.subcommand]
         name = group.subcommand
         command = f"dro-temp lm {name}"
         options = {k: v for k, v in group[name].items() if k != "config"}
         _commands()[name](**options)
+        return 0
     except KeyboardInterrupt:
-        status = 130
-        told = f"\n{_stopped(options.get('output'))}"  # a bar, or the ^C of a terminal, may stand on the line
+        # A bar, or the ^C of a terminal, may stand on the line.
+        status, message = 130, f"\n{_stopped(options.get('output'))}"
     except Exception as error:
         if os.environ.get(TRACEBACK, "0") != "0":
             raise
-        status, told = 2, f"{command}: {sentence(error)}"
-    else:
-        return 0
+        status, message = 2, f"{command}: {sentence(error)}"
     gc.collect()  # a progress bar that is still open would write over the sentence
-    print(told, file=sys.stderr)
+    print(message, file=sys.stderr)
     return status
 
 
 def _stopped(output: Path | None) -> str:
-    """What an interruption leaves.
-
-    Args:
-        output: the folder of a run that was being fitted.
-    """
+    """What an interruption leaves in the folder of a run, if one was being fitted."""
     saved = None if output is None else newest_listed(Run(Path(output)).checkpoints)
     if saved is None:
         return "stopped before anything was saved; the same command starts again"
-    return f"stopped; {saved.name} is safe, and the same command goes on from there"
+    return f"stopped; {saved.name} is safe, and the same command resumes from it"
 
 
 def _commands() -> dict[str, Callable[..., None]]:
-    from dro_temp.cli.evaluate import evaluate
     from dro_temp.cli.fit import fit
-    from dro_temp.cli.generate import generate
-    from dro_temp.cli.view import view
+    from dro_temp.cli.use import evaluate, generate, view
 
     return {"fit": fit, "eval": evaluate, "generate": generate, "view": view}
 
 
 def _parsed(arguments: list[str]) -> Any:
-    """The options; those of `fit` that were not typed are as the run that is there was started with."""
-    parser = _parser(needed("jsonargparse"))
+    """The options; those of `fit` that were not typed are those that the run in its folder was started with."""
+    parser = _parser(require("jsonargparse"))
     _check_config(arguments)
     config = parser.parse_args(arguments)
     group = config[config.subcommand]
@@ -111,26 +101,23 @@ def _parsed(arguments: list[str]) -> Any:
 
 
 def _check_config(arguments: list[str]) -> None:
-    """Leave where the file of --config holds what the command does not take: the parser would not name it."""
-    commands = _commands()
-    name = next((argument for argument in arguments if argument in commands), None)
-    files = [b for a, b in itertools.pairwise(arguments) if a == "--config"]
-    files += [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
+    """Exit where a file of --config holds keys that the command does not take: the parser would not name it."""
+    name = next((argument for argument in arguments if argument in _commands()), None)
     if name is None:
         return
+    files = [b for a, b in itertools.pairwise(arguments) if a == "--config"]
+    files += [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
+    taken = list(inspect.signature(_commands()[name]).parameters)
     for file in files:
         try:
-            options = needed("yaml").safe_load(Path(file).expanduser().read_text(encoding="utf-8"))
-        except (OSError, ValueError, needed("yaml").YAMLError):  # of which the parser speaks
+            keys = require("yaml").safe_load(Path(file).expanduser().read_text(encoding="utf-8"))
+        except (OSError, ValueError, require("yaml").YAMLError):  # reported by the parser
             continue
-        if isinstance(options, dict):
-            command = f"dro-temp lm {name}"
-            told = unknown_keys(
-                command, file, list(options), list(inspect.signature(commands[name]).parameters)
-            )
-            if told is not None:
-                print(f"{command}: {told}", file=sys.stderr)
-                sys.exit(2)
+        command = f"dro-temp lm {name}"
+        message = unknown_keys(command, file, list(keys), taken) if isinstance(keys, dict) else None
+        if message is not None:
+            print(f"{command}: {message}", file=sys.stderr)
+            sys.exit(2)
 
 
 def _one_spelling(arguments: Sequence[str]) -> list[str]:
@@ -144,12 +131,13 @@ def _one_spelling(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         option, equals, value = argument.partition("=")
         name = option.removeprefix("--").replace("-", "_")
-        ours = option.startswith("--") and name in {*known, "print_config"}
-        if ours and is_list(known.get(name)) and equals:
-            value = _as_list(value)
-        elif spelled and spelled[-1].startswith("--") and is_list(known.get(spelled[-1].removeprefix("--"))):
-            argument = argument if argument.startswith("--") else _as_list(argument)
-        spelled.append(f"--{name}{equals}{value}" if ours else argument)
+        before = spelled[-1] if spelled else ""
+        if option.startswith("--") and name in {*known, "print_config"}:
+            value = _as_list(value) if equals and is_list(known.get(name)) else value
+            argument = f"--{name}{equals}{value}"
+        elif before.startswith("--") and is_list(known.get(before[2:])) and not argument.startswith("--"):
+            argument = _as_list(argument)
+        spelled.append(argument)
     return spelled
 
 
@@ -159,43 +147,37 @@ def _as_list(value: str) -> str:
 
 def _parser(jsonargparse: Any) -> Any:
     class Parser(jsonargparse.ArgumentParser):  # type: ignore[misc, name-defined]
-        """Errors of one sentence, examples that keep their lines."""
+        """Errors of one sentence."""
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             if not self.exit_on_error:
                 raise jsonargparse.ArgumentError(None, message) from ex
             parser = getattr(ex, "subcommand_parser", None) or self
             command = parser.prog.replace(" [options]", "").replace(" {lm} ...", "")
-            print(": ".join(refusal(command, message, _commands())), file=sys.stderr)
+            print(parser_error(command, message, _commands()), file=sys.stderr)
             sys.exit(2)
 
-    options = {"formatter_class": _keeping_lines(jsonargparse.DefaultHelpFormatter)}
+    class Lines(jsonargparse.DefaultHelpFormatter):  # type: ignore[misc, name-defined]
+        """Examples keep their lines."""
+
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            return "".join(indent + line for line in text.splitlines(keepends=True))
+
     parser = Parser(
         prog="dro-temp",
         description="Personalised temperatures for the models you have.",
         version=dro_temp.__version__,
-        **options,
+        formatter_class=Lines,
     )
-    families = parser.add_subcommands(required=True)
-    lm = Parser(description="Language models: one temperature per token.", **options)
-    families.add_subcommand("lm", lm, help="language models")
+    lm = Parser(description="Language models: one temperature per token.", formatter_class=Lines)
+    parser.add_subcommands(required=True).add_subcommand("lm", lm, help="language models")
     names = lm.add_subcommands(required=True)
     for name, command in _commands().items():
-        assert command.__doc__ is not None
-        about = command.__doc__.strip().splitlines()[0]
-        sub = Parser(description=about, epilog=EXAMPLES[name], **options)
+        about = str(command.__doc__).strip().splitlines()[0]
+        sub = Parser(description=about, epilog=EXAMPLES[name], formatter_class=Lines)
         sub.add_argument(
-            "--config", action="config", help=CONFIG.get(name, "a YAML file with options of this command")
+            "--config", action="config", help=_CONFIG.get(name, "a YAML file with options of this command")
         )
         sub.add_function_arguments(command, as_positional=True)
         names.add_subcommand(name, sub, help=about)
     return parser
-
-
-def _keeping_lines(formatter: type) -> type:
-    """Examples are to be read line by line."""
-
-    def fill(self: Any, text: str, width: int, indent: str) -> str:
-        return "".join(indent + line for line in text.splitlines(keepends=True))
-
-    return type("_Lines", (formatter,), {"_fill_text": fill})

@@ -1,4 +1,4 @@
-"""A model and its tokenizer: from a folder, from the hub, or a small one of our own that needs no network."""
+"""A model and its tokenizer: from a folder, from the hub, or a small one trained here, which needs no network."""
 
 import shutil
 import sys
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dro_temp._files import check_writable, default_root
 from dro_temp.cli.checkpoints import complete, is_complete
-from dro_temp.cli.needs import needed
+from dro_temp.cli.messages import require
 from dro_temp.cli.text import blocks
 from dro_temp.datasets import PythonText
 
@@ -19,7 +19,7 @@ from dro_temp.datasets import PythonText
 OFFLINE = "offline"
 
 _VOCABULARY, _LENGTH, _BATCH, _STEPS = 2048, 128, 16, 400
-_LOSS = "ForCausalLM"  # transformers guesses it from the class's name, and of a GPT-2 it warns
+_LOSS = "ForCausalLM"  # transformers infers it from the class's name, and warns for a GPT-2
 
 
 def load_model(name: str, tokenizer: str | None = None) -> tuple[Any, Any]:
@@ -33,11 +33,11 @@ def load_model(name: str, tokenizer: str | None = None) -> tuple[Any, Any]:
         ValueError: there is no such model.
     """
     if name == OFFLINE:
-        with needed("accelerate").PartialState().main_process_first():  # the others find it made
+        with require("accelerate").PartialState().main_process_first():  # which trains it for all
             name = str(offline_model())
     name = _existing("model", name)
     tokenizer = None if tokenizer is None else _existing("tokenizer", tokenizer)
-    transformers = needed("transformers")
+    transformers = require("transformers")
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(name)
         if model.config.model_type == "gpt2":
@@ -54,7 +54,7 @@ def load_model(name: str, tokenizer: str | None = None) -> tuple[Any, Any]:
 
 
 def _existing(option: str, name: str) -> str:
-    """The name; raises where it is a path and nothing is there, since the hub would speak of its own names."""
+    """The name, or the path if it is one; raises where nothing is there, as the hub's error would be about names."""
     path = Path(name).expanduser()
     is_path = name.startswith((".", "~")) or path.is_absolute() or name.count("/") > 1 or "\\" in name
     if not is_path:
@@ -68,12 +68,12 @@ def _existing(option: str, name: str) -> str:
 
 
 def offline_model(root: Path | None = None) -> Path:
-    """Folder of a two-layer GPT-2 on Python's source code, trained in a minute or two when first wanted.
+    """Folder of a two-layer GPT-2 on Python's source code, trained in a minute or two at the first call.
 
     Args:
-        root: where to keep it; `$XDG_CACHE_HOME/dro_temp` or `~/.cache/dro_temp` if None.
+        root: where it is kept; `$XDG_CACHE_HOME/dro_temp` or `~/.cache/dro_temp` if None.
     """
-    transformers = needed("transformers")
+    transformers = require("transformers")
     python = ".".join(map(str, sys.version_info[:2]))
     folder = (root or default_root()) / f"gpt2-python{python}-{_VOCABULARY}-{_STEPS}"
     if is_complete(folder):

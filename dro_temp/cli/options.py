@@ -1,4 +1,4 @@
-"""What values options may have, in the words of the command line."""
+"""Ranges of options, checked in the words of the command line."""
 
 import math
 from collections.abc import Mapping
@@ -8,18 +8,19 @@ _SEEDS = 2**32  # as many as NumPy has, which transformers seeds as well
 
 
 def check_fit(options: Mapping[str, Any]) -> None:
-    """Raise where an option of `fit` is out of range: before a model is loaded, or a folder made.
-
-    Raises:
-        ValueError: one is.
-    """
+    """Raise where an option of `fit` is out of range: before a model is loaded, or a folder made."""
     for name in ("steps", "batch", "accumulate", "save_every"):
         check_least(name, options[name])
     check_least("block", options["block"], 2)  # one token to read and one to predict
     for name in ("lr", "host_lr"):
         check_above_zero(name, options[name])
     check_seed(options["seed"])
-    check_bounds(options["tau_min"], options["tau_max"])
+    tau_min, tau_max = options["tau_min"], options["tau_max"]
+    if not 0.0 < tau_min < tau_max < math.inf:
+        raise ValueError(
+            f"expected temperature bounds with 0 < --tau_min < --tau_max, received --tau_min {tau_min} --tau_max "
+            f"{tau_max}. Widen or swap them: --tau_min 0.1 --tau_max 2.0."
+        )
     if options["rho"] is not None:
         check_above_zero("rho", options["rho"])
     inputs = options["inputs"]
@@ -57,21 +58,8 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"expected --seed from 0 to {_SEEDS - 1}, received --seed {seed}. Pass --seed 0.")
 
 
-def check_bounds(tau_min: float, tau_max: float) -> None:
-    """Raise unless the bounds are an interval."""
-    if not 0.0 < tau_min < tau_max < math.inf:
-        raise ValueError(
-            f"expected temperature bounds with 0 < --tau_min < --tau_max, received --tau_min {tau_min} --tau_max "
-            f"{tau_max}. Widen or swap them: --tau_min 0.1 --tau_max 2.0."
-        )
-
-
 def check_radius(rho: float, outcomes: int) -> None:
-    """Raise unless the radius leaves something to choose.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """Raise unless some distribution over so many outcomes is farther from uniform than this radius."""
     largest = math.log(outcomes)
     if not 0 < rho < largest:
         raise ValueError(
@@ -81,15 +69,7 @@ def check_radius(rho: float, outcomes: int) -> None:
 
 
 def check_positions(config: Any, block: int) -> None:
-    """Raise where blocks are longer than what the model reads.
-
-    Args:
-        config: the model's own.
-        block: tokens in a block.
-
-    Raises:
-        ValueError: they are.
-    """
+    """Raise where blocks of so many tokens are longer than what a model of this config reads."""
     positions = _positions(config)
     if positions is not None and positions < block:
         raise ValueError(
@@ -99,17 +79,9 @@ def check_positions(config: Any, block: int) -> None:
 
 
 def check_room(config: Any, prompt: int, tokens: int) -> None:
-    """Raise where a text would grow beyond the positions that a model has.
+    """Raise where a prompt and the tokens that are to follow it exceed the positions of a model of this config.
 
-    A model that rotates by position (`rope_parameters`) computes what it needs, and is left to go on.
-
-    Args:
-        config: the model's own.
-        prompt: its number of tokens.
-        tokens: how many are to follow.
-
-    Raises:
-        ValueError: it would.
+    A model that rotates by position (`rope_parameters`) has no such limit.
     """
     positions = _positions(config)
     if positions is None or getattr(config, "rope_parameters", None) or prompt + tokens <= positions:
@@ -123,6 +95,6 @@ def check_room(config: Any, prompt: int, tokens: int) -> None:
 
 
 def _positions(config: Any) -> int | None:
-    """How many tokens a model reads, if it says; transformers knows n_positions under this name as well."""
+    """How many tokens a model reads, if its config says; transformers aliases n_positions to this name."""
     positions = getattr(config, "max_position_embeddings", None)
     return positions if isinstance(positions, int) and positions > 0 else None

@@ -1,4 +1,4 @@
-"""The folder that a run leaves, and what the other commands read of it."""
+"""The folder of a run: written by `fit`, read by the other commands."""
 
 import json
 import shutil
@@ -9,12 +9,12 @@ from typing import Any
 
 from dro_temp._files import check_writable, whole_file
 from dro_temp.cli.checkpoints import newest_listed
+from dro_temp.cli.messages import require
 from dro_temp.cli.models import load_model
-from dro_temp.cli.needs import needed
 from dro_temp.predictors import TempNet
 
-_READ = ("model", "tokenizer", "data", "block", "steps")  # of the options, by other commands
-_FREE = ("output", "steps", "save_every")  # the same run, elsewhere or for longer
+_READ = ("model", "tokenizer", "data", "block", "steps")  # options that other commands read
+_FREE = ("output", "steps", "save_every")  # options that may differ: the same run, elsewhere or for longer
 
 
 @dataclass(frozen=True)
@@ -36,28 +36,27 @@ class Run:
 
     @property
     def tempnet(self) -> Path:
-        """The TempNet."""
+        """The TempNet's checkpoint."""
         return self.folder / "tempnet"
 
     @property
-    def model(self) -> Path:
-        """The model, if it was trained as well."""
-        return self.folder / "model"
+    def checkpoints(self) -> Path:
+        """The Trainer's, from which an interrupted run resumes."""
+        return self.folder / "checkpoints"
 
     @property
-    def checkpoints(self) -> Path:
-        """What an interrupted run goes on from."""
-        return self.folder / "checkpoints"
+    def _model(self) -> Path:
+        return self.folder / "model"
 
     @property
     def _finished(self) -> Path:
         return self.folder / "finished.json"
 
     def steps_done(self) -> int | None:
-        """Steps after which the TempNet that is there was written; None while there is none for certain.
+        """Steps after which the TempNet was written; None before the run is finished.
 
         Raises:
-            ValueError: the note of it is damaged.
+            ValueError: finished.json is damaged.
         """
         if not self.tempnet.exists():
             return None
@@ -83,7 +82,7 @@ class Run:
                 f"expected the folder of a run in {str(self.folder)!r}, received one without config.yaml. Make one: "
                 f"dro-temp lm fit {self.folder}"
             )
-        yaml = needed("yaml")
+        yaml = require("yaml")
         try:
             options = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -101,7 +100,7 @@ class Run:
             "another folder."
         )
 
-    def refuse_other(self, options: dict[str, Any]) -> None:
+    def check_options(self, options: dict[str, Any]) -> None:
         """Raise where these options are not those of the run that is there, or its folder cannot be written to.
 
         Raises:
@@ -110,14 +109,15 @@ class Run:
         """
         if self.config.exists():
             known = self.options()
-            other = sorted(
-                key for key in options if known.get(key, options[key]) != options[key] and key not in _FREE
-            )
+            other = [
+                f"{key}={value!r} (was {known[key]!r})"
+                for key, value in sorted(options.items())
+                if key not in _FREE and known.get(key, value) != value
+            ]
             if other:
                 raise ValueError(
                     f"expected the options that {str(self.folder)!r} was started with, received other "
-                    f"{', '.join(f'{key}={options[key]!r} (was {known.get(key)!r})' for key in other)}. Pass another "
-                    "folder, or remove this one."
+                    f"{', '.join(other)}. Pass another folder, or remove this one."
                 )
         check_writable(self.folder)
 
@@ -125,10 +125,10 @@ class Run:
         """Write the options down, all at once."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with whole_file(self.config) as file:
-            file.write(needed("yaml").safe_dump(options, sort_keys=False).encode())
+            file.write(require("yaml").safe_dump(options, sort_keys=False).encode())
 
     def finish(self, steps: int, tempnet: TempNet, save_model: Callable[[Path], None] | None) -> None:
-        """Write what was trained; until that is whole, there is no finished run.
+        """Write what was trained; the run counts as finished once all of it is written.
 
         Args:
             steps: that were taken.
@@ -140,8 +140,8 @@ class Run:
             fresh = self.folder / "model.partial"
             shutil.rmtree(fresh, ignore_errors=True)
             save_model(fresh)
-            shutil.rmtree(self.model, ignore_errors=True)
-            fresh.replace(self.model)
+            shutil.rmtree(self._model, ignore_errors=True)
+            fresh.replace(self._model)
         tempnet.save_pretrained(self.tempnet)
         with whole_file(self._finished) as file:
             file.write(json.dumps({"steps": steps}).encode())
@@ -156,18 +156,15 @@ class Run:
         done = self.steps_done()
         if done is None:
             newest = newest_listed(self.checkpoints)
-            reached = (
-                "no checkpoint yet"
-                if newest is None
-                else f"newest checkpoint {newest.name.partition('-')[2]}"
-            )
+            step = None if newest is None else newest.name.partition("-")[2]
+            reached = "no checkpoint yet" if step is None else f"newest checkpoint {step}"
             raise ValueError(
                 f"expected a finished run in {str(self.folder)!r}, received one that has not finished ({reached} of "
-                f"{options['steps']} steps). Run fit again, it goes on from there: dro-temp lm fit {self.folder}"
+                f"{options['steps']} steps). Run fit again, which resumes it: dro-temp lm fit {self.folder}"
             )
         if done < options["steps"]:
             print(f"note: this TempNet was trained for {done} steps of {options['steps']}")
-        source = str(self.model) if self.model.exists() else options["model"]
+        source = str(self._model) if self._model.exists() else options["model"]
         model, tokenizer = load_model(source, options["tokenizer"])
         tempnet = TempNet.from_pretrained(self.tempnet).eval()
         tempnet.check_fits(model)

@@ -1,17 +1,18 @@
-"""Text from wherever it is, as blocks of tokens."""
+"""Text from files, the hub or Python's own source, as blocks of tokens."""
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from dro_temp.cli.needs import needed, say
+from dro_temp.cli.messages import require, say
 from dro_temp.datasets import PythonText, token_blocks
 
 #: The source that needs no network.
-OFFLINE = "python"
+PYTHON = "python"
 
 
 def documents(source: str, *, split: str = "train", column: str = "text") -> list[str]:
@@ -27,7 +28,7 @@ def documents(source: str, *, split: str = "train", column: str = "text") -> lis
         ValueError: nothing there, or no such column.
     """
     path = Path(source).expanduser()
-    if source == OFFLINE:
+    if source == PYTHON:
         return list(PythonText(split).texts)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
@@ -60,13 +61,13 @@ def _of_file(path: Path, column: str) -> list[str]:
         )
     if suffix == ".parquet":
         try:
-            loaded = needed("datasets").load_dataset("parquet", data_files=str(path), split="train")
+            table = require("datasets").load_dataset("parquet", data_files=str(path), split="train")
         except Exception as error:  # of datasets, of pyarrow, of the disk: one answer
             raise ValueError(
                 f"expected a parquet file in {str(path)!r}, received one that cannot be read "
                 f"({' '.join(str(error.__cause__ or error).split())}). Pass another file: --data."
             ) from error
-        return _of_table(loaded, column, str(path))
+        return _of_table(table, column, str(path))
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -74,39 +75,32 @@ def _of_file(path: Path, column: str) -> list[str]:
             f"expected UTF-8 text in {str(path)!r}, received bytes that are not ({error.reason} at byte "
             f"{error.start}). Convert the file, or pass .jsonl or .parquet."
         ) from None
-    if suffix not in (".jsonl", ".json"):
-        return [text]
-    records = _array(text) if suffix == ".json" else None
-    return _column(_lines(text, path) if records is None else records, column, str(path))
+    return _of_records(_records(text, path), column, str(path)) if suffix in (".jsonl", ".json") else [text]
 
 
-def _array(text: str) -> list[Any] | None:
-    """The records of a file that is one JSON array; None of one that has a record in each line."""
-    try:
-        whole = json.loads(text)
-    except ValueError:
-        return None
-    return whole if isinstance(whole, list) else [whole]
-
-
-def _lines(text: str, path: Path) -> list[Any]:
+def _records(text: str, path: Path) -> list[Any]:
+    """The records of a .json file that is one array, or of one that has a record in each line."""
+    if path.suffix.lower() == ".json":
+        with suppress(ValueError):
+            whole = json.loads(text)
+            return whole if isinstance(whole, list) else [whole]
     records = []
     for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: JSON may hold other line ends
-        if line.strip():
-            try:
-                records.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(
-                    f"expected a JSON object in each line of {str(path)!r}, received another thing in line {number} "
-                    f"({error}). Mend or remove that line."
-                ) from None
+        try:
+            records += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise ValueError(
+                f"expected a JSON object in each line of {str(path)!r}, received another thing in line {number} "
+                f"({error}). Mend or remove that line."
+            ) from None
     return records
 
 
 def _of_hub(source: str, split: str, column: str) -> list[str]:
     name, _, configuration = source.partition(":")
+    datasets = require("datasets")
     try:
-        loaded = needed("datasets").load_dataset(name, configuration or None, split=split)
+        table = datasets.load_dataset(name, configuration or None, split=split)
     except ImportError:
         raise
     except Exception as error:  # no such data set, configuration or split, no connection: one answer
@@ -115,21 +109,17 @@ def _of_hub(source: str, split: str, column: str) -> list[str]:
             f"{Path.cwd()}, and the hub gave none ({' '.join(str(error).split())[:300]}). Check the name; without a "
             "network pass a file, or --data python."
         ) from error
-    return _of_table(loaded, column, source)
+    return _of_table(table, column, source)
 
 
 def _of_table(table: Any, column: str, source: str) -> list[str]:
     if column not in table.column_names:
         raise _no_column(column, source, table.column_names)
-    return _column([{column: text} for text in table[column]], column, source)
+    return _of_records([{column: text} for text in table[column]], column, source)
 
 
-def _column(records: list[Any], column: str, source: str) -> list[str]:
-    """The texts of the records; those that have none are counted, since they may be what was to be trained on.
-
-    Raises:
-        ValueError: something that is no record, no such column, more than half without text, or no text in it.
-    """
+def _of_records(records: list[Any], column: str, source: str) -> list[str]:
+    """The texts of the records; those without are counted, and raise if they are more than half."""
     for number, record in enumerate(records, start=1):
         if not isinstance(record, dict):
             raise ValueError(
@@ -138,32 +128,25 @@ def _column(records: list[Any], column: str, source: str) -> list[str]:
             )
         if not isinstance(record.get(column), str | None):
             raise ValueError(
-                f"expected text in the column {column!r} of {source!r}, received "
-                f"{type(record[column]).__name__} in record {number}. Pass --column with the name of one that holds "
-                "text."
+                f"expected text in the column {column!r} of {source!r}, received {type(record[column]).__name__} in "
+                f"record {number}. Pass --column with the name of one that holds text."
             )
     names = {name for record in records for name in record}
     if records and column not in names:
         raise _no_column(column, source, names)
     texts = [text for record in records if (text := record.get(column)) is not None]
-    without = len(records) - len(texts)
-    if 2 * without > len(records):
+    missing = len(records) - len(texts)
+    if 2 * missing > len(records):
         raise ValueError(
-            f"expected text in the column {column!r} of most records of {source!r}, received {without} of "
+            f"expected text in the column {column!r} of most records of {source!r}, received {missing} of "
             f"{len(records)} without any. Pass --column, or remove those records."
         )
     written = [text for text in texts if text.strip()]
-    left_out = [
-        f"{count} {lack}"
-        for count, lack in (
-            (without, f"without {column!r}"),
-            (len(texts) - len(written), f"with an empty {column!r}"),
-        )
-        if count
-    ]
-    if left_out:
-        count = len(records) - len(written)
-        say(f"note: {count} of {len(records)} records of {source} are left out: {', '.join(left_out)}")
+    empty = len(texts) - len(written)
+    if missing or empty:
+        counts = ((missing, f"without {column!r}"), (empty, f"with an empty {column!r}"))
+        reasons = ", ".join(f"{count} {reason}" for count, reason in counts if count)
+        say(f"note: {missing + empty} of {len(records)} records of {source} are left out: {reasons}")
     return written
 
 
@@ -189,7 +172,7 @@ def blocks(texts: list[str], tokenizer: Any, length: int) -> Tensor:
 
 
 def check_vocabulary(tokenizer: Any, outcomes: int) -> None:
-    """Raise where the tokenizer makes tokens that the model does not know."""
+    """Raise where the tokenizer has tokens outside the model's vocabulary."""
     if len(tokenizer) > outcomes:
         raise ValueError(
             f"expected a tokenizer of at most {outcomes} tokens, as the model has, received one of {len(tokenizer)}. "

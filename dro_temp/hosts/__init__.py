@@ -1,6 +1,6 @@
 """Host adapters: the user's own model, seen as rows of scores."""
 
-from dro_temp.hosts.causal_lm import CausalLM, LmHead
+from dro_temp.hosts.causal_lm import CausalLM, ModelHead
 from dro_temp.hosts.classifier import Classifier
 from dro_temp.hosts.hf_dual_encoder import HFDualEncoder
 from dro_temp.hosts.in_chunks import InChunks
@@ -18,7 +18,7 @@ __all__ = [
     "Classifier",
     "HFDualEncoder",
     "InChunks",
-    "LmHead",
+    "ModelHead",
     "OpenCLIP",
     "SentenceTransformers",
     "Timm",

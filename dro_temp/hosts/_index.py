@@ -1,4 +1,4 @@
-"""Sample numbers, as data loaders hand them out."""
+"""Sample numbers, in whatever form data loaders return them."""
 
 from typing import Any
 
@@ -20,19 +20,16 @@ def as_index(index: Any, device: torch.device) -> Tensor | None:
     """
     if index is None or isinstance(index, Tensor):
         return index
+    received, cause = type(index).__name__, None
     try:
         numbers = torch.as_tensor(index)
+        numbers = numbers if numbers.numel() else numbers.long()
+        if holds_integers(numbers):
+            return numbers.to(device)
+        received += f" of {str(numbers.dtype).removeprefix('torch.')}"
     except (TypeError, ValueError, RuntimeError) as error:
-        raise _refusal(type(index).__name__) from error
-    if numbers.numel() == 0:
-        numbers = numbers.long()
-    if not holds_integers(numbers):
-        raise _refusal(f"{type(index).__name__} of {str(numbers.dtype).removeprefix('torch.')}")
-    return numbers.to(device)
-
-
-def _refusal(received: str) -> TypeError:
-    return TypeError(
+        cause = error
+    raise TypeError(
         f"expected index as whole numbers, received {received}. Pass each sample's number in the data set as a "
         "tensor, a list or an array of integers; dro_temp.datasets.SampleTable makes numbers of other keys."
-    )
+    ) from cause

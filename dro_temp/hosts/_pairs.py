@@ -1,4 +1,4 @@
-"""What hosts of pairs share: from the vectors of two encoders to image rows and text rows."""
+"""Shared by hosts of pairs: from the vectors of two encoders to image rows and text rows."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -16,11 +16,11 @@ def unit(vectors: Any, encoder: str) -> Tensor:
     """Vectors of length one, in float32 or better, also under autocast.
 
     Args:
-        vectors: what an encoder returned, [n d].
+        vectors: the output of an encoder, [n d].
         encoder: its name, for the error.
 
     Raises:
-        TypeError: it returned something else than a tensor.
+        TypeError: the output is not a tensor.
     """
     if not isinstance(vectors, Tensor):
         raise TypeError(
@@ -45,7 +45,7 @@ def pair_rows(
         image: unit vectors [n d].
         text: unit vectors [n d].
         index: the pairs' numbers in the data set, also as a list or an array.
-        negatives: unit vectors [k d] of further texts, which image rows score and which have no rows.
+        negatives: unit vectors [k d] of further texts, columns of the image rows without rows of their own.
         gathers: True to take columns from all processes; False where one may run alone, as in an evaluation.
 
     Raises:
@@ -90,10 +90,9 @@ def _check_pairs(image: Tensor, text: Tensor, index: Tensor | None) -> None:
 
 
 def freeze_own_scale(model: nn.Module) -> None:
-    """Freeze the model's own temperature: the numbers that it holds itself, such as `logit_scale`.
+    """Freeze the model's own temperature: its scalar parameters, such as `logit_scale`.
 
-    Temperatures come from predictors, so that these would never get a gradient: DistributedDataParallel raises
-    over parameters that don't.
+    Temperatures come from predictors, so these never get a gradient, over which DistributedDataParallel raises.
     """
     for parameter in model.parameters(recurse=False):
         if parameter.numel() == 1:

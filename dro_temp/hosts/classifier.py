@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dro_temp._checks import check_kind, check_within
-from dro_temp.hosts._hooks import is_bare
+from dro_temp.hosts._modules import is_unmodified
 from dro_temp.hosts.labels import labelled_rows
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 
@@ -14,14 +14,14 @@ class Classifier(HostAdapter):
     r"""A module that returns logits, or a backbone and a head.
 
     With a head, predictors may read the backbone's output (`features`); with a plain module only the logits
-    (`TempNet.for_logits`). Labels are class numbers, of which -100 is ignored, or probabilities of the classes, as
-    Mixup and CutMix make them. A loop that has logits already takes `Classifier(nn.Identity())`.
+    (`TempNet.for_logits`). Labels are class numbers, with -100 ignored, or class probabilities, as from Mixup and
+    CutMix. For a loop that already has logits, use `Classifier(nn.Identity())`.
 
     Args:
         model: module with `model(inputs) -> [n classes]`, or the backbone, with `model(inputs) -> [n d]`.
         head: module from [n d] to [n classes], or None.
-        label_smoothing: share of the target that all classes get alike while the objective trains, in [0, 1].
-            Labels that are probabilities stay as they are.
+        label_smoothing: share of the target that is spread evenly over all classes while the objective trains, in
+            [0, 1]. Labels that are probabilities are left unchanged.
         frozen: True to leave the model alone.
 
     Raises:
@@ -76,7 +76,7 @@ class Classifier(HostAdapter):
         if self.head is None:
             return {"class": labelled_rows(output, labels, None, index, smoothing=smoothing)}
         scores: Tensor | LinearScores
-        if isinstance(self.head, nn.Linear) and is_bare(self.head, nn.Linear):
+        if isinstance(self.head, nn.Linear) and is_unmodified(self.head, nn.Linear):
             scores = LinearScores(output, self.head.weight, self.head.bias)
         else:
             scores = self.head(output)

@@ -16,15 +16,15 @@ class HFDualEncoder(HostAdapter):
     r"""Any transformers model with two towers, scored by cosine similarity: CLIP, SigLIP, ALIGN, CLAP, ...
 
     The towers are the model's own `get_text_features`, and its `get_image_features`, or else `get_audio_features` or
-    `get_video_features`: rows of audio and video stand under the view "image". With $x$ and $y$ what these return,
-    at length one, $s_{ij} = x_i^\top y_j$, and the model's own logits are these scores times its scale (or divided
-    by its temperature), plus its bias. Where a tower returns one vector per position, as FLAVA's do, the first
-    counts, as it does in FLAVA's own loss. X-CLIP's `forward` also lets each video change each text, which is no
-    product of two vectors: this host leaves that out. Rows are those of `TwoTower`.
+    `get_video_features`: audio and video make the rows of the view "image". With $x$ and $y$ their outputs normalised
+    to length one, $s_{ij} = x_i^\top y_j$, and the model's own logits are these scores times its scale (or divided
+    by its temperature), plus its bias. Where a tower returns one vector per position, as FLAVA's do, the first is
+    used, as in FLAVA's own loss. X-CLIP's `forward` also lets each video change each text, which is not a product of
+    two vectors and is left out. Rows are those of `TwoTower`.
 
-    Temperatures come from predictors. The model's own (`logit_scale`, `logit_bias`, `temperature`) is not used and
-    is frozen (`requires_grad=False`). Other parts may be unused as well, such as a text tower's pooler or FLAVA's
-    multimodal encoder; under DistributedDataParallel freeze them with `freeze_unused`.
+    Temperatures come from predictors. The model's own (`logit_scale`, `logit_bias`, `temperature`) is unused and frozen
+    (`requires_grad=False`). Other parts may be unused as well, such as a text tower's pooler or FLAVA's multimodal
+    encoder; under DistributedDataParallel freeze them with `freeze_unused`.
 
     Args:
         model: the model.
@@ -103,7 +103,7 @@ class HFDualEncoder(HostAdapter):
 
     @property
     def width(self) -> int:
-        """Width d of the common space, found by running one text: what `TempNet(host.width, ...)` wants."""
+        """Width d of the common space, for `TempNet(host.width, ...)`; determined by running one text."""
         device = next(self.model.parameters()).device
         with evaluating(self.model):
             return self.encode_text(input_ids=torch.zeros(1, 8, dtype=torch.long, device=device)).shape[1]
@@ -150,6 +150,5 @@ def _pooled(output: Any, method: str) -> Tensor:
             f"{type(output).__name__} without it. Such a model has no contrastive form of its own (or its config "
             "says return_dict=False): use TwoTower with modules that pool and project."
         )
-    return (
-        vectors[:, 0] if vectors.dim() == 3 else vectors
-    )  # one vector per position: the first is the whole's
+    # Of one vector per position, the first stands for the whole input.
+    return vectors[:, 0] if vectors.dim() == 3 else vectors

@@ -13,12 +13,12 @@ from dro_temp.interfaces import HostAdapter, Rows
 class OpenCLIP(HostAdapter):
     r"""Any model of open_clip, scored by cosine similarity: $s_{ij} = x_i^\top y_j$ with $\|x\| = \|y\| = 1$.
 
-    $x$ and $y$ are what the model's own `encode_image` and `encode_text` return, so that its towers, poolings and
-    projections hold, and `output_dict` makes no difference; the model's logits are these scores times its scale,
-    plus its bias. Rows are those of `TwoTower`.
+    $x$ and $y$ come from the model's own `encode_image` and `encode_text`, with its towers, pooling and projections,
+    whatever its `output_dict`; the model's logits are these scores times its scale, plus its bias. Rows are those of
+    `TwoTower`.
 
-    Temperatures come from predictors. The model's own `logit_scale` and `logit_bias` are not used and are frozen
-    (`requires_grad=False`). Of a CoCa model the caption decoder does not run and gets no gradient; under
+    Temperatures come from predictors. The model's own `logit_scale` and `logit_bias` are unused and frozen
+    (`requires_grad=False`). The caption decoder of a CoCa model does not run and gets no gradient; under
     DistributedDataParallel freeze it with `freeze_unused`.
 
     Args:
@@ -82,8 +82,8 @@ class OpenCLIP(HostAdapter):
 
     @property
     def width(self) -> int:
-        """Width d of the common space, found by running one text: what `TempNet(host.width, ...)` wants."""
-        # A CLIP takes texts of its full length only, a Hugging Face tower less than its config says.
+        """Width d of the common space, for `TempNet(host.width, ...)`; determined by running one text."""
+        # A CLIP takes texts of its full length only, a Hugging Face tower shorter ones than its config says.
         length = len(getattr(self.model, "positional_embedding", range(8)))
         tokens = torch.zeros(1, length, dtype=torch.long, device=next(self.model.parameters()).device)
         with evaluating(self.model):

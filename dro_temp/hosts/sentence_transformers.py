@@ -49,7 +49,7 @@ class SentenceTransformers(HostAdapter):
         """Unit vectors [n d] of texts, in float32 or better: what predictors read.
 
         Args:
-            features: a column as the model's own tokeniser returns it.
+            features: a column, tokenised by the model's own tokeniser.
         """
         output = self.model(features)
         if not isinstance(output, Mapping) or "sentence_embedding" not in output:

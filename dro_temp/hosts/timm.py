@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from dro_temp._autograd import RandomState
 from dro_temp._checks import check_within
 from dro_temp._optional import optional_module
-from dro_temp.hosts._hooks import is_bare
-from dro_temp.hosts._twin import twin
+from dro_temp.hosts._modules import is_unmodified, shadow_copy
 from dro_temp.hosts.labels import labelled_rows
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 
@@ -17,18 +16,18 @@ from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 class Timm(HostAdapter):
     r"""A classifier of timm: one row per image, whose scores are the model's own logits.
 
-    What predictors read is the input of the classifier, `forward_head(..., pre_logits=True)`, of width `width`. Where
-    the classifier is a linear layer on it (found out at the first batch), scores are `LinearScores`; any other head
-    (two heads of distilled models, convolutions, normalised products, layers with hooks) gives a matrix. A model with
-    two outputs in training gives their mean, as it does in evaluation.
+    Predictors read the input of the classifier, `forward_head(..., pre_logits=True)`, of width `width`. Where the
+    classifier is a linear layer on it (determined at the first batch), scores are `LinearScores`; any other head (two
+    heads of distilled models, convolutions, normalised products, layers with hooks) gives a dense matrix. The two
+    training outputs of distilled models are averaged, as timm does in evaluation.
 
-    Compile the objective rather than the model: rows come from `forward_features` and `forward_head`, which a compiled
-    model does not compile.
+    Compile the objective rather than the model: rows come from `forward_features` and `forward_head`, which
+    `torch.compile(model)` does not compile.
 
     Args:
         model: from `timm.create_model(...)`, with `num_classes` above 0.
-        label_smoothing: share of the target that all classes get alike while the objective trains, in [0, 1]. Labels
-            that are distributions (timm's Mixup smooths its own) stay as they are.
+        label_smoothing: share of the target that is spread evenly over all classes while the objective trains, in
+            [0, 1]. Labels that are distributions (timm's Mixup smooths its own) are left unchanged.
         frozen: True to leave the model alone.
 
     Raises:
@@ -55,7 +54,7 @@ class Timm(HostAdapter):
         layers = optional_module("timm.layers", "whose linear layer may be the model's head", extra="vision")
         # Another subclass, or a wrapped layer, may compute something else.
         self._plain = (nn.Linear, layers.Linear)
-        # A classifier, and whether logits are its product; in a tuple, where torch does not register it once more.
+        # A classifier, and whether logits are its product; in a tuple, so that torch does not register it again.
         self._known: tuple[Any, bool] = (None, False)
 
     @property
@@ -72,7 +71,7 @@ class Timm(HostAdapter):
             index: the samples' numbers in the data set, also as a list or an array.
         """
         smoothing = self.label_smoothing if self.objective_trains else 0.0
-        scores, hidden = self._scores(inputs) if len(inputs) else self._nothing(inputs)
+        scores, hidden = self._scores(inputs) if len(inputs) else self._no_images(inputs)
         return {"class": labelled_rows(scores, labels, hidden, index, smoothing=smoothing)}
 
     def _scores(self, inputs: Tensor) -> tuple[Tensor | LinearScores, Tensor]:
@@ -81,18 +80,19 @@ class Timm(HostAdapter):
             hidden = _hidden(self.model, maps)
             classifier = self.model.get_classifier()
             return LinearScores(hidden, classifier.weight, classifier.bias), hidden
-        scores = _logits(self.model.forward_head(maps))
+        output = self.model.forward_head(maps)
+        scores = output if isinstance(output, Tensor) else torch.stack(tuple(output)).mean(0)
         with torch.no_grad():  # no gradient passes through what predictors read
             hidden = _hidden(self.model, maps)
         return scores, hidden
 
-    def _nothing(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def _no_images(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         # Many models cannot reshape a batch of no images.
         return inputs.new_zeros(0, self.model.num_classes), inputs.new_zeros(0, self.width)
 
     def _head_is_linear(self, maps: Any) -> bool:
         classifier = self.model.get_classifier()
-        if not is_bare(classifier, *self._plain):
+        if not is_unmodified(classifier, *self._plain):
             return False
         known, linear = self._known
         if known is not classifier and not torch.compiler.is_compiling():
@@ -102,13 +102,13 @@ class Timm(HostAdapter):
 
 @torch.no_grad()
 def _reads_hidden(model: Any, maps: Any) -> bool:
-    """Whether the classifier takes exactly what is read, dropout included, and gives the logits.
+    """Whether the classifier takes exactly the features that predictors read, dropout included, and gives the logits.
 
-    Its input is compared rather than its output: a head that normalises first is the identity when it is new, and a
-    classifier may start with weights of zero. A copy of the model is asked: other threads may run the model itself.
+    Its input is compared rather than its output: a new head that normalises first may be the identity, and a classifier
+    may start with weights of zero. A copy runs, since other threads may run the model itself.
     """
-    model = twin(model)
-    # As in training, but for modules that take note of what they see (batch normalisation).
+    model = shadow_copy(model)
+    # As in training, except for modules that keep running statistics (batch normalisation).
     for part in model.modules():
         part.training = not any(name.startswith("running_") for name in part._buffers)
     seen: list[tuple[Tensor, Tensor]] = []
@@ -127,10 +127,6 @@ def _hidden(model: Any, maps: Any) -> Tensor:
     """What the classifier is given."""
     hidden: Tensor = model.forward_head(maps, pre_logits=True)
     return hidden.flatten(1)
-
-
-def _logits(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return output if isinstance(output, Tensor) else torch.stack(tuple(output)).mean(0)
 
 
 def _check_model(model: nn.Module) -> None:

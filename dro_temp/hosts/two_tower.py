@@ -13,8 +13,8 @@ class TwoTower(HostAdapter):
     r"""Any two encoders, scored by cosine similarity: $s_{ij} = x_i^\top y_j$ with $\|x\| = \|y\| = 1$.
 
     An image row scores one image against all texts of the batch, a text row one text against all images. The
-    target is the row's own partner and is not in its support: the adversary weighs the others. In training with
-    several processes rows are local, and columns come from all of them.
+    target is the row's own partner and is not in its support: the adversary weights the others. In training with
+    several processes, rows are local and columns come from all of them.
 
     Args:
         image_encoder: module with `image_encoder(images) -> [n d]`; any length.

@@ -17,10 +17,10 @@ class TwoViews(HostAdapter):
     r"""Two views of each sample through one encoder: every row scores against both views of all samples but itself.
 
     $s_{ij} = x_i^\top z_j$ with unit vectors, z running over both views of the batch. The target is the sample's own
-    other view; it and the row itself are no outcomes, which leaves 2B - 2 negatives in a batch of B. In training
-    with several processes rows are local, and columns come from all of them.
+    other view; it and the row itself are not in the support, which leaves 2B - 2 negatives in a batch of B. In
+    training with several processes, rows are local and columns come from all of them.
 
-    The score matrix of each view, [B, 2B - 1], is held: 32 MB at 2,048 samples.
+    The score matrix of each view, [B, 2B - 1], is materialised: 32 MB at 2,048 samples.
 
     Args:
         encoder: module with `encoder(inputs) -> [n d]`, projection head included; any length.
@@ -61,7 +61,12 @@ class TwoViews(HostAdapter):
         x, y = self.encode(first), self.encode(second)
         with distributed.raising_together(x.device) if self.objective_trains else nullcontext():
             index = as_index(index, x.device)
-            _check_views(x, y)
+            if x.dim() != 2 or x.shape != y.shape:
+                raise ValueError(
+                    "expected the encoder to return [n, d] for both views with the same n and d, received "
+                    f"{list(x.shape)} and {list(y.shape)}. Pool to one vector per input, and pass two views of each "
+                    "sample."
+                )
         all_x, all_y, start = x, y, 0
         if self.objective_trains:
             distributed.refuse_missing_group()
@@ -71,14 +76,6 @@ class TwoViews(HostAdapter):
             "first": _rows(x, all_x, all_y, start, index),
             "second": _rows(y, all_y, all_x, start, index),
         }
-
-
-def _check_views(x: Tensor, y: Tensor) -> None:
-    if x.dim() != 2 or x.shape != y.shape:
-        raise ValueError(
-            "expected the encoder to return [n, d] for both views with the same n and d, received "
-            f"{list(x.shape)} and {list(y.shape)}. Pool to one vector per input, and pass two views of each sample."
-        )
 
 
 def _rows(x: Tensor, own_view: Tensor, other_view: Tensor, start: int, index: Tensor | None) -> Rows:

@@ -4,15 +4,15 @@ from typing import Any
 
 import torch
 
-from dro_temp.hosts._twin import twin
+from dro_temp.hosts._modules import shadow_copy
 from dro_temp.interfaces import HostAdapter
 
 
 def freeze_unused(host: HostAdapter, *args: Any, **batch: Any) -> list[str]:
     """Freeze the parameters on which no score depends, such as a caption decoder; return their names.
 
-    They are found by running a batch and looking where a gradient arrives. On one process they do no harm:
-    optimizers skip what has no gradient. DistributedDataParallel raises over them; call this before wrapping.
+    They are found by running a batch and checking which parameters get a gradient. On one process they do no harm,
+    since optimizers skip what has no gradient; DistributedDataParallel raises over them, so call this before wrapping.
 
     Args:
         host: the host.
@@ -34,10 +34,10 @@ def freeze_unused(host: HostAdapter, *args: Any, **batch: Any) -> list[str]:
     if host.frozen or not named:
         return []
     # A copy over the same parameters: another thread may train the host meanwhile. In eval mode, so that nothing is
-    # dropped, no running statistics move, and nothing is gathered: each process asks for itself.
-    asked = twin(host).eval()
+    # dropped, no running statistics change, and nothing is gathered: each process finds its own.
+    copy = shadow_copy(host).eval()
     with torch.enable_grad():
-        scores = [rows.dense_scores for rows in asked(*args, **batch).values()]
+        scores = [rows.dense_scores for rows in copy(*args, **batch).values()]
         total = torch.stack([s.square().sum() for s in scores]).sum()
         gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
     unused = [name for name, gradient in zip(named, gradients, strict=True) if gradient is None]

@@ -13,15 +13,14 @@ from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 class WithReference(HostAdapter):
     r"""$s_{ij} - s^{\mathrm{ref}}_{ij}$: scores of a host less those of a frozen reference on the same batch.
 
-    Margins become $h_{ij} - h^{\mathrm{ref}}_{ij}$, so a loss on these rows is the DRRho risk: an outcome weighs
-    much where the model does worse on it than the reference. Where both scores are products, so is their
-    difference, $[q, -q^{\mathrm{ref}}] \cdot [k, k^{\mathrm{ref}}]$, and everything that streams does so unchanged.
-    Predictors read the host's own features.
+    Margins become $h_{ij} - h^{\mathrm{ref}}_{ij}$, so a loss on these rows is the DRRho risk: an outcome gets a large
+    weight where the model does worse on it than the reference. Where both scores are products, so is their
+    difference, $[q, -q^{\mathrm{ref}}] \cdot [k, k^{\mathrm{ref}}]$, and is streamed like any other. Predictors read
+    the host's own features.
 
-    The reference runs in eval mode without gradient, its parameters have `requires_grad=False`, so no optimizer
-    takes them. Its weights *are* in `state_dict`, so that a run resumes bit for bit; leave the keys that start with
-    "reference." out and load with strict=False to keep checkpoints small. Each view is scored by itself (`mirrored`
-    is None).
+    The reference runs in eval mode without gradient, and its parameters have `requires_grad=False`. Its weights *are*
+    in `state_dict`, so that a run resumes bit for bit; to keep checkpoints small, leave out the keys that start with
+    "reference." and load with strict=False. Each view is scored separately (`mirrored` is None).
 
     Args:
         host: what is trained.
@@ -54,12 +53,12 @@ class WithReference(HostAdapter):
         self.train(host.objective_trains)
 
     def rows(self, *args: Any, **batch: Any) -> dict[str, Rows]:
-        """The host's rows, with the reference's scores taken off."""
+        """The host's rows, less the reference's scores."""
         ours, theirs = self.host(*args, **batch), self.reference(*args, **batch)
         return {view: _less(view, rows, theirs[view]) for view, rows in ours.items()}
 
     def train(self, mode: bool = True) -> "WithReference":
-        """Both learn whether the objective trains; each knows by itself whether it is frozen."""
+        """Set the mode of both; each knows whether it is frozen."""
         super().train(mode)
         self.host.train(mode)
         self.reference.train(mode)
@@ -91,7 +90,8 @@ def _less(view: str, rows: Rows, reference: Rows) -> Rows:
             f"expected a reference with scores of shape {list(rows.scores.shape)} in view {view!r}, received "
             f"{list(reference.scores.shape)}. Both must score the same rows against the same outcomes."
         )
-    if rows.target_in_support != reference.target_in_support or _differ(rows.target, reference.target):
+    differ = rows.target_in_support != reference.target_in_support
+    if differ or (not torch.compiler.is_compiling() and bool((rows.target != reference.target).any())):
         raise ValueError(
             f"expected a reference with the host's targets and support in view {view!r}, received others. Wrap "
             "both models in the same kind of host, and pass both the same batch."
@@ -99,17 +99,10 @@ def _less(view: str, rows: Rows, reference: Rows) -> Rows:
     return replace(rows, scores=_difference(rows, reference))
 
 
-def _differ(first: Tensor, second: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and bool((first != second).any())
-
-
 def _difference(rows: Rows, reference: Rows) -> Tensor | LinearScores:
     s, r = rows.scores, reference.scores
-    plain = isinstance(s, LinearScores) and isinstance(r, LinearScores)
-    if not plain or s.transform is not None or r.transform is not None:  # type: ignore[union-attr]
+    if not isinstance(s, LinearScores) or not isinstance(r, LinearScores) or s.transform or r.transform:
         return rows.dense_scores - reference.dense_scores
-    assert isinstance(s, LinearScores)
-    assert isinstance(r, LinearScores)
     queries, keys = torch.cat([s.queries, -r.queries], 1), torch.cat([s.keys, r.keys], 1)
     if s.bias is None and r.bias is None:
         return LinearScores(queries, keys)

@@ -9,43 +9,37 @@ from dro_temp import distributed
 
 
 class Replicas:
-    """Keeps the processes' copies of a module's parameters alike.
+    """Keeps the processes' copies of a module's parameters equal.
 
-    They start as those of the first process, and in every backward each gradient becomes the mean over processes,
-    as DistributedDataParallel does it. In backward, not at the step: a gradient scaler looks for overflow between
-    the two, and must find the same everywhere.
+    They start as those of the first process, and each gradient becomes the mean over processes, as in
+    DistributedDataParallel. In backward, not at the step: a gradient scaler looks for overflow between the two, and
+    must find the same everywhere.
 
     Args:
-        passes: number of backwards of the same rows that go into one step; their mean counts.
+        backwards: number of backwards of the same rows that go into one step; their mean counts.
     """
 
-    def __init__(self, passes: int) -> None:
-        self._passes = passes
-        self._watched: list[nn.Parameter] = []
-        self._alike = False
+    def __init__(self, backwards: int = 1) -> None:
+        self._backwards = backwards
+        self._hooked: list[nn.Parameter] = []
+        self._equal = False
 
-    def watch(self, module: nn.Module) -> None:
+    def synchronise(self, module: nn.Module) -> None:
         """Before each forward that trains; all processes call it together."""
-        if distributed.world_size() > 1 and not self._alike:
+        if distributed.world_size() > 1 and not self._equal:
             for parameter in module.parameters():
                 dist.broadcast(parameter.data, 0)
-            self._alike = True
-        known = {id(p) for p in self._watched}
+            self._equal = True
+        hooked = {id(p) for p in self._hooked}
         for parameter in module.parameters():
-            if parameter.requires_grad and id(parameter) not in known:
+            if parameter.requires_grad and id(parameter) not in hooked:
                 parameter.register_hook(self._mean)  # type: ignore[no-untyped-call]
-                self._watched.append(parameter)
+                self._hooked.append(parameter)
 
     def _mean(self, gradient: Tensor) -> Tensor:
-        share = distributed.world_size() * self._passes
+        share = distributed.world_size() * self._backwards
         return gradient if share == 1 else distributed.sum_over_processes(gradient) / share
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies have parameters of their own, without hooks."""
-        return {**self.__dict__, "_watched": []}
-
-
-def zero_gradient(*parameters: Tensor | None) -> Tensor | float:
-    """Zero, through which each gets a gradient of zero: DistributedDataParallel waits for a gradient of each."""
-    live = [p for p in parameters if p is not None and p.requires_grad]
-    return sum(0.0 * p.sum() for p in live)
+        return {**self.__dict__, "_hooked": []}

@@ -1,12 +1,13 @@
-"""lm-eval's tasks, on a model whose logits are divided by their own temperatures."""
+"""lm-eval's tasks on a model whose logits are divided by predicted temperatures."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from dro_temp._optional import optional_module
-from dro_temp.hosts.causal_lm.head import catching
-from dro_temp.integrations.transformers.head import HeadTemperatures
+from dro_temp.hosts.causal_lm.model_head import capture
+from dro_temp.integrations.transformers.head_temperatures import HeadTemperatures
 from dro_temp.interfaces import TemperaturePredictor
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def tempered_lm(model: nn.Module, tokenizer: Any, predictor: TemperaturePredictor, **options: Any) -> "LM":
-    """A model for `lm_eval.simple_evaluate(model=...)`, read at its predicted temperatures.
+    """A model for `lm_eval.simple_evaluate(model=...)`, evaluated at its predicted temperatures.
 
     Log-likelihoods, and so multiple-choice and perplexity tasks, are those of softmax(logits / tau) at every position.
 
@@ -33,10 +34,10 @@ def tempered_lm(model: nn.Module, tokenizer: Any, predictor: TemperaturePredicto
     class TemperedLM(base):
         def _model_call(self, *args: Any, **kwargs: Any) -> Tensor:
             temperatures.refresh()
-            with catching(temperatures.head.module) as caught:
-                logits: Tensor = super()._model_call(*args, **kwargs)
-            hidden = caught.once
+            run = partial(super()._model_call, *args, **kwargs)
+            logits, hidden, *_ = capture(temperatures.head.module, run)
             tau = temperatures(None if hidden is None else hidden.flatten(0, -2), logits.flatten(0, -2))
-            return logits / tau.view(*logits.shape[:-1], 1)
+            tempered: Tensor = logits / tau.view(*logits.shape[:-1], 1)
+            return tempered
 
     return TemperedLM(pretrained=model, tokenizer=tokenizer, **options)

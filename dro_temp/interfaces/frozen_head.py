@@ -1,4 +1,4 @@
-"""A linear head that no longer changes."""
+"""A linear head whose weights are fixed, prepared for decoding."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -14,10 +14,11 @@ Decoder: TypeAlias = Callable[[Features, Scores], PerRow]
 
 
 class FrozenHead:
-    r"""What a predictor reads of a frozen head's logits, with its projection prepared once.
+    r"""The weights of a head that no longer trains, with a predictor's projection of its logits folded into them.
 
     In generation the logits are there already; a network's first layer over them, $A z = (A W) h$, then costs a
-    small product with the hidden state instead of one as wide as the vocabulary.
+    small product with the hidden state instead of one as wide as the vocabulary. `hosts.causal_lm.model_head` explains
+    how the library's four kinds of head relate.
 
     Args:
         keys: the head's weight, [m d].
@@ -36,7 +37,7 @@ class FrozenHead:
         self._fold = FoldedProjection(keys, bias)
 
     def statistics(self, queries: Features, scores: Scores) -> ScoreStatistics:
-        """Of the head's own logits.
+        """Statistics of the head's own logits.
 
         Args:
             queries: what the head was given, [n d].

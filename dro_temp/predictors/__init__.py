@@ -1,5 +1,6 @@
 """Temperature predictors: from one number for all to a network that reads each row."""
 
+from dro_temp.predictors.checkpoint import Pretrained
 from dro_temp.predictors.constant import ConstantTemperature
 from dro_temp.predictors.encoders import (
     HiddenEncoder,
@@ -11,10 +12,9 @@ from dro_temp.predictors.encoders import (
 )
 from dro_temp.predictors.entropy import DynatempRule, EdtRule, EntropyRule, EntropyTemperature
 from dro_temp.predictors.individual import GradientUpdate, IndividualTemperature
-from dro_temp.predictors.language_head import LanguageHead
+from dro_temp.predictors.language_models import HeadShape
 from dro_temp.predictors.learnable import LearnableTemperature
 from dro_temp.predictors.optimal import OptimalTemperature
-from dro_temp.predictors.pretrained import Pretrained
 from dro_temp.predictors.readouts import PooledReadout, ResidualReadout, TempNetReadout
 from dro_temp.predictors.tempnet import TempNet
 
@@ -25,9 +25,9 @@ __all__ = [
     "EntropyRule",
     "EntropyTemperature",
     "GradientUpdate",
+    "HeadShape",
     "HiddenEncoder",
     "IndividualTemperature",
-    "LanguageHead",
     "LearnableTemperature",
     "LogitEncoder",
     "OptimalTemperature",

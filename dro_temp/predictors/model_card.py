@@ -1,4 +1,4 @@
-"""A model card beside a checkpoint, never written over one that is not ours."""
+"""A model card beside a checkpoint, never written over one that was edited."""
 
 import hashlib
 import json
@@ -13,7 +13,8 @@ CARD = "README.md"
 _MARK = re.compile(r"<!-- dro-temp wrote this card: ([0-9a-f]{64}) -->\n?\Z")
 _ON_THE_HUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
-_CITATION = """@inproceedings{qiu2024cool,
+#: Of the paper, in BibTeX.
+CITATION = """@inproceedings{qiu2024cool,
   title     = {To Cool or not to Cool? Temperature Network Meets Large Foundation Models via DRO},
   author    = {Qiu, Zi-Hao and Guo, Siqi and Xu, Mao and Zhao, Tuo and Zhang, Lijun and Yang, Tianbao},
   booktitle = {International Conference on Machine Learning},
@@ -21,67 +22,8 @@ _CITATION = """@inproceedings{qiu2024cool,
   url       = {https://arxiv.org/abs/2404.04575},
 }"""
 
-
-def write_card(folder: Path, config: Mapping[str, Any], *, parameters: int, version: str) -> None:
-    """Write the card, unless there is one that we did not write, or that was edited since.
-
-    Args:
-        folder: of the checkpoint.
-        config: what the network says of itself, and the name of its class.
-        parameters: number of its parameters.
-        version: of this library.
-    """
-    path = folder / CARD
-    if path.exists() and not is_untouched(path):
-        return
-    with whole_file(path) as file:
-        file.write(_marked(_text(config, parameters, version)).encode())
-
-
-def is_untouched(path: Path) -> bool:
-    """Whether a card is as we wrote it: its last line has the digest of the others."""
-    try:
-        text = path.read_text(encoding="utf-8").replace("\r\n", "\n")
-    except (OSError, UnicodeDecodeError):
-        return False
-    mark = _MARK.search(text)
-    return mark is not None and _digest(text[: mark.start()]) == mark[1]
-
-
-def _marked(text: str) -> str:
-    return f"{text}<!-- dro-temp wrote this card: {_digest(text)} -->\n"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _text(config: Mapping[str, Any], parameters: int, version: str) -> str:
-    kind, made_for = config["class"], config.get("made_for") or {}
-    rho = config.get("rho")
-    base = _public(made_for.get("name"))
-    header = ["library_name: dro-temp", "tags:", "- dro-temp", "- temperature", "- calibration"]
-    if base is not None:
-        header += [f"base_model: {base}", "base_model_relation: adapter"]
-    facts = {
-        "made for": _made_for(base, made_for),
-        "temperatures": f"{config['tau_min']} to {config['tau_max']}",
-        "radius rho of the robust loss": "none" if rho is None else round(rho, 4),
-        "reads": f"`{json.dumps(config['encoder'])}`",
-        "readout": config.get("readout", "none"),
-        "parameters": f"{parameters:,}",
-        "written with": f"dro-temp {version}",
-    }
-    table = "\n".join(f"| {name} | {fact} |" for name, fact in facts.items())
-    front = "\n".join(header)
-    loader = f"dt.{kind}" if kind == "TempNet" else kind  # or a class of the author's own
-    use = (
-        "In generation, scores are divided by its temperatures:\n\n```python\n"
-        "processor = dt.TemperatureLogitsProcessor(model, tempnet)\n"
-        "model.generate(**prompt, do_sample=True, logits_processor=[processor])\n```\n"
-    )
-    return f"""---
-{front}
+_TEXT = """---
+{header}
 ---
 
 # {kind}
@@ -99,24 +41,79 @@ import dro_temp as dt  # pip install 'dro-temp[llm]'
 tempnet = {loader}.from_pretrained("this folder, or owner/name on the Hub")
 ```
 
-{use if made_for else ""}
+{use}
 ## Citation
 
 ```bibtex
-{_CITATION}
+{citation}
 ```
 
 """
+_GENERATION = """In generation, scores are divided by its temperatures:
+
+```python
+processor = dt.TemperatureLogitsProcessor(model, tempnet)
+model.generate(**prompt, do_sample=True, logits_processor=[processor])
+```
+"""
 
 
-def _made_for(base: str | None, made_for: Mapping[str, Any]) -> str:
-    if not made_for:
-        return "no particular language model"
-    name = "a language model" if base is None else f"[{base}](https://huggingface.co/{base})"
-    return f"{name} of {made_for.get('outcomes')} outcomes and width {made_for.get('width')}"
+def write_card(folder: Path, config: Mapping[str, Any], *, parameters: int, version: str) -> None:
+    """Write the card, unless there is one that we did not write, or that was edited since.
+
+    Args:
+        folder: of the checkpoint.
+        config: the network's, and the name of its class.
+        parameters: number of its parameters.
+        version: of this library.
+    """
+    path = folder / CARD
+    if path.exists() and not is_untouched(path):
+        return
+    text = _card(config, parameters, version)
+    with whole_file(path) as file:
+        file.write(f"{text}<!-- dro-temp wrote this card: {_digest(text)} -->\n".encode())
 
 
-def _public(name: object) -> str | None:
-    """The name of a repository on the Hub; a path on the disk of its author says nothing to others."""
-    is_public = isinstance(name, str) and _ON_THE_HUB.fullmatch(name) and not Path(name).exists()
-    return str(name) if is_public else None
+def is_untouched(path: Path) -> bool:
+    """Whether a card is as we wrote it: its last line has the digest of the others."""
+    try:
+        text = path.read_text(encoding="utf-8").replace("\r\n", "\n")
+    except (OSError, UnicodeDecodeError):
+        return False
+    mark = _MARK.search(text)
+    return mark is not None and _digest(text[: mark.start()]) == mark[1]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _card(config: Mapping[str, Any], parameters: int, version: str) -> str:
+    kind, made_for, rho = config["class"], config.get("made_for") or {}, config.get("rho")
+    base = made_for.get("name")
+    if not (isinstance(base, str) and _ON_THE_HUB.fullmatch(base) and not Path(base).exists()):
+        base = None  # a path on the author's disk means nothing to others
+    header = ["library_name: dro-temp", "tags:", "- dro-temp", "- temperature", "- calibration"]
+    model = "a language model"
+    if base is not None:
+        header += [f"base_model: {base}", "base_model_relation: adapter"]
+        model = f"[{base}](https://huggingface.co/{base})"
+    sizes = f"{made_for.get('outcomes')} outcomes and width {made_for.get('width')}"
+    facts = {
+        "made for": f"{model} of {sizes}" if made_for else "no particular language model",
+        "temperatures": f"{config['tau_min']} to {config['tau_max']}",
+        "radius rho of the robust loss": "none" if rho is None else round(rho, 4),
+        "reads": f"`{json.dumps(config['encoder'])}`",
+        "readout": config.get("readout", "none"),
+        "parameters": f"{parameters:,}",
+        "written with": f"dro-temp {version}",
+    }
+    return _TEXT.format(
+        header="\n".join(header),
+        kind=kind,
+        table="\n".join(f"| {name} | {fact} |" for name, fact in facts.items()),
+        loader=f"dt.{kind}" if kind == "TempNet" else kind,  # or a user's own class
+        use=_GENERATION if made_for else "",
+        citation=CITATION,
+    )

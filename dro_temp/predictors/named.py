@@ -1,4 +1,4 @@
-"""Classes that a checkpoint names."""
+"""Looking up the classes that a checkpoint names."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -10,8 +10,8 @@ def class_named(what: str, name: str, known: Sequence[type[_Kind]], instead: str
     """The class of this name.
 
     Args:
-        what: it is, with its article, for the error.
-        name: what a checkpoint says.
+        what: its kind, with the article, for the error.
+        name: as in a checkpoint.
         known: classes that it may name.
         instead: what to type if it names another one.
 

@@ -90,5 +90,5 @@ class ResidualReadout(TempNetReadout):
         return raw
 
 
-#: What a checkpoint may name without further ado.
+#: Built-in readouts, which a checkpoint may name.
 READOUTS = (PooledReadout, ResidualReadout)

@@ -12,7 +12,7 @@ from dro_temp import functional as F
 from dro_temp._checks import check_class, check_feasible, check_kind, check_radius, check_within
 from dro_temp._typing import Features, PerRow
 from dro_temp.interfaces import Decoder, FrozenHead, PredictorInputs, TemperaturePredictor
-from dro_temp.predictors.decoding import logit_decoder
+from dro_temp.predictors.checkpoint import Pretrained
 from dro_temp.predictors.encoders import (
     HiddenEncoder,
     LogitEncoder,
@@ -22,14 +22,13 @@ from dro_temp.predictors.encoders import (
     TempNetEncoder,
     encoder_of,
 )
-from dro_temp.predictors.language_head import LanguageHead
-from dro_temp.predictors.lm_encoders import LmInput, encoder_for_lm, is_the_papers
+from dro_temp.predictors.language_models import HeadShape, LmInput, encoder_for_lm, is_paper_network
+from dro_temp.predictors.logit_decoder import logit_decoder
 from dro_temp.predictors.named import class_named
-from dro_temp.predictors.pretrained import Pretrained
+from dro_temp.predictors.paper_checkpoint import reference_state
 from dro_temp.predictors.readouts import READOUTS, PooledReadout, ResidualReadout, TempNetReadout
-from dro_temp.predictors.reference import reference_state
 
-#: What a checkpoint may name without further ado.
+#: Built-in encoders, which a checkpoint may name.
 ENCODERS = (PrototypeEncoder, LogitEncoder, HiddenEncoder, StatisticsEncoder, SumEncoder)
 
 
@@ -68,7 +67,7 @@ class TempNet(Pretrained, TemperaturePredictor):
     """
 
     #: The language model that it was made for, where it was made for one.
-    made_for: LanguageHead | None = None
+    made_for: HeadShape | None = None
     #: The radius that it is meant for, a note that is saved with it; the loss has its own.
     rho: float | None = None
 
@@ -182,13 +181,13 @@ class TempNet(Pretrained, TemperaturePredictor):
             >>> tempnet.made_for.outcomes, tempnet.made_for.width, sorted(tempnet.reads)
             (99, 16, ['features', 'summary'])
         """
-        head = LanguageHead.of(model)
+        head = HeadShape.from_model(model)
         if rho is not None:
             check_radius(rho)
             check_feasible(rho, head.outcomes or 0, instead="Lower rho: m is the size of the vocabulary.")
         encoder = encoder_for_lm(head, inputs, width=width, dropout=dropout, centred=centred)
         if readout is None:
-            readout = PooledReadout if is_the_papers(inputs) else ResidualReadout
+            readout = PooledReadout if is_paper_network(inputs) else ResidualReadout
         network = cls(encoder, tau_min=tau_min, tau_max=tau_max, tau_init=tau_init, readout=readout)
         network.made_for, network.rho = head, rho
         return network
@@ -237,8 +236,8 @@ class TempNet(Pretrained, TemperaturePredictor):
             ValueError: another vocabulary or width.
             TypeError: a model without a head.
         """
-        made_for = self.made_for or LanguageHead(self.encoder.outcomes, self.encoder.features)
-        made_for.check(LanguageHead.of(model))
+        made_for = self.made_for or HeadShape(self.encoder.outcomes, self.encoder.features)
+        made_for.check(HeadShape.from_model(model))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -254,16 +253,21 @@ class TempNet(Pretrained, TemperaturePredictor):
 
     @classmethod
     def from_config(
-        cls, config: Mapping[str, Any], encoders: Iterable[type[TempNetEncoder]] = ()
+        cls,
+        config: Mapping[str, Any],
+        encoders: Iterable[type[TempNetEncoder]] = (),
+        readouts: Iterable[type[TempNetReadout]] = (),
     ) -> "TempNet":
         """See `Pretrained.from_config`."""
         encoder = encoder_of(config["encoder"], (*ENCODERS, *encoders))
-        readout = class_named("a readout", config["readout"], READOUTS, "Update dro-temp.")
+        name = config["readout"]
+        instead = f"Pass your own class, from_pretrained(..., readouts=({name},)), or update dro-temp."
+        readout: type[TempNetReadout] = class_named("a readout", name, (*READOUTS, *readouts), instead)
         network = cls(encoder, tau_min=config["tau_min"], tau_max=config["tau_max"], readout=readout)
         made_for, rho = config["made_for"], config["rho"]
         if rho is not None:
             check_radius(rho)
-        network.made_for = None if made_for is None else LanguageHead(**made_for).checked()
+        network.made_for = None if made_for is None else HeadShape(**made_for).validated()
         network.rho = rho
         return network
 

@@ -1,6 +1,6 @@
 """Named schemes: each function composes a predictor, a loss and an estimator into an `Objective` over a host.
 
-They hold nothing of their own. Copy one to vary what it leaves fixed.
+They have no state of their own. Copy one to vary what it leaves fixed.
 """
 
 from dro_temp.recipes.baselines import cyclip, infonce, siglip, simclr

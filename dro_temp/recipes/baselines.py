@@ -1,4 +1,4 @@
-"""Losses of the minibatch: nothing is remembered of samples."""
+"""Losses over the minibatch, without memory of samples."""
 
 from dro_temp.interfaces import HostAdapter
 from dro_temp.losses import CyclicPenalty, InfoNCELoss, SigmoidLoss

@@ -1,7 +1,6 @@
-"""FastCLIP: four losses of the whole data set, whose gamma descends from 1 over half of the training.
+"""FastCLIP: four losses of the whole data set, with gamma descending from 1 over the first half of training.
 
-What is written here is what the paper says. Where the released code (commit efd89d5) does something else, the
-docstring says so.
+They follow the paper; docstrings note where the released code (commit efd89d5) differs.
 """
 
 from dro_temp._checks import check_bounds, check_count, check_within
@@ -31,9 +30,8 @@ def fastclip_v0(
 ) -> Objective:
     r"""FastCLIP v0, the unscaled global contrastive loss $\log \mathbb{E}_j\, e^{h_{ij}/\tau}$, tau learnable.
 
-    One temperature for all views, moved by $-\mathbb{E}_w[h]/\tau^2$. The released code lets that gradient in by
-    both of its halves, those of anchors and of columns, so it is twice as large there; and its value is that of
-    $g/u$, not of $\log u$.
+    One temperature for all views, with gradient $-\mathbb{E}_w[h]/\tau^2$. In the released code that gradient arrives
+    twice, through anchors and through columns, and is twice as large; and the value returned is $g/u$, not $\log u$.
 
     Args:
         host: makes rows of pairs.
@@ -69,7 +67,7 @@ def fastclip_v1(
 ) -> Objective:
     r"""FastCLIP v1: `sogclr` with a cosine schedule of gamma.
 
-    The released script leaves the factor tau out, which under Adam changes nothing but epsilon's share.
+    The released script omits the factor tau, which under Adam changes only the influence of epsilon.
 
     Args:
         host: makes rows of pairs.
@@ -105,9 +103,9 @@ def fastclip_v2(
 ) -> Objective:
     r"""FastCLIP v2: `isogclr` with a cosine schedule of gamma.
 
-    The released code leaves the factor $\tau_i$ out of the loss, so that a row's gradient is weighed by
-    $1/\tau_i$; divides the temperature's step by a running root mean square, as Adam does; and keeps a maximum for
-    each sample that never decays.
+    The released code omits the factor $\tau_i$ of the loss, so that a row's gradient is weighted by $1/\tau_i$; divides
+    the temperature's step by a running root mean square, as Adam does; and stores a maximum for each sample that never
+    decays.
 
     Args:
         host: makes rows of pairs.

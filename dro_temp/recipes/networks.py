@@ -1,4 +1,4 @@
-"""Robust losses of the whole data set whose temperatures a network predicts."""
+"""Robust losses over the whole data set, with temperatures predicted by a network."""
 
 from dro_temp._checks import check_count
 from dro_temp.estimators.moving_average import Schedule
@@ -61,13 +61,13 @@ def tempnet_queued(
     replay: int = 512,
     hidden: int = 256,
 ) -> Objective:
-    r"""TempNet that comes close to the optimal temperatures: RGCL with a network that learns from a queue of keys.
+    r"""TempNet closer to the optimal temperatures: RGCL with a network that learns from a queue of keys.
 
-    Against `tempnet`, the paper's own: the network reads the embedding through a small perceptron, its readout
-    starts at one temperature for all (`ResidualReadout`), and it learns from the robust loss over the last `queue`
-    keys (`QueuedLoss`) in place of the batch's few, and from earlier rows beside the batch's own. Train it with
-    `hold_temperatures`. `hosts.TwoViews` makes scores that are no plain products, so that there are no keys to keep:
-    the network then learns from the batch's 2B - 2 outcomes.
+    Differences from the paper's `tempnet`: the network reads the embedding through a small perceptron; its readout
+    starts at one temperature for all rows (`ResidualReadout`); it learns from the robust loss over the last `queue`
+    keys (`QueuedLoss`) instead of the batch's few, and from earlier rows as well as the batch's own. Train it with
+    `hold_temperatures`. The scores of `hosts.TwoViews` are not products of queries and keys, so there are no keys to
+    queue: the network then learns from the batch's 2B - 2 outcomes.
 
     Args:
         host: makes rows of pairs with features.
@@ -78,9 +78,9 @@ def tempnet_queued(
         tau_max: upper bound.
         tau_init: where every temperature starts; the middle of the bounds if None.
         gamma: weight of the new minibatch in the moving average, in (0, 1], or a schedule.
-        queue: number of keys, at most; never more than the data set has.
-        replay: number of rows in the queue from which the network learns beside the batch's own, at most; one to four
-            times the batch.
+        queue: maximum number of keys; limited to those of the data set.
+        replay: maximum number of queued rows from which the network learns in addition to the batch's own; one to four
+            times the batch size.
         hidden: width of the perceptron.
 
     Example:

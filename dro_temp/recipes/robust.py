@@ -1,6 +1,6 @@
-"""Losses of the whole data set: every sample's inner mean is remembered.
+"""Losses over the whole data set: an estimator stores every sample's inner mean.
 
-Train them with `CompositionalOptimizer`, which writes that memory, and pass `index` to the objective.
+Train them with `CompositionalOptimizer`, which commits that memory, and pass `index` to the objective.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def per_view(host: HostAdapter, build: Callable[[], RobustLoss]) -> dict[str, Ro
 
 
 def robust(host: HostAdapter, rho: float, num_samples: int, gamma: float | Schedule) -> dict[str, RobustLoss]:
-    """The KL-robust loss of each view, with a moving average of its own; a radius too large for it is refused now."""
+    """The KL-robust loss of each view, with a moving average of its own; raises at once for a radius too large."""
     views_of(host)
     check_radius(rho)
     check_feasible_for(rho, check_count("num_samples", num_samples))
@@ -80,7 +80,7 @@ def isogclr(
 ) -> Objective:
     r"""iSogCLR, the robust global contrastive loss (RGCL): $\tau_i (\log \mathbb{E}_j\, e^{h_{ij}/\tau_i} + \rho)$.
 
-    Every sample has a temperature of its own on each side (in each view), moved by its own gradient.
+    Every sample has a temperature of its own in each view, updated by its own gradient.
 
     Args:
         host: makes rows of pairs, or of two views of one modality (`hosts.TwoViews`).

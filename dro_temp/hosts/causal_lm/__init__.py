@@ -1,6 +1,6 @@
 """Hugging Face causal language models as hosts; transformers itself is never imported."""
 
-from dro_temp.hosts.causal_lm.head import LmHead
-from dro_temp.hosts.causal_lm.host import CausalLM
+from dro_temp.hosts.causal_lm.adapter import CausalLM
+from dro_temp.hosts.causal_lm.model_head import ModelHead
 
-__all__ = ["CausalLM", "LmHead"]
+__all__ = ["CausalLM", "ModelHead"]

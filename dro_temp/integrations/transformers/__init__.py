@@ -1,8 +1,8 @@
-"""Hugging Face transformers."""
+"""Hugging Face transformers: training with its Trainer (or TRL's), and generation."""
 
+from dro_temp.integrations._temperature_log import log_temperatures
 from dro_temp.integrations.transformers.generation import TemperatureLogitsProcessor
-from dro_temp.integrations.transformers.log import log_temperatures
 from dro_temp.integrations.transformers.loss_func import robust_loss_func
-from dro_temp.integrations.transformers.training import TrainableLM
+from dro_temp.integrations.transformers.trainable_lm import TrainableLM
 
 __all__ = ["TemperatureLogitsProcessor", "TrainableLM", "log_temperatures", "robust_loss_func"]

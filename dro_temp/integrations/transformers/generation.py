@@ -7,24 +7,24 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from dro_temp.hosts.causal_lm.head import output_embeddings
-from dro_temp.integrations.transformers.head import HeadTemperatures
-from dro_temp.integrations.transformers.tap import LastPosition, Tap
+from dro_temp.hosts.causal_lm.model_head import output_embeddings
+from dro_temp.integrations.transformers.head_temperatures import HeadTemperatures
+from dro_temp.integrations.transformers.hidden_hook import HiddenHook, LastPosition
 from dro_temp.interfaces import TemperaturePredictor
 from dro_temp.predictors import TempNet
 
 
 @dataclass(eq=False)
 class _Text:
-    """What was generated since a prompt."""
+    """A text since its prompt: the last step's sizes, whether scores are log-probabilities, and its temperatures."""
 
     seen: tuple[torch.Size, int] | None = None
     normalised: bool = False
-    taken: list[Tensor] = field(default_factory=list)
+    tau: list[Tensor] = field(default_factory=list)
 
 
-class _TextOfThread(threading.local):
-    """Of each thread its own."""
+class _PerThread(threading.local):
+    """Each thread has a text of its own."""
 
     text: _Text | None = None
 
@@ -33,13 +33,14 @@ class TemperatureLogitsProcessor:
     r"""Divides each row's scores by the temperature that a predictor gives its token.
 
     Temperatures are predicted from what the predictor was trained on, the model's own logits and its head's input,
-    both caught in the model's forward. The scores that `generate` hands over come later: penalised, partly $-\infty$,
-    or log-probabilities. Logits $s$ come back as $s/\tau$, log-probabilities as $\log\mathrm{softmax}(s/\tau)$, so
-    that a beam's scores stay what they are. The user's own `temperature` comes on top.
+    both captured in the model's forward. The scores that `generate` passes have been changed since: penalised, partly
+    $-\infty$, or log-probabilities. Logits $s$ are returned as $s/\tau$, log-probabilities as
+    $\log\mathrm{softmax}(s/\tau)$, so that a beam's scores remain log-probabilities. The user's own `temperature`
+    multiplies.
 
-    It works for greedy decoding, sampling, beams, guidance, chunked prompts and any cache. Make it once for many
-    calls: the head is examined, and what can be prepared is prepared, when it is made. Its hooks are gone when it
-    is, or after `close()` or a `with` block. Several threads may generate at once, with one processor or with several.
+    It works for greedy decoding, sampling, beams, guidance, chunked prompts and any cache. Build it once for many
+    calls: the constructor examines the head and prepares what it can. Its hooks go with it, or after `close()` or a
+    `with` block. Several threads may generate at once, with one processor or with several.
 
     Args:
         model: the causal language model that will generate.
@@ -47,8 +48,8 @@ class TemperatureLogitsProcessor:
 
     Raises:
         TypeError: the model has no head.
-        ValueError: the predictor is for another vocabulary or width, in training mode (if it works otherwise in it), or
-            knows samples by number; later, where positions are not generated one by one (assisted decoding), and
+        ValueError: the predictor is for another vocabulary or width, in training mode (if that makes a difference), or
+            reads sample numbers; later, where positions are not generated one by one (assisted decoding), and
             where the vocabulary was resized.
 
     Example:
@@ -63,16 +64,16 @@ class TemperatureLogitsProcessor:
         (torch.Size([2, 8]), torch.Size([2, 5]))
     """
 
-    #: Asked by transformers: there, rows of several texts share one forward.
+    #: Read by transformers: there, rows of several texts share one forward.
     supports_continuous_batching = False
 
     def __init__(self, model: nn.Module, tempnet: TemperaturePredictor) -> None:
         head = output_embeddings(model)
         if isinstance(tempnet, TempNet):
             tempnet.check_fits(model)
-        with Tap(model, head) as tap:
+        with HiddenHook(model, head) as hook:
             self._temperatures_of = HeadTemperatures(model, tempnet)
-            example = tap.take()
+            example = hook.take()
         if example is None:
             raise TypeError(
                 f"expected a model that returns logits of shape [batch, length, vocabulary], received "
@@ -82,10 +83,10 @@ class TemperatureLogitsProcessor:
         self._name = type(model).__name__
         self._model, self._head = weakref.ref(model), head
         self._outcomes = example.logits.shape[1]
-        self._tap = Tap(model, head)
-        # The model's hooks know the tap, and the tap knows neither of us: all is gone with the last reference.
-        self._close = weakref.finalize(self, self._tap.close)
-        self._own = _TextOfThread()
+        self._hook = HiddenHook(model, head)
+        # The model refers to the hook, which refers to neither model nor processor: all go with the last reference.
+        self._close = weakref.finalize(self, self._hook.close)
+        self._own = _PerThread()
         self._latest = _Text()  # of any thread
 
     def __enter__(self) -> "TemperatureLogitsProcessor":
@@ -102,19 +103,19 @@ class TemperatureLogitsProcessor:
             scores: [n vocabulary] logits or log-probabilities, as other processors left them.
 
         Returns:
-            [n vocabulary], what scores were; what is impossible ($-\infty$) stays so.
+            [n vocabulary], of the kind that scores are; $-\infty$ stays.
         """
-        last = self._tap.take()
+        last = self._hook.take()
         if last is None or len(last.logits) != len(scores):
             raise self._refusal(last, scores)
         text = self._own.text
         if text is None or not _continues(text, input_ids, last):
-            self._refuse_another_head()
+            self._check_head()
             self._temperatures_of.refresh()
             text = self._own.text = self._latest = _Text(normalised=not _are_logits(scores, last.logits))
         text.seen = input_ids.shape, last.positions
         tau = self._temperatures_of(last.hidden, last.logits).to(scores.device)
-        text.taken.append(tau)
+        text.tau.append(tau)
         tempered = scores / tau.unsqueeze(1)
         return tempered.log_softmax(1) if text.normalised else tempered
 
@@ -122,24 +123,24 @@ class TemperatureLogitsProcessor:
     def temperatures(self) -> Tensor:
         """[n steps], of the tokens generated since the last prompt.
 
-        A thread is told of its own text; one that has generated none, of the text that any thread began last. Under
-        beam search a row is a beam at that step, and `beam_indices` tells which one a text went through. Rows that
-        have ended have temperatures too; they mean nothing.
+        Each thread reads those of its own text; one that has generated none, those of the text begun last by any
+        thread. Under beam search a row is a beam at that step, and `beam_indices` says which one a text went through.
+        Temperatures of rows that have ended are undefined.
         """
         text = self._own.text or self._latest
-        return torch.stack(text.taken, dim=1) if text.taken else torch.empty(0, 0)
+        return torch.stack(text.tau, dim=1) if text.tau else torch.empty(0, 0)
 
     def reset(self) -> None:
-        """Forget the temperatures so far, as a new prompt does by itself."""
+        """Forget the temperatures so far, as each new prompt does."""
         if self._own.text is None or self._own.text is self._latest:
             self._latest = _Text()
         self._own.text = None
 
     def close(self) -> None:
-        """Take the hooks off the model; the temperatures stay."""
+        """Remove the hooks from the model; the temperatures stay."""
         self._close()
 
-    def _refuse_another_head(self) -> None:
+    def _check_head(self) -> None:
         """Raise where the model has another head, or another vocabulary, than when the hooks were put on it."""
         model = self._model()
         if model is None:
@@ -160,7 +161,7 @@ class TemperatureLogitsProcessor:
                 "expected a processor whose hooks are on the model, received one that was closed. Make another: "
                 "TemperatureLogitsProcessor(model, tempnet)."
             )
-        self._refuse_another_head()
+        self._check_head()
         received = "none since the last call" if last is None else f"one of {len(last.logits)} rows"
         return ValueError(
             f"expected a forward of {self._name} for each token, of {len(scores)} rows and without gradient, received "
@@ -171,7 +172,7 @@ class TemperatureLogitsProcessor:
 
 
 def _continues(text: _Text, input_ids: Tensor, last: LastPosition) -> bool:
-    """Whether this is the token after the last one: one more, given to the model alone or after all the others."""
+    """Whether this is the token after the last one, given to the model alone or after all the others."""
     if text.seen is None:
         return False
     (rows, length), positions = text.seen
@@ -179,10 +180,10 @@ def _continues(text: _Text, input_ids: Tensor, last: LastPosition) -> bool:
 
 
 def _are_logits(scores: Tensor, logits: Tensor) -> bool:
-    """Whether scores are the model's logits, but for what others have changed here and there.
+    """Whether scores are the model's logits, apart from what other processors have changed.
 
-    The largest tells: of log-probabilities it differs, unless the logits are such themselves. If others have changed
-    it, log-probabilities are returned, to which sampling, argmax and the filters after it are indifferent.
+    The largest decides: that of log-probabilities differs, unless the logits are such themselves. If a processor has
+    changed it, log-probabilities are returned, which leave sampling, argmax and later filters as they are.
     """
     top = logits.argmax(1, keepdim=True)
     highest = scores.gather(1, top.to(scores.device))

@@ -1,4 +1,4 @@
-"""A robust loss for trainers that keep the model to themselves."""
+"""A robust loss as the `compute_loss_func` of trainers that run the model themselves."""
 
 import warnings
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dro_temp._checks import check_kind
 from dro_temp.hosts.labels import labelled_rows
-from dro_temp.integrations._temperatures import TemperatureMoments
+from dro_temp.integrations._temperature_log import TemperatureMoments
 from dro_temp.interfaces import RobustLoss, TemperaturePredictor
 from dro_temp.state import staged_modules
 
@@ -19,20 +19,19 @@ def robust_loss_func(
 ) -> Callable[..., Tensor]:
     """A `compute_loss_func` for `transformers.Trainer`, and for trainers made of it, as TRL's.
 
-    It works on the model's logits, which it has to hold; `TrainableLM` does not. A predictor with parameters must be
-    a part of the model, so that it is moved, trained and saved with it: write `model.tempnet = tempnet` before the
-    trainer is made. With PEFT, write that before adapters are added, and `LoraConfig(modules_to_save=["tempnet"])`:
-    its checkpoints hold nothing but adapters and what is named there. The predictor is then `model.tempnet`, the copy
-    that PEFT trains.
+    It needs the model's logits in memory; `TrainableLM` does not. A predictor with parameters must be a submodule of
+    the model, so that it is moved, trained and saved with it: write `model.tempnet = tempnet` before the trainer is
+    built. With PEFT, write that before adapters are added, and `LoraConfig(modules_to_save=["tempnet"])`, since its
+    checkpoints hold only adapters and what is named there. The predictor is then `model.tempnet`, the copy that PEFT
+    trains.
 
     Args:
-        predictor: reads the logits, or nothing of a row at all: `TempNet.for_logits`, `ConstantTemperature`; or PEFT's
-            wrapper of one.
+        predictor: reads the logits or nothing: `TempNet.for_logits`, `ConstantTemperature`; or PEFT's wrapper of one.
         loss: without memory.
         shifted: True if position t predicts label t + 1, as almost all models do.
 
     Returns:
-        From the model's outputs, labels and `num_items_in_batch` to the loss.
+        `f(outputs, labels, num_items_in_batch)`, the loss.
 
     Raises:
         ValueError: a predictor that reads hidden states or sample numbers, or memory of samples.
@@ -82,19 +81,19 @@ class _RobustLossFunc:
                 "DataCollatorForLanguageModeling(tokenizer, mlm=False)."
             )
         if torch.is_grad_enabled():
-            self._refuse_left_alone(num_items_in_batch)
+            self._check_trained(num_items_in_batch)
         logits, first = outputs.logits, int(self.shifted)
         scores = logits[:, : logits.shape[1] - first].flatten(0, 1)
         advice = "Use the tokenizer that the model was trained with; label what is not to count -100."
         rows = labelled_rows(scores, labels[:, first:].flatten().to(scores.device), None, advice=advice)
-        found = self.loss.evaluate(rows, self.predictor)
+        evaluated = self.loss.evaluate(rows, self.predictor)
         if self.temperatures is not None:
-            self.temperatures.add("token", found.tau, rows.valid, training=torch.is_grad_enabled())
-        total: Tensor = found.values.sum()
+            self.temperatures.add("token", evaluated.tau, rows.valid, training=torch.is_grad_enabled())
+        total: Tensor = evaluated.values.sum()
         count = rows.valid.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
         return total / count.to(total.device).clamp(min=1)
 
-    def _refuse_left_alone(self, window: Tensor | int | None) -> None:
+    def _check_trained(self, window: Tensor | int | None) -> None:
         """Raise where the predictor is not trained: a trainer clears all gradients of its model after each step."""
         starts = window is not None and window is not self._window
         self._window = window
@@ -110,7 +109,7 @@ class _RobustLossFunc:
 
 
 def _warn_beside_adapters(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    """Where PEFT saves a model, it filters what has been collected: say so if the predictor will not pass."""
+    """PEFT filters the state that it saves: warn if the predictor will not pass."""
     if "modules_to_save" not in prefix and any(name.startswith("base_model.model.") for name in state):
         warnings.warn(
             f"expected a predictor that PEFT saves with its adapters, received one at {prefix.rstrip('.')!r}, which "

@@ -1,0 +1,265 @@
+"""An objective as a loss of `SentenceTransformerTrainer`, and sample numbers that reach it."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dro_temp._modes import evaluating
+from dro_temp.hosts import InChunks, SentenceTransformers
+from dro_temp.hosts._modules import shadow_copy
+from dro_temp.integrations._replicas import Replicas
+from dro_temp.integrations._temperature_log import TemperatureMoments
+from dro_temp.integrations.sentence_transformers.memory_callback import memory_callback
+from dro_temp.interfaces import HostAdapter, RobustLoss, TemperaturePredictor
+from dro_temp.objective import Objective
+from dro_temp.objective.views import PerView
+from dro_temp.predictors.model_card import CITATION
+from dro_temp.state.transaction import Transaction
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import TrainerCallback
+
+_HOST = "objective.host."
+_LABELS = ("label", "labels", "score", "scores")  # columns that the trainer takes for labels
+
+
+class RobustRankingLoss(nn.Module):
+    r"""A predictor and a robust loss as the loss of sentence-transformers' own trainer.
+
+    Data are those of its `MultipleNegativesRankingLoss`: columns (anchor, positive), or (anchor, positive, negative_1,
+    ...). The loss is the mean over two views, the rows of `hosts.SentenceTransformers`; with an `InfoNCELoss` at the
+    temperature $\tau$ it is that of `MultipleNegativesRankingLoss` with `scale` $1/\tau$, the directions query_to_doc
+    and doc_to_query, and partition_mode="per_direction". In several processes columns are gathered with gradient.
+
+    The trainer trains the loss's own parameters: `learning_rate_mapping={"predictors": 1e-4}` gives temperatures a
+    learning rate of their own. It neither commits nor saves a loss's memory, which is what `callback` is for.
+
+    Args:
+        model: the `SentenceTransformer` that is trained.
+        predictor: one for both views, "anchor" and "positive", or one per view.
+        loss: one for both views, or, if it remembers samples, one per view.
+        mini_batch_size: encode so many texts at a time, with the loss and gradient of the whole batch, as the package's
+            `CachedMultipleNegativesRankingLoss` does; None: all at once.
+        **options: of `Objective`, for example check_finite=False under a float16 gradient scaler.
+
+    Attributes:
+        metrics: those of the objective for the last batch, such as "anchor/tau_mean"; not returned, since the trainer
+            adds up whatever a loss returns.
+
+    Raises:
+        TypeError: parts of another kind.
+        ValueError: fewer than two columns; missing sample numbers, or numbers beyond a table; hard negatives together
+            with penalties or mini_batch_size, which compare pairs alone.
+        RuntimeError: a trainer that does not commit the memory.
+
+    Example:
+        >>> import dro_temp as dt
+        >>> from dro_temp.integrations.sentence_transformers import RobustRankingLoss
+        >>> class Bag(torch.nn.EmbeddingBag):  # stands for a SentenceTransformer
+        ...     def forward(self, features):
+        ...         return {"sentence_embedding": super().forward(features["input_ids"])}
+        >>> views = RobustRankingLoss.views
+        >>> robust = {view: dt.KLRobustLoss(1.0, estimator=dt.LogMovingAverage(100)) for view in views}
+        >>> loss = RobustRankingLoss(Bag(99, 16), dt.LearnableTemperature(0.05), robust)
+        >>> anchor, positive = ({"input_ids": torch.randint(99, (8, 5))} for _ in range(2))
+        >>> loss([anchor, positive], torch.arange(8)).backward()
+        >>> loss.objective.commit()  # the callback does that, when the trainer has taken a step
+        >>> int(robust["anchor"].estimator.log_u.isfinite().sum())
+        8
+
+    Source: the signature is that of sentence-transformers' losses; arXiv 2404.04575.
+    """
+
+    views = SentenceTransformers.views
+
+    def __init__(
+        self,
+        model: nn.Module,
+        predictor: PerView[TemperaturePredictor],
+        loss: PerView[RobustLoss],
+        *,
+        mini_batch_size: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        host: HostAdapter = SentenceTransformers(model)
+        self.mini_batch_size = mini_batch_size
+        if mini_batch_size is not None:
+            host = InChunks(host, size=mini_batch_size)
+        self.objective = Objective(host, predictor, loss, **options)
+        self.metrics: dict[str, Tensor] = {}
+        self.temperatures: TemperatureMoments | None = None  # for `log_temperatures`
+        self._replicas = Replicas()
+        # Functions, not methods: torch marks what it is given, and copies and pickles keep it.
+        self.register_state_dict_post_hook(_leave_model_out)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_do_not_miss_model)  # type: ignore[no-untyped-call]
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, as the trainer has wrapped it; it looks here."""
+        host = self.objective.host
+        inner = host.host if isinstance(host, InChunks) else host
+        assert isinstance(inner, SentenceTransformers)
+        return inner.model
+
+    def forward(self, sentence_features: Iterable[Mapping[str, Any]], labels: Any = None) -> Tensor:
+        """The loss of a batch; without gradient, that of held-out data, which leaves the memory alone.
+
+        Args:
+            sentence_features: the columns, tokenised: anchor, positive, hard negatives.
+            labels: [n] the samples' numbers. Without gradient, only predictors that read them get them.
+        """
+        columns = list(sentence_features)
+        self._check_columns(columns)
+        anchor, positive, *negatives = columns
+        batch = {"negatives": tuple(negatives), "index": self._numbers(labels)}
+        if torch.is_grad_enabled():
+            self._prepare()
+            output = self.objective(anchor, positive, **batch)
+        else:
+            with self._held_out() as objective:
+                output = objective(anchor, positive, **batch)
+        self.metrics = output.metrics
+        if self.temperatures is not None:
+            for view, tau in output.tau.items():
+                self.temperatures.add(view, tau, training=torch.is_grad_enabled())
+        loss: Tensor = output.loss
+        return loss
+
+    def callback(
+        self, *, resume_from: str | os.PathLike[str] | None = None, name: str = "robust_ranking_loss"
+    ) -> "TrainerCallback":
+        """The callback that the trainer needs beside the loss: `callbacks=[loss.callback()]`.
+
+        It commits the memory when a step was taken, and discards that of a step that a gradient scaler skipped. It
+        saves the loss, without the model, as "{name}.pt" in each checkpoint's folder, a whole file or none; loads it
+        when the trainer resumes; and loads that of the best checkpoint where the trainer loads the best model.
+
+        Args:
+            resume_from: folder of the checkpoint to be resumed; that of its step in the trainer's `output_dir` if None.
+            name: another for each of several losses.
+
+        Raises:
+            ImportError: transformers is not installed.
+            FileNotFoundError: when the trainer resumes, a checkpoint without the loss.
+            ValueError: then, the loss of another run, step or shape.
+        """
+        folder = None if resume_from is None else Path(resume_from)
+        return memory_callback(self, self.objective, f"{name}.pt", folder)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The loss, for the model card."""
+        parts = {"predictor": self.objective.predictors, "loss": self.objective.losses}
+        config: dict[str, Any] = {
+            f"{view}_{part}": repr(modules[view]) for part, modules in parts.items() for view in self.views
+        }
+        return {**config, "mini_batch_size": self.mini_batch_size}
+
+    @property
+    def citation(self) -> str:
+        """For the model card."""
+        return CITATION
+
+    def _numbers(self, labels: Any) -> Any:
+        """The labels, if a table reads them as sample numbers."""
+        predictors = [p for p in self.objective.predictors.values() if isinstance(p, TemperaturePredictor)]
+        required = any("index" in p.reads for p in predictors)
+        # Held-out data have no place in a memory, and their labels may be anything.
+        if torch.is_grad_enabled() and self.training:
+            required = required or bool(self.objective.memory_modules())
+        if not required:
+            return None
+        if labels is None:
+            raise ValueError(
+                "expected sample numbers for a loss or predictor that remembers samples, received no labels. Write "
+                "train_dataset=number_samples(dataset), which adds them as the column 'label', or use parts without "
+                "memory."
+            )
+        return labels
+
+    def _check_columns(self, columns: list[Mapping[str, Any]]) -> None:
+        if len(columns) < 2:
+            raise ValueError(
+                f"expected columns anchor, positive and perhaps hard negatives, received {len(columns)}. Give the data "
+                "set at least two columns of texts: dataset.select_columns(['anchor', 'positive', 'label'])."
+            )
+        if len(columns) > 2 and (self.mini_batch_size is not None or len(self.objective.penalties)):
+            raise ValueError(
+                f"expected pairs where mini_batch_size or penalties are given, received {len(columns)} columns. Leave "
+                "these options out, or the hard negatives: dataset.select_columns(['anchor', 'positive', 'label'])."
+            )
+
+    def _prepare(self) -> None:
+        """Before a forward that trains."""
+        # The trainer wraps the model in DistributedDataParallel, not its loss.
+        own = [self.objective.predictors, self.objective.losses, self.objective.penalties]
+        self._replicas.synchronise(nn.ModuleList(own))
+        try:
+            self.objective._transaction.refuse_uncommitted()
+        except RuntimeError as error:
+            raise RuntimeError(
+                "expected a trainer that writes the memory after each step, received one that did not. Write "
+                "SentenceTransformerTrainer(..., loss=loss, callbacks=[loss.callback()])."
+            ) from error
+
+    @contextmanager
+    def _held_out(self) -> Iterator[Objective]:
+        """A copy of the objective in evaluation mode: another thread may train meanwhile."""
+        # The trainer puts its model in evaluation mode, but not its loss.
+        objective = shadow_copy(self.objective, sharing=self.model)
+        parts = objective.predictors, objective.losses, objective.tau_losses, objective.risks
+        objective._transaction = Transaction(*parts)
+        for part in objective.modules():
+            if isinstance(part, HostAdapter):
+                part.objective_trains = False
+        with evaluating(objective):
+            yield objective
+
+
+def number_samples(dataset: "Dataset") -> "Dataset":
+    """A data set with a further column "label", the number of each row.
+
+    A loss of sentence-transformers receives sample numbers only as labels. Number the data set once, before it is
+    shuffled or filtered: a number must mean the same row in every epoch and run.
+
+    Args:
+        dataset: a `datasets.Dataset`.
+
+    Raises:
+        TypeError: a data set without rows that can be counted, such as a stream.
+        ValueError: it has a column already that the trainer takes for labels.
+
+    Example:
+        >>> import datasets
+        >>> pairs = datasets.Dataset.from_dict({"anchor": ["a", "b"], "positive": ["A", "B"]})
+        >>> number_samples(pairs)["label"][:]
+        [0, 1]
+    """
+    if not (hasattr(dataset, "add_column") and hasattr(dataset, "__len__")):
+        raise TypeError(
+            f"expected a datasets.Dataset, received {type(dataset).__name__}, whose rows have no numbers. Number each "
+            "split by itself; give a stream a column 'label' of its own, the same in every epoch "
+            "(dro_temp.datasets.SampleTable makes numbers of keys)."
+        )
+    taken = [name for name in dataset.column_names if name in _LABELS]
+    if taken:
+        raise ValueError(
+            f"expected a data set without a column of labels, received one with {taken[0]!r}, of which the trainer "
+            f"passes only one on. Write dataset.remove_columns({taken[0]!r}) first."
+        )
+    return dataset.add_column("label", list(range(len(dataset))))
+
+
+def _leave_model_out(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for name in [name for name in state if name.startswith(prefix + _HOST)]:
+        del state[name]
+
+
+def _do_not_miss_model(module: nn.Module, keys: Any) -> None:
+    keys.missing_keys[:] = [key for key in keys.missing_keys if _HOST not in key]

@@ -1,0 +1,226 @@
+"""A language model's objective as a model that the stock Trainer trains."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dro_temp import distributed
+from dro_temp._checks import check_kind
+from dro_temp.hosts import CausalLM
+from dro_temp.hosts.labels import IGNORE
+from dro_temp.integrations._temperature_log import TemperatureMoments
+from dro_temp.interfaces import HostAdapter
+from dro_temp.objective import Objective
+
+_HOST = "objective.host."
+
+
+class TrainableLM(nn.Module):
+    r"""An `Objective` over a causal language model, as a model for `transformers.Trainer`.
+
+    The loss of a micro-batch is the sum of its rows' values over the number of labels in the whole accumulation
+    window, of all processes if `average_tokens_across_devices`: several small batches train as one large one.
+    Evaluation returns `eval_loss`, and predictions `(values, tau)`, [batch length] each, for `compute_metrics`:
+    the loss and the temperature of the token at that place, -100 where none was predicted. Logits are not kept.
+
+    A checkpoint holds what is trained. The weights of a frozen host, or those under an adapter, are left out:
+    to resume, build the objective from the same pretrained model.
+
+    Args:
+        objective: over a `hosts.CausalLM`.
+
+    Raises:
+        TypeError: anything else.
+
+    Example:
+        >>> import dro_temp as dt, transformers
+        >>> from dro_temp.integrations.transformers import TrainableLM
+        >>> config = transformers.GPT2Config(vocab_size=99, n_embd=16, n_layer=1, n_head=2)
+        >>> host = dt.hosts.CausalLM(transformers.GPT2LMHeadModel(config), frozen=True)
+        >>> tempnet = dt.TempNet.for_logits(99, tau_min=0.1, tau_max=2.0)
+        >>> model = TrainableLM(dt.Objective(host, tempnet, dt.KLRobustLoss(rho=3.0)))
+        >>> tokens = torch.randint(99, (2, 8))
+        >>> model(tokens, labels=tokens)["loss"].backward()
+        >>> {name.partition(".")[2].partition(".")[0] for name in model.state_dict()}
+        {'predictors'}
+    """
+
+    #: The Trainer passes `num_items_in_batch`, and leaves the scaling of an accumulation window to the loss.
+    accepts_loss_kwargs = True
+    main_input_name = "input_ids"
+    _keys_to_ignore_on_save = None
+
+    def __init__(self, objective: Objective) -> None:
+        check_kind(
+            "objective", objective, Objective, "Write Objective(hosts.CausalLM(model), tempnet, loss)."
+        )
+        check_kind("objective.host", objective.host, CausalLM, "Wrap the model: hosts.CausalLM(model).")
+        super().__init__()
+        self.objective = objective
+        # What is frozen only later was trained before: its weights are in no other file.
+        self._never_trained = _untrained(objective.host)
+        # Functions, not methods: torch marks what it is given, and copies and pickles keep it.
+        self.register_state_dict_post_hook(_leave_out)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_do_not_miss)  # type: ignore[no-untyped-call]
+        self.views = objective.host.views
+        self.temperatures: TemperatureMoments | None = None  # for `log_temperatures`
+        ignored = objective._ddp_params_and_buffers_to_ignore
+        self._ddp_params_and_buffers_to_ignore = [f"objective.{name}" for name in ignored]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **inputs: Any,
+    ) -> dict[str, Tensor]:
+        """The loss, and, in evaluation, each token's value and temperature.
+
+        Args:
+            input_ids: [batch length].
+            attention_mask: [batch length], 0 at padding.
+            labels: [batch length], -100 where nothing is to be predicted.
+            position_ids: handed to the model.
+            num_items_in_batch: number of labels to divide by; those of this batch if None.
+            **inputs: whatever else the model takes. The Trainer drops columns that this signature does not name:
+                pass remove_unused_columns=False.
+
+        Raises:
+            ValueError: no labels, labels at padding, or labels that were shifted already.
+        """
+        _check_labels(labels, attention_mask, inputs)
+        assert labels is not None
+        inputs.update({} if position_ids is None else {"position_ids": position_ids})
+        output = self.objective(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            labels=labels,
+            count=self._count(num_items_in_batch),
+            **inputs,
+        )
+        if self.temperatures is not None and not torch.compiler.is_compiling():
+            counted = labels[:, int(self._host.shifted) :] != IGNORE
+            self.temperatures.add("token", output.tau["token"], counted.flatten(), training=self.training)
+        if self.training:
+            return {"loss": output.loss}
+        return {
+            "loss": output.loss,
+            "values": self._at_labels(output.values["token"], labels),
+            "tau": self._at_labels(output.tau["token"], labels),
+        }
+
+    @property
+    def _host(self) -> CausalLM:
+        host = self.objective.host
+        assert isinstance(host, CausalLM)
+        return host
+
+    def _count(self, items: Tensor | int | None) -> Tensor | None:
+        if items is None:
+            return None
+        # An objective makes up for data parallel training's mean over processes, and so does the Trainer.
+        processes = distributed.world_size() if self.training else 1
+        return torch.as_tensor(items).clamp(min=1) * processes
+
+    def _at_labels(self, rows: Tensor, labels: Tensor) -> Tensor:
+        """[batch length], each row's number at the label that it predicts."""
+        first = int(self._host.shifted)
+        counted = labels[:, first:] != IGNORE
+        x = rows.reshape(counted.shape).masked_fill(~counted, IGNORE)
+        return nn.functional.pad(x, (first, 0), value=IGNORE)
+
+    @property
+    def loss_type(self) -> str | None:
+        """Read by the Trainer: whether the first label of a sequence counts."""
+        return "ForCausalLM" if self._host.shifted else None
+
+    @property
+    def config(self) -> Any:
+        """The language model's."""
+        return self._host.model.config
+
+    @property
+    def generation_config(self) -> Any:
+        """The language model's, or None; the Trainer writes a tokenizer's special tokens into it."""
+        return getattr(self._host.model, "generation_config", None)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's, to which the Trainer adds noise (`neftune_noise_alpha`)."""
+        embeddings: nn.Module = self._host.model.get_input_embeddings()  # type: ignore[operator]
+        return embeddings
+
+    def add_model_tags(self, tags: Any) -> None:
+        """Called by TRL's trainers, which compute a loss of their own from the model's parts, bypassing the objective.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"expected a trainer that takes the model's loss, received one of TRL ({tags}), which computes its own and "
+            "would not train the objective. Write transformers.Trainer(TrainableLM(objective), ...), or "
+            "SFTTrainer(language_model, compute_loss_func=robust_loss_func(tempnet, loss))."
+        )
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """As the language model's."""
+        self._host.model.gradient_checkpointing_enable(*args, **kwargs)  # type: ignore[operator]
+
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """As the language model's."""
+        self._host.model.activation_checkpointing_enable(*args, **kwargs)  # type: ignore[operator]
+
+
+def _check_labels(labels: Tensor | None, attention_mask: Tensor | None, inputs: dict[str, Any]) -> None:
+    if labels is None or "shift_labels" in inputs:
+        received = "none" if labels is None else "shift_labels"
+        raise ValueError(
+            f"expected labels, unshifted, in every batch, received {received}. Collate with "
+            "DataCollatorForLanguageModeling(tokenizer, mlm=False), and leave out label_smoothing_factor (at 0), "
+            "compute_loss_func and context parallelism, which take the labels away: a robust loss has no smoothed "
+            "labels of tokens."
+        )
+    if attention_mask is None or torch.compiler.is_compiling():
+        return
+    wrong = (labels != IGNORE) & (attention_mask == 0)
+    wrong[:, 0] = False
+    if bool(wrong.any()):
+        raise ValueError(
+            f"expected labels of {IGNORE} at padding, received {int(wrong.sum())} others where attention_mask is 0: "
+            "the Trainer would count them. Collate with DataCollatorForLanguageModeling(tokenizer, mlm=False), or "
+            f"write labels.masked_fill(attention_mask == 0, {IGNORE})."
+        )
+
+
+# --- State without what was never trained ------------------------------------------------------------------------
+# The weights of a frozen host would be written again at every checkpoint, and safetensors refuses a tensor that has
+# two names, as a head has that is tied to the embeddings.
+
+
+def _untrained(host: HostAdapter) -> set[str]:
+    """Names of what a host does not train."""
+    names = {name for name, p in host.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    if host.frozen:
+        names |= {name for name, _ in host.named_buffers(remove_duplicate=False)}
+    return {_HOST + name for name in names}
+
+
+def _left_out(module: TrainableLM) -> set[str]:
+    """Names that are not saved: of host weights that were never trained, and second names of one tensor."""
+    first: dict[int, str] = {}
+    named = module.named_parameters(remove_duplicate=False)
+    seconds = {name for name, p in named if first.setdefault(id(p), name) != name}
+    return (module._never_trained & _untrained(module.objective.host)) | seconds
+
+
+def _leave_out(module: TrainableLM, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for name in _left_out(module):
+        state.pop(prefix + name, None)
+
+
+def _do_not_miss(module: TrainableLM, keys: Any) -> None:
+    left_out = _left_out(module)
+    # Inside another module, names come with its prefix.
+    keys.missing_keys[:] = [k for k in keys.missing_keys if k[max(k.find("objective"), 0) :] not in left_out]

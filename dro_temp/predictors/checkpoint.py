@@ -1,0 +1,343 @@
+"""Networks as checkpoints: a folder with `config.json` and the weights that it names, here or on the Hugging Face Hub.
+
+The weights' file is named after its own content, and whether a checkpoint exists is decided by one atomic
+replacement, that of `config.json`. Killed before it, a save leaves what was there; killed after it, the new one.
+The model card is written last; other files of the folder are never touched.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from dro_temp._files import whole_file
+from dro_temp._optional import optional_module
+from dro_temp.predictors.encoders import TempNetEncoder
+from dro_temp.predictors.model_card import CARD, is_untouched, write_card
+from dro_temp.predictors.readouts import TempNetReadout
+
+CONFIG = "config.json"
+_WEIGHTS = "tempnet-*.safetensors"
+#: The files of a checkpoint.
+PATTERNS = (CONFIG, _WEIGHTS, CARD)
+_LIBRARY, _FORMAT = "dro-temp", 1
+_LARGEST_CONFIG, _DEEPEST_CONFIG = 2**20, 32
+_REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # "name" or "owner/name"
+_AGAIN = "Save it again with save_pretrained, or fetch the whole folder."
+#: What building a network from a file of unknown origin may raise, beside errors that say what they expect.
+_UNBUILDABLE = (KeyError, TypeError, AttributeError, RuntimeError, OverflowError, RecursionError, MemoryError)
+
+_Network = TypeVar("_Network", bound="Pretrained")
+
+
+class Pretrained(nn.Module, ABC):
+    """A network that can be saved, and rebuilt from its `config`.
+
+    Needs safetensors, and huggingface_hub for the Hub: `pip install 'dro-temp[llm]'`.
+    """
+
+    @property
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """What it was built with, in JSON's types."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(
+        cls: type[_Network],
+        config: Mapping[str, Any],
+        encoders: Iterable[type[TempNetEncoder]] = (),
+        readouts: Iterable[type[TempNetReadout]] = (),
+    ) -> _Network:
+        """A network of this `config`, with fresh weights.
+
+        Args:
+            config: the `config` of another network.
+            encoders: encoder classes of your own that it may name.
+            readouts: readout classes of your own that it may name.
+        """
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and the weights; a kill leaves the earlier checkpoint or this one, nothing between.
+
+        A model card, `README.md`, is written as well: which model the network was made for, its bounds and radius, how
+        to load it, and what to cite.
+
+        Args:
+            folder: created if missing; other files in it are left alone, and so is a `README.md` that was not written
+                here or has been edited since.
+
+        Raises:
+            FileExistsError: the folder holds the `config.json` of something else, such as a language model.
+            ImportError: safetensors is missing.
+        """
+        import dro_temp
+
+        config = {"class": type(self).__name__, **self.config}
+        _write(Path(folder), config, self.state_dict())
+        parameters = sum(p.numel() for p in self.parameters())
+        write_card(Path(folder), config, parameters=parameters, version=dro_temp.__version__)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[_Network],
+        source: str | Path,
+        *,
+        encoders: Iterable[type[TempNetEncoder]] = (),
+        readouts: Iterable[type[TempNetReadout]] = (),
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> _Network:
+        """Load a saved network, in evaluation mode, on the CPU, in the precision of its weights.
+
+        Nothing is imported by a name in a file: classes of your own are passed as arguments.
+
+        Args:
+            source: a folder, or "owner/name" on the Hugging Face Hub.
+            encoders: encoder classes of your own, if it was built with one.
+            readouts: readout classes of your own, if it was built with one.
+            revision: branch, tag or commit on the Hub.
+            token: for private repositories.
+            cache_dir: where copies from the Hub are kept.
+
+        Raises:
+            FileNotFoundError: no such folder, or a file of the checkpoint is missing.
+            OSError: the Hub has no such repository, or cannot be reached.
+            ValueError: a damaged checkpoint, one of another class, or weights of another shape.
+            ImportError: safetensors or huggingface_hub is missing.
+        """
+        folder = _local_folder(source, revision=revision, token=token, cache_dir=cache_dir)
+        config, tensors = _read(folder)
+        if config.get("class") != cls.__name__:
+            raise ValueError(
+                f"expected a checkpoint of {cls.__name__}, received one of {config.get('class')!r}: {folder}. "
+                "Load it with that class."
+            )
+        custom = tuple(encoders), tuple(readouts)
+        try:
+            _check_nesting(config, len(tensors))
+            # A file of unknown origin is compared with its weights before anything of that size is allocated.
+            _check_shapes(cls._outline(config, *custom), tensors, folder)
+            with torch.random.fork_rng(devices=[]):  # the fresh weights are overwritten: leave no trace
+                network = cls.from_config(config, *custom)
+            _check_shapes(network.state_dict(), tensors, folder)
+        except _UNBUILDABLE as error:
+            raise ValueError(
+                f"expected a config.json that describes a {cls.__name__}, received {folder / CONFIG}, which "
+                f"cannot be built ({type(error).__name__}: {error}). Save it again with save_pretrained."
+            ) from error
+        network.load_state_dict(tensors, assign=True)  # keeps the precision that was saved
+        return network.eval()
+
+    @classmethod
+    def _outline(cls, config: Mapping[str, Any], *custom: tuple[Any, ...]) -> Mapping[str, Tensor] | None:
+        """Names and shapes of a network of this config, unallocated; None if they cannot be found in this way."""
+        try:
+            with torch.device("meta"):
+                return cls.from_config(config, *custom).state_dict()
+        except RuntimeError:
+            if not any(custom):  # a user's class may compute something in its constructor
+                raise
+            return None
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        message: str = "Upload of a TempNet",
+    ) -> str:
+        """Upload to the Hugging Face Hub, in one commit, with a model card; the repository is created if missing.
+
+        A card that was edited on the Hub is left alone.
+
+        Args:
+            name: "owner/name", or "name" under your own account.
+            private: whether a repository that is created is private; None: the account's default.
+            token: yours; that of `hf auth login` if None.
+            message: of the commit.
+
+        Returns:
+            The repository's address.
+
+        Raises:
+            ImportError: safetensors or huggingface_hub is missing.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            self.save_pretrained(folder)
+            hub = optional_module("huggingface_hub", "for saving and loading")
+            api = hub.HfApi(token=token)
+            repository: str = api.create_repo(name, private=private, exist_ok=True).repo_id
+            if api.file_exists(repository, CARD) and not is_untouched(
+                Path(api.hf_hub_download(repository, CARD))
+            ):
+                (folder / CARD).unlink(missing_ok=True)
+            api.upload_folder(
+                repo_id=repository,
+                folder_path=folder,
+                commit_message=message,
+                allow_patterns=list(PATTERNS),
+                delete_patterns=[_WEIGHTS],  # of earlier checkpoints; what is uploaded stays
+            )
+        return f"https://huggingface.co/{repository}"
+
+
+# --- The folder --------------------------------------------------------------------------------------------------
+
+
+def _local_folder(source: str | Path, **options: Any) -> Path:
+    """The folder itself, or a local copy of the repository of that name."""
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(
+            f"expected a folder or a name on the Hub, received {type(source).__name__} ({source!r}). Pass a path, or "
+            '"owner/name".'
+        )
+    if Path(source).is_dir():
+        return Path(source)
+    if isinstance(source, Path) or _REPOSITORY.fullmatch(source) is None:
+        raise FileNotFoundError(
+            f"expected a folder that save_pretrained wrote, or 'owner/name' on the Hugging Face Hub, received "
+            f"{str(source)!r}, which is neither. Check the path; it is relative to {Path.cwd()}."
+        )
+    hub = optional_module("huggingface_hub", "for saving and loading")
+    try:
+        return Path(hub.snapshot_download(source, allow_patterns=list(PATTERNS), **options))
+    except Exception as error:  # of the Hub, the connection or the disk: one answer
+        raise OSError(
+            f"expected a folder or a repository on the Hugging Face Hub, received {source!r}: no such folder in "
+            f"{Path.cwd()}, and the Hub gave none ({type(error).__name__}: {error}). Check the name, the connection, "
+            "and token=... for a private one."
+        ) from error
+
+
+def _write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint, over an earlier one if there is one."""
+    serialise = optional_module("safetensors.torch", "for saving and loading").save
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = _earlier_weights(folder)
+    data: bytes = serialise({name: x.detach().cpu().contiguous() for name, x in tensors.items()})
+    digest = hashlib.sha256(data).hexdigest()
+    name = _WEIGHTS.replace("*", digest[:12])
+    marked = {"library": _LIBRARY, "format": _FORMAT, **config, "weights": {"file": name, "sha256": digest}}
+    for file, content in ((name, data), (CONFIG, (json.dumps(marked, indent=2) + "\n").encode())):
+        with whole_file(folder / file) as out:
+            out.write(content)
+    if earlier not in (None, name):
+        (folder / str(earlier)).unlink(missing_ok=True)
+
+
+def _earlier_weights(folder: Path) -> str | None:
+    """File name of the weights of the checkpoint in this folder, or None."""
+    path = folder / CONFIG
+    if not path.exists():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict) or config.get("library") != _LIBRARY:
+        raise FileExistsError(
+            f"expected a folder without {CONFIG}, or with that of a TempNet, received one with that of something else: "
+            f"{path}. Pass a folder of its own, for example {str(folder / 'tempnet')!r}."
+        )
+    return _weights_of(config)[0]
+
+
+def _weights_of(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Name and digest of the weights; None for a name outside the folder, or of a file that is not ours."""
+    weights = config.get("weights")
+    name, digest = (weights.get("file"), weights.get("sha256")) if isinstance(weights, dict) else (None, None)
+    inside = isinstance(name, str) and Path(name).name == name and Path(name).match(_WEIGHTS)
+    return name if inside else None, digest
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and weights, if the checkpoint is intact."""
+    parse = optional_module("safetensors.torch", "for saving and loading").load
+    config = _read_config(folder / CONFIG)
+    file, digest = _weights_of(config)
+    if file is None:
+        raise _damaged(folder / CONFIG, "which names no weights")
+    if not (folder / file).is_file():
+        raise FileNotFoundError(
+            f"expected the weights {file} beside {CONFIG}, received a folder without them: {folder}. {_AGAIN}"
+        )
+    data = (folder / file).read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise _damaged(folder / file, f"whose {len(data)} bytes are not those that were saved")
+    try:
+        return config, parse(data)
+    except Exception as error:  # safetensors has an exception of its own, which is no ValueError
+        raise _damaged(folder / file, f"which is no safetensors file ({error})") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"expected a folder with {CONFIG} and weights, received one without {CONFIG}: {path.parent}. {_AGAIN}"
+        )
+    size = path.stat().st_size
+    if size > _LARGEST_CONFIG:
+        raise _damaged(path, f"whose {size} bytes are more than the {_LARGEST_CONFIG} of any configuration")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, "which is no JSON, or nested too deep") from error
+    if not isinstance(config, dict) or config.get("library") != _LIBRARY:
+        raise ValueError(
+            f"expected the {CONFIG} of a TempNet, received one of something else: {path}. Pass the folder that "
+            "TempNet.save_pretrained wrote; for a published checkpoint of the paper use TempNet.from_reference."
+        )
+    if type(config.get("format")) is not int or config["format"] != _FORMAT:
+        raise ValueError(
+            f"expected a checkpoint of format {_FORMAT}, received one of format {config.get('format')!r}: {path}. "
+            "pip install --upgrade dro-temp"
+        )
+    return config
+
+
+def _damaged(path: Path, what: str) -> ValueError:
+    return ValueError(f"expected an intact checkpoint, received {path}, {what}. {_AGAIN}")
+
+
+def _check_nesting(config: Mapping[str, Any], tensors: int) -> None:
+    """Raise where a config is nested deeper, or names more modules, than the weights beside it can belong to."""
+    level: list[Any] = [config]
+    modules = 0
+    for _ in range(_DEEPEST_CONFIG):
+        inside = [x for holder in level for x in (holder.values() if isinstance(holder, dict) else holder)]
+        level = [x for x in inside if isinstance(x, dict | list)]
+        modules += sum(isinstance(x, dict) and "class" in x for x in level)
+    # Each has a weight, except one that only adds up others.
+    if level or modules > 2 * tensors + 2:
+        raise TypeError(f"it is nested too deep, or names {modules} parts for {tensors} tensors")
+
+
+def _check_shapes(expected: Mapping[str, Tensor] | None, found: Mapping[str, Tensor], folder: Path) -> None:
+    if expected is None:
+        return
+    ours, theirs = ({name: _shape(x) for name, x in tensors.items()} for tensors in (expected, found))
+    names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    if names:
+        wanted, received = (
+            ", ".join(f"{name} {shapes.get(name, 'absent')}" for name in names) for shapes in (ours, theirs)
+        )
+        raise ValueError(
+            f"expected weights that belong to config.json, {wanted}, received {received}: {folder}. Undo changes to "
+            "config.json, or save the network again with save_pretrained."
+        )
+
+
+def _shape(x: Tensor) -> str:
+    return f"{list(x.shape)}" if x.is_floating_point() else f"{list(x.shape)} of {x.dtype}"
