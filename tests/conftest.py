@@ -2,17 +2,12 @@
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 from jaxtyping import config, install_import_hook
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.append(str(Path(__file__).parents[1]))  # for `benchmarks`, which is not installed
 
 # Without a GPU, Triton's kernels are interpreted. Triton decides that once, when somebody first imports it, so it
 # must be said before any test does (torch.compile, for one).

@@ -44,7 +44,9 @@ def raises(kind, *words):
 
 def test_every_class_of_transformers_is_served_or_refused():
     found = set(tiny_clips.dual_encoders())
-    assert found == {*NAMES, *REFUSED}, "add new classes to CONFIGS in tests/tiny_clips.py, or to REFUSED"
+    assert found == {*NAMES, *REFUSED}, (
+        "add new classes to CONFIGS in tests/support/tiny_clips.py, or to REFUSED"
+    )
     assert len(NAMES) >= 19
 
 

@@ -1,6 +1,6 @@
 """What may import what: a module may import from layers below its own, and from inside its own package.
 
-`tests/test_layers.py` enforces the list, and `docs/_hooks/layers.py` draws it.
+`tests/repository/test_layers.py` enforces the list, and `docs/_hooks/layers.py` draws it.
 """
 
 #: Names of packages and modules of dro_temp, the lowest layer first.

@@ -26,8 +26,8 @@ def test_every_kernel_compiles_for_an_h100(tmp_path):
         pytest.skip("compiling without a GPU was another call then")
     if importlib.util.find_spec("triton.backends.nvidia") is None:
         pytest.skip("this Triton does not compile for NVIDIA GPUs")
-    script = str(Path(__file__).with_name("triton_compiles.py"))
-    compiled = _python(script, TRITON_CACHE_DIR=str(tmp_path), PYTHONPATH=str(Path(__file__).parent.parent))
+    script = str(Path(__file__).parents[1] / "support" / "triton_compiles.py")
+    compiled = _python(script, TRITON_CACHE_DIR=str(tmp_path), PYTHONPATH=str(Path(__file__).parents[2]))
     assert len(compiled.splitlines()) == 10
 
 

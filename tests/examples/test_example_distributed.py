@@ -12,7 +12,7 @@ pytest.importorskip("tyro")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = str(ROOT / "examples" / "distributed.py")
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 for package in ("tyro", "torchvision", "open_clip", "open_clip_train", "webdataset"):
     pytest.importorskip(package)
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 
 

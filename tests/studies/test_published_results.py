@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.harness import results
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 #: Results that the tables of a page are made from.
 PAGES = {
     "README.md": ("two_towers", "objective_overhead"),

@@ -15,7 +15,7 @@ pytest.importorskip("tyro")
 pytest.importorskip("rich")
 pytest.importorskip("transformers")
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 
 

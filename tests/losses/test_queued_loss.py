@@ -1,75 +1,47 @@
 """The loss over a queue of keys, and predictors that learn from another loss than the host."""
 
 import copy
-import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import in_processes
+from queues import RHO, VIEWS, WIDTH, pair_batch, pair_host, queued_objective, values_by_hand
 from torch import nn
 
 import dro_temp as dt
 from dro_temp import functional as F
-
-RHO, WIDTH, VIEWS = 1.0, 4, ("image", "text")
-
-
-def _host() -> dt.hosts.TwoTower:
-    torch.manual_seed(0)
-    return dt.hosts.TwoTower(nn.Linear(6, WIDTH), nn.Linear(5, WIDTH)).double()
-
-
-def _batch(n: int, seed: int, samples: int = 40):
-    g = torch.Generator().manual_seed(seed)
-    return {
-        "images": torch.randn(n, 6, generator=g, dtype=torch.float64),
-        "texts": torch.randn(n, 5, generator=g, dtype=torch.float64),
-        "index": torch.randperm(samples, generator=g)[:n],
-    }
 
 
 def _queued(size: int) -> dt.QueuedLoss:
     return dt.QueuedLoss(dt.KLRobustLoss(RHO), size=size, features=WIDTH)
 
 
-def _by_hand(queries, keys, index, tau, earlier) -> list[float]:
-    """Loops over the batch's other columns and the earlier keys of samples that are not in it."""
-    values, here = [], set(index.tolist())
-    for i in range(len(queries)):
-        own = queries[i] @ keys[i]
-        margins = [queries[i] @ keys[j] - own for j in range(len(keys)) if j != i]
-        margins += [queries[i] @ key - own for key, number in earlier if number not in here]
-        log_g = math.log(sum(math.exp(float(h / tau[i])) for h in margins) / len(margins))
-        values.append(float(tau[i]) * (log_g + RHO))
-    return values
-
-
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), size=st.integers(3, 20), n=st.integers(2, 9), steps=st.integers(0, 6))
 def test_the_value_is_that_of_loops_over_queue_and_batch(seed, size, n, steps):
-    host, loss, earlier = _host(), _queued(size), []
+    host, loss, earlier = pair_host(), _queued(size), []
     loss.queue.double()
     for step in range(steps):
-        rows = host(**_batch(n, seed + step))["image"]
+        rows = host(**pair_batch(n, seed + step))["image"]
         loss(rows, 0.5)
         loss.queue.commit()
         earlier += list(zip(rows.scores.keys.detach(), rows.index.tolist(), strict=True))
-    rows = host(**_batch(n, seed + 1000))["image"]
+    rows = host(**pair_batch(n, seed + 1000))["image"]
     tau = torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) + 0.2
     found = loss(rows, tau)
     if len(earlier) < size:
         assert found.tolist() == [0.0] * n  # waits
     else:
         scores = rows.scores.detached()
-        expected = _by_hand(scores.queries, scores.keys, rows.index, tau, earlier[-size:])
+        expected = values_by_hand(scores.queries, scores.keys, rows.index, tau, earlier[-size:])
         torch.testing.assert_close(found.tolist(), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_forward_reads_and_commit_writes():
-    host, loss = _host(), _queued(8)
-    rows = host(**_batch(5, 0))["image"]
+    host, loss = pair_host(), _queued(8)
+    rows = host(**pair_batch(5, 0))["image"]
     before = copy.deepcopy(loss.state_dict())
     loss(rows, 0.5)
     assert all(torch.equal(before[name], value) for name, value in loss.state_dict().items())
@@ -100,13 +72,13 @@ def test_the_newest_keys_stay():
 
 
 def test_saving_and_loading_goes_on_bit_for_bit():
-    host, first, second = _host(), _queued(7), _queued(7)
+    host, first, second = pair_host(), _queued(7), _queued(7)
     for step in range(4):
-        first(host(**_batch(5, step))["image"], 0.5)
+        first(host(**pair_batch(5, step))["image"], 0.5)
         first.queue.commit()
     second.load_state_dict(first.state_dict())
     for step in range(4, 8):
-        rows = host(**_batch(5, step))["image"]
+        rows = host(**pair_batch(5, step))["image"]
         assert torch.equal(first(rows, 0.5), second(rows, 0.5))
         first.queue.commit()
         second.queue.commit()
@@ -129,11 +101,11 @@ def test_streaming_and_matrices_agree():
     found = []
     for backend in ("reference", "torch", "cpu"):
         host, loss = (
-            _host().float(),
+            pair_host().float(),
             dt.QueuedLoss(dt.KLRobustLoss(RHO, backend=backend), size=9, features=WIDTH),
         )
         for step in range(4):
-            batch = {k: x.float() if x.is_floating_point() else x for k, x in _batch(6, step).items()}
+            batch = {k: x.float() if x.is_floating_point() else x for k, x in pair_batch(6, step).items()}
             rows = host(**batch)["image"].detached()
             tau = torch.full((6,), 0.4, requires_grad=True)
             values = loss(rows, tau)
@@ -150,38 +122,22 @@ def test_bad_input_says_what_to_type(no_shape_checks):
         _queued(0)
     loss = dt.QueuedLoss(dt.KLRobustLoss(RHO), size=4, features=3)
     with pytest.raises(ValueError, match=r"features=4"):
-        loss(_host()(**_batch(3, 0))["image"], 0.5)
-
-
-def _objective(**changes) -> dt.Objective:
-    torch.manual_seed(1)
-    host = _host()
-    net = {
-        v: dt.TempNet(
-            dt.predictors.HiddenEncoder(WIDTH, width=8),
-            tau_min=0.05,
-            tau_max=1.0,
-            readout=dt.predictors.ResidualReadout,
-        ).double()
-        for v in host.views
-    }
-    loss = {v: dt.KLRobustLoss(RHO, estimator=dt.LogMovingAverage(40, gamma=0.7)) for v in host.views}
-    return dt.Objective(host, net, loss, **changes)
+        loss(pair_host()(**pair_batch(3, 0))["image"], 0.5)
 
 
 def test_host_and_predictors_learn_from_their_own_losses():
     """The host's gradient is that of the main loss at fixed temperatures, the predictors' that of the tau_loss."""
-    both = _objective(tau_loss=dt.KLRobustLoss(2.0))
-    output = both(**_batch(12, 3))
+    both = queued_objective(tau_loss=dt.KLRobustLoss(2.0))
+    output = both(**pair_batch(12, 3))
     output.loss.backward()
 
-    alone = _objective()
-    alone(**_batch(12, 3)).loss.backward()
+    alone = queued_objective()
+    alone(**pair_batch(12, 3)).loss.backward()
     for (name, p), q in zip(both.host.named_parameters(), alone.host.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-10, atol=1e-13, msg=name)
 
-    other = _objective()
-    rows = other.host(**_batch(12, 3))
+    other = queued_objective()
+    rows = other.host(**pair_batch(12, 3))
     losses = []
     for view in other.host.views:
         tau = other.predictors[view].predict(rows[view])
@@ -211,14 +167,14 @@ def test_labels_may_teach_temperatures_of_a_frozen_host():
 
 
 def test_steps_fill_the_queue_and_individual_temperatures_learn_from_it():
-    host = _host()
+    host = pair_host()
     predictor = {v: dt.IndividualTemperature(40, tau_min=0.05, tau_max=1.0) for v in host.views}
     loss = {v: dt.KLRobustLoss(RHO, estimator=dt.LogMovingAverage(40)) for v in host.views}
     objective = dt.Objective(host, predictor, loss, tau_loss={v: _queued(10) for v in host.views})
     optimizer = dt.CompositionalOptimizer(torch.optim.SGD(objective.param_groups(lr=0.1)), objective)
     start = predictor["image"].tau.clone()
     for step in range(5):
-        objective(**_batch(8, step)).loss.backward()
+        objective(**pair_batch(8, step)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         moved = not torch.equal(start, predictor["image"].tau)
@@ -228,7 +184,7 @@ def test_steps_fill_the_queue_and_individual_temperatures_learn_from_it():
 
 def test_one_queue_for_two_views_is_refused():
     with pytest.raises(ValueError, match="memory of its own for each view"):
-        _objective(tau_loss=_queued(10))
+        queued_objective(tau_loss=_queued(10))
 
 
 def test_one_memory_for_a_loss_and_a_tau_loss_is_refused():
@@ -242,23 +198,23 @@ def test_one_memory_for_a_loss_and_a_tau_loss_is_refused():
     with pytest.raises(
         ValueError, match=r"loss of view 'text' and the tau_loss of view 'image': sample 7 would"
     ):
-        dt.Objective(_host(), dt.ConstantTemperature(0.5), losses(first), tau_loss=losses(turned))
+        dt.Objective(pair_host(), dt.ConstantTemperature(0.5), losses(first), tau_loss=losses(turned))
     with pytest.raises(
         ValueError, match=r"loss of view 'image' and the tau_loss of view 'image': it would be written"
     ):
-        dt.Objective(_host(), dt.ConstantTemperature(0.5), losses(first), tau_loss=losses(first))
-    dt.Objective(_host(), dt.ConstantTemperature(0.5), losses(first), tau_loss=losses(second))
+        dt.Objective(pair_host(), dt.ConstantTemperature(0.5), losses(first), tau_loss=losses(first))
+    dt.Objective(pair_host(), dt.ConstantTemperature(0.5), losses(first), tau_loss=losses(second))
 
 
 def _train_share(rank: int, world: int, replay: int = 0, even: bool = True) -> dict[str, torch.Tensor]:
     queued = {v: dt.QueuedLoss(dt.KLRobustLoss(RHO), size=11, features=WIDTH, replay=replay) for v in VIEWS}
-    objective = _objective(tau_loss={view: loss.double() for view, loss in queued.items()})
+    objective = queued_objective(tau_loss={view: loss.double() for view, loss in queued.items()})
     optimizer = dt.CompositionalOptimizer(
         torch.optim.SGD(objective.param_groups(lr=0.1, tau_lr=0.5)), objective
     )
     for step in range(4):
         sizes = (8,) if world == 1 else (4, 4) if even else (3, 5)
-        batch = {name: x.split(sizes)[rank] for name, x in _batch(8, step).items()}
+        batch = {name: x.split(sizes)[rank] for name, x in pair_batch(8, step).items()}
         objective(**batch).loss.backward()
         if world > 1:
             for p in objective.parameters():

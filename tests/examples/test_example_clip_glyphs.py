@@ -14,7 +14,7 @@ from isolation import imported_example
 pytest.importorskip("tyro")
 pytest.importorskip("matplotlib")
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = ["--train-size", "256", "--eval-size", "64", "--batch-size", "32", "--threads", "1", "--rho", "1.0"]
 EPOCHS = "8"
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_queued_loss import RHO, WIDTH, _batch, _host
+from queues import RHO, WIDTH, pair_batch, pair_host
 from torch import nn
 
 import dro_temp as dt
@@ -150,15 +150,15 @@ def test_an_impossible_target_is_an_infinite_loss():
 
 def _queue(size: int = 6) -> dt.QueuedLoss:
     loss = dt.QueuedLoss(dt.KLRobustLoss(RHO), size=size, features=WIDTH, replay=2).double()
-    host = _host()
+    host = pair_host()
     for step in range(2):
-        loss(host(**_batch(4, step))["image"], 0.5)
+        loss(host(**pair_batch(4, step))["image"], 0.5)
         loss.queue.commit()
     return loss
 
 
 def test_a_queue_takes_a_target_of_no_column_where_the_weight_is_zero():
-    rows = _host()(**_batch(4, 7))["image"]
+    rows = pair_host()(**pair_batch(4, 7))["image"]
     tau = torch.full((4,), 0.5, dtype=torch.float64)
     found = {}
     for target in (3, -100):
@@ -179,8 +179,8 @@ def test_a_queue_takes_a_target_of_no_column_where_the_weight_is_zero():
 
 
 def test_a_pair_that_is_alone_has_its_own_temperature():
-    host, net = _host(), dt.TempNet(WIDTH, tau_min=0.05, tau_max=1.0, dropout=0.0).double()
-    one = {name: x[:1] for name, x in _batch(4, 9).items()}
+    host, net = pair_host(), dt.TempNet(WIDTH, tau_min=0.05, tau_max=1.0, dropout=0.0).double()
+    one = {name: x[:1] for name, x in pair_batch(4, 9).items()}
     rows = host(**one)["image"]
     torch.testing.assert_close(net.predict(rows), net(rows.features))
     assert not torch.equal(net.predict(rows), net(torch.zeros_like(rows.features)))
@@ -204,12 +204,12 @@ def test_an_objective_learns_from_a_pair_that_is_alone():
     net = dt.TempNet(WIDTH, tau_min=0.05, tau_max=1.0, dropout=0.0).double()
     views = ("image", "text")
     losses = {v: dt.QueuedLoss(dt.KLRobustLoss(RHO), size=6, features=WIDTH).double() for v in views}
-    objective = dt.Objective(_host(), net, dt.InfoNCELoss(), tau_loss=losses)
+    objective = dt.Objective(pair_host(), net, dt.InfoNCELoss(), tau_loss=losses)
     for step in range(2):
-        objective(**_batch(4, step)).loss.backward()
+        objective(**pair_batch(4, step)).loss.backward()
         objective.commit()
     objective.zero_grad()
-    one = {name: x[:1] for name, x in _batch(4, 9).items()}
+    one = {name: x[:1] for name, x in pair_batch(4, 9).items()}
     output = objective(**one)
     output.loss.backward()
     for view in views:

@@ -19,7 +19,7 @@ SIZES = {"size": 640, "epochs": 1}
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(Path(__file__).resolve().parent.parent / ".cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path(__file__).resolve().parents[2] / ".cache"))
     yield
     forget_accelerate()
 
@@ -42,7 +42,7 @@ def test_plain_loop(tmp_path, mixup):
 
 
 def test_examples_are_short():
-    examples = Path(__file__).resolve().parent.parent / "examples"
+    examples = Path(__file__).resolve().parents[2] / "examples"
     for name in ("timm_classifier", "lightning_classifier", "accelerate_classifier"):
         assert len((examples / f"{name}.py").read_text().splitlines()) <= 80
 

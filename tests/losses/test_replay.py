@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from test_queued_loss import RHO, VIEWS, WIDTH, _batch, _by_hand, _host, _objective
+from queues import RHO, VIEWS, WIDTH, pair_batch, pair_host, queued_objective, values_by_hand
 
 import dro_temp as dt
 from dro_temp import functional as F
@@ -29,9 +29,9 @@ def _tempnet() -> dt.TempNet:
 
 
 def _filled(loss: dt.QueuedLoss, batches: int = 3) -> dt.QueuedLoss:
-    host = _host()
+    host = pair_host()
     for step in range(batches):
-        loss(host(**_batch(6, step, samples=15))["image"], 0.5)
+        loss(host(**pair_batch(6, step, samples=15))["image"], 0.5)
         loss.queue.commit()
     return loss
 
@@ -49,13 +49,13 @@ def test_values_are_those_of_loops_over_the_drawn_rows(batches):
     earlier = list(zip(queue.keys, queue.number.tolist(), strict=True))
     found = loss.replayed(net)
     torch.testing.assert_close(found.tau, net(queries))
-    expected = _by_hand(queries, keys, number, found.tau.detach(), earlier)
+    expected = values_by_hand(queries, keys, number, found.tau.detach(), earlier)
     torch.testing.assert_close(found.values.tolist(), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_queries_lie_beside_their_keys():
-    host, loss = _host(), _replaying(size=6, replay=2)
-    rows = host(**_batch(6, 0))["text"]
+    host, loss = pair_host(), _replaying(size=6, replay=2)
+    rows = host(**pair_batch(6, 0))["text"]
     loss(rows, 0.5)
     loss.queue.commit()
     for query, key, number in zip(loss.queue.queries, loss.queue.keys, loss.queue.number, strict=True):
@@ -67,7 +67,7 @@ def test_queries_lie_beside_their_keys():
 def _step(
     objective: dt.Objective, optimizer: dt.CompositionalOptimizer, seed: int
 ) -> dt.objective.ObjectiveOutput:
-    output = objective(**_batch(6, seed, samples=15))
+    output = objective(**pair_batch(6, seed, samples=15))
     optimizer.zero_grad()
     output.loss.backward()
     optimizer.step()
@@ -75,7 +75,7 @@ def _step(
 
 
 def _training(replay: int = 5) -> tuple[dt.Objective, dt.CompositionalOptimizer]:
-    objective = _objective(tau_loss={view: _replaying(replay=replay) for view in VIEWS})
+    objective = queued_objective(tau_loss={view: _replaying(replay=replay) for view in VIEWS})
     groups = objective.param_groups(lr=1e-3, tau_lr=1e-2)
     return objective, dt.CompositionalOptimizer(torch.optim.AdamW(groups), objective)
 
@@ -84,10 +84,10 @@ def test_the_predictor_learns_from_the_mean_over_both():
     objective, optimizer = _training()
     for seed in range(3):
         _step(objective, optimizer, seed)
-    output = objective(**_batch(6, 9, samples=15))
+    output = objective(**pair_batch(6, 9, samples=15))
     optimizer.zero_grad()
     output.loss.backward()
-    rows = objective.host(**_batch(6, 9, samples=15))
+    rows = objective.host(**pair_batch(6, 9, samples=15))
     means = []
     for view in VIEWS:
         predictor, loss = objective.predictors[view], objective.tau_losses[view]
@@ -104,7 +104,7 @@ def test_the_predictor_learns_from_the_mean_over_both():
 def test_the_mean_over_both_is_one_of_weights(count):
     """Each replayed row weighs one, beside rows of any weight; by a count, as the batch's part of the whole does."""
     loss, net = _filled(_replaying()), _tempnet()
-    rows = _host()(**_batch(6, 9, samples=15))["image"]
+    rows = pair_host()(**pair_batch(6, 9, samples=15))["image"]
     weight = torch.tensor([1.0, 0.0, 3.0, 0.5, 0.0, 2.0], dtype=torch.float64)
     weighted = dataclasses.replace(rows, weight=weight).detached()
     own = loss.evaluate(weighted, net)
@@ -118,7 +118,7 @@ def test_the_mean_over_both_is_one_of_weights(count):
 def test_the_host_does_not_learn_from_it():
     """Replay changes temperatures, and the encoders through these alone."""
     with_replay, without = (_training(replay)[0] for replay in (5, 0))
-    output = [objective(**_batch(6, 0)) for objective in (with_replay, without)]
+    output = [objective(**pair_batch(6, 0)) for objective in (with_replay, without)]
     for x in output:
         x.loss.backward()
     for p, q in zip(with_replay.host.parameters(), without.host.parameters(), strict=True):
