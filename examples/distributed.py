@@ -40,8 +40,8 @@ class Options:
     """Learning rate of the towers; the TempNets' is half of it."""
     rho: float = 2.0
     """Radius of the robust loss in nats."""
-    backend: Literal["auto", "eager"] = "auto"
-    """"auto" sends features and three numbers per row, "eager" features and their gradients."""
+    backend: Literal["auto", "reference"] = "auto"
+    """"auto" sends features and three numbers per row, "reference" features and their gradients."""
     out: Path = Path("runs/distributed")
     """Folder for the checkpoint."""
     quick: bool = False

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp import distributed
-from dro_temp._tensors import at_least_float32
-from dro_temp.hosts._index import as_index
+from dro_temp._tensors import LOW, at_least_float32
+from dro_temp.hosts.labels import as_index
 from dro_temp.interfaces import LinearScores, Rows
 
 
@@ -28,7 +28,8 @@ def unit(vectors: Any, encoder: str) -> Tensor:
             "Wrap it in a module that returns the pooled vectors alone."
         )
     with torch.autocast(vectors.device.type, enabled=False):
-        return nn.functional.normalize(at_least_float32(vectors), dim=-1)
+        vectors = at_least_float32(vectors) if vectors.dtype in LOW else vectors
+        return nn.functional.normalize(vectors, dim=-1)
 
 
 def pair_rows(
@@ -52,13 +53,14 @@ def pair_rows(
         ValueError: vectors that are not [n d], or differ in number or width; an index of another length.
         RuntimeError: one of several processes that were launched, without a process group.
     """
-    with distributed.raising_together(image.device) if gathers else nullcontext():
-        index = as_index(index, image.device)
-        _check_pairs(image, text, index)
-    if gathers:
-        distributed.refuse_missing_group()
     together = gathers and distributed.world_size() > 1
-    start, image_scores, text_scores = 0, LinearScores(image, text), LinearScores(text, image)
+    with distributed.raising_together(image.device) if together else nullcontext():
+        index = index if isinstance(index, Tensor) else as_index(index, image.device)
+        _check_pairs(image, text, index)
+    if gathers and not together:
+        distributed.refuse_missing_group()
+    start, image_scores = 0, LinearScores(image, text)
+    text_scores = image_scores.transposed()
     if together:
         # Nothing flows back through the gathering where losses exchange per-row numbers instead.
         all_images, start = distributed.gather_rows_with_gradient(image)

@@ -1,4 +1,4 @@
-"""Rows with labels: class numbers, some of which are to be ignored, or distributions over the classes."""
+"""Rows with labels (class numbers, some ignored, or distributions over the classes), and their sample numbers."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,9 +7,15 @@ import torch
 from torch import Tensor
 
 from dro_temp import functional as F
-from dro_temp._checks import check_integers, check_shape, check_tensor, first_wrong, values_can_be_read
+from dro_temp._checks import (
+    check_integers,
+    check_shape,
+    check_tensor,
+    first_wrong,
+    holds_integers,
+    values_can_be_read,
+)
 from dro_temp._typing import Features
-from dro_temp.hosts._index import as_index
 from dro_temp.interfaces import LinearScores, Rows
 from dro_temp.interfaces.rows import check_distribution
 
@@ -57,7 +63,8 @@ def labelled_rows(
         (tensor([4, 0, 0]), tensor([1., 0., 0.]))
     """
     check_tensor("labels", labels)
-    index = as_index(index, labels.device)
+    if not isinstance(index, Tensor | None):
+        index = as_index(index, labels.device)
     if len(labels.shape) not in (1, 2) or labels.shape[0] != scores.shape[0]:
         raise ValueError(
             f"expected labels of shape [{scores.shape[0]}], or probabilities of shape {list(scores.shape)}, "
@@ -113,3 +120,30 @@ def _all_counted(labels: Tensor, counted: Tensor, classes: int, advice: str) -> 
             f"in row {row}. {advice}"
         )
     return bool(all_counted)
+
+
+def as_index(index: Any, device: torch.device) -> Tensor | None:
+    """Sample numbers as a tensor: also those that come as a list, a tuple or a NumPy array.
+
+    Args:
+        index: the numbers, or None.
+        device: where they are put, unless they are a tensor already.
+
+    Raises:
+        TypeError: something else than whole numbers.
+    """
+    if index is None or isinstance(index, Tensor):
+        return index
+    received, cause = type(index).__name__, None
+    try:
+        numbers = torch.as_tensor(index)
+        numbers = numbers if numbers.numel() else numbers.long()
+        if holds_integers(numbers):
+            return numbers.to(device)
+        received += f" of {str(numbers.dtype).removeprefix('torch.')}"
+    except (TypeError, ValueError, RuntimeError) as error:
+        cause = error
+    raise TypeError(
+        f"expected index as whole numbers, received {received}. Pass each sample's number in the data set as a "
+        "tensor, a list or an array of integers; dro_temp.datasets.SampleTable makes numbers of other keys."
+    ) from cause

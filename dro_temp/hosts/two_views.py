@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from dro_temp import distributed
 from dro_temp._checks import check_kind
-from dro_temp.hosts._index import as_index
 from dro_temp.hosts._pairs import unit
+from dro_temp.hosts.labels import as_index
 from dro_temp.interfaces import HostAdapter, Rows
 
 

@@ -61,6 +61,11 @@ class PredictorInputs:
 
     Raises:
         AttributeError: on reading what was not declared.
+
+    Example:
+        >>> inputs = PredictorInputs(2, features=torch.zeros(2, 8))
+        >>> inputs.n, inputs.features.shape, hasattr(inputs, "statistics")
+        (2, torch.Size([2, 8]), False)
     """
 
     #: Hidden state or embedding of each row, [n d], detached.

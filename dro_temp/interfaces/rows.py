@@ -126,6 +126,10 @@ class LinearScores:
         """Whether gradient flows to what the scores are products of."""
         return any(x is not None and x.requires_grad for x in (self.queries, self.keys, self.bias))
 
+    def transposed(self) -> "LinearScores":
+        """The scores of the keys with the queries, without bias and transform."""
+        return _derived(self, queries=self.keys, keys=self.queries, bias=None, transform=None)
+
     def is_transpose_of(self, other: "LinearScores") -> bool:
         """Whether the two are one matrix read by rows and by columns: each one's queries are the other's keys."""
         return self._mirrors(other, self.keys, other.keys)

@@ -188,9 +188,11 @@ class LogMeanExpLoss(RobustLoss):
         if not (isinstance(first, LinearScores) and isinstance(second, LinearScores)):
             return None
         weighted = rows[0].weight is not None or rows[1].weight is not None
-        if weighted or rows[0].support_size == 0 or "reference" in (self.backend, other.backend):
+        if weighted or "reference" in (self.backend, other.backend):
             return None
         if first.is_share_of_transpose_of(second):
+            if rows[0].support_size == 0:
+                return None
             # Not by the number of rows: that differs from process to process, and all must go the same way.
             fastest = fastest_backend(first.device, first.dtype)
             names = [fastest if loss.backend == "auto" else loss.backend for loss in (self, other)]

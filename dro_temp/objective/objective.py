@@ -143,8 +143,6 @@ class Objective(Committable):
             output = self._forward(args, count, group, batch)
         values = (*output.values.values(), *output.tau_values.values())
         self._transaction.enter(before, values, self.parameters)
-        if self.training and distributed.world_size() > 1 and not torch.compiler.is_compiling():
-            self._unreduced.check_after(output.loss)
         return output
 
     def _forward(
@@ -194,6 +192,8 @@ class Objective(Committable):
         metrics |= {f"penalty/{name}": term.detach() for name, term in penalties.items()}
         for view in self.host.views:
             metrics |= temperature_metrics(view, means[view], taus[view], valid[view])
+        if self.training and not alone and not torch.compiler.is_compiling():
+            self._unreduced.check_after(loss)
         return ObjectiveOutput(
             loss=loss,
             values=values,

@@ -54,6 +54,18 @@ class Transaction:
 
     Args:
         parts: modules that may hold staged memory.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> estimator, x = dt.LogMovingAverage(4), torch.zeros(1, requires_grad=True)
+        >>> transaction = Transaction(estimator)
+        >>> with transaction.recording() as savepoint:  # around a forward
+        ...     value = estimator.propose(torch.tensor([2]), x, torch.tensor([True])) + x
+        >>> transaction.enter(savepoint, (value,), lambda: (x,))
+        >>> value.sum().backward()
+        >>> transaction.commit((x,))  # after a step
+        >>> estimator.log_u
+        tensor([-inf, -inf, 0., -inf])
     """
 
     def __init__(self, *parts: nn.Module) -> None:

@@ -55,7 +55,7 @@ def pair(cases: Iterable[Case]) -> list[Any]:
         >>> from dro_temp import testing
         >>> case = testing.GammaCase("cosine", lambda: dt.estimators.CosineGamma(0.2, epochs=10))
         >>> [parameter.id for parameter in testing.pair([case])]
-        ['constant-stays_in_range', 'constant-never_rises', 'constant-is_a_function_of_steps']
+        ['cosine-stays_in_range', 'cosine-never_rises', 'cosine-is_a_function_of_steps']
     """
     return [
         pytest.param(case, contract, id=f"{case.name}-{contract.__name__}")

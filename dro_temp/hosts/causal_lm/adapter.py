@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dro_temp.hosts._index import as_index
 from dro_temp.hosts._modules import foreign_hooks
 from dro_temp.hosts.causal_lm.model_head import (
     HeadSnapshot,
@@ -24,7 +23,7 @@ from dro_temp.hosts.causal_lm.trial_runs import (
     probe_shift,
     trial_run,
 )
-from dro_temp.hosts.labels import IGNORE, labelled_rows
+from dro_temp.hosts.labels import IGNORE, as_index, labelled_rows
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 
 _ADVICE = (
