@@ -124,6 +124,7 @@ def test_an_interrupted_run_goes_on(files, six_steps, tmp_path, how):
         assert torch.equal(x, _weights(parts)[name]), name
 
 
+@pytest.mark.slow
 def test_several_processes(files, tmp_path):
     command = _command(files, tmp_path / "run", "--steps", "2")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

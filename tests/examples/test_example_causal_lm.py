@@ -116,6 +116,7 @@ def test_refuses_a_radius_that_is_too_large(finished, example, capsys):
     assert "6.931" in said
 
 
+@pytest.mark.slow
 def test_joint_training_with_its_control(example, tmp_path, capsys):
     import causal_lm_joint
 

@@ -34,7 +34,7 @@ def ran(name, tmp_path, **options):
     return said.getvalue(), result
 
 
-@pytest.mark.parametrize("mixup", [0.0, 0.4])
+@pytest.mark.parametrize("mixup", [pytest.param(0.0, marks=pytest.mark.slow), 0.4])
 def test_plain_loop(tmp_path, mixup):
     said, _ = ran("timm_classifier", tmp_path, mixup=mixup)
     assert re.search(r"test: \d+\.\d % right; temperatures", said)

@@ -149,6 +149,7 @@ def test_pairs_of_shards(example, glyphs, tmp_path):
     assert seen <= set(numbers.tolist())
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [str(EXAMPLES / "clip_open_clip.py"), "--quick", "--out", str(tmp_path)]

@@ -282,6 +282,7 @@ def test_refuses_options_that_make_no_sense(example, typed, said, tmp_path, caps
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_training_without_names_finds_more_names(example):
     """In fonts that it never saw; four seeds, one with each scheme, gained 12 to 17 points."""
     from two_views.evaluation import evaluate

@@ -281,8 +281,15 @@ class StopAfter(transformers.TrainerCallback):
         control.should_training_stop |= state.global_step == self.step
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("kind", "frozen"),
+    [
+        ("gpt2", True),
+        ("llama", False),
+        pytest.param("gpt2", False, marks=pytest.mark.slow),
+        pytest.param("llama", True, marks=pytest.mark.slow),
+    ],
+)
 def test_interrupted_and_resumed_is_uninterrupted(kind, frozen, tmp_path):
     settings = {
         "max_steps": 6,

@@ -49,7 +49,7 @@ def test_what_was_not_declared_is_refused_in_every_path(shape, declared, read):
         dt.KLRobustLoss(1.0)(rows(*shape), predictor)
 
 
-@pytest.mark.parametrize("reads", ['"feature"', '{"statistics"}', '"features"', "7"])
+@pytest.mark.parametrize("reads", ['"feature"', '{"sumary"}', '"features"', "7"])
 def test_a_misspelt_declaration_is_refused_when_the_class_is_made(reads):
     with pytest.raises(ValueError, match=r"expected Misspelt.reads.*received.*Write reads"):
         type("Misspelt", (dt.TemperaturePredictor,), {"reads": eval(reads), "raw": lambda self, inputs: None})

@@ -90,7 +90,9 @@ def test_its_folder_and_file_are_the_users_own(tmp_path):
 
 
 @needs_compiler
-@pytest.mark.parametrize("damage", ["half", "empty", "text", "one byte"])
+@pytest.mark.parametrize(
+    "damage", ["half", *(pytest.param(d, marks=pytest.mark.slow) for d in ("empty", "text", "one byte"))]
+)
 def test_a_damaged_library_is_built_again(tmp_path, damage):
     assert _python(XDG_CACHE_HOME=str(tmp_path)).split() == ["cpu"]
     built = _built_in(tmp_path)
@@ -109,7 +111,7 @@ def test_a_damaged_library_is_built_again(tmp_path, damage):
 
 @needs_compiler
 @pytest.mark.skipif(os.name != "posix", reason="modes as POSIX knows them")
-@pytest.mark.parametrize("who", ["everyone", "another user"])
+@pytest.mark.parametrize("who", [pytest.param("everyone", marks=pytest.mark.slow), "another user"])
 def test_a_planted_library_is_not_loaded(tmp_path, who):
     """It would print as it is loaded; the digest in its name is right."""
     planted, cache = tmp_path / "planted.c", tmp_path / "dro_temp"

@@ -237,10 +237,17 @@ def _step(objective, call, batch):
     return output.loss.detach(), output.tau, [p.grad for p in objective.parameters()]
 
 
+# One of each shape of rows; the others take minutes together.
+QUICK = {("classes", None), ("pairs-moving-average", None), ("tokens", None), ("classes", True)}
+
+
 # "Automatic" is torch's own default: sizes that change are found out.
 @pytest.mark.parametrize(
     ("name", "dynamic"),
-    [(name, None) for name in OBJECTIVES] + [(name, True) for name in ("classes", "pairs")],
+    [
+        pytest.param(name, dynamic, marks=[] if (name, dynamic) in QUICK else pytest.mark.slow)
+        for name, dynamic in [*((name, None) for name in OBJECTIVES), ("classes", True), ("pairs", True)]
+    ],
 )
 def test_twelve_numbers_of_rows_are_two_graphs_at_most(name, dynamic, counter):
     build, batch = OBJECTIVES[name]

@@ -84,7 +84,7 @@ def _train_all(rank: int, world: int) -> dict[str, list[float]]:
     }
 
 
-@pytest.fixture(scope="module", params=[2, 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))])
 def states(request):
     return in_processes(request.param, _train_all)
 

@@ -83,6 +83,7 @@ def test_shuffled_captions_are_as_many_as_were_asked_for():
     assert not captions(train, 0.0, seed=0)[1].any()
 
 
+@pytest.mark.slow
 def test_a_study_from_trials_to_table_and_again_from_stored_runs(one_thread, tmp_path, monkeypatch):
     setting = {"size": 300, "batch": 50, "epochs": 1}
     monkeypatch.setattr(compare, "TUNED_AT", 300)
