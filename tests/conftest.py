@@ -23,8 +23,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
-# The pure functions and the leaves are checked against their shape types. interfaces.py, objective.py and
-# optim.py are not: there a wrong shape must meet the library's own three-part error.
+# The pure functions and the subclasses are checked against their shape types. interfaces/, objective/ and optim.py
+# are not: there a wrong shape must meet the library's own three-part error.
 CHECKED = [
     "dro_temp.functional",
     "dro_temp.estimators",

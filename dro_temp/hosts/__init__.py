@@ -1,5 +1,6 @@
 """Host adapters: the user's own model, seen as rows of scores."""
 
+from dro_temp.hosts._pairs import pair_rows
 from dro_temp.hosts.causal_lm import CausalLM, ModelHead
 from dro_temp.hosts.classifier import Classifier
 from dro_temp.hosts.hf_dual_encoder import HFDualEncoder
@@ -27,4 +28,5 @@ __all__ = [
     "WithReference",
     "freeze_unused",
     "labelled_rows",
+    "pair_rows",
 ]

@@ -39,19 +39,35 @@ def pair_rows(
     *,
     negatives: Tensor | None = None,
     gathers: bool = False,
+    views: tuple[str, str] = ("image", "text"),
 ) -> dict[str, Rows]:
-    """Image rows and text rows of a batch of pairs; the target of each row is its own partner.
+    r"""Rows of both sides of a batch of pairs, for a host of your own: $s_{ij} = x_i^\top y_j$, and its transpose.
+
+    The target of each row is its own partner, which is no outcome. In several processes columns come from all of them,
+    with their gradient: a host that scores its own batch alone would train on fewer outcomes, and nothing would tell.
 
     Args:
-        image: unit vectors [n d].
-        text: unit vectors [n d].
+        image: vectors x of the first side, [n d], usually of length one.
+        text: vectors y of the second side, [n d].
         index: the pairs' numbers in the data set, also as a list or an array.
-        negatives: unit vectors [k d] of further texts, columns of the image rows without rows of their own.
-        gathers: True to take columns from all processes; False where one may run alone, as in an evaluation.
+        negatives: vectors [k d] of the second side that belong to no pair: columns without rows.
+        gathers: True to take columns from all processes: `self.objective_trains` of a host. False where one process may
+            run alone, as in an evaluation.
+        views: names of the two sides; a host declares them as its `views`, and as `mirrored`.
+
+    Returns:
+        Rows of each view, with the vectors of its side as features.
 
     Raises:
         ValueError: vectors that are not [n d], or differ in number or width; an index of another length.
         RuntimeError: one of several processes that were launched, without a process group.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> x, y = (torch.nn.functional.normalize(torch.randn(3, 8)) for _ in range(2))
+        >>> rows = dt.hosts.pair_rows(x, y, views=("audio", "text"))
+        >>> rows["audio"].target.tolist(), rows["text"].support_size
+        ([0, 1, 2], 2)
     """
     together = gathers and distributed.world_size() > 1
     with distributed.raising_together(image.device) if together else nullcontext():
@@ -72,8 +88,8 @@ def pair_rows(
         image_scores = LinearScores(image, torch.cat([image_scores.keys, further]))
     target = torch.arange(start, start + len(image), device=image.device)
     return {
-        "image": Rows(image_scores, target, image, index, target_in_support=False),
-        "text": Rows(text_scores, target, text, index, target_in_support=False),
+        views[0]: Rows(image_scores, target, image, index, target_in_support=False),
+        views[1]: Rows(text_scores, target, text, index, target_in_support=False),
     }
 
 

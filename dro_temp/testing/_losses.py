@@ -1,11 +1,15 @@
 """What every loss on rows must do."""
 
+from unittest import mock
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dro_temp.interfaces import Rows
+from dro_temp.interfaces import LinearScores, Rows
+from dro_temp.kernels.dispatch import BackendOption
+from dro_temp.losses import LogMeanExpLoss
 from dro_temp.state import staged_modules
 from dro_temp.testing._asserts import assert_same, assert_unchanged, few_examples, state_of
 from dro_temp.testing._cases import LossCase
@@ -20,8 +24,10 @@ def gives_one_value_per_row(case: LossCase) -> None:
     for n in (1, 2, 5):
         for pairs in _KINDS:
             values = case.build()(case.rows(n, pairs=pairs), case.tau(n))
-            assert values.shape == (n,)
-            assert values.dtype == torch.float64
+            assert values.shape == (n,), f"expected values of shape [{n}], received {list(values.shape)}"
+            assert values.dtype == torch.float64, (
+                f"expected float64 values of float64 rows, received {values.dtype}"
+            )
     half = case.rows(4)
     low = Rows(half.dense_scores.bfloat16(), half.target, index=half.index)
     assert case.build()(low, case.tau(4).bfloat16()).dtype == torch.float32
@@ -43,6 +49,37 @@ def works_row_by_row(case: LossCase) -> None:
         assert not gradient.any(), (
             "expected the value of row 1 to have no gradient to the scores of other rows"
         )
+
+
+def streams_what_it_computes(case: LossCase) -> None:
+    """Where scores are products, values and gradients are those of the score matrix, which is not made."""
+
+    def run(backend: BackendOption, pairs: bool) -> tuple[Tensor, ...]:
+        loss, generator = case.build(), torch.Generator().manual_seed(0)
+        assert isinstance(loss, LogMeanExpLoss)
+        loss.backend = backend
+        queries, keys = (
+            torch.randn(k, 4, generator=generator, dtype=torch.float64).requires_grad_()
+            for k in (5, case.outcomes)
+        )
+        tau = case.tau(5).requires_grad_()
+        values = loss(case.rows(5, pairs=pairs, scores=LinearScores(queries, keys)), tau)
+        values.mean().backward()
+        return values.detach(), *(x.grad for x in (queries, keys, tau))
+
+    if not isinstance(case.build(), LogMeanExpLoss):
+        return
+    made = AssertionError(
+        "expected a streaming loss to read log_g and tau alone, it made the scores of its rows"
+    )
+    for pairs in _KINDS:
+        expected = run("reference", pairs)
+        with mock.patch.object(LinearScores, "dense", side_effect=made):
+            streamed = run("torch", pairs)
+        for name, ours, theirs in zip(("value", "queries", "keys", "tau"), streamed, expected, strict=True):
+            assert_same(
+                ours, theirs, f"{name} streamed, and from the matrix (pairs={pairs})", rtol=1e-8, atol=1e-10
+            )
 
 
 def knows_whether_the_target_is_an_outcome(case: LossCase) -> None:
@@ -261,6 +298,7 @@ def survives_saving(case: LossCase) -> None:
 CONTRACTS = (
     gives_one_value_per_row,
     works_row_by_row,
+    streams_what_it_computes,
     knows_whether_the_target_is_an_outcome,
     takes_the_worst_case,
     ignores_a_constant_in_scores,

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dro_temp.interfaces import FrozenHead, Support, TemperaturePredictor
+from dro_temp.interfaces import FrozenHead, LinearScores, Rows, Support, TemperaturePredictor
+from dro_temp.kernels.dispatch import BackendOption
+from dro_temp.losses import KLRobustLoss
 from dro_temp.testing._asserts import (
     assert_compiles,
     assert_finite_gradients,
@@ -72,6 +74,33 @@ def has_one_temperature_per_row(case: PredictorCase) -> None:
     grid = predictor(features.reshape(2, 3, -1), index=index.reshape(2, 3))
     assert_same(grid, flat.reshape(2, 3), "features [2, 3, d]", atol=1e-6)
     assert_same(predictor(features[0], index=index[0]), flat[0], "features [d]", atol=1e-6)
+
+
+def predicts_the_same_in_the_sweep(case: PredictorCase) -> None:
+    """A predictor of scores, asked chunk by chunk by a streaming loss, gives what it gives for the score matrix."""
+    predictor = case.build().double().eval()
+    if not predictor.reads_scores:
+        return
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = (
+        torch.randn(k, case.width, generator=generator, dtype=torch.float64) for k in (5, case.outcomes)
+    )
+    index, target = torch.arange(5) % case.num_samples, torch.arange(5) % case.outcomes
+    rows = Rows(LinearScores(queries, keys), target, features=queries, index=index)
+    results = []
+    backends: tuple[BackendOption, ...] = ("reference", "torch")
+    for backend in backends:
+        predictor.zero_grad()
+        output = KLRobustLoss(0.1, backend=backend).evaluate(rows, predictor)
+        if output.values.requires_grad:
+            output.values.mean().backward()  # type: ignore[no-untyped-call]
+        gradients = {name: p.grad for name, p in predictor.named_parameters() if p.grad is not None}
+        results.append((output.tau.detach(), gradients))
+    (expected, theirs), (streamed, ours) = results
+    assert_same(streamed, expected, "temperatures in the sweep, and of the matrix", rtol=1e-8, atol=1e-10)
+    for name in theirs:
+        what = f"gradient of {name} in the sweep, and of the matrix"
+        assert_same(ours[name], theirs[name], what, rtol=1e-6, atol=1e-10)
 
 
 def works_row_by_row(case: PredictorCase) -> None:
@@ -189,6 +218,7 @@ CONTRACTS = (
     stays_in_bounds,
     has_one_temperature_per_row,
     works_row_by_row,
+    predicts_the_same_in_the_sweep,
     is_deterministic_in_eval,
     decodes_what_it_predicts,
     has_finite_gradients,
