@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import dro_temp as dt
-from dro_temp.kernels.products import processor_multiplies_bfloat16
+from dro_temp.kernels.products import cpu_multiplies_bfloat16
 from lm.problem import RHO, LmProblem
 
 
@@ -112,7 +112,7 @@ def _training(options: Namespace) -> str | None:
 
 def _multiplies(options: Namespace) -> str | None:
     """A processor without bfloat16 instructions emulates them, up to a hundred times slower than float32."""
-    if options.dtype == "bf16" and options.device == "cpu" and not processor_multiplies_bfloat16():
+    if options.dtype == "bf16" and options.device == "cpu" and not cpu_multiplies_bfloat16():
         return "this processor has no bfloat16 instructions"
     return None
 
