@@ -33,8 +33,8 @@ class CompositionalOptimizer(Optimizer):
         base: any torch optimizer over the objective's parameters.
         objective: the objective whose memory is committed, also wrapped (DistributedDataParallel); or a risk by itself,
             such as `TiltedRisk(-1.0, estimator=LogMovingAverage(1))` over the losses of any model.
-        gamma: inner learning rate, or a function from the number of steps to it, for all of the objective's `LogMovingAverage` estimators; None
-            keeps theirs.
+        gamma: inner learning rate, or a function from the number of steps to it, for all of the objective's
+            `LogMovingAverage` estimators; None keeps theirs.
 
     Raises:
         TypeError: `base` is no plain torch optimizer, or `objective` neither an Objective nor a SampleRisk.

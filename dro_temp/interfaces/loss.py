@@ -20,8 +20,7 @@ from dro_temp._checks import (
     values_can_be_read,
 )
 from dro_temp._loading import ShapeChecked
-from dro_temp._pytree import pytree
-from dro_temp._repr import one_line
+from dro_temp._pytree import one_line, pytree
 from dro_temp._tensors import at_least_float32
 from dro_temp._typing import PerRow
 from dro_temp.functional.statistics import STATISTICS, Statistic, row_statistics

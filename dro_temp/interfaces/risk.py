@@ -60,7 +60,7 @@ class SampleRisk(ShapeChecked, ABC):
 
     @final
     def reduced(self, losses: Tensor, *, weight: Tensor | None = None, group: Tensor | None = None) -> Scalar:
-        """As `forward`, for a caller that checked the arguments, and keeps a transaction of what was proposed, as `Objective` does."""
+        """As `forward`, for a caller that checks arguments and records proposals itself, as `Objective` does."""
         with torch.autocast(losses.device.type, enabled=False):
             losses, weight, group = self._inert(losses, weight, group)
             value = self.value(losses, weight, group)

@@ -19,8 +19,7 @@ from dro_temp._checks import (
     first_wrong,
     values_can_be_read,
 )
-from dro_temp._pytree import map_tensors, pytree
-from dro_temp._repr import one_line
+from dro_temp._pytree import map_tensors, one_line, pytree
 from dro_temp._tensors import at_least_float32
 from dro_temp._typing import Features, Mask, PerRow, RowIndex, RowMask, Scores
 

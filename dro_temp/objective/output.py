@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from dro_temp._pytree import pytree
-from dro_temp._repr import one_line
+from dro_temp._pytree import one_line, pytree
 from dro_temp._typing import PerRow, Scalar
 from dro_temp.interfaces import BackendChoice
 

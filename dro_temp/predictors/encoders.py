@@ -170,7 +170,8 @@ class PrototypeEncoder(TempNetEncoder):
 class LogitEncoder(TempNetEncoder):
     r"""A projection of the normalised logits.
 
-    $v = B\,\mathrm{dropout}(\sigma(A z / \|z\| + a)) + b$, outcomes that cannot happen (see `ScoreStatistics`) left out of z.
+    $v = B\,\mathrm{dropout}(\sigma(A z / \|z\| + a)) + b$, outcomes that cannot happen (see `ScoreStatistics`) left
+    out of z.
 
     Args:
         outcomes: number of logits (vocabulary, classes).
@@ -291,7 +292,8 @@ class HiddenEncoder(TempNetEncoder):
 class StatisticsEncoder(TempNetEncoder):
     r"""A small network over four statistics of each row's scores.
 
-    With $\bar s$ the mean of a row over its m outcomes that can happen (see `ScoreStatistics`), v is a two-layer projection of
+    With $\bar s$ the mean of a row over its m outcomes that can happen (see `ScoreStatistics`), v is a two-layer
+    projection of
 
     $$\frac{H}{\log m}, \quad \log(1 + \max_j s_j - \bar s), \quad \log(1 + \mathrm{std}\,s), \quad
     \log\left(1 + \log \tfrac1m \textstyle\sum_j e^{s_j - \bar s}\right),$$

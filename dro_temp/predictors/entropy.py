@@ -77,8 +77,8 @@ class EdtRule(EntropyRule):
 class DynatempRule(EntropyRule):
     r"""$\tau = \tau_{\min} + (\tau_{\max} - \tau_{\min}) (H / \log m)^k$, m the number of outcomes that can happen.
 
-    As in llama.cpp, where m counts the candidates that are left: an outcome that is banned (-inf, -1e4; see `ScoreStatistics`)
-    does not count.
+    As in llama.cpp, where m counts the candidates that are left: an outcome that is banned (-inf, -1e4; see
+    `ScoreStatistics`) does not count.
 
     Args:
         tau_min: temperature of a row without entropy, > 0.

@@ -71,8 +71,8 @@ class ResidualReadout(TempNetReadout):
     Example:
         >>> import torch, dro_temp as dt
         >>> tempnet = dt.TempNet(
-        ...     dt.predictors.HiddenEncoder(8), tau_min=0.1, tau_max=1.0, tau_init=0.25, readout=dt.predictors.ResidualReadout
-        ... )
+        ...     dt.predictors.HiddenEncoder(8), tau_min=0.1, tau_max=1.0, tau_init=0.25,
+        readout=dt.predictors.ResidualReadout ... )
         >>> tempnet(torch.randn(3, 8))
         tensor([0.2500, 0.2500, 0.2500], grad_fn=<...>)
 
