@@ -31,7 +31,7 @@ What did not pay:
 
 - Chunks of fewer than 128 rows leave the CPU waiting for keys; beyond 256 rows little is gained (`memory.block_rows`).
 - Activation checkpointing by hooks for the predictor: allocations between blocks fragment the heap, four times the
-  memory of a block at 16,384 rows (`_autograd.checkpointed_by_blocks`).
+  memory of a block at 16,384 rows (`_autograd.CheckpointedBlocks`).
 
 Forward and backward of a language-model head with TempNet, over the three products alone (one thread of an AMD EPYC
 with AVX2, torch 2.14, float32, 2026-11-24; docs/streaming.md has the method and the other libraries):
