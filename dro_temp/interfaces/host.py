@@ -68,12 +68,13 @@ class HostAdapter(nn.Module, ABC):
         except TypeError as mismatch:
             takes = ", ".join(str(parameter).split(":")[0] for parameter in signature.parameters.values())
             raise TypeError(
-                f"expected a batch for {type(self).__name__}, which takes ({takes}), received {_received(str(mismatch))}. "
+                f"expected a batch for {type(self).__name__}, which takes ({takes}), received "
+                f"{_received(str(mismatch))}. "
                 "Pass these, by place or by name; count= and group= go to the objective."
             ) from error
 
     def train(self, mode: bool = True) -> "HostAdapter":
-        """As `torch.nn.Module.train`; a frozen host stays in eval mode, and `objective_trains` is the requested mode."""
+        """A frozen host stays in eval mode; `objective_trains` is the requested mode."""
         self.objective_trains = mode
         super().train(mode and not self.frozen)
         return self

@@ -417,9 +417,7 @@ class Rows:
         return _derived(self, scores=scores, features=features)
 
     def inert_where_invalid(self) -> "Rows":
-        """The same rows with zeros in those that do not count: a weight of zero would not help, since 0 times NaN is
-        NaN.
-        """
+        """The same rows with zeros where the weight is zero: multiplying would not do, since 0 times NaN is NaN."""
         if self.weight is None and self.support_size > 0:
             return self
         scores, invalid = self.scores, ~self.valid

@@ -102,9 +102,9 @@ class _BothSides(torch.autograd.Function):
         second = block.sum_rows(y, all_x, tau_y, store=_PURPOSES[1] if stores else None)
         ctx.scores = (first.scores, second.scores)  # [n m] each, or None
         sums = (first.row_max, first.sum_exp, second.row_max, second.sum_exp)
-        slopes = (first.slope(tau_x), second.slope(tau_y))
-        ctx.save_for_backward(x, y, all_x, all_y, tau_x, tau_y, *sums, *slopes)
-        return first.log_sums(tau_x), second.log_sums(tau_y)
+        (log_sums_x, slope_x), (log_sums_y, slope_y) = first.log_sums(tau_x), second.log_sums(tau_y)
+        ctx.save_for_backward(x, y, all_x, all_y, tau_x, tau_y, *sums, slope_x, slope_y)
+        return log_sums_x, log_sums_y
 
     @staticmethod
     @without_autocast

@@ -66,13 +66,10 @@ class PairRowSums:
     mean_excess: Tensor
     scores: Scores | None
 
-    def log_sums(self, tau: PerRow) -> PerRow:
-        """Log of the sum, relative to the paired score."""
-        return (self.row_max - self.paired_score) / tau + self.sum_exp.log()
-
-    def slope(self, tau: PerRow) -> PerRow:
-        """Derivative of `log_sums` with respect to tau."""
-        return -(self.mean_excess + (self.row_max - self.paired_score)) / tau.square()
+    def log_sums(self, tau: PerRow) -> tuple[PerRow, PerRow]:
+        """Log of the sums relative to the paired score, and its derivative with respect to tau, [n]."""
+        excess = self.row_max - self.paired_score
+        return excess / tau + self.sum_exp.log(), -(self.mean_excess + excess) / tau.square()
 
 
 @dataclass(frozen=True)
@@ -305,9 +302,10 @@ class _LogSums(torch.autograd.Function):
         ctx.block, ctx.scores = block, rows.scores
         inputs = (queries, keys, tau_rows, tau_columns)
         sums = (rows.row_max, rows.sum_exp, columns.column_max, columns.sum_exp)
-        ctx.save_for_backward(*inputs, *sums, rows.slope(tau_rows), column_slope)
+        row_log_sums, row_slope = rows.log_sums(tau_rows)
+        ctx.save_for_backward(*inputs, *sums, row_slope, column_slope)
         column_log_sums = (columns.column_max - column_paired_score) / tau_columns + columns.sum_exp.log()
-        return rows.log_sums(tau_rows), column_log_sums
+        return row_log_sums, column_log_sums
 
     @staticmethod
     @without_autocast
