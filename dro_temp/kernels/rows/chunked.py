@@ -197,7 +197,8 @@ class ChunkedForward:
     def _start(self, n: int, mask: GradMask) -> None:
         """Allocate the result and the accumulators of the gradients."""
         new = self.queries.new_empty
-        result = ChunkResult(*(new(n, dtype=self.dtype) for _ in range(3)))
+        log_g, tau, slope = (new(n, dtype=self.dtype) for _ in range(3))
+        result = ChunkResult(log_g, tau, slope)
         for name in self.plan.statistics:
             result.statistics[name] = new(n, dtype=self.dtype)
         result.queries = empty_contiguous(self.queries, self.dtype) if mask.queries else None
