@@ -56,7 +56,6 @@ class EdtRule(EntropyRule):
     tau_min: float = 0.01
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_positive("tau0", self.tau0)
         check_bounds(self.tau_min, self.tau0)
         check_within("theta", self.theta, 0.0, 1e6)
@@ -102,7 +101,6 @@ class DynatempRule(EntropyRule):
     exponent: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_bounds(self.tau_min, self.tau_max)
         check_positive("exponent", self.exponent)
 

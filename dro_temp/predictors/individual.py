@@ -39,7 +39,6 @@ class GradientUpdate:
     clip: float = 5.0
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_positive("lr", self.lr)
         check_positive("clip", self.clip)
         check_positive("beta", self.beta)

@@ -180,7 +180,7 @@ class TempNet(Pretrained, TemperaturePredictor):
             >>> model = transformers.GPT2LMHeadModel(config)
             >>> tempnet = dt.TempNet.for_lm(model, inputs=("hidden", "statistics"), tau_min=0.1, tau_max=2.0)
             >>> tempnet.made_for.outcomes, tempnet.made_for.width, sorted(tempnet.reads)
-            (99, 16, ['features', 'summary'])
+            (99, 16, ['features', 'statistics'])
         """
         head = LanguageHead.of(model)
         if rho is not None:
