@@ -191,9 +191,10 @@ class _LogMeanExp(torch.autograd.Function):
         *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
         needs_grad = ctx.needs_input_grad[3:]
-        required = GradMask()
-        if records_graph:  # leaves require gradients even where no graph is recorded
+        if records_graph:
             required = GradMask(needs_grad[0], needs_grad[1], needs_grad[2], any(needs_grad[4:]))
+        else:  # leaves require gradients even where no graph is recorded
+            required = GradMask()
         random = plan.predictor is not None and plan.predictor.training  # dropout, say
         ctx.random_state = RandomState(queries.device) if random else None
         # Without an assumption, the weight of each row in a sum over rows is still unknown.
