@@ -180,7 +180,7 @@ def _fill(loss: dt.QueuedLoss) -> None:
     """Fill the queue, as after thousands of steps."""
     queue = loss.queue
     vectors = [
-        nn.functional.normalize(torch.randn(queue.size, queue.features), dim=1) for _ in queue.kept[:-1]
+        nn.functional.normalize(torch.randn(queue.size, queue.features), dim=1) for _ in queue.entries[:-1]
     ]
     queue.write(*vectors, torch.arange(queue.size) + SAMPLES)  # samples outside the batch
 

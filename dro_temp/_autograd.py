@@ -20,9 +20,9 @@ _USE_REFERENCE = (
 
 
 def outside_graphs(function: F) -> F:
-    """As `torch.compiler.disable`, which loads the whole compiler when it decorates: two seconds of every import.
+    """As `torch.compiler.disable`, without importing the compiler for it, which takes two seconds.
 
-    Nothing can be compiling before it is loaded.
+    Nothing can be compiling before it is imported.
     """
     disabled: list[Any] = []
 
@@ -34,12 +34,12 @@ def outside_graphs(function: F) -> F:
             return disabled[0](*args, **kwargs)
         return function(*args, **kwargs)
 
-    # What the compiler looks for: it breaks the graph before the call, and does not look inside.
+    # The compiler checks this attribute, and breaks the graph before the call.
     wrapper._torchdynamo_disable = True  # type: ignore[attr-defined]
     return wrapper  # type: ignore[return-value]
 
 
-# Unsupported autograd features
+# Errors for unsupported autograd features
 
 
 def refuse_transforms() -> None:
@@ -52,7 +52,7 @@ def refuse_transforms() -> None:
 
 
 def refuse_second_derivative(of: str = "a streaming loss", instead: str = _USE_REFERENCE) -> None:
-    """Raise in a backward that is itself recorded."""
+    """Raise in a backward whose own graph is recorded."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             f"expected a first derivative of {of}, received create_graph=True: gradients that are formed block by "
@@ -61,7 +61,7 @@ def refuse_second_derivative(of: str = "a streaming loss", instead: str = _USE_R
 
 
 def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A backward whose products keep their precision, wherever it is called."""
+    """A backward outside autocast, so that its products keep their precision."""
 
     @functools.wraps(backward)
     def exact(ctx: Any, *grads: Tensor) -> Any:
@@ -75,10 +75,10 @@ def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class RandomState:
-    """The state of the random number generators at one moment: a second sweep must drop the units that the first did.
+    """A snapshot of the random number generators, so that a second sweep drops the same units as the first.
 
     Args:
-        device: where random numbers are drawn, beside the CPU.
+        device: where random numbers are drawn, besides the CPU.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -88,7 +88,7 @@ class RandomState:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Inside, random numbers are those that followed that moment; outside, nothing has changed."""
+        """Replay the random numbers since the snapshot inside the block, and restore the generators after it."""
         devices = [] if self._cuda is None else [self._device]
         with torch.random.fork_rng(devices=devices):
             torch.set_rng_state(self._cpu)
@@ -101,18 +101,17 @@ class RandomState:
 
 
 class Rebound:
-    """A module that computes with other tensors in place of its parameters, while it stays as it is.
+    """A module that computes with other tensors in place of its parameters, and is not modified.
 
-    `torch.func.functional_call` writes the substitutes into the module for as long as the call lasts, so that another
-    thread that runs the module, or looks at its parameters, meets them there. This builds a second module beside it,
-    which shares its buffers, hooks and attributes; what a call assigns to an attribute is written back. Parameters that
-    are reached by another way (a compiled layer, a bound method in an attribute) stay the original ones: ask for the
-    gradient of both.
+    `torch.func.functional_call` writes the substitutes into the module during the call, where other threads that run
+    the module see them. This builds a second module instead, which shares buffers, hooks and attributes; attributes
+    that a call assigns are written back. Parameters reached in another way (a compiled layer, a bound method in an
+    attribute) stay the original ones: compute the gradient of both.
 
     Args:
         module: the module.
-        parameters: those to be replaced.
-        substitutes: what takes their places, in that order.
+        parameters: parameters to replace.
+        substitutes: their replacements, in that order.
 
     Example:
         >>> import torch
@@ -127,35 +126,35 @@ class Rebound:
     ) -> None:
         by_id = {id(p): x for p, x in zip(parameters, substitutes, strict=True) if x is not p}
         self._by_id, self._module = by_id, module
-        #: Each module's copy, and its attributes as they were last seen.
+        #: Each module's copy, and its attributes before the last call.
         self._copies: dict[nn.Module, tuple[nn.Module, dict[str, Any]]] = {}
         if not by_id:
             return
-        # Out of Python's reach are the parameters of a scripted module: it stays itself.
+        # Python cannot replace the parameters of a scripted module: it is not copied.
         originals = [m for m in module.modules() if not isinstance(m, torch.jit.ScriptModule)]
         copies = {m: object.__new__(type(m)) for m in originals}
         for original, copy in copies.items():
             attributes = dict(original.__dict__)
-            own, children = original._parameters, original._modules
-            attributes["_parameters"] = {name: by_id.get(id(p), p) for name, p in own.items()}
-            attributes["_modules"] = {name: copies.get(m, m) for name, m in children.items()}  # type: ignore[arg-type]
+            attributes["_parameters"] = {
+                name: by_id.get(id(p), p) for name, p in original._parameters.items()
+            }
+            attributes["_modules"] = {name: copies.get(m, m) for name, m in original._modules.items()}  # type: ignore[arg-type]
             copy.__dict__ = attributes
             self._copies[original] = copy, dict(attributes)
         self._module = copies.get(module, module)
 
     def substitute(self, x: Tensor) -> Tensor:
-        """What takes the place of x: x itself, if it is none of the parameters."""
+        """The substitute of a parameter; any other tensor itself."""
         return self._by_id.get(id(x), x)
 
     def call(self, method: Callable[..., Any], *args: Any) -> Any:
         """`method(module, *args)`, computed with the substitutes."""
         result = method(self._module, *args)
-        for module, (copy, seen) in self._copies.items():
+        for module, (copy, before) in self._copies.items():
             for name, value in copy.__dict__.items():
-                if value is not seen.get(
-                    name
-                ):  # not `module`'s own value, which another thread may have changed
-                    module.__dict__[name] = seen[name] = value
+                # Compared with `before`, not with the module's value, which another thread may have changed.
+                if value is not before.get(name):
+                    module.__dict__[name] = before[name] = value
         return result
 
 
@@ -164,44 +163,36 @@ def add_all_(totals: list[Tensor | None], parts: Sequence[Tensor | None]) -> Non
     for k, part in enumerate(parts):
         total = totals[k]
         if part is not None and total is None:
-            totals[k] = (
-                part.clone()
-            )  # a copy: autograd may hand one tensor out as the gradient of two parameters
+            totals[k] = part.clone()  # autograd may return one tensor as the gradient of two parameters
         elif part is not None and total is not None:
             total.add_(part)
 
 
 # Recomputation by blocks
 
-#: Rows whose temperatures are predicted at a time: a network's activations for so many are small enough to be
-#: carved out of the same memory again and again, and the products with them still fast.
+#: Rows whose temperatures are predicted at a time: few enough that the allocator reuses the memory of a block's
+#: activations, and enough for fast products.
 BLOCK_OF_ROWS = 512
 
-#: `(rows, parameters) -> result`: one number for each of some rows, computed with these parameters; None: its own.
-OfRows: TypeAlias = Callable[[slice, tuple[Tensor, ...] | None], Tensor]
+#: `(rows, parameters) -> result`: one number per row, computed with these parameters; None: the function's own.
+BlockFunction: TypeAlias = Callable[[slice, tuple[Tensor, ...] | None], Tensor]
 
 
-def checkpointed_by_blocks(
-    function: OfRows, n: int, parameters: tuple[Tensor, ...], *, random: bool
-) -> Tensor:
+class CheckpointedBlocks(torch.autograd.Function):
     """One number for each of n rows, computed a block at a time, and again in backward: no buffer grows with n.
 
     Activation checkpointing does the same with hooks, whose allocations between blocks fragment the heap: four times
     the memory of a block, at 16,384 rows.
 
-    Args:
+    Args of `apply`:
         function: the numbers of a block.
         n: number of rows, > 0.
-        parameters: those that gradients flow to.
         random: whether the function draws random numbers (dropout): backward must draw the same ones.
+        *parameters: those that gradients flow to.
     """
-    result: Tensor = _ByBlocks.apply(function, n, random, *parameters)  # type: ignore[no-untyped-call]
-    return result
 
-
-class _ByBlocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, function: OfRows, n: int, random: bool, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, function: BlockFunction, n: int, random: bool, *parameters: Tensor) -> Tensor:
         device = parameters[0].device
         ctx.function, ctx.n = function, n
         ctx.autocast = torch.autocast(
@@ -218,7 +209,7 @@ class _ByBlocks(torch.autograd.Function):
             f"the temperatures of more than {BLOCK_OF_ROWS} rows",
             "Call the predictor itself, predictor(features), which is ordinary autograd.",
         )
-        # Aliases: a hook on a parameter is to see one gradient, that of all blocks.
+        # Aliases: a hook on a parameter must see one gradient, the sum over blocks.
         parameters = tuple(p.detach().requires_grad_(p.requires_grad) for p in ctx.saved_tensors)
         if ctx.random_state is None:
             totals = _gradients(ctx, parameters, grads[0])
@@ -232,7 +223,7 @@ class _ByBlocks(torch.autograd.Function):
 def _gradients(ctx: Any, parameters: tuple[Tensor, ...], gradient: Tensor) -> list[Tensor | None]:
     """Gradient of each trained parameter, summed over the blocks."""
     trained = [k for k, p in enumerate(parameters) if p.requires_grad]
-    # The original parameters too, where a call reached them: see `Rebound`.
+    # The original parameters too, which a call may have used: see `Rebound`.
     leaves = [group[k] for group in (parameters, ctx.saved_tensors) for k in trained]
     totals: list[Tensor | None] = [None] * len(trained)
     for start in range(0, ctx.n, BLOCK_OF_ROWS):

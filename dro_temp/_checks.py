@@ -1,146 +1,13 @@
-"""Checks shared by all layers. Every message says what was expected, what arrived, what to type instead."""
+"""Checks of arguments. Each message says what was expected, what was received, and what to type instead."""
 
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
-
-
-def check_real(name: str, value: Any, instead: str) -> None:
-    """Raise unless `value` is a real number: Python's or NumPy's, no bool and no tensor."""
-    if type(value) is float:  # nearly always, and faster than to ask an abstract class
-        return
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(
-            f"expected {name} as a number, received {type(value).__name__} ({_short(value)}). {instead}"
-        )
-
-
-def check_bounds(tau_min: float, tau_max: float) -> None:
-    """Raise unless `0 < tau_min < tau_max < inf`."""
-    check_real("tau_min", tau_min, "Pass tau_min=0.01, say.")
-    check_real("tau_max", tau_max, "Pass tau_max=1.0, say.")
-    if not (0.0 < tau_min < tau_max < math.inf):
-        raise ValueError(
-            f"expected temperature bounds with 0 < tau_min < tau_max < inf, received tau_min={tau_min}, "
-            f"tau_max={tau_max}. Widen or swap them, for example tau_min=0.01, tau_max=1.0; "
-            "for one fixed value use ConstantTemperature(tau)."
-        )
-
-
-def check_within(
-    name: str, value: float, lower: float, upper: float, *, default: float | None = None
-) -> None:
-    """Raise unless `lower <= value <= upper`; a message says so where the value may be the default."""
-    check_real(name, value, f"Pass a number between {lower} and {upper}.")
-    if not (lower <= value <= upper):
-        origin = ", which is the default" if value == default else ""
-        raise ValueError(
-            f"expected {name} between {lower} and {upper}, received {name}={value}{origin}. Pass {name}=... in that "
-            "range."
-        )
-
-
-def check_inside(name: str, value: float, lower: float, upper: float) -> None:
-    """Raise unless `lower < value < upper`."""
-    check_real(name, value, f"Pass a number between {lower} and {upper}.")
-    if not (lower < value < upper):
-        raise ValueError(
-            f"expected {name} between {lower} and {upper}, both excluded, received {name}={value}. Pass a value in "
-            "that range."
-        )
-
-
-def check_interval(lower: float, upper: float) -> None:
-    """Raise unless `lower <= upper`."""
-    check_real("lower", lower, "Pass lower=0.01, say.")
-    check_real("upper", upper, "Pass upper=1.0, say.")
-    if not (lower <= upper):
-        raise ValueError(
-            f"expected an interval with lower <= upper, received lower={lower}, upper={upper}. Pass them the other way "
-            "round."
-        )
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raise unless `0 < value < inf`."""
-    check_real(name, value, "Pass a positive number.")
-    if not (0.0 < value < math.inf):
-        raise ValueError(f"expected a finite {name} > 0, received {name}={value}. Pass a positive number.")
-
-
-def check_not_negative(name: str, value: float) -> None:
-    """Raise unless `0 <= value < inf`."""
-    check_real(name, value, "Pass a number >= 0.")
-    if not (0.0 <= value < math.inf):
-        raise ValueError(f"expected a finite {name} >= 0, received {name}={value}. Pass a number >= 0.")
-
-
-def check_share(name: str, value: float) -> None:
-    """Raise unless `0 < value <= 1`."""
-    check_real(name, value, f"Pass {name}=0.2, say.")
-    if not (0.0 < value <= 1.0):
-        raise ValueError(
-            f"expected {name} in (0, 1], received {name}={value}. Pass 0.2 for a fifth of the samples, say."
-        )
-
-
-def check_tilt(tilt: float) -> None:
-    """Raise unless `tilt` is finite and not 0."""
-    check_number("tilt", tilt, 1.0)
-    if tilt == 0:
-        raise ValueError(
-            "expected a tilt other than 0, received tilt=0, whose risk is the mean. Write MeanRisk()."
-        )
-
-
-def check_dropout(dropout: float) -> None:
-    """Raise unless `0 <= dropout < 1`: at 1 nothing of the input is left."""
-    check_real("dropout", dropout, "Pass dropout=0.5, say, or 0.0 for none.")
-    if not (0.0 <= dropout < 1.0):
-        raise ValueError(
-            f"expected dropout in [0, 1), received dropout={dropout}. Pass 0.5, say, or 0.0 for none."
-        )
-
-
-def check_flag(name: str, value: Any) -> None:
-    """Raise unless `value` is True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(
-            f"expected {name} to be True or False, received {type(value).__name__} ({_short(value)}). "
-            f"Pass {name}=True or {name}=False."
-        )
-
-
-def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    """Raise unless `value` is one of some names."""
-    names = list(choices)
-    if not (isinstance(value, str) and value in names):
-        raise ValueError(
-            f"expected {name} to be one of {names}, received {_short(value)}. Pass {name}={names[0]!r}, say."
-        )
-
-
-def check_count(name: str, value: Any, minimum: int = 1) -> int:
-    """Return `value` as an int (NumPy's included), or raise unless it is a whole number >= `minimum`."""
-    if torch.compiler.is_compiling():  # a size may be a symbol there, and must not become a number
-        symbol: int = value
-        return symbol
-    try:
-        count = operator.index(value)
-    except TypeError:
-        count = None
-    if isinstance(value, bool) or count is None:
-        raise TypeError(
-            f"expected {name} as an int, received {type(value).__name__} ({_short(value)}). Pass a whole number."
-        )
-    if count < minimum:
-        raise ValueError(f"expected {name} >= {minimum}, received {name}={count}. Pass a larger number.")
-    return count
 
 
 def check_kind(name: str, value: Any, kind: type, instead: str) -> None:
@@ -152,7 +19,7 @@ def check_kind(name: str, value: Any, kind: type, instead: str) -> None:
 
 
 def with_article(kind: type) -> str:
-    """The name of a class as a sentence has it: "an Objective", "a Rows"; that of None's is None."""
+    """The name of a class in a sentence, "an Objective", "a Rows"; that of None's is None."""
     name = kind.__name__
     if kind is type(None):
         return "None"
@@ -167,39 +34,174 @@ def check_class(name: str, value: Any, kind: type, instead: str) -> None:
         )
 
 
-def check_several(name: str, value: Any, instead: str) -> None:
-    """Raise unless `value` is an iterable, and no string."""
-    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
-        raise TypeError(
-            f"expected {name} as a sequence, received {type(value).__name__} ({_short(value)}). {instead}"
+def check_flag(name: str, value: Any) -> None:
+    """Raise unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise _wrong_type(f"{name} to be True or False", value, f"Pass {name}=True or {name}=False.")
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise unless `value` is one of some names."""
+    names = list(choices)
+    if not (isinstance(value, str) and value in names):
+        raise ValueError(
+            f"expected {name} to be one of {names}, received {_short(value)}. Pass {name}={names[0]!r}, say."
         )
+
+
+def check_several(name: str, value: Any, instead: str) -> None:
+    """Raise unless `value` is an iterable other than a string or a mapping."""
+    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
+        raise _wrong_type(f"{name} as a sequence", value, instead)
 
 
 def check_callable(name: str, value: Any) -> None:
     """Raise unless `value` can be called."""
     if not callable(value):
-        raise TypeError(
-            f"expected {name} as a function, received {type(value).__name__} ({_short(value)}). Pass one that can be "
-            "called, such as a lambda."
+        raise _wrong_type(f"{name} as a function", value, "Pass one that can be called, such as a lambda.")
+
+
+def _wrong_type(expected: str, value: Any, instead: str) -> TypeError:
+    return TypeError(f"expected {expected}, received {type(value).__name__} ({_short(value)}). {instead}")
+
+
+def _short(value: Any) -> str:
+    """The value as one would type it, long ones abbreviated."""
+    text = f"of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else f"{text[:40]} ... {text[-10:]}"
+
+
+# Numbers
+
+
+def check_count(name: str, value: Any, minimum: int = 1) -> int:
+    """Return `value` as an int (NumPy's included), or raise unless it is a whole number >= `minimum`."""
+    if torch.compiler.is_compiling():  # a size may be a symbol there, and must not become a number
+        symbol: int = value
+        return symbol
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = None
+    if isinstance(value, bool) or count is None:
+        raise _wrong_type(f"{name} as an int", value, "Pass a whole number.")
+    if count < minimum:
+        raise ValueError(f"expected {name} >= {minimum}, received {name}={count}. Pass a larger number.")
+    return count
+
+
+def check_real(name: str, value: Any, instead: str) -> None:
+    """Raise unless `value` is a real number: Python's or NumPy's, no bool and no tensor."""
+    if type(value) is float:  # nearly always, and faster than to ask an abstract class
+        return
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise _wrong_type(f"{name} as a number", value, instead)
+
+
+def _check_range(
+    name: str, value: float, inside: Callable[[float], bool], expected: str, instead: str, if_type: str = ""
+) -> None:
+    """Raise unless `value` is a number inside the range; `if_type` is the advice for another type."""
+    check_real(name, value, if_type or instead)
+    if not inside(value):
+        raise ValueError(f"expected {expected}, received {name}={value}. {instead}")
+
+
+def check_number(name: str, value: Any, example: float) -> None:
+    """Raise unless `value` is a finite real number."""
+    _check_range(name, value, math.isfinite, f"a finite {name}", f"Pass {name}={example}, say.")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise unless `0 < value < inf`."""
+    _check_range(name, value, lambda x: 0.0 < x < math.inf, f"a finite {name} > 0", "Pass a positive number.")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Raise unless `0 <= value < inf`."""
+    _check_range(name, value, lambda x: 0.0 <= x < math.inf, f"a finite {name} >= 0", "Pass a number >= 0.")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise unless `0 < value <= 1`."""
+    instead, if_type = "Pass 0.2 for a fifth of the samples, say.", f"Pass {name}=0.2, say."
+    _check_range(name, value, lambda x: 0.0 < x <= 1.0, f"{name} in (0, 1]", instead, if_type)
+
+
+def check_dropout(dropout: float) -> None:
+    """Raise unless `0 <= dropout < 1`: at 1 nothing of the input is left."""
+    instead, if_type = "Pass 0.5, say, or 0.0 for none.", "Pass dropout=0.5, say, or 0.0 for none."
+    _check_range("dropout", dropout, lambda x: 0.0 <= x < 1.0, "dropout in [0, 1)", instead, if_type)
+
+
+def check_within(
+    name: str, value: float, lower: float, upper: float, *, default: float | None = None
+) -> None:
+    """Raise unless `lower <= value <= upper`; the message says if the value may be the default."""
+    check_real(name, value, f"Pass a number between {lower} and {upper}.")
+    if not (lower <= value <= upper):
+        origin = ", which is the default" if value == default else ""
+        raise ValueError(
+            f"expected {name} between {lower} and {upper}, received {name}={value}{origin}. Pass {name}=... in that "
+            "range."
+        )
+
+
+def check_inside(name: str, value: float, lower: float, upper: float) -> None:
+    """Raise unless `lower < value < upper`."""
+    expected, if_type = f"{name} between {lower} and {upper}", f"Pass a number between {lower} and {upper}."
+    instead = "Pass a value in that range."
+    _check_range(name, value, lambda x: lower < x < upper, f"{expected}, both excluded", instead, if_type)
+
+
+def check_interval(lower: float, upper: float) -> None:
+    """Raise unless `lower <= upper`."""
+    check_real("lower", lower, "Pass lower=0.01, say.")
+    check_real("upper", upper, "Pass upper=1.0, say.")
+    if not (lower <= upper):
+        raise ValueError(
+            f"expected an interval with lower <= upper, received lower={lower}, upper={upper}. Pass them the other way "
+            "round."
+        )
+
+
+# Hyperparameters
+
+
+def check_bounds(tau_min: float, tau_max: float) -> None:
+    """Raise unless `0 < tau_min < tau_max < inf`."""
+    check_real("tau_min", tau_min, "Pass tau_min=0.01, say.")
+    check_real("tau_max", tau_max, "Pass tau_max=1.0, say.")
+    if not (0.0 < tau_min < tau_max < math.inf):
+        raise ValueError(
+            f"expected temperature bounds with 0 < tau_min < tau_max < inf, received tau_min={tau_min}, "
+            f"tau_max={tau_max}. Widen or swap them, for example tau_min=0.01, tau_max=1.0; "
+            "for one fixed value use ConstantTemperature(tau)."
+        )
+
+
+def check_tilt(tilt: float) -> None:
+    """Raise unless `tilt` is finite and not 0."""
+    check_number("tilt", tilt, 1.0)
+    if tilt == 0:
+        raise ValueError(
+            "expected a tilt other than 0, received tilt=0, whose risk is the mean. Write MeanRisk()."
         )
 
 
 def check_radius(rho: float) -> None:
     """Raise unless `0 <= rho < inf`."""
-    check_real("rho", rho, "Pass rho=1.0, say.")
-    if not (0.0 <= rho < math.inf):
-        raise ValueError(
-            f"expected a finite radius rho >= 0, received rho={rho}. Useful values lie between 0 and "
-            "log(number of outcomes), for example rho=1.0."
-        )
+    instead = "Useful values lie between 0 and log(number of outcomes), for example rho=1.0."
+    expected, if_type = "a finite radius rho >= 0", "Pass rho=1.0, say."
+    _check_range("rho", rho, lambda x: 0.0 <= x < math.inf, expected, instead, if_type)
 
 
 def check_feasible(rho: float, support_size: int, *, instead: str | None = None) -> None:
     """Raise where the KL ball of radius `rho` holds every distribution over the support.
 
     `KL(p||U) <= log m` for every p, so from `rho = log m` on, dF/dtau = rho - KL is never negative and
-    every temperature collapses to tau_min. `instead` is what to do about it, where a larger batch or an estimator
-    would not help.
+    every temperature collapses to tau_min. `instead` replaces the advice to use a larger batch or an estimator.
     """
     # In a graph, a bound on the size is one guard for all sizes above it; its logarithm would be a graph for each.
     if torch.compiler.is_compiling():
@@ -217,12 +219,8 @@ def check_feasible(rho: float, support_size: int, *, instead: str | None = None)
 def check_feasible_for(rho: float, num_samples: int) -> None:
     """As `check_feasible`, for rows of which each has all other samples of a data set as its outcomes."""
     others = num_samples - 1
-    # Beyond that the number is no advice.
-    enough = (
-        f"; rho={rho} needs a data set of {math.floor(math.exp(rho)) + 2} samples or more"
-        if rho < 30.0
-        else ""
-    )
+    needed = f"; rho={rho} needs a data set of {math.floor(math.exp(rho)) + 2} samples or more"
+    enough = needed if rho < 30.0 else ""  # beyond, the number is no help
     instead = f"Lower rho below log(num_samples - 1) = {math.log(max(others, 1)):.4g}{enough}."
     check_feasible(rho, others, instead=instead)
 
@@ -233,11 +231,15 @@ _LARGER_SUPPORT = (
 )
 
 
+# Tensors
+
+
 def check_index(index: Tensor, num_samples: int) -> Tensor:
     """Return `index` as int64, or raise where it is no sample number in [0, num_samples)."""
-    check_integers("index", index)
+    if not isinstance(index, Tensor) or index.dtype not in _INTEGERS:
+        check_integers("index", index)
     index = index.long()
-    # PredictorInputs values waits for the device, and stops a graph that is being captured or compiled.
+    # Reading values waits for the device, and stops a graph that is being captured or compiled.
     unreadable = index.is_meta or (index.is_cpu and not values_can_be_read(index))
     if torch.compiler.is_compiling() or index.numel() == 0 or unreadable:
         return index
@@ -252,20 +254,10 @@ def check_index(index: Tensor, num_samples: int) -> Tensor:
     return index
 
 
-def check_number(name: str, value: Any, example: float) -> None:
-    """Raise unless `value` is a finite real number."""
-    check_real(name, value, f"Pass {name}={example}, say.")
-    if not math.isfinite(value):
-        raise ValueError(f"expected a finite {name}, received {name}={value}. Pass {name}={example}, say.")
-
-
 def check_tensor(name: str, value: Any) -> None:
     """Raise unless `value` is a tensor."""
     if not isinstance(value, Tensor):
-        raise TypeError(
-            f"expected {name} as a tensor, received {type(value).__name__} ({_short(value)}). "
-            f"Pass torch.as_tensor({name})."
-        )
+        raise _wrong_type(f"{name} as a tensor", value, f"Pass torch.as_tensor({name}).")
 
 
 def check_integers(name: str, value: Any) -> None:
@@ -294,10 +286,10 @@ def check_shape(name: str, x: Tensor, shape: torch.Size, instead: str) -> None:
 
 
 def values_can_be_read(*tensors: Tensor | None) -> bool:
-    """Whether a check may look at the values of these tensors: it costs no wait, and stops no graph.
+    """Whether a check may read the values of these tensors without waiting for a device or breaking a graph.
 
-    Values on a device are not looked at, since the program would wait for it; nor are they inside `torch.compile`,
-    a trace, or a transform of `torch.func`, where there are none yet; nor those of subclasses such as fake tensors.
+    False on a device, inside `torch.compile`, a trace or a transform of `torch.func`, and for subclasses such as fake
+    tensors.
     """
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
@@ -315,22 +307,15 @@ def extremes(x: Tensor) -> tuple[float, float]:
 
 
 def first_wrong(wrong: Tensor, values: Tensor) -> tuple[int, Any]:
-    """Number of the first row that is wrong, and its value; one must be."""
+    """Index and value of the first wrong row; there must be one."""
     row = int(wrong.nonzero()[0])
     return row, values[row].item()
 
 
 def holds_integers(x: Tensor) -> bool:
-    """Whether the dtype is one of whole numbers; truth values are none."""
+    """Whether the dtype is an integer type; bool is not."""
     return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _INTEGERS = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
-
-
-def _short(value: Any) -> str:
-    """The value as one would type it; a long one without its middle."""
-    text = f"of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
-    text = " ".join(text.split())
-    return text if len(text) <= 60 else f"{text[:40]} ... {text[-10:]}"

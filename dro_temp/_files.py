@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and the folder where those lie that can be made again."""
+"""Atomic writes, and the folder for cached files."""
 
 import atexit
 import functools
@@ -30,7 +30,7 @@ def default_root() -> Path:
 
 @functools.cache
 def temporary_root() -> Path:
-    """A folder in the temporary one that only this user can write to: one for all processes, as far as that is safe.
+    """A folder in the temporary one that only this user can write to, shared by processes if that is safe.
 
     Raises:
         OSError: there is no temporary folder that can be written to.
@@ -48,11 +48,11 @@ def temporary_root() -> Path:
 
 
 def own_folder(folder: Path) -> None:
-    """Make a folder that only this user can write to, or close to others the one that is there.
+    """Create a folder that only this user can write to, or restrict an existing one.
 
     Raises:
-        PermissionError: it belongs to another user, or one of those can put another in its place.
-        OSError: it can be neither made nor changed.
+        PermissionError: it belongs to another user, or another user can replace it.
+        OSError: it can be neither created nor changed.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     real = folder.resolve()
@@ -63,14 +63,14 @@ def own_folder(folder: Path) -> None:
 
 
 def refuse_if_not_own(path: Path) -> None:
-    """Raise where another user than this one, or the administrator, can say what is read from here.
+    """Raise if a user other than this one and the administrator can change what is read from here.
 
     Args:
-        path: a file or folder; the folders above it are looked at as well, since their owners can replace it.
+        path: a file or folder; its parents are checked as well, since their owners can replace it.
 
     Raises:
-        PermissionError: one can.
-        OSError: it cannot be looked at.
+        PermissionError: another user can.
+        OSError: the path cannot be read.
     """
     if _user() is None:  # Windows, whose folders of a user are closed to others from the start
         return
@@ -89,9 +89,9 @@ def refuse_if_not_own(path: Path) -> None:
 
 
 def _others_may_write(state: os.stat_result) -> bool:
-    # A group with the number of its user is the user's own: that is how most systems make users.
-    own_group = state.st_gid == state.st_uid
-    return bool(state.st_mode & (0o002 if own_group else 0o022))
+    # A group with its user's number is that user's private group, as on most systems.
+    private_group = state.st_gid == state.st_uid
+    return bool(state.st_mode & (0o002 if private_group else 0o022))
 
 
 def _user() -> int | None:
@@ -99,10 +99,10 @@ def _user() -> int | None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise where a folder can be neither made nor written into; nothing is made yet.
+    """Raise if a folder can be neither created nor written to; nothing is created.
 
     Raises:
-        OSError: it cannot.
+        OSError: such a folder.
     """
     place = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     if not place.is_dir():
@@ -119,7 +119,7 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Write beside the file, then put it in place in one step: readers see all of it or nothing.
+    """Write to a temporary file, then replace the file atomically.
 
     Args:
         path: replaced when the block ends without an error.

@@ -7,26 +7,26 @@ from torch import Tensor, nn
 
 
 class ShapeChecked(nn.Module):
-    """A module that compares all shapes of a state with its own before it loads any: torch raises in the middle."""
+    """A module that checks all shapes of a state before it loads any; torch raises after loading some."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         refuse_other_shapes(self._checked_parts(prefix), state_dict)
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
 
     def _checked_parts(self, prefix: str) -> list[tuple[str, nn.Module]]:
-        """Modules whose shapes are compared, and the prefix of their names in the state."""
+        """Modules whose shapes are checked, and the prefix of their names in the state."""
         return [(prefix, self)]
 
     def check_memory(self, state: Mapping[str, Any], prefix: str) -> None:
-        """Raise ValueError where a state has memory of another number of samples; modules without memory do nothing."""
+        """Raise ValueError if a state has memory of another number of samples; for modules with memory."""
 
 
 def refuse_other_shapes(parts: Iterable[tuple[str, nn.Module]], state: Mapping[str, Any]) -> None:
-    """Raise where a state has tensors of other shapes, before any is written: torch says so after it wrote the rest.
+    """Raise if a state has tensors of other shapes, before any is written; torch raises after writing the rest.
 
     Args:
         parts: modules, and the prefix of their names in the state.
-        state: what is to be loaded.
+        state: the state to load.
 
     Raises:
         ValueError: memory of another size.
@@ -39,9 +39,8 @@ def refuse_other_shapes(parts: Iterable[tuple[str, nn.Module]], state: Mapping[s
             if isinstance(module, ShapeChecked):
                 module.check_memory(state, start)
             loader = type(module)._load_from_state_dict.__module__.partition(".")[0]
-            if (
-                loader in ("torch", "dro_temp") and not module._load_state_dict_pre_hooks
-            ):  # others may convert
+            # Modules with loaders or hooks of their own may convert shapes.
+            if loader in ("torch", "dro_temp") and not module._load_state_dict_pre_hooks:
                 wrong += _other_shapes(module, state, start)
     if wrong:
         raise RuntimeError(

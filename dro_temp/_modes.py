@@ -1,4 +1,4 @@
-"""Modules in evaluation mode, for as long as something is measured."""
+"""Modules in evaluation mode during a measurement."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Modules in evaluation mode, without gradient; each part is then put back as it was.
+    """Modules in evaluation mode, without gradient; each part's mode is restored afterwards.
 
     Example:
         >>> dropout = torch.nn.Dropout()
@@ -19,7 +19,7 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
         >>> dropout.training
         True
     """
-    # No more is written than has to change: other threads may be running these modules.
+    # Only modes that differ are written: other threads may be running these modules.
     before = [(part, part.training) for module in modules for part in module.modules()]
     try:
         _set_modes((part, False) for part, _ in before)

@@ -1,4 +1,4 @@
-"""Packages that only some functions need."""
+"""Optional packages."""
 
 import importlib
 from typing import Any
@@ -9,8 +9,8 @@ def optional_module(name: str, use: str, *, extra: str = "llm") -> Any:
 
     Args:
         name: of the module.
-        use: what it is for, for the error: "which draws progress bars".
-        extra: which of ours installs it.
+        use: its purpose, for the error: "which draws progress bars".
+        extra: the extra of this package that installs it.
 
     Raises:
         ImportError: it is not installed.

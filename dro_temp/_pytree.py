@@ -1,7 +1,7 @@
-"""Dataclasses that torch sees through: DistributedDataParallel, FSDP, `torch.func`, checkpointing, export."""
+"""Dataclasses of tensors: as trees, for DistributedDataParallel, FSDP, `torch.func` and export; as one line of text."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, fields
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -13,27 +13,30 @@ T = TypeVar("T")
 def pytree(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
     """Register a dataclass with torch's trees.
 
-    Without it a wrapper that looks for tensors in what a module returns finds none: DistributedDataParallel with a
-    static graph then averages no gradient, and FSDP gathers no parameter for backward, both silently.
+    Wrappers look for tensors in a module's output, and find none in an unregistered class: DistributedDataParallel
+    with a static graph then averages no gradient, and FSDP gathers no parameter for backward, both silently.
 
     Args:
-        static: fields without tensors, which stay as they are.
+        static: fields without tensors.
     """
 
     def register(kind: type[T]) -> type[T]:
         names = [field.name for field in fields(kind) if field.name not in static]  # type: ignore[arg-type]
 
         def flatten(x: T) -> tuple[list[Any], Any]:
-            # What is None is part of the structure: `vmap` would take it for a leaf that it cannot map.
-            there = tuple(name for name in names if getattr(x, name) is not None)
-            return [getattr(x, name) for name in there], (there, tuple(getattr(x, name) for name in static))
+            # None is part of the structure: `vmap` would take it for a leaf that it cannot map.
+            present = tuple(name for name in names if getattr(x, name) is not None)
+            return [getattr(x, name) for name in present], (
+                present,
+                tuple(getattr(x, name) for name in static),
+            )
 
         def unflatten(values: Iterable[Any], context: Any) -> T:
-            # Not by its constructor, which checks shapes: trees also hold what is no tensor.
-            x, (there, fixed) = object.__new__(kind), context
+            # Not by its constructor, which checks shapes: leaves of a tree may be anything.
+            x, (present, fixed) = object.__new__(kind), context
             for name in names:
                 object.__setattr__(x, name, None)
-            for name, value in (*zip(there, values, strict=True), *zip(static, fixed, strict=True)):
+            for name, value in (*zip(present, values, strict=True), *zip(static, fixed, strict=True)):
                 object.__setattr__(x, name, value)
             return x
 
@@ -58,3 +61,47 @@ def map_tensors(function: Callable[[Any], Any], x: T) -> T:
     """The same tree, each of its tensors mapped."""
     mapped: T = _pytree.tree_map_only(Tensor, function, x)
     return mapped
+
+
+# One line of shapes, dtypes and devices, without numbers
+
+# A mapping of more scalars than this is summarised: the metrics of an objective, say.
+_FEW = 3
+
+
+def described(value: Any) -> str:
+    """A tensor as dtype, shape and, unless it is the CPU, device; a mapping of them likewise; the rest as it is.
+
+    Example:
+        >>> import torch
+        >>> described({"image": torch.zeros(4, 10)})
+        "{'image': float32[4, 10]}"
+    """
+    if isinstance(value, Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        shape = ", ".join(str(size) for size in value.shape)
+        return f"{dtype}[{shape}]" + ("" if value.device.type == "cpu" else f" on {value.device}")
+    if isinstance(value, Mapping):
+        if len(value) > _FEW and all(isinstance(x, Tensor) and x.dim() == 0 for x in value.values()):
+            return f"{{{len(value)} numbers}}"
+        return "{" + ", ".join(f"{key!r}: {described(x)}" for key, x in value.items()) + "}"
+    return repr(value)
+
+
+def one_line(instance: Any) -> str:
+    """Representation of a dataclass whose fields hold tensors; fields at their default are left out.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> dt.Rows(torch.zeros(4, 10), torch.arange(4))
+        Rows(scores=float32[4, 10], target=int64[4])
+    """
+    values = ((field, getattr(instance, field.name)) for field in fields(instance))
+    parts = (f"{field.name}={described(value)}" for field, value in values if not _is_default(field, value))
+    return f"{type(instance).__name__}({', '.join(parts)})"
+
+
+def _is_default(field: "Field[Any]", value: Any) -> bool:
+    if field.default_factory is not MISSING:
+        return bool(value == field.default_factory())
+    return value is field.default

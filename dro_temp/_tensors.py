@@ -1,4 +1,4 @@
-"""Precision of scores, groups of rows that stay in the cache, and what `torch.compile` may take for constants."""
+"""Precision of scores, groups of rows that fit the cache, and constants in compiled graphs."""
 
 import math
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def contiguous_left_factor(a: Tensor) -> Tensor:
     """The left factor of a low-precision product, without gaps between its rows on a CPU.
 
     oneDNN's AMX kernels read the rows of a strided left factor up to the next multiple of 32 columns, and multiply
-    what lies there by a zero of padding: NaN where it is NaN or infinite (measured with torch 2.14 on a Sapphire
+    the memory there by a zero of padding: NaN if it is NaN or infinite (measured with torch 2.14 on a Sapphire
     Rapids, bfloat16 and float16; right factors and transposed ones are safe).
     """
     return a.contiguous() if a.device.type == "cpu" and a.dtype in LOW else a
@@ -41,7 +41,7 @@ _CPU_SCORES, _DEVICE_SCORES = 2**18, 2**26
 
 
 def row_groups(scores: Tensor) -> list[slice]:
-    """Slices of so few rows that their scores stay in the CPU's cache from pass to pass.
+    """Slices of few enough rows that their scores stay in the CPU's cache from pass to pass.
 
     One slice of all rows inside `torch.compile`: unrolling a loop would tie the graph to one number of groups.
     """
@@ -61,7 +61,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def log_of_size(size: int, like: Tensor) -> float | Tensor:
     """Log of a size, or of 1 if that is larger.
 
-    In a graph it is a scalar with the dtype of `like`: `math.log` would make the graph one for this very size.
+    In a graph it is a scalar with the dtype of `like`: `math.log` would specialise the graph on this size.
     """
     if torch.compiler.is_compiling():
         return like.new_full((), size).clamp(min=1).log()
@@ -71,7 +71,7 @@ def log_of_size(size: int, like: Tensor) -> float | Tensor:
 def constant_in_graphs(function: F) -> F:
     """As `torch.compiler.assume_constant_result`, which loads the whole compiler when it decorates.
 
-    For what a graph may take as it is when the graph is made: what this machine can do, say.
+    For results that do not change after the graph was compiled, such as features of the machine.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function

@@ -1,4 +1,4 @@
-"""What crosses processes. Alone, without a process group, every function is the identity."""
+"""Communication between processes. Without a process group every function is the identity."""
 
 import os
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def rank() -> int:
 
 @dataclass
 class Traffic:
-    """Bytes that this process hands to others.
+    """Bytes that this process sends to others.
 
     Args:
         gathered: by gathering, in which every process sends its rows to each of the others.
@@ -59,7 +59,7 @@ _counting: list[Traffic] = []
 
 @contextmanager
 def counting_traffic() -> Iterator[Traffic]:
-    """Count what this process sends inside; DistributedDataParallel's own sums are not among it.
+    """Count the bytes that this process sends inside the block, without DistributedDataParallel's own sums.
 
     Example:
         >>> with counting_traffic() as traffic:
@@ -76,7 +76,7 @@ def counting_traffic() -> Iterator[Traffic]:
         _counting[:] = [other for other in _counting if other is not traffic]
 
 
-def _note(gathered: Tensor | None = None, reduced: Tensor | None = None) -> None:
+def _count(gathered: Tensor | None = None, reduced: Tensor | None = None) -> None:
     world = world_size()
     for traffic in _counting:
         if gathered is not None:
@@ -86,7 +86,7 @@ def _note(gathered: Tensor | None = None, reduced: Tensor | None = None) -> None
 
 
 def refuse_missing_group() -> None:
-    """Raise where a launcher started several processes that were never joined into a group.
+    """Raise if a launcher started several processes without a process group.
 
     Raises:
         RuntimeError: each of them would train alone, on its own share of the columns.
@@ -107,13 +107,13 @@ def refuse_missing_group() -> None:
 def raising_together(device: torch.device) -> Iterator[None]:
     """Around a check of this process's own data: if it fails on one process, it fails on all.
 
-    A process that stops alone leaves the others waiting for it. Every process must come here; alone, nothing happens.
+    If one process stopped alone, the others would hang. Every process must enter the block; a single one does nothing.
 
     Args:
-        device: where to tell the others.
+        device: for the message to the other processes.
 
     Raises:
-        RuntimeError: another process found something; its own error says what.
+        RuntimeError: another process failed; its own error says why.
 
     Example:
         >>> with raising_together(torch.device("cpu")):
@@ -122,11 +122,11 @@ def raising_together(device: torch.device) -> Iterator[None]:
     error: Exception | None = None
     try:
         yield
-    except Exception as found:
-        error = found
+    except Exception as raised:
+        error = raised
     if world_size() > 1:
         failed = torch.tensor([error is not None], dtype=torch.uint8, device=device)
-        _note(reduced=failed)
+        _count(reduced=failed)
         dist.all_reduce(failed, op=dist.ReduceOp.MAX)
         if error is None and bool(failed):
             raise RuntimeError(
@@ -139,18 +139,18 @@ def raising_together(device: torch.device) -> Iterator[None]:
 
 def _row_counts(n: int, device: torch.device) -> list[int]:
     counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
-    mine = torch.tensor([n], device=device)
-    _note(gathered=mine)
-    dist.all_gather(counts, mine)
+    local = torch.tensor([n], device=device)
+    _count(gathered=local)
+    dist.all_gather(counts, local)
     return [int(count) for count in counts]
 
 
 def _gather(x: Tensor, counts: list[int]) -> Tensor:
-    # all_gather wants equal shapes: pad short ranks and cut the padding off again.
+    # all_gather needs equal shapes: pad short ranks and remove the padding.
     padded = x.new_zeros((max(counts), *x.shape[1:]))
     padded[: x.shape[0]] = x
     parts = [torch.empty_like(padded) for _ in counts]
-    _note(gathered=padded)
+    _count(gathered=padded)
     dist.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
@@ -166,9 +166,9 @@ class _GatherWithGradient(torch.autograd.Function):
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         # Every rank's loss depends on every rank's rows: their gradients add up.
-        # A copy: autograd may have handed the same gradient to another tensor.
+        # A copy: autograd may use the same gradient for another tensor.
         total = grads[0].clone(memory_format=torch.contiguous_format)
-        _note(reduced=total)
+        _count(reduced=total)
         dist.all_reduce(total)
         return total[ctx.start : ctx.start + ctx.length], None
 
@@ -218,6 +218,6 @@ def sum_over_processes(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x.detach()
     total = x.detach().clone()
-    _note(reduced=total)
+    _count(reduced=total)
     dist.all_reduce(total)
     return total

@@ -1,4 +1,4 @@
-"""The compositional optimizer: any torch optimizer, and the memory that its steps write."""
+"""The compositional optimizer: any torch optimizer, whose steps also commit the objective's memory."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from dro_temp.estimators import LogMovingAverage
 from dro_temp.estimators.moving_average import Schedule, checked_gamma
 from dro_temp.state import Committable
 
-#: What torch's optimizers call the state that has one number for each of a parameter's.
+#: Names of per-entry state in torch's optimizers.
 _MOMENTS = frozenset(
     {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg"}
     | {"acc_delta", "sum", "prev", "step_size", "ax"}
@@ -18,12 +18,12 @@ _MOMENTS = frozenset(
 
 
 class CompositionalOptimizer(Optimizer):
-    r"""Steps a base optimizer, then commits what the objective's forward proposed.
+    r"""Steps a base optimizer, then commits the proposals of the objective's forward.
 
     The robust loss is a nonlinear function of an expectation, so its gradient needs a running estimate of that
-    expectation. Forward reads the estimate and proposes a new one; it is written here, once, when a step was
-    really taken. Where a gradient scaler skips a step, the proposals are dropped with the gradients, by
-    `zero_grad` of this optimizer or of the objective.
+    expectation. Forward reads the estimate and proposes a new one, which this optimizer writes once a step was taken.
+    If a gradient scaler skips a step, the proposals are dropped with the gradients, by `zero_grad` of this optimizer or
+    of the objective.
 
     It *is* a `torch.optim.Optimizer`: it shares `param_groups`, `state` and `state_dict` with the base, so
     learning-rate schedulers, gradient scalers and accelerate treat it as one. The estimators' memory is saved
@@ -33,11 +33,11 @@ class CompositionalOptimizer(Optimizer):
         base: any torch optimizer over the objective's parameters.
         objective: the objective whose memory is committed, also wrapped (DistributedDataParallel); or a risk by itself,
             such as `TiltedRisk(-1.0, estimator=LogMovingAverage(1))` over the losses of any model.
-        gamma: inner learning rate, or a function from the number of steps to it, for all of the objective's `LogMovingAverage` estimators; None
-            keeps theirs.
+        gamma: inner learning rate, or a function from the number of steps to it, for all of the objective's
+            `LogMovingAverage` estimators; None keeps theirs.
 
     Raises:
-        TypeError: `base` is no plain torch optimizer, or `objective` neither an Objective nor a SampleRisk.
+        TypeError: `base` is not a plain torch optimizer, or `objective` neither an Objective nor a SampleRisk.
         ValueError: `base` trains none of the objective's parameters, or gamma is outside (0, 1], or the
             objective has no estimator that gamma could apply to.
 
@@ -71,7 +71,7 @@ class CompositionalOptimizer(Optimizer):
                 "expected a plain torch optimizer as the base, received a CompositionalOptimizer. Put several hosts "
                 "into one Objective, or train each objective with an optimizer of its own."
             )
-        # Optimizer.__init__ would make a second list of parameter groups; this is the rest of it.
+        # Optimizer.__init__ would create a second list of parameter groups; this is the rest of it.
         super().__setstate__({"base": base, "objective": _unwrapped(objective), "defaults": base.defaults})
         self._refuse_a_base_of_others()
         if gamma is not None:
@@ -123,7 +123,7 @@ class CompositionalOptimizer(Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the base's state and drop proposals made before."""
+        """Load the base's state and drop earlier proposals."""
         if isinstance(state_dict, Mapping):
             state_dict = dict(state_dict)
             for before in self._optimizer_load_state_dict_pre_hooks.values():  # type: ignore[attr-defined]
@@ -143,10 +143,10 @@ class CompositionalOptimizer(Optimizer):
             after(self)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear gradients, and forget the proposals that went with them if no step was taken.
+        """Clear gradients, and drop their proposals if no step was taken.
 
-        That is how a step skipped by a gradient scaler becomes known. Proposals of a forward that is still to be
-        backpropagated stay, so that zero_grad may stand anywhere in the loop.
+        This handles a step that a gradient scaler skipped. Proposals of a forward that is still to be backpropagated
+        stay, so that zero_grad may be called anywhere in the loop.
         """
         self.objective.discard_backpropagated()  # first: it looks at the gradients
         self.base.zero_grad(set_to_none)
@@ -174,10 +174,10 @@ class CompositionalOptimizer(Optimizer):
         return loss
 
     def _only_makes_state(self) -> bool:
-        """Whether this is the step by which torch.distributed.checkpoint has a fresh optimizer make its state.
+        """Whether this is the step by which torch.distributed.checkpoint initialises the state of a fresh optimizer.
 
-        Its learning rate is 0 and nothing moves: nothing is committed, and a forward that waits for its backward keeps
-        its proposals.
+        Its learning rate is 0 and nothing changes: nothing is committed, and a forward that is still to be
+        backpropagated keeps its proposals.
         """
         fresh = not self.base.state and not self.objective.backpropagated
         return fresh and all(float(group.get("lr", 1.0)) == 0.0 for group in self.base.param_groups)
@@ -199,8 +199,7 @@ class CompositionalOptimizer(Optimizer):
     def _refuse_old_moments(self) -> None:
         tables = (p for staged in self.objective.memory_modules() for p in staged.memory_parameters())
         for table in tables:
-            # Under the first parameter, some optimizers keep other things of other lengths (LBFGS): only names that
-            # are known to be moments count.
+            # Some optimizers store other state under the first parameter (LBFGS): only names of moments count.
             for name, x in self.base.state.get(table, {}).items():
                 if name in _MOMENTS and isinstance(x, Tensor) and x.shape != table.shape:
                     raise ValueError(
@@ -210,11 +209,10 @@ class CompositionalOptimizer(Optimizer):
                     )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copied and pickled as a whole: base and objective keep sharing their parameters."""
+        # Copied and pickled as a whole: base and objective keep sharing their parameters.
         return {"base": self.base, "objective": self.objective, "defaults": self.defaults}
 
     def __repr__(self) -> str:
-        """The base inside."""
         return f"CompositionalOptimizer({self.base!r})"
 
 

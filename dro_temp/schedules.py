@@ -18,17 +18,17 @@ def hold_temperatures(
 ) -> LambdaLR:
     r"""A scheduler under which temperatures stay where they started for the first `steps` steps.
 
-    At the start of training all scores of a row are nearly alike, and the temperature that is best for such a row
-    is far too low for what comes: whoever follows the optimum falls with it to the lower bound, takes the encoders
-    along, and needs epochs to come back. Two or three tenths of a training is a good time to hold.
+    At the start of training all scores of a row are nearly equal, and the temperature that is optimal for such a row
+    is far too low later: a predictor that follows the optimum falls to the lower bound, the encoders adapt to that, and
+    recovery takes epochs. Hold temperatures for two or three tenths of the training.
 
     Args:
         optimizer: over `objective.param_groups(...)`; the group named "temperature" is held.
         steps: for how many optimizer steps, >= 1.
-        ramp: steps over which the group then comes up to its own rate; a tenth of `steps` if None.
+        ramp: steps over which the group's rate then rises to its full value; a tenth of `steps` if None.
         schedule: factor of all learning rates by step, for example a cosine.
-        tau_schedule: that of the temperatures, if it is another one. They follow a model that still moves: a rate
-            that stays up until the last third comes closer to the optimum than a cosine does.
+        tau_schedule: the factor for temperatures; `schedule` if None. They follow a model that still changes: a rate
+            that stays high until the last third comes closer to the optimum than a cosine does.
 
     Returns:
         A torch scheduler; call its `step()` after each step of the optimizer.
@@ -62,12 +62,12 @@ def hold_temperatures(
             "objective.param_groups(lr=..., tau_lr=...), with a predictor that trains."
         )
 
-    own = schedule if tau_schedule is None else tau_schedule
+    factor = schedule if tau_schedule is None else tau_schedule
 
-    def held(step: int) -> float:
-        return own(step) * min(1.0, max(0.0, (step - steps + 1) / ramp))
+    def tau_factor(step: int) -> float:
+        return factor(step) * min(1.0, max(0.0, (step - steps + 1) / ramp))
 
     return LambdaLR(
         optimizer,
-        [held if group.get("name") == "temperature" else schedule for group in optimizer.param_groups],
+        [tau_factor if group.get("name") == "temperature" else schedule for group in optimizer.param_groups],
     )

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import dro_temp as dt
 from benchmarks.harness import Contender, Step, compiler, cuda
 from benchmarks.lm.problem import RHO, LmProblem
-from dro_temp.kernels.products import processor_multiplies_bfloat16
+from dro_temp.kernels.products import cpu_multiplies_bfloat16
 
 
 def floor(p: LmProblem) -> Step:
@@ -111,8 +111,8 @@ def _training(options: Namespace) -> str | None:
 
 
 def _multiplies(options: Namespace) -> str | None:
-    """Without bfloat16 instructions a processor emulates them, up to a hundred times slower than float32."""
-    if options.dtype == "bf16" and options.device == "cpu" and not processor_multiplies_bfloat16():
+    """Without bfloat16 instructions a CPU emulates them, up to a hundred times slower than float32."""
+    if options.dtype == "bf16" and options.device == "cpu" and not cpu_multiplies_bfloat16():
         return "this processor has no bfloat16 instructions"
     return None
 

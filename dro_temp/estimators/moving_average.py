@@ -1,4 +1,4 @@
-"""Estimators that hold one log-number per sample, averaged over the minibatches in which it was seen."""
+"""Estimators with one log-number per sample, averaged over the minibatches that contain it."""
 
 import math
 from abc import abstractmethod
@@ -18,7 +18,7 @@ from dro_temp.state import Staged
 # The inner learning rate
 
 
-#: gamma after so many optimizer steps (an int64 scalar, wherever it lies: nothing waits for a device).
+#: gamma from the number of optimizer steps (an int64 scalar on any device: nothing waits for it).
 Schedule: TypeAlias = Callable[[Tensor], Tensor]
 
 
@@ -34,7 +34,7 @@ def _check_gamma(gamma: float) -> None:
 
 
 def checked_gamma(gamma: float | Schedule) -> float | Schedule:
-    """Return it, or raise where it is neither a number in (0, 1] nor a function of the number of steps."""
+    """Return gamma, or raise unless it is a number in (0, 1] or a function of the number of steps."""
     if callable(gamma):
         return gamma
     _check_gamma(gamma)
@@ -85,7 +85,7 @@ class CosineGamma:
 class LogTable(Estimator, Staged):
     r"""$\log u_i$ for every sample i of the data set, proposed by forward and written by an optimizer step.
 
-    A leaf writes `averaged`: the rule by which what was held and what was seen become what is held.
+    A leaf implements `averaged`, the update rule.
 
     Args:
         num_samples: size of the data set; sample numbers run from 0 to num_samples - 1.
@@ -100,12 +100,12 @@ class LogTable(Estimator, Staged):
         check_flag("on_host", on_host)
         self.on_host = on_host
         self.num_samples = check_count("num_samples", num_samples)
-        # -inf, not 0, says "never seen": 0 is the legal estimate of a row whose margins are all zero.
+        # -inf, not 0, means "never seen": 0 is the estimate of a row whose margins are all zero.
         self.remember("log_u", self.num_samples, -math.inf)
 
     @abstractmethod
     def averaged(self, log_u: PerRow, log_g: PerRow) -> PerRow:
-        """Log of the new estimate, from the one that was held (-inf: never seen) and the minibatch's."""
+        """Log of the new estimate, from the previous one (-inf: never seen) and the minibatch's."""
 
     def propose(self, index: RowIndex | None, log_g: PerRow, valid: RowMask) -> Tensor | None:
         """The estimate as it would be after this minibatch; staged in training with gradients enabled."""
@@ -120,7 +120,7 @@ class LogTable(Estimator, Staged):
                 "data, which has no such numbers, call objective.eval() first."
             )
         index = check_index(index, self.num_samples)
-        # Rows that do not count keep out of everyone's way: they get a number that no sample has.
+        # Rows that do not count get a number that no sample has.
         index, log_g = index.masked_fill(~valid, -1), log_g.detach()
         start = 0
         if learning:
@@ -133,27 +133,27 @@ class LogTable(Estimator, Staged):
         return self._updated(index, log_g)
 
     def _updated(self, index: RowIndex, log_g: PerRow) -> PerRow:
-        held = self.read("log_u", index.clamp(min=0)).to(log_g.dtype)
-        return self.averaged(held, F.combine_duplicates(index, log_g))
+        log_u = self.read("log_u", index.clamp(min=0)).to(log_g.dtype)
+        return self.averaged(log_u, F.combine_duplicates(index, log_g))
 
     def write(self, *parts: Tensor) -> None:
         """Write the staged estimates."""
         if not parts:
             return
         index, log_g = parts
-        # What is not a number would stay in the memory for good.
-        keep = (index >= 0) & log_g.isfinite()
-        index, log_g = index[keep], log_g[keep]
+        # NaN and infinity would stay in the memory for good.
+        valid = (index >= 0) & log_g.isfinite()
+        index, log_g = index[valid], log_g[valid]
         self.put("log_u", index, self._updated(index, log_g))
 
     def resize(
         self, num_samples: int, *, shrink: bool = False, optimizer: torch.optim.Optimizer | None = None
     ) -> None:
-        """Go on with a data set of another size: estimates stay, samples that came new were never seen.
+        """Continue with a data set of another size: estimates stay, new samples count as never seen.
 
         Args:
-            num_samples: size of the data set as it is now; the samples that there were keep their numbers.
-            shrink: True to let it be smaller, which forgets the last samples.
+            num_samples: the new size of the data set; earlier samples keep their numbers.
+            shrink: True to allow a smaller size, which forgets the last samples.
             optimizer: not used: no optimizer trains this table. `IndividualTemperature.resize` takes one.
 
         Raises:
@@ -178,7 +178,7 @@ class LogMovingAverage(LogTable):
 
     Forward proposes and an optimizer step commits, so a second forward, validation, or a step that a gradient
     scaler skipped leaves the memory as it was. A sample seen several times before a commit (duplicates in a
-    batch, accumulation, other processes) contributes the mean of what was seen, in no particular order.
+    batch, accumulation, other processes) contributes its mean, whatever the order.
 
     Args:
         num_samples: size of the data set; sample numbers run from 0 to num_samples - 1.
@@ -214,7 +214,7 @@ class LogMovingAverage(LogTable):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def averaged(self, log_u: PerRow, log_g: PerRow) -> PerRow:
-        """The average, with the gamma of the moment."""
+        """The average, with the current gamma."""
         schedule = self.gamma
         if callable(schedule):
             return F.log_average(log_u, log_g, schedule(self.steps))
@@ -241,12 +241,12 @@ class Scent(LogTable):
 
     That is a proximal mirror-descent step on $\nu_i = \log u_i$ in the geometry of $e^{-\nu}$, in place of one gamma
     for all: with $y = e^{-\nu}$, $y' = (y + e^\alpha)/(1 + e^\alpha g)$. Forward proposes, an optimizer step commits,
-    duplicates are averaged, as in `LogMovingAverage`; it stands wherever that stands.
+    duplicates are averaged, as in `LogMovingAverage`, which it can replace anywhere.
 
     A row's gradient weighs $g/u' \le 1/\gamma_i$, and $\gamma_i$ may be tiny: a row with $\log u_i$ far below
-    $-\alpha$ moves by at most about $\alpha + \log g$ a visit, and its gradient is huge until it has caught up. Take
-    alpha above $-\min_i \log u_i$; unit vectors at temperature tau have $\log u_i \ge -2/\tau$. The gradient takes the
-    ratio for $10^9$ at most: at tau = 0.01 a jump of the margins would make it infinite otherwise.
+    $-\alpha$ moves by at most about $\alpha + \log g$ a visit, and its gradient is huge until it has caught up. Choose
+    alpha above $-\min_i \log u_i$; unit vectors at temperature tau have $\log u_i \ge -2/\tau$. The gradient clips the
+    ratio to $10^9$: at tau = 0.01 a jump of the margins would make it infinite otherwise.
 
     Args:
         num_samples: size of the data set; sample numbers run from 0 to num_samples - 1.
@@ -254,14 +254,14 @@ class Scent(LogTable):
         on_host: True to keep the table in host memory, see `LogMovingAverage`.
 
     Raises:
-        TypeError: alpha is no number.
+        TypeError: alpha is not a number.
         ValueError: num_samples < 1, or alpha not finite.
         IndexError: a sample number outside the table.
 
     Example:
         >>> import torch, dro_temp as dt
         >>> estimator, one = dt.Scent(100, alpha=0.0), torch.tensor([True])
-        >>> for log_g in (0.0, 2.0):  # the first visit is taken whole, the second with gamma = sigmoid(0)
+        >>> for log_g in (0.0, 2.0):  # the first visit counts fully, the second with gamma = sigmoid(0)
         ...     _ = estimator.propose(torch.tensor([7]), torch.tensor([log_g]), one)
         ...     estimator.commit()
         >>> round(estimator.log_u[7].item(), 4), round(math.log(0.5 * 1 + 0.5 * math.exp(2)), 4)

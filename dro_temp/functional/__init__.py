@@ -22,17 +22,17 @@ from dro_temp.functional.kl import (
     log_mean_exp,
     margins,
     optimal_tau,
+    smoothed_distribution,
 )
-from dro_temp.functional.kl_ball import kl_ball_weights
 from dro_temp.functional.risks import (
     chi_square_weights,
     cvar_weights,
+    kl_ball_weights,
     mean_under,
     shares,
     tilted_mean,
     weighted_log_mean_exp,
 )
-from dro_temp.functional.targets import smoothed_distribution
 from dro_temp.functional.transforms import Scale, ScoreTransform, SoftCap
 
 __all__ = [

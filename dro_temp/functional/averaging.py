@@ -1,4 +1,4 @@
-"""Moving averages of positive numbers, kept as logarithms, and what to do with one sample seen twice."""
+"""Moving averages of positive numbers as logarithms, and means over duplicate samples."""
 
 import torch
 from torch import Tensor
@@ -26,9 +26,7 @@ def log_average(log_u: PerRow, log_g: PerRow, gamma: float | Tensor) -> PerRow:
     Source: arXiv 2202.12387 (SogCLR), equation 7, in the log domain.
     """
     check_floats("log_g", log_g)
-    if not isinstance(
-        gamma, Tensor
-    ):  # schedules have checked theirs, and reading one at each step would cost
+    if not isinstance(gamma, Tensor):  # a schedule's gamma is not read, which could wait for a device
         check_share("gamma", gamma)
     weight = torch.as_tensor(gamma, dtype=log_g.dtype, device=log_g.device)
     blended = torch.logaddexp(torch.log1p(-weight) + log_u, weight.log() + log_g)
@@ -78,7 +76,7 @@ def _segments(index: RowIndex, x: PerRow) -> tuple[Tensor, Tensor]:
 
 
 def _all_differ(index: RowIndex) -> bool:
-    """Whether that is known at the price of one sort: no device is waited for, and no graph broken."""
+    """Whether all numbers differ, if one sort on the CPU tells; False on devices and in graphs."""
     if torch.compiler.is_compiling() or not index.is_cpu:
         return False
     ordered = index.sort().values
@@ -86,7 +84,7 @@ def _all_differ(index: RowIndex) -> bool:
 
 
 def mean_duplicates(index: RowIndex, x: PerRow) -> PerRow:
-    """Mean of `x` over all rows with the same index, given back to each of those rows.
+    """Mean of `x` over all rows with the same index, for each of those rows.
 
     Deterministic, and independent of the order of the rows.
 
@@ -109,7 +107,7 @@ def _mean_and_size(segment: Tensor, ordered: PerRow) -> tuple[PerRow, PerRow]:
 
 
 def combine_duplicates(index: RowIndex, log_g: PerRow) -> PerRow:
-    """Log-mean-exp of `log_g` over all rows with the same index, given back to each of those rows.
+    """Log-mean-exp of `log_g` over all rows with the same index, for each of those rows.
 
     Two draws of one sample are two estimates of the same mean, so their mean is the better estimate.
 
@@ -121,9 +119,9 @@ def combine_duplicates(index: RowIndex, log_g: PerRow) -> PerRow:
         return log_g.clone()
     order, segment = _segments(index, log_g)
     ordered = log_g[order]
-    top = torch.full_like(log_g, -torch.inf).scatter_reduce(0, segment, ordered, "amax")[segment]
-    top = top.masked_fill(top.isinf(), 0.0)
-    mean, size = _mean_and_size(segment, (ordered - top).exp())
-    # One value is returned as it came: exp and log would cost it its last digit.
-    combined = torch.where(size == 1, ordered, mean.log() + top)
+    largest = torch.full_like(log_g, -torch.inf).scatter_reduce(0, segment, ordered, "amax")[segment]
+    largest = largest.masked_fill(largest.isinf(), 0.0)
+    mean, size = _mean_and_size(segment, (ordered - largest).exp())
+    # A single value is returned unchanged: exp and log would cost its last digit.
+    combined = torch.where(size == 1, ordered, mean.log() + largest)
     return torch.empty_like(log_g).index_copy(0, order, combined)

@@ -8,6 +8,7 @@ Source: arXiv 2404.04575, sections 3 and 4.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,22 +17,22 @@ from dro_temp._checks import (
     check_bounds,
     check_count,
     check_floats,
+    check_integers,
     check_radius,
     check_tensor,
+    check_within,
     extremes,
     values_can_be_read,
 )
 from dro_temp._tensors import log_of_size
 from dro_temp._typing import Mask, PerRow, RowIndex, Scores
-from dro_temp.functional._newton import log_tau_at
 
-IMPOSSIBLE = (
-    -1e30
-)  # (-inf) / tau has the gradient 0 * inf; this has 0, and no margin of real scores is near it
+# The margin of an outcome of score -inf. (-inf) / tau has the gradient 0 * inf; this has 0, and is far below any real
+# margin.
+IMPOSSIBLE = -1e30
 
-
-#: The most that g / u counts for in a gradient: far above the 1/gamma of any moving average that is of use, and small
-#: enough for the norm of a gradient in float32 to stay finite.
+#: The largest g / u in a gradient: far above the 1/gamma of any useful moving average, and small enough for the norm
+# of a : float32 gradient to stay finite.
 LARGEST_RATIO = 1e9
 
 
@@ -77,6 +78,30 @@ def expected_margins(scores: Scores, distribution: Scores) -> Scores:
     return (scores - expected).clamp(min=IMPOSSIBLE)
 
 
+def smoothed_distribution(target: RowIndex, outcomes: int, smoothing: float) -> Scores:
+    r"""$q_{ij} = (1 - \epsilon)\, 1[j = t_i] + \epsilon / m$: label smoothing.
+
+    Args:
+        target: column of each row's target.
+        outcomes: m.
+        smoothing: $\epsilon$, the share that is spread evenly over all outcomes, in [0, 1].
+
+    Returns:
+        Distributions in float32, rows that sum to one.
+
+    Example:
+        >>> smoothed_distribution(torch.tensor([1]), 4, 0.2)
+        tensor([[0.0500, 0.8500, 0.0500, 0.0500]])
+
+    Source: arXiv 1512.00567, section 7.
+    """
+    check_integers("target", target)
+    outcomes = check_count("outcomes", outcomes, minimum=0)
+    check_within("smoothing", smoothing, 0.0, 1.0)
+    spread = torch.full((len(target), outcomes), smoothing / max(outcomes, 1), device=target.device)
+    return spread.scatter_add_(1, target.long()[:, None], torch.full_like(spread[:, :1], 1.0 - smoothing))
+
+
 def log_mean_exp(x: Scores, mask: Mask | None = None) -> PerRow:
     r"""$\log \frac{1}{m} \sum_j e^{x_j}$ over the support of each row, without overflow.
 
@@ -98,21 +123,21 @@ def log_mean_exp(x: Scores, mask: Mask | None = None) -> PerRow:
         return x.logsumexp(1) - log_of_size(x.shape[1], x)
     count = mask.sum(1)
     empty = count == 0
-    # An all -inf row would make logsumexp's gradient NaN: let it see finite numbers, then drop the result.
+    # The gradient of logsumexp is NaN for a row of -inf: pass finite numbers, and drop the result.
     inside = x.masked_fill(~(mask | empty[:, None]), -math.inf)
     log_sum = inside.logsumexp(1) if x.shape[1] else x.new_zeros(x.shape[0])
     return (log_sum - count.clamp(min=1).to(x.dtype).log()).masked_fill(empty, -math.inf)
 
 
 def compositional_log_mean(log_g: PerRow, log_u: PerRow | None = None) -> PerRow:
-    r"""The held estimate $\log u$ as a value, with the compositional gradient $\nabla g / u$.
+    r"""The estimate $\log u$ as a value, with the compositional gradient $\nabla g / u$.
 
-    `log_u + (r - stop(r))` with `r = exp(log_g - log_u)`, of which the gradient takes at most `LARGEST_RATIO`. Where
-    either is infinite there is no gradient.
+    `log_u + (r - stop(r))` with `r = exp(log_g - log_u)`, clipped to `LARGEST_RATIO` in the gradient. Where either is
+    infinite there is no gradient.
 
     Args:
         log_g: log of the minibatch mean, with gradient.
-        log_u: held estimate of the log of the population mean; no gradient flows to it. None: `log_g` is exact.
+        log_u: estimate of the log of the population mean; no gradient flows to it. None: `log_g` is exact.
 
     Returns:
         One value per row.
@@ -127,28 +152,28 @@ def compositional_log_mean(log_g: PerRow, log_u: PerRow | None = None) -> PerRow
     """
     if log_u is None:
         return log_g
-    held = log_u.detach()
-    exponent = (log_g - held).masked_fill(log_g.isinf() | held.isinf(), 0.0)
+    log_u = log_u.detach()
+    exponent = (log_g - log_u).masked_fill(log_g.isinf() | log_u.isinf(), 0.0)
     excess = (exponent.detach() - math.log(LARGEST_RATIO)).clamp(min=0.0)
     ratio = (exponent - excess).exp()
-    # In this order the value is the held one to the last digit, however large the ratio.
-    return held + (ratio - ratio.detach())
+    # In this order the value is log_u to the last digit, however large the ratio.
+    return log_u + (ratio - ratio.detach())
 
 
 def dual_value(log_g: PerRow, tau: PerRow, *, rho: float, log_u: PerRow | None = None) -> PerRow:
-    r"""The dual $F = \tau(\log g + \rho)$ from $\log g$, with an optional held estimate of $\log g$.
+    r"""The dual $F = \tau(\log g + \rho)$ from $\log g$, or from an estimate of it.
 
     With `log_u`, the value is $\tau(\log u + \rho)$ and the gradient is the compositional one,
     $\nabla \log g$ replaced by $\nabla g / u$: `tau * (log_u + r - stop(r) + rho)`, `r = exp(log_g - log_u)`.
-    Since `u` holds at least a share gamma of `g`, `r <= 1/gamma` (k/gamma for a sample that is k times in the
-    batch, since `g` is then shared by its copies). Where the share may be next to nothing, as with `Scent`, the
-    gradient takes r for at most `LARGEST_RATIO`: it and its norm stay finite, and so does the value.
+    Since `u` contains `g` with a weight of at least gamma, `r <= 1/gamma` (k/gamma for a sample that is k times in the
+    batch, whose copies share `g`). Where that weight may be tiny, as with `Scent`, the gradient clips r to
+    `LARGEST_RATIO`, so that it and its norm stay finite.
 
     Args:
         log_g: log of the minibatch mean, with gradient.
         tau: temperatures, > 0.
-        rho: radius of the KL ball, >= 0.
-        log_u: held estimate of the log of the population mean; no gradient flows to it. None: `log_g` is exact.
+        rho: radius of the KL ball in nats, >= 0.
+        log_u: estimate of the log of the population mean; no gradient flows to it. None: `log_g` is exact.
 
     Returns:
         One value per row.
@@ -175,7 +200,7 @@ def kl_dual(
         tau: temperature of each row, > 0, in units of the scores.
         rho: radius of the KL ball in nats, 0 <= rho < log m.
         mask: True inside the support.
-        log_u: held estimate, see `dual_value`.
+        log_u: estimate of log g, see `dual_value`.
 
     Returns:
         One value per row.
@@ -220,7 +245,7 @@ def kl_divergence(margins: Scores, tau: PerRow, mask: Mask | None = None) -> Per
         tensor([0.6931])
     """
     _check_rows(margins, tau)
-    return _tilt(margins, tau, mask)[0]
+    return _kl_and_slope(margins, tau, mask)[0]
 
 
 def _check_rows(margins: Scores, tau: PerRow) -> None:
@@ -240,14 +265,14 @@ def _check_rows(margins: Scores, tau: PerRow) -> None:
             )
 
 
-def _tilt(margins: Scores, tau: PerRow, mask: Mask | None) -> tuple[PerRow, PerRow]:
-    """KL(p||U) and Var_p(h / tau) = -dKL/dlog(tau) of p = softmax(h / tau)."""
+def _kl_and_slope(margins: Scores, tau: PerRow, mask: Mask | None) -> tuple[PerRow, PerRow]:
+    """KL(p||U) and -dKL/dlog(tau) = Var_p(h / tau) of p = softmax(h / tau), [n] each."""
     p = _weights(margins, tau, mask)
     inside = margins if mask is None else margins.masked_fill(~mask, -math.inf)
-    # Centred at the maximum the difference below keeps its digits when h / tau is large.
-    top = inside.amax(1, keepdim=True)
-    top = top.masked_fill(top.isneginf(), 0.0)
-    z = (inside - top) / tau[:, None]
+    # Relative to the maximum, so that the difference below keeps its digits when h / tau is large.
+    row_max = inside.amax(1, keepdim=True)
+    row_max = row_max.masked_fill(row_max.isneginf(), 0.0)
+    z = (inside - row_max) / tau[:, None]
     size = torch.full_like(tau, z.shape[1]) if mask is None else mask.sum(1).to(tau.dtype)
     z_inside = z.masked_fill(p == 0.0, 0.0)  # p z -> 0 where p underflows, also for z = -inf
     mean = (p * z_inside).sum(1)
@@ -268,9 +293,8 @@ def optimal_tau(
 ) -> PerRow:
     r"""The exact temperature of each row, $\arg\min_{\tau_{\min} \le \tau \le \tau_{\max}} F(\tau)$.
 
-    KL(p||U) decreases in tau, so the minimiser is the root of KL = rho, or a bound. Newton in log tau, kept
-    inside a bracket that at least halves whenever Newton leaves it. The number of iterations is fixed: there
-    is no data-dependent control flow. No gradient flows through the solution (none is needed, since
+    KL(p||U) decreases in tau, so the minimiser is the root of KL = rho, or a bound: Newton's method in log tau, inside
+    a bracket, with a fixed number of iterations. No gradient flows through the solution (none is needed, since
     dF/dtau = 0 there).
 
     Args:
@@ -298,9 +322,41 @@ def optimal_tau(
     check_count("iterations", iterations)
     low = margins.new_full((margins.shape[0],), math.log(tau_min))
     high = margins.new_full((margins.shape[0],), math.log(tau_max))
-    at_floor = _tilt(margins, low.exp(), mask)[0] <= rho
-    at_ceiling = _tilt(margins, high.exp(), mask)[0] >= rho
-    x = log_tau_at(rho, lambda tau: _tilt(margins, tau, mask), low, high, iterations)
-    tau: Tensor = x.exp().clamp(tau_min, tau_max)
-    tau = tau.masked_fill(at_ceiling, tau_max)
-    return tau.masked_fill(at_floor & ~at_ceiling, tau_min)
+    below_floor = _kl_and_slope(margins, low.exp(), mask)[0] <= rho
+    above_ceiling = _kl_and_slope(margins, high.exp(), mask)[0] >= rho
+    log_tau = log_tau_at(rho, lambda tau: _kl_and_slope(margins, tau, mask), low, high, iterations)
+    tau: Tensor = log_tau.exp().clamp(tau_min, tau_max)
+    tau = tau.masked_fill(above_ceiling, tau_max)
+    return tau.masked_fill(below_floor & ~above_ceiling, tau_min)
+
+
+def log_tau_at(
+    rho: float,
+    kl_and_slope: Callable[[Tensor], tuple[Tensor, Tensor]],
+    low: Tensor,
+    high: Tensor,
+    iterations: int,
+) -> Tensor:
+    """The root of KL(tau) = rho in log tau between `low` and `high`; the nearer of the two if there is none.
+
+    Newton's method inside a bracket, which at least halves at every step that would leave it. The number of
+    iterations is
+    fixed: there is no data-dependent control flow.
+
+    Args:
+        rho: the radius.
+        kl_and_slope: KL, decreasing in tau, and -dKL/dlog(tau), from tau.
+        low: log of the lowest temperature.
+        high: log of the highest.
+        iterations: steps.
+    """
+    x = 0.5 * (low + high)
+    for _ in range(iterations):
+        kl, slope = kl_and_slope(x.exp())
+        excess = kl - rho  # positive: tau is too small
+        low = torch.where(excess > 0, x, low)
+        high = torch.where(excess > 0, high, x)
+        newton = x + excess / slope.clamp(min=torch.finfo(x.dtype).tiny)
+        inside = (newton > low) & (newton < high)
+        x = torch.where(inside, newton, 0.5 * (low + high))
+    return x

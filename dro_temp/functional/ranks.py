@@ -8,14 +8,14 @@ from dro_temp.functional.resampling import generator, interval, times_drawn
 
 
 def places(x: Float[Tensor, "n"] | Int[Tensor, "n"]) -> Int[Tensor, "n"]:
-    """Place of each item among the distinct values, from 0: what `rank_correlation` wants to know of either side.
+    """Place of each item among the distinct values, from 0: the input of `rank_correlation`.
 
     Example:
         >>> places(torch.tensor([0.5, 0.1, 0.5]))
         tensor([1, 0, 1])
     """
-    found: Tensor = torch.unique(x, return_inverse=True)[1]
-    return found
+    place: Tensor = torch.unique(x, return_inverse=True)[1]
+    return place
 
 
 def rank_correlation(
@@ -28,7 +28,7 @@ def rank_correlation(
     Args:
         x: places of one side, see `places`.
         y: places of the other.
-        weight: number of times that each item is there, >= 0; any real number.
+        weight: number of times that each item counts, >= 0; any real number.
 
     Example:
         >>> rank_correlation(torch.tensor([0, 1, 2]), torch.tensor([0, 2, 1]), torch.ones(3))
@@ -44,7 +44,7 @@ def spearman(
 ) -> tuple[float, float, float]:
     """Spearman's correlation and its bootstrap interval; NaN where one side is all one value.
 
-    Whole groups are drawn, with replacement: items of one concept are no independent witnesses.
+    Whole groups are drawn, with replacement: items of one concept are not independent.
 
     Args:
         x: [n].

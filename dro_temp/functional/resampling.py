@@ -1,4 +1,4 @@
-"""Drawing anew, with replacement: how sure one can be of a number."""
+"""The bootstrap: samples with replacement, and intervals."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from dro_temp._checks import check_count
 
 
 def generator(seed: int) -> torch.Generator:
-    """A source of chance of its own."""
+    """A random number generator with this seed."""
     return torch.Generator().manual_seed(check_count("seed", seed, 0))
 
 
@@ -17,11 +17,11 @@ def times_drawn(groups: int, chance: torch.Generator) -> Tensor:
 
 
 def interval(drawn: Tensor, confidence: float) -> tuple[float, float]:
-    """The middle share of what was drawn, [resamples], without NaN; NaN if nothing remains."""
-    known = drawn.double()
-    known = known[known.isfinite()]
-    if len(known) == 0:
+    """The central interval of `drawn`, [resamples], without its NaN; NaN if nothing remains."""
+    finite = drawn.double()
+    finite = finite[finite.isfinite()]
+    if len(finite) == 0:
         return float("nan"), float("nan")
     tails = torch.tensor([0.5 - confidence / 2, 0.5 + confidence / 2], dtype=torch.float64)
-    low, high = known.quantile(tails).tolist()
+    low, high = finite.quantile(tails).tolist()
     return low, high

@@ -1,16 +1,18 @@
-"""What an adversary who may reweigh the samples of a batch makes of their losses.
+"""The worst case of a batch's losses over distributions near the samples' own.
 
     risk(l) = max_p sum_i p_i l_i - penalty(p),      p a distribution near the samples' own, w / sum w.
 
 Where p is constrained, the functions return the worst p: it is the gradient of the risk (the envelope theorem), and the
-risk is sum_i p_i l_i. All are unchanged when every weight is multiplied by one number; where all weights are zero, they
-are taken for ones.
+risk is sum_i p_i l_i. All are invariant to a common factor of the weights; if all weights are zero, they count as ones.
 """
+
+import math
 
 import torch
 
-from dro_temp._checks import check_floats, check_radius, check_share, check_tilt
+from dro_temp._checks import check_count, check_floats, check_radius, check_share, check_tilt
 from dro_temp._typing import PerRow, Scalar
+from dro_temp.functional.kl import log_tau_at
 
 
 def shares(losses: PerRow, weight: PerRow | None = None) -> PerRow:
@@ -50,19 +52,19 @@ def weighted_log_mean_exp(x: PerRow, weight: PerRow | None = None) -> Scalar:
         tensor(0.)
     """
     share = shares(x, weight)
-    there, log_share = share > 0, share.log()
-    x = x.masked_fill(~there, 0.0)
-    # The exponent that adds most: what is far below adds nothing, and must not take the digits of the others.
+    counts, log_share = share > 0, share.log()
+    x = x.masked_fill(~counts, 0.0)
+    # The exponent of the largest term: smaller terms must not cost the others digits.
     pivot = x.detach().gather(0, (x.detach() + log_share).argmax(0, keepdim=True))[0]
-    endless = pivot.isinf()
-    value = _about(pivot.masked_fill(endless, 0.0), x.masked_fill(endless, 0.0), share, log_share)
-    # The limit, whose gradient is finite: the mean over those that are infinite, inf or, if all are, -inf.
+    infinite = pivot.isinf()
+    value = _about(pivot.masked_fill(infinite, 0.0), x.masked_fill(infinite, 0.0), share, log_share)
+    # The limit, whose gradient is finite: the mean over the infinite exponents, inf or, if all are, -inf.
     limit = shares(x, share.masked_fill(x.detach() != pivot, 0.0))
-    return torch.where(endless, mean_under(limit, x), value)
+    return torch.where(infinite, mean_under(limit, x), value)
 
 
 def _about(pivot: Scalar, x: PerRow, share: PerRow, log_share: PerRow) -> Scalar:
-    """The log of the mean of exponents, of which the pivot is finite and adds most."""
+    """The log of the mean of exponentials about a finite pivot, the exponent of the largest term."""
     far = pivot + (x - pivot + log_share).logsumexp(0)
     with torch.no_grad():
         below = x - pivot
@@ -70,7 +72,8 @@ def _about(pivot: Scalar, x: PerRow, share: PerRow, log_share: PerRow) -> Scalar
         # The log of the mean lies below the tilted mean by KL(p || share).
         near = (centre - far < 0.5) & (x - centre < 80.0).all()
         centre = centre.masked_fill(~near, 0.0)
-    # log(1 + d) of a small d keeps digits that the log of a sum of exponentials drops: a small tilt divides by itself.
+    # log(1 + d) of a small d keeps digits that the log of a sum of exponentials loses: `tilted_mean` divides by a
+    # small t.
     d = (share * (x - centre).masked_fill(~near | (share == 0), 0.0).expm1()).sum()
     return torch.where(near, centre + d.log1p(), far)
 
@@ -142,9 +145,9 @@ def cvar_weights(losses: PerRow, weight: PerRow | None = None, *, alpha: float) 
     share = shares(losses, weight)
     order = losses.argsort(descending=True, stable=True)
     ordered = share[order]
-    before = ordered.cumsum(0) - ordered  # share of the samples that are worse
+    before = ordered.cumsum(0) - ordered  # share of the worse samples
     part = torch.minimum(ordered, (alpha - before).clamp(min=0.0))
-    # Rounding must not leave a batch of tiny shares without any.
+    # Normalised: rounding must not leave a batch of tiny shares without any.
     return torch.empty_like(share).scatter(0, order, part / part.sum())
 
 
@@ -187,11 +190,64 @@ def chi_square_weights(losses: PerRow, weight: PerRow | None = None, *, rho: flo
     return (p / p.sum()).to(losses.dtype)
 
 
-def _unit(losses: PerRow, counts: torch.Tensor) -> PerRow:
-    """Losses from the greatest, 0, down to the least, -1, in float64 where the device has it.
+# Bounds of tau in units of the losses' spread. Below, only the greatest loss counts; above, all count alike. The
+# lower one resolves ordinary losses beside an infinite one, and squares of numbers divided by it do not overflow.
+_LOWEST_TAU, _HIGHEST_TAU = {torch.float64: 1e-130, torch.float32: 1e-17}, 1e9
 
-    Beside an outlier the others are a tiny part of the whole apart, and it is they that may matter. Infinity is taken
-    for a number so great that what is true of it is true in the limit, whose square still does not overflow.
+
+@torch.no_grad()
+def kl_ball_weights(
+    losses: PerRow, weight: PerRow | None = None, *, rho: float, iterations: int = 60
+) -> PerRow:
+    r"""$\arg\max_p \sum_i p_i l_i$ over $\mathrm{KL}(p\|s) \le \rho$, with $s = w / \sum w$.
+
+    $p_i \propto s_i e^{l_i/\tau}$ at the tau where $\mathrm{KL}(p\|s) = \rho$, or the greatest losses alone if the ball
+    contains that. Its value is $\min_\tau \tau (\log \sum_i s_i e^{l_i/\tau} + \rho)$. As `optimal_tau`, weighted,
+    and with bounds that follow the spread of the losses.
+
+    Args:
+        losses: any.
+        weight: >= 0; all alike if None.
+        rho: radius in nats, >= 0.
+        iterations: Newton or bisection steps.
+
+    Returns:
+        Weights that sum to one.
+
+    Example:
+        >>> p = kl_ball_weights(torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64), rho=0.5)
+        >>> (p * (3 * p).log()).sum()
+        tensor(0.5000, dtype=torch.float64)
+
+    Source: arXiv 2404.04575, section 3, over samples in place of outcomes.
+    """
+    check_floats("losses", losses)
+    check_radius(rho)
+    check_count("iterations", iterations)
+    share = shares(losses, weight)
+    if rho == 0.0:
+        return share
+    x = _unit(losses, share > 0)
+    log_share = share.to(x.dtype).log()
+    low, high = x.new_tensor(math.log(_LOWEST_TAU[x.dtype])), x.new_tensor(math.log(_HIGHEST_TAU))
+    log_tau = log_tau_at(rho, lambda tau: _kl_and_slope(x, log_share, tau), low, high, iterations)
+    return (x / log_tau.exp() + log_share).softmax(0).to(losses.dtype)
+
+
+def _kl_and_slope(x: PerRow, log_share: PerRow, tau: Scalar) -> tuple[Scalar, Scalar]:
+    """KL(p||s) and -dKL/dlog(tau) = Var_p(x / tau) of p ~ s e^(x / tau)."""
+    z = x / tau
+    p = (z + log_share).softmax(0)
+    mean = (p * z).sum()
+    kl = mean - (z + log_share).logsumexp(0)
+    return kl, (p * (z - mean).square()).sum()
+
+
+def _unit(losses: PerRow, counts: torch.Tensor) -> PerRow:
+    """Losses scaled to [-1, 0], the greatest at 0, in float64 where the device has it.
+
+    Beside an outlier the differences of the others are tiny, and may still matter. Infinity is replaced by a number so
+    large that the result is that of the limit, and whose square does not overflow.
     """
     x = losses if losses.device.type == "mps" else losses.double()
     x = x.clamp(-(bound := torch.finfo(x.dtype).max ** 0.325), bound)

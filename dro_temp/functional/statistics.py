@@ -1,4 +1,4 @@
-"""What is known of a row of scores: its statistics, and which of its outcomes can happen."""
+"""Statistics of rows of scores, and which of their outcomes can happen."""
 
 from collections.abc import Collection
 from typing import Literal, NamedTuple, TypeAlias
@@ -15,11 +15,11 @@ from dro_temp.functional.kl import kl_weights, log_mean_exp, margins
 Statistic: TypeAlias = Literal["log_sum_exp", "kl", "entropy", "max", "mean", "std", "norm"]
 STATISTICS: tuple[Statistic, ...] = ("log_sum_exp", "kl", "entropy", "max", "mean", "std", "norm")
 
-#: An outcome that scores so far below its row's best cannot happen: a mask has banned it, by -inf, the least number of
-#: a precision, or -1e4, in place of its score or added to it. -1e4, which bfloat16 makes -9984, is the least of those
-#: in use; what is left is room for scores that lie a thousand apart. An outcome so far below that was not banned weighs
-#: exp(-9000 / tau): in float32 nothing, up to tau = 86. Statistics, norms and projections of a row leave such outcomes
-#: out, and so give what the row without them gives. kernels/backends/cpu/numbers.h has the same number.
+#: An outcome that scores so far below its row's maximum cannot happen: a mask has excluded it, by -inf, the smallest
+#: number of a precision, or -1e4, instead of its score or added to it. -1e4, which bfloat16 rounds to -9984, is the
+#: smallest of those in use; the rest is room for scores that differ by a thousand. An outcome that low without a mask
+# has : the weight exp(-9000 / tau): 0 in float32, up to tau = 86. Statistics, norms and projections of a row are those
+# of the : row without such outcomes. kernels/backends/cpu/numbers.h has the same number.
 IMPOSSIBLE_BELOW = 9e3
 
 # Stands for "not an outcome". Finite: with -inf, the weighted score of such an outcome would be 0 * inf.
@@ -27,15 +27,15 @@ NOT_AN_OUTCOME = -1e30
 
 
 class ScoreProfile(NamedTuple):
-    r"""What a network may read of each row of scores.
+    r"""Statistics of each row of scores that a network may read.
 
     Args:
         row_max: largest score.
         sum_exp: sum of $e^{s_{ij} - \max_j s_{ij}}$, >= 1.
         mean_excess: mean of $s - \max s$ under the softmax at temperature 1, <= 0.
         mean: mean score of the outcomes that can happen, see `IMPOSSIBLE_BELOW`.
-        std: standard deviation of theirs, as a whole population.
-        possible: number of them, as a floating-point number.
+        std: their standard deviation, as a whole population.
+        possible: their number, as a floating-point number.
     """
 
     row_max: PerRow
@@ -54,16 +54,15 @@ def support_mask(scores: Scores, target: RowIndex, target_in_support: bool) -> M
 
 
 def impossible(scores: Scores, mask: Mask | None = None) -> Mask | None:
-    """True where an outcome cannot happen, see `IMPOSSIBLE_BELOW`; None where it is known that all can.
+    """True where an outcome cannot happen, see `IMPOSSIBLE_BELOW`; None if all are known to be possible.
 
     Args:
         scores: one row of scores per row.
-        mask: True where an outcome counts; None: all do. The best is the best of those.
+        mask: True where an outcome counts; None: all do. The maximum is over those.
     """
     if scores.numel() == 0:
         return None
-    top = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).amax(1)
-    floor = top - IMPOSSIBLE_BELOW
+    floor = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).amax(1) - IMPOSSIBLE_BELOW
     if values_can_be_read(scores):
         inside = scores if mask is None else scores.masked_fill(~mask, torch.inf)
         if not bool((inside.amin(1) < floor).any()):
@@ -72,13 +71,7 @@ def impossible(scores: Scores, mask: Mask | None = None) -> Mask | None:
 
 
 def projected(scores: Scores, weight: Tensor, shift: PerRow | None) -> Tensor:
-    """`(scores - shift) @ weight.T`, to which outcomes that cannot happen add nothing.
-
-    Args:
-        scores: one row of scores per row.
-        weight: [K m].
-        shift: subtracted from all scores of a row.
-    """
+    """`(scores - shift) @ weight.T`, [n K], without the outcomes that cannot happen."""
     banned = impossible(scores)
     shifted = scores if shift is None else scores - shift[:, None]
     shifted = shifted if banned is None else shifted.masked_fill(banned, 0.0)
@@ -86,92 +79,82 @@ def projected(scores: Scores, weight: Tensor, shift: PerRow | None) -> Tensor:
 
 
 def score_profile(scores: Scores, mask: Mask | None = None) -> ScoreProfile:
-    """Profiles of a block of scores, which stay.
-
-    Args:
-        scores: one row of scores per row.
-        mask: True where an outcome counts; None: all do.
-    """
+    """Profiles of a block of scores, which stay; the mask is True where an outcome counts."""
     groups = row_groups(scores)
     if len(groups) == 1:
         return ScoreProfile(*_profile(scores, mask))
-    found = [scores.new_empty(len(scores)) for _ in range(6)]
+    profile = ScoreProfile(*(scores.new_empty(len(scores)) for _ in range(6)))
     for rows in groups:
         parts = _profile(scores[rows], None if mask is None else mask[rows])
-        for whole, part in zip(found, parts, strict=True):
+        for whole, part in zip(profile, parts, strict=True):
             whole[rows] = part
-    return ScoreProfile(*found)
+    return profile
 
 
 def _profile(scores: Scores, mask: Mask | None) -> tuple[PerRow, ...]:
-    banned = impossible(scores, mask)
-    out = _either(banned, None if mask is None else ~mask)
-    if out is None:
+    excluded = impossible(scores, mask)
+    if mask is not None:
+        excluded = ~mask if excluded is None else excluded | ~mask
+    if excluded is None:
         size = scores.new_full((len(scores),), scores.shape[1])
         mean = scores.mean(1)
-        about = scores - mean[:, None]
+        deviation = scores - mean[:, None]
     else:
-        size = (~out).sum(1).to(scores.dtype)
-        mean = scores.masked_fill(out, 0.0).sum(1) / size
-        about = (scores - mean[:, None]).masked_fill(out, 0.0)
-        scores = scores.masked_fill(out, -torch.inf)
-    std = (about.square_().sum(1) / size).sqrt()
-    top = scores.amax(1)
-    # -inf, an outcome that cannot happen, weighs nothing; 0 times -inf would be NaN.
-    below = (scores - top[:, None]).clamp_(min=torch.finfo(scores.dtype).min)
+        size = (~excluded).sum(1).to(scores.dtype)
+        mean = scores.masked_fill(excluded, 0.0).sum(1) / size
+        deviation = (scores - mean[:, None]).masked_fill(excluded, 0.0)
+        scores = scores.masked_fill(excluded, -torch.inf)
+    std = (deviation.square_().sum(1) / size).sqrt()
+    row_max = scores.amax(1)
+    # An outcome of -inf has weight 0, and 0 times -inf would be NaN.
+    below = (scores - row_max[:, None]).clamp_(min=torch.finfo(scores.dtype).min)
     weights = below.exp()
-    total = weights.sum(1)
-    return top, total, below.mul_(weights).sum(1) / total, mean, std, size
-
-
-def _either(a: Mask | None, b: Mask | None) -> Mask | None:
-    return (b if a is None else a) if a is None or b is None else a | b
+    sum_exp = weights.sum(1)
+    return row_max, sum_exp, below.mul_(weights).sum(1) / sum_exp, mean, std, size
 
 
 def score_moments(
-    scores: Scores, target: RowIndex, target_in_support: bool, wanted: Collection[str]
+    scores: Scores, target: RowIndex, target_in_support: bool, names: Collection[str]
 ) -> dict[str, PerRow]:
-    """Those of max, mean, std and norm that are wanted, over the outcomes of the support that can happen."""
-    found: dict[str, PerRow] = {}
-    if not wanted:
-        return found
-    inside = None
-    if not target_in_support:
-        inside = torch.ones_like(scores, dtype=torch.bool).scatter_(1, target[:, None], False)
-    banned = impossible(scores, inside)
-    if banned is not None:
-        return _moments_inside(scores, ~banned if inside is None else inside & ~banned, wanted)
+    """Those of max, mean, std and norm that are in `names`, over the possible outcomes of the support."""
+    if not names:
+        return {}
+    inside = support_mask(scores, target, target_in_support)
+    excluded = impossible(scores, inside)
+    if excluded is not None:
+        return _moments_inside(scores, ~excluded if inside is None else inside & ~excluded, names)
+    moments: dict[str, PerRow] = {}
     m = scores.shape[1]
-    own = scores.gather(1, target[:, None]).squeeze(1)
-    outside = torch.zeros_like(own) if target_in_support else own
+    target_score = scores.gather(1, target[:, None]).squeeze(1)
+    outside = torch.zeros_like(target_score) if target_in_support else target_score
     size = m - (0 if target_in_support else 1)
-    if "max" in wanted:
+    if "max" in names:
         inside = scores if target_in_support else scores.scatter(1, target[:, None], NOT_AN_OUTCOME)
-        found["max"] = inside.amax(1)
-    if "mean" in wanted or "std" in wanted:
-        found["mean"] = (scores.sum(1) - outside) / size
-    if "norm" in wanted:
-        found["norm"] = _root(torch.linalg.vector_norm(scores, dim=1).square() - outside.square())
-    if "std" in wanted:
+        moments["max"] = inside.amax(1)
+    if "mean" in names or "std" in names:
+        moments["mean"] = (scores.sum(1) - outside) / size
+    if "norm" in names:
+        moments["norm"] = _root(torch.linalg.vector_norm(scores, dim=1).square() - outside.square())
+    if "std" in names:
         # About the mean, not from the sum of squares: scores may lie far from zero.
-        about = norm_about(scores, found["mean"]).square()
+        square = norm_about(scores, moments["mean"]).square()
         if not target_in_support:
-            about = about - (own - found["mean"]).square()
-        found["std"] = _root(about) / size**0.5
-    return {name: value for name, value in found.items() if name in wanted}
+            square = square - (target_score - moments["mean"]).square()
+        moments["std"] = _root(square) / size**0.5
+    return {name: value for name, value in moments.items() if name in names}
 
 
-def _moments_inside(scores: Scores, inside: Mask, wanted: Collection[str]) -> dict[str, PerRow]:
-    held, size = scores.masked_fill(~inside, 0.0), inside.sum(1)
-    mean = held.sum(1) / size
-    about = (scores - mean[:, None]).masked_fill_(~inside, 0.0)
-    found = {
+def _moments_inside(scores: Scores, inside: Mask, names: Collection[str]) -> dict[str, PerRow]:
+    scores_inside, size = scores.masked_fill(~inside, 0.0), inside.sum(1)
+    mean = scores_inside.sum(1) / size
+    deviation = (scores - mean[:, None]).masked_fill_(~inside, 0.0)
+    moments = {
         "max": scores.masked_fill(~inside, NOT_AN_OUTCOME).amax(1),
         "mean": mean,
-        "std": torch.linalg.vector_norm(about, dim=1) / size.sqrt(),
-        "norm": torch.linalg.vector_norm(held, dim=1),
+        "std": torch.linalg.vector_norm(deviation, dim=1) / size.sqrt(),
+        "norm": torch.linalg.vector_norm(scores_inside, dim=1),
     }
-    return {name: value for name, value in found.items() if name in wanted}
+    return {name: value for name, value in moments.items() if name in names}
 
 
 def _root(square: Tensor) -> Tensor:
@@ -179,7 +162,7 @@ def _root(square: Tensor) -> Tensor:
 
 
 def norm_about(scores: Scores, centre: PerRow) -> PerRow:
-    """Norm of each row of `scores - centre`, a few rows at a time: no second block is needed."""
+    """Norm of each row of `scores - centre`, a few rows at a time, without a second block."""
     parts = [
         torch.linalg.vector_norm(scores[rows] - centre[rows, None], dim=1) for rows in row_groups(scores)
     ]
@@ -187,7 +170,7 @@ def norm_about(scores: Scores, centre: PerRow) -> PerRow:
 
 
 def tilted_statistics(
-    log_g: PerRow, target_over_tau: PerRow, mean_over_tau: PerRow, size: int, wanted: Collection[str]
+    log_g: PerRow, target_over_tau: PerRow, mean_over_tau: PerRow, size: int, names: Collection[str]
 ) -> dict[str, PerRow]:
     r"""Log-sum-exp of s/tau, KL(p||U) and entropy of p = softmax(s/tau).
 
@@ -196,17 +179,17 @@ def tilted_statistics(
         target_over_tau: the target's score over tau.
         mean_over_tau: E_p[s] over tau.
         size: m.
-        wanted: names.
+        names: of the statistics to return.
     """
     log_m = log_of_size(size, log_g)
     kl = mean_over_tau - target_over_tau - log_g
-    every = {"log_sum_exp": log_g + log_m + target_over_tau, "kl": kl, "entropy": log_m - kl}
-    return {name: value for name, value in every.items() if name in wanted}
+    statistics = {"log_sum_exp": log_g + log_m + target_over_tau, "kl": kl, "entropy": log_m - kl}
+    return {name: value for name, value in statistics.items() if name in names}
 
 
 @torch.no_grad()
 def row_statistics(
-    scores: Scores, target: RowIndex, tau: PerRow, target_in_support: bool, wanted: Collection[Statistic]
+    scores: Scores, target: RowIndex, tau: PerRow, target_in_support: bool, names: Collection[Statistic]
 ) -> dict[str, PerRow]:
     """Statistics of rows whose scores are in memory, over each row's support.
 
@@ -215,9 +198,9 @@ def row_statistics(
         target: column of each row's target.
         tau: temperature of each row.
         target_in_support: False to leave the target out of the support.
-        wanted: names, of `STATISTICS`.
+        names: of `STATISTICS`.
     """
-    if not wanted:
+    if not names:
         return {}
     mask = support_mask(scores, target, target_in_support)
     target_score = scores.gather(1, target[:, None]).squeeze(1)
@@ -225,5 +208,5 @@ def row_statistics(
     mean = target_score + (kl_weights(h, tau, mask) * h).sum(1)
     log_g = log_mean_exp(h / tau[:, None], mask)
     size = scores.shape[1] - (0 if target_in_support else 1)
-    moments = score_moments(scores, target, target_in_support, wanted)
-    return moments | tilted_statistics(log_g, target_score / tau, mean / tau, size, wanted)
+    moments = score_moments(scores, target, target_in_support, names)
+    return moments | tilted_statistics(log_g, target_score / tau, mean / tau, size, names)

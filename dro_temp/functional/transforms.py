@@ -1,4 +1,4 @@
-"""What some models do to a product of query and key before it is a score."""
+"""Elementwise transforms of products of queries and keys into scores."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dro_temp._checks import check_positive
 
 
 class ScoreTransform(ABC):
-    """An elementwise, increasing function of scores that knows its own slope, so that it can be streamed."""
+    """An elementwise, increasing function of scores with a derivative, so that it can be streamed."""
 
     @abstractmethod
     def __call__(self, scores: Tensor) -> Tensor:
@@ -43,7 +43,6 @@ class SoftCap(ScoreTransform):
     cap: float
 
     def __post_init__(self) -> None:
-        """Check the range."""
         check_positive("cap", self.cap)
 
     def __call__(self, scores: Tensor) -> Tensor:
@@ -78,7 +77,6 @@ class Scale(ScoreTransform):
     factor: float
 
     def __post_init__(self) -> None:
-        """Check the range."""
         check_positive("factor", self.factor)
 
     def __call__(self, scores: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 A **host** (`HostAdapter`) turns a batch into `Rows`: scores over a support of outcomes, one target each. A
 **predictor** (`TemperaturePredictor`) maps each row to a temperature. A **loss** (`RobustLoss`) maps rows and
 temperatures to one value per row; a **penalty** (`Penalty`) maps the rows of all views to one number; a **risk**
-(`SampleRisk`) reduces one loss per sample to one number. An **estimator** (`Estimator`) corrects the minibatch's bias in
-the inner mean of a row.
+(`SampleRisk`) reduces one loss per sample to one number. An **estimator** (`Estimator`) corrects the minibatch's bias
+in the inner mean of a row.
 
 Contracts only: nothing here streams, remembers or trains. What is remembered from step to step is in `state`, kernels
 are in `kernels`, and `Objective` puts the parts together.

@@ -1,4 +1,4 @@
-"""A linear head whose weights are fixed, prepared for decoding."""
+"""A frozen linear head, prepared for decoding."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -14,11 +14,11 @@ Decoder: TypeAlias = Callable[[Features, Scores], PerRow]
 
 
 class FrozenHead:
-    r"""The weights of a head that no longer trains, with a predictor's projection of its logits folded into them.
+    r"""The weights of a frozen head, with a predictor's projection of its logits folded into them.
 
-    In generation the logits are there already; a network's first layer over them, $A z = (A W) h$, then costs a
-    small product with the hidden state instead of one as wide as the vocabulary. `hosts.causal_lm.model_head` explains
-    how the library's four kinds of head relate.
+    In generation the logits exist anyway; a network's first layer over them, $A z = (A W) h$, then costs a small
+    product with the hidden state instead of one as wide as the vocabulary. `hosts.causal_lm.model_head` explains how
+    the library's four kinds of head relate.
 
     Args:
         keys: the head's weight, [m d].
@@ -28,7 +28,7 @@ class FrozenHead:
         >>> import torch, dro_temp as dt
         >>> weight, hidden = torch.randn(500, 16), torch.randn(1, 16)
         >>> tempnet = dt.TempNet.for_logits(500, tau_min=0.1, tau_max=2.0).eval()
-        >>> temperatures = tempnet.decoder(FrozenHead(weight))  # made once
+        >>> temperatures = tempnet.decoder(FrozenHead(weight))  # built once
         >>> temperatures(hidden, hidden @ weight.T).shape  # called for every token
         torch.Size([1])
     """
@@ -37,11 +37,11 @@ class FrozenHead:
         self._fold = FoldedProjection(keys, bias)
 
     def statistics(self, queries: Features, scores: Scores) -> ScoreStatistics:
-        """Statistics of the head's own logits.
+        """Statistics of the head's logits.
 
         Args:
-            queries: what the head was given, [n d].
-            scores: what it returned, [n m], neither scaled nor capped.
+            queries: the head's input, [n d].
+            scores: its output, [n m], neither scaled nor capped.
         """
         return ScoreStatistics(scores, project=lambda weight, shift: self._fold(queries, weight, shift))
 

@@ -14,24 +14,23 @@ from dro_temp.interfaces.rows import Rows
 
 
 class HostAdapter(nn.Module, ABC):
-    """Turns a batch into `{view: Rows}` by running the user's own model.
+    """Turns a batch into `{view: Rows}` by running the user's model.
 
     Args:
-        frozen: True to leave the model's weights alone: it runs in eval mode, without gradient, and
+        frozen: True to keep the model's weights fixed: it runs in eval mode, without gradient, and
             `Objective.param_groups` leaves it out.
     """
 
-    #: Names of the kinds of rows that the host makes, for example ("image", "text").
+    #: Names of the host's views, for example ("image", "text").
     views: ClassVar[tuple[str, ...]]
     #: Two views whose rows, in one process, are one square matrix read by rows and by columns, with the targets on
-    #: its diagonal; None if there are none. The scores of such views are made once for both.
+    #: its diagonal; None if there are none. The scores of such views are computed once for both.
     mirrored: ClassVar[tuple[str, str] | None] = None
-    #: True if `rows` itself sees to the values of its targets, weights and distributions, see `Rows.check_values`: an
-    #: `Objective` then does not look at them again. Not inherited by a class that writes `rows` anew.
+    #: True if `rows` itself checks the values of its targets, weights and distributions (`Rows.check_values`): an
+    #: `Objective` then does not check them again. Not inherited by a class that overrides `rows`.
     checks_values: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """What is said of one `rows` is not true of another."""
         super().__init_subclass__(**options)
         if "rows" in vars(cls) and "checks_values" not in vars(cls):
             cls.checks_values = False
@@ -58,30 +57,31 @@ class HostAdapter(nn.Module, ABC):
                 except TypeError as error:
                     self._explain(args, batch, error)
                     raise
-        # Scores that are still a product to come would meet trainable keys (a head's weight) later.
+        # Scores that are a product to be computed would otherwise use trainable keys (a head's weight).
         return {view: r.detached() for view, r in rows.items()} if self.frozen else rows
 
     def _explain(self, args: tuple[Any, ...], batch: dict[str, Any], error: TypeError) -> None:
-        """Say what the host takes, if that is what went wrong."""
+        """Raise a clearer error if the arguments do not fit the signature of `rows`."""
         signature = inspect.signature(self.rows)
         try:
             signature.bind(*args, **batch)
-        except TypeError as unfit:
+        except TypeError as mismatch:
             takes = ", ".join(str(parameter).split(":")[0] for parameter in signature.parameters.values())
             raise TypeError(
-                f"expected a batch for {type(self).__name__}, which takes ({takes}), received {_unfit(str(unfit))}. "
+                f"expected a batch for {type(self).__name__}, which takes ({takes}), received "
+                f"{_received(str(mismatch))}. "
                 "Pass these, by place or by name; count= and group= go to the objective."
             ) from error
 
     def train(self, mode: bool = True) -> "HostAdapter":
-        """A frozen host stays in eval mode; `objective_trains` says what was asked for."""
+        """A frozen host stays in eval mode; `objective_trains` is the requested mode."""
         self.objective_trains = mode
         super().train(mode and not self.frozen)
         return self
 
 
-def _unfit(said: str) -> str:
-    """What `inspect` says of arguments that do not fit, as the object of "received"."""
-    said = re.sub(r"^got an unexpected keyword argument", "the unexpected keyword", said)
-    said = re.sub(r"^missing a required (keyword-only )?argument:", "a batch without", said)
-    return re.sub(r"^multiple values for argument", "two values for", said)
+def _received(message: str) -> str:
+    """The message of `inspect` about arguments, as the object of "received"."""
+    message = re.sub(r"^got an unexpected keyword argument", "the unexpected keyword", message)
+    message = re.sub(r"^missing a required (keyword-only )?argument:", "a batch without", message)
+    return re.sub(r"^multiple values for argument", "two values for", message)

@@ -20,15 +20,14 @@ from dro_temp._checks import (
     values_can_be_read,
 )
 from dro_temp._loading import ShapeChecked
-from dro_temp._pytree import pytree
-from dro_temp._repr import one_line
+from dro_temp._pytree import one_line, pytree
 from dro_temp._tensors import at_least_float32
 from dro_temp._typing import PerRow
 from dro_temp.functional.statistics import STATISTICS, Statistic, row_statistics
 from dro_temp.interfaces.predictor import TemperaturePredictor
 from dro_temp.interfaces.rows import Rows
 
-#: How rows are computed: "reference" holds the score matrix and is ordinary autograd, the others stream over it.
+#: How rows are computed: "reference" stores the score matrix and is ordinary autograd, the others stream over it.
 BackendName: TypeAlias = Literal["reference", "torch", "cpu", "triton"]
 
 
@@ -38,7 +37,7 @@ class BackendChoice:
 
     Args:
         name: the backend.
-        reason: why, for people.
+        reason: why, as text.
     """
 
     name: BackendName
@@ -63,7 +62,6 @@ class LossOutput:
     statistics: dict[str, PerRow] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        """Shapes, dtypes and devices, in one line."""
         return one_line(self)
 
 
@@ -71,8 +69,8 @@ class RobustLoss(ShapeChecked, ABC):
     """Maps rows and their temperatures to one value per row; reduction belongs to `Objective`.
 
     The base checks its arguments, keeps everything in float32 or better, and makes rows of weight zero inert.
-    A leaf writes `values`. A loss that needs no more of a row's scores than their log-mean-exp derives from
-    `LogMeanExpLoss` instead, and never has to hold them.
+    A leaf implements `values`. A loss that needs only the log-mean-exp of a row's scores derives from `LogMeanExpLoss`
+    instead, and streams.
     """
 
     @abstractmethod
@@ -80,16 +78,16 @@ class RobustLoss(ShapeChecked, ABC):
         """One value per row. Scores of rows that do not count are zero, and their values are dropped."""
 
     def check_rows(self, rows: Rows) -> None:
-        """Raise ValueError on rows that the loss is not defined for; called once for each evaluation."""
+        """Raise ValueError for rows that the loss is not defined for; called once per evaluation."""
 
     def choose_backend(self, rows: Rows) -> BackendChoice:
-        """The backend that these rows would take."""
+        """The backend for these rows."""
         return BackendChoice("reference", f"{type(self).__name__} is written for the score matrix")
 
     def replayed(self, predictor: TemperaturePredictor) -> LossOutput | None:
-        """Values of rows of earlier batches that a predictor is to learn from as well; None: there are none.
+        """Values of rows of earlier batches that a predictor learns from as well, or None.
 
-        `Objective` asks a `tau_loss` for them at every step, and takes the mean over the batch's rows and these.
+        `Objective` calls this on a `tau_loss` at every step, and takes the mean over the batch's rows and these.
         """
         return None
 
@@ -119,9 +117,8 @@ class RobustLoss(ShapeChecked, ABC):
             tau: temperature of each row, > 0, or one for all, or a predictor of them.
             statistics: any of "log_sum_exp" (of s / tau), "kl", "entropy" (of softmax(s / tau)), "max", "mean",
                 "std", "norm" (of the scores), all over the row's support.
-            check: False where the values were checked elsewhere: an `Objective` looks at its host's rows once for
-                all that is made of them. Temperatures of a predictor that has diverged then pass, so that a gradient
-                scaler can skip the step.
+            check: False if the values were checked elsewhere: an `Objective` checks its host's rows once. Temperatures
+                of a diverged predictor then pass, so that a gradient scaler can skip the step.
         """
         if check:
             check_kind("rows", rows, Rows, "Write loss(Rows(scores, target), tau).")
@@ -146,7 +143,7 @@ class RobustLoss(ShapeChecked, ABC):
         rows: tuple[Rows, Rows],
         taus: tuple[Tensor | TemperaturePredictor, Tensor | TemperaturePredictor],
     ) -> tuple[LossOutput, LossOutput] | None:
-        """Two views of which one's scores are the other's transpose, from one set of scores; None: not by this loss.
+        """Two views whose scores are each other's transpose, from one set of scores; None if unsupported.
 
         Args:
             other: the loss of the second view.
@@ -168,9 +165,9 @@ class RobustLoss(ShapeChecked, ABC):
         valid, scores = rows.valid, rows.dense_scores
         safe = tau.to(scores.dtype).masked_fill(~valid, 1.0)
         values = self.values(rows, safe).masked_fill(~valid, 0.0)
-        noted = row_statistics(scores, rows.target.long(), safe, rows.target_in_support, statistics)
-        noted = {name: x.masked_fill(~valid, 0.0) for name, x in noted.items()}
-        return LossOutput(values, tau, backend, noted)
+        per_row = row_statistics(scores, rows.target.long(), safe, rows.target_in_support, statistics)
+        per_row = {name: x.masked_fill(~valid, 0.0) for name, x in per_row.items()}
+        return LossOutput(values, tau, backend, per_row)
 
     def _streamed(
         self,
@@ -185,7 +182,10 @@ class RobustLoss(ShapeChecked, ABC):
 def _one_per_row(rows: Rows, tau: Tensor | float) -> PerRow:
     """One temperature for each row, in float32 or better."""
     if not isinstance(tau, Tensor):
-        tau = _as_tensor(tau, rows.scores.dtype)
+        if not isinstance(tau, Real):
+            check_tensor("tau", tau)
+        check_positive("tau", tau)
+        tau = torch.tensor(float(tau), dtype=torch.promote_types(rows.scores.dtype, torch.float32))
     if tau.device != rows.target.device:
         tau = tau.to(rows.target.device)
     if tau.dtype not in _REAL:
@@ -201,25 +201,16 @@ def _one_per_row(rows: Rows, tau: Tensor | float) -> PerRow:
 _REAL = (torch.float32, torch.float64)
 
 
-def _as_tensor(tau: object, dtype: torch.dtype) -> Tensor:
-    if not isinstance(tau, Real):
-        check_tensor("tau", tau)
-    check_positive("tau", tau)  # type: ignore[arg-type]
-    return torch.tensor(float(tau), dtype=torch.promote_types(dtype, torch.float32))  # type: ignore[arg-type]
-
-
 def _as_real(tau: Tensor, dtype: torch.dtype) -> Tensor:
     if tau.is_complex() or tau.dtype == torch.bool:
         raise TypeError(f"expected tau as real numbers, received {tau.dtype}. Pass tau.float().")
-    return (
-        at_least_float32(tau)
-        if tau.is_floating_point()
-        else tau.to(torch.promote_types(dtype, torch.float32))
-    )
+    if tau.is_floating_point():
+        return at_least_float32(tau)
+    return tau.to(torch.promote_types(dtype, torch.float32))
 
 
 def _check_positive(rows: Rows, tau: PerRow) -> None:
-    """Raise on a temperature of a row that counts which is none."""
+    """Raise if a row that counts has a temperature that is not finite and > 0."""
     if not values_can_be_read(tau, rows.weight):
         return
     low, high = extremes(tau)

@@ -16,14 +16,14 @@ class Penalty(nn.Module, ABC):
     """Maps the rows of all views to one number that `Objective` adds to its loss.
 
     The number is a mean over the batch's rows, and counts as if it were the value of each of them: with a `count`,
-    or in several processes, it is reduced as the losses of rows are. Whatever weights a leaf takes are in it.
+    or in several processes, it is reduced as the losses of rows are. It includes the penalty's weights.
     """
 
-    #: What it is called in the metrics, `"penalty/{name}"`.
+    #: Its name in the metrics, `"penalty/{name}"`.
     name: ClassVar[str]
 
     def check_host(self, host: HostAdapter) -> None:
-        """Raise ValueError where this host's rows are not what the penalty needs; `Objective` asks once."""
+        """Raise ValueError if the penalty does not support this host's rows; `Objective` calls it once."""
 
     @abstractmethod
     def value(self, rows: Mapping[str, Rows]) -> Scalar:

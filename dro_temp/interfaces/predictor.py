@@ -19,10 +19,10 @@ from dro_temp.interfaces.frozen_head import Decoder, FrozenHead
 from dro_temp.interfaces.rows import Rows, Support
 from dro_temp.interfaces.statistics import ScoreStatistics
 
-#: What a predictor may declare to read of each row.
+#: Inputs that a predictor may declare.
 Readable: TypeAlias = Literal["features", "index", "support", "statistics"]
 
-#: How to call a predictor with it.
+# How each input is passed, for errors.
 _ARGUMENT: dict[str, str] = {
     "features": "features=...",
     "index": "index=...",
@@ -41,10 +41,9 @@ _WIDE = (torch.float32, torch.float64)
 
 
 def check_reads(reads: Any, owner: str) -> None:
-    """Raise unless it is a set of what can be read; `owner` declares it."""
+    """Raise unless `reads`, declared by `owner`, is a set of `Readable` names."""
     names = get_args(Readable)
-    wrong = isinstance(reads, str) or not isinstance(reads, Collection) or not set(reads) <= set(names)
-    if wrong:
+    if isinstance(reads, str) or not isinstance(reads, Collection) or not set(reads) <= set(names):
         raise ValueError(
             f"expected {owner}.reads as a set of names out of {list(names)}, received {reads!r}. Write "
             'reads = frozenset({"features"}), say.'
@@ -52,15 +51,15 @@ def check_reads(reads: Any, owner: str) -> None:
 
 
 class PredictorInputs:
-    """What a predictor may read of some rows: what it declared in `reads`, and nothing else, in every path.
+    """Inputs of a predictor for some rows: those declared in `reads`, and no others, on every path.
 
     Args:
         n: number of rows.
-        owner: name of the class that declared it, for the error.
+        owner: name of the class that declared them, for the error.
         **values: each declared value, one entry per row.
 
     Raises:
-        AttributeError: on reading what was not declared.
+        AttributeError: on reading an undeclared input.
 
     Example:
         >>> inputs = PredictorInputs(2, features=torch.zeros(2, 8))
@@ -83,7 +82,7 @@ class PredictorInputs:
             setattr(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
-        """Only what is not there comes here: what was not declared."""
+        # Called for missing attributes only: undeclared inputs.
         if name not in _ARGUMENT:
             raise AttributeError(f"PredictorInputs has no {name!r}; it has n and {', '.join(_ARGUMENT)}")
         declared = ", ".join(sorted(repr(x) for x in {*self._reads, name}))
@@ -96,8 +95,8 @@ class PredictorInputs:
 class TemperaturePredictor(ShapeChecked, ABC):
     """Maps each row to a temperature in [tau_min, tau_max].
 
-    A leaf declares what it reads and writes `raw`; nothing it returns can leave the bounds. What is read is
-    detached: a predictor is trained by the loss, and never moves the host through its input.
+    A leaf declares its inputs in `reads` and implements `raw`, whose result the base maps into the bounds. Inputs are
+    detached: a predictor is trained by the loss, and never trains the host through its input.
 
     Args:
         tau_min: lower bound, > 0.
@@ -111,7 +110,7 @@ class TemperaturePredictor(ShapeChecked, ABC):
     observes_gradient: bool = False
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Refuse a misspelt declaration when the class is made, not at its first call."""
+        """Check the declaration when the class is defined, not at its first call."""
         super().__init_subclass__(**options)
         declared = vars(cls).get("reads")
         if declared is not None and not isinstance(declared, property):
@@ -122,28 +121,28 @@ class TemperaturePredictor(ShapeChecked, ABC):
         check_bounds(tau_min, tau_max)
         self.tau_min, self.tau_max = float(tau_min), float(tau_max)
 
-    # What a leaf writes
+    # What a leaf implements
 
     @abstractmethod
     def raw(self, inputs: PredictorInputs) -> PerRow:
         """One unbounded number per row; `bound` maps it into [tau_min, tau_max]."""
 
     def bound(self, raw: PerRow) -> PerRow:
-        """The map into the bounds; smooth unless a leaf says otherwise."""
+        """Map into the bounds, smooth by default."""
         return F.sigmoid_between(raw, self.tau_min, self.tau_max)
 
     def start_prototypes(self, others: Features) -> None:
-        """Start from features of the other views, if this predictor compares rows with them; else do nothing."""
+        """Initialise prototypes from features of the other views; by default there are none."""
 
     def observe(self, index: RowIndex, gradient: PerRow) -> None:
-        """Take note of each row's own dF/dtau, unscaled by reduction; only for `observes_gradient`."""
+        """Receive each row's own dF/dtau, unscaled by reduction; only for `observes_gradient`."""
         raise NotImplementedError(f"{type(self).__name__} declares observes_gradient but does not observe")
 
     def extra_repr(self) -> str:
         """The bounds."""
         return f"tau_min={self.tau_min}, tau_max={self.tau_max}"
 
-    # How temperatures are asked for
+    # Calls
 
     @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(
@@ -162,17 +161,17 @@ class TemperaturePredictor(ShapeChecked, ABC):
             features: [... d], any leading dimensions.
             index: [...] sample numbers.
             support: scores of the rows over their support.
-            statistics: statistics of those scores; made from `support` if None.
-            shape: [...] shape of the result; taken from the others if None.
-            within: called, and its result returned, in place of all this: for code that asks for temperatures
-                block by block (`temperatures_of_block`), and is to do so where hooks on the predictor have prepared
-                its parameters (FSDP gathers them) and see what was computed with them.
+            statistics: statistics of those scores; computed from `support` if None.
+            shape: [...] shape of the result; inferred if None.
+            within: called instead, and its result returned: for code that predicts block by block
+                (`temperatures_of_block`) and must run inside the hooks of the predictor, such as FSDP's, which gather
+                its parameters.
 
         Returns:
             [...] temperatures in [tau_min, tau_max].
 
         Raises:
-            ValueError: something that this predictor reads was not passed.
+            ValueError: an input that this predictor reads is missing.
         """
         if within is not None:
             return within()  # type: ignore[no-any-return]
@@ -195,17 +194,12 @@ class TemperaturePredictor(ShapeChecked, ABC):
         support: Support | None,
         statistics: ScoreStatistics | None,
     ) -> PerRow:
-        """Temperatures of n rows: the one place where `raw` is called, with exactly what was declared.
+        """Temperatures of n rows: the only place where `raw` is called, with exactly the declared inputs.
 
         Raises:
-            ValueError: something that this predictor reads is None.
+            ValueError: an input that this predictor reads is None.
         """
-        passed: dict[str, Any] = {
-            "features": features,
-            "index": index,
-            "support": support,
-            "statistics": statistics,
-        }
+        passed: dict[str, Any] = dict(zip(_ARGUMENT, (features, index, support, statistics), strict=True))
         values = {name: passed[name] for name in self.reads}
         if any(x is None for x in values.values()):
             raise ValueError(self._missing(passed))
@@ -219,8 +213,8 @@ class TemperaturePredictor(ShapeChecked, ABC):
     def predict(self, rows: Rows) -> PerRow:
         """Temperatures of rows.
 
-        Rows that do not count get some temperature, whatever they hold. Many rows are taken a block at a time,
-        and what a block needs for its gradient is computed again in backward: no buffer grows with the batch.
+        Those of rows that do not count are undefined. Many rows are processed in blocks, whose activations are computed
+        again in backward: no buffer grows with the batch.
         """
         if self.reads_scores:
             rows = rows.inert_where_invalid()
@@ -230,9 +224,11 @@ class TemperaturePredictor(ShapeChecked, ABC):
         if rows.weight is not None:
             features, index = rows.inert_features_and_index()
         n = rows.target.shape[0]
-        # In a graph, all rows are one block: where to cut would depend on their number.
-        whole = torch.compiler.is_compiling() or n <= _autograd.BLOCK_OF_ROWS or "features" not in self.reads
-        if whole or next(self.parameters(), None) is None or torch._C._are_functorch_transforms_active():
+        # In a graph, all rows are one block: the number of blocks would depend on theirs.
+        one_block = (
+            torch.compiler.is_compiling() or n <= _autograd.BLOCK_OF_ROWS or "features" not in self.reads
+        )
+        if one_block or next(self.parameters(), None) is None or torch._C._are_functorch_transforms_active():
             return self(features, index=index, shape=rows.target.shape)  # type: ignore[no-any-return]
         return self(within=partial(self._predict_by_blocks, n, features, index))  # type: ignore[no-any-return]
 
@@ -248,19 +244,20 @@ class TemperaturePredictor(ShapeChecked, ABC):
             tau: PerRow = rebound.call(type(self).temperatures_of_block, size, x, k, None, None)
             return tau
 
-        return _autograd.checkpointed_by_blocks(temperatures, n, parameters, random=self.training)
+        tau: PerRow = _autograd.CheckpointedBlocks.apply(temperatures, n, self.training, *parameters)  # type: ignore[no-untyped-call]
+        return tau
 
     @property
     def reads_scores(self) -> bool:
-        """True if temperatures can only be known once scores are: the predictor then works inside the sweep."""
+        """True if temperatures depend on the scores: the predictor then runs inside the sweep."""
         return "statistics" in self.reads or "support" in self.reads
 
     @final
     def whole_parameters(self) -> tuple[Tensor, ...]:
-        """All parameters, for code that takes gradients of them by itself.
+        """All parameters, for code that computes their gradients itself.
 
         Raises:
-            ValueError: one of them is sharded, and is not gathered where this is called.
+            ValueError: one of them is sharded, and not gathered here.
         """
         for name, parameter in self.named_parameters():
             if hasattr(parameter, "full_tensor"):
@@ -272,15 +269,15 @@ class TemperaturePredictor(ShapeChecked, ABC):
         return tuple(self.parameters())
 
     def _missing(self, values: dict[str, Any]) -> str:
-        """The error about declared values that were not passed."""
+        """The error message about declared inputs that were not passed."""
         missing = sorted(name for name in self.reads if values[name] is None)
-        wanted = ", ".join(dict.fromkeys(_DESCRIPTION[name] for name in sorted(self.reads)))
+        required = ", ".join(dict.fromkeys(_DESCRIPTION[name] for name in sorted(self.reads)))
         absent = dict.fromkeys("scores" if name in ("statistics", "support") else name for name in missing)
         # Logits passed as features are the likely mistake.
         mistaken = "scores" in absent and values["features"] is not None and "features" not in self.reads
         unread = "features, which it does not read, and " if mistaken else ""
         return (
-            f"expected {wanted} for {type(self).__name__}, received {unread}no {' and no '.join(absent)}. Pass "
+            f"expected {required} for {type(self).__name__}, received {unread}no {' and no '.join(absent)}. Pass "
             f"{', '.join(dict.fromkeys(_ARGUMENT[name] for name in missing))}; in an Objective the host's Rows carry "
             "them (index: call objective(..., index=index))."
         )
@@ -288,17 +285,17 @@ class TemperaturePredictor(ShapeChecked, ABC):
     # Generation
 
     def decoder(self, head: FrozenHead) -> Decoder:
-        """Temperatures of a frozen head's rows: made once, called for every token that is generated.
+        """A function for the temperatures of a frozen head's rows, called for every generated token.
 
-        A leaf may prepare whatever a head that does not change lets it prepare. The parameters of the moment
-        count; make another one after they have changed.
+        A leaf may precompute what depends on the frozen head. Parameters are read when the decoder is built; build
+        another one after they have changed.
 
         Args:
             head: the head.
 
         Raises:
-            ValueError: the predictor is in training mode and works otherwise in it (dropout), or knows samples by
-                their numbers.
+            ValueError: the predictor is in training mode and behaves differently in it (dropout), or reads sample
+                numbers.
         """
         self._refuse_training()
         reads = self.reads
@@ -321,11 +318,11 @@ class TemperaturePredictor(ShapeChecked, ABC):
         return temperatures
 
     def _refuse_training(self) -> None:
-        changed = [part for part in self.modules() if part.training and _works_otherwise_in_training(part)]
-        if changed:
+        differing = [part for part in self.modules() if part.training and _differs_in_training(part)]
+        if differing:
             raise ValueError(
                 f"expected {type(self).__name__} in evaluation mode, received one in training mode, whose "
-                f"{type(changed[0]).__name__} would change the temperatures. Call predictor.eval() first."
+                f"{type(differing[0]).__name__} would change the temperatures. Call predictor.eval() first."
             )
 
 
@@ -341,14 +338,14 @@ def _check_arguments(features: Tensor | None, index: Tensor | None, support: Sup
         check_kind("support", support, Support, "Pass Support(scores).")
 
 
-def _works_otherwise_in_training(part: nn.Module) -> bool:
-    """Whether a module computes something else in training mode, or may do so for all that is known of it."""
+def _differs_in_training(part: nn.Module) -> bool:
+    """Whether a module computes something else in training mode, as unknown modules may."""
     if isinstance(part, nn.modules.dropout._DropoutNd):
         return part.p > 0
     if isinstance(part, nn.RNNBase | nn.MultiheadAttention):
         return part.dropout > 0
-    own = (nn.modules.batchnorm._NormBase, nn.RReLU)
-    return isinstance(part, own) or not type(part).__module__.startswith(("torch.nn.", "dro_temp."))
+    differing = (nn.modules.batchnorm._NormBase, nn.RReLU)
+    return isinstance(part, differing) or not type(part).__module__.startswith(("torch.nn.", "dro_temp."))
 
 
 def _leading_shape(

@@ -23,8 +23,8 @@ from dro_temp._typing import PerRow, RowIndex, Scalar
 class SampleRisk(ShapeChecked, ABC):
     r"""Reduces the losses of a batch's samples to one number: their mean, or a worse or better case than that.
 
-    A leaf writes `value`. The base checks arguments, keeps everything in float32 or better, and makes samples of weight
-    zero inert. A risk that remembers derives from `risks.StandaloneRisk`.
+    A leaf implements `value`. The base checks arguments, keeps everything in float32 or better, and makes samples of
+    weight zero inert. A risk with memory derives from `risks.StandaloneRisk`.
     """
 
     #: True if `value` needs to know which group each sample belongs to.
@@ -45,13 +45,13 @@ class SampleRisk(ShapeChecked, ABC):
 
         Args:
             losses: [n] one loss per sample, of any PyTorch loss with reduction="none".
-            weight: [n] how much each sample counts, >= 0; all alike if None. At weight zero a sample has no
-                influence and gets no gradient, whatever it holds.
+            weight: [n] weight of each sample, >= 0; equal if None. A sample of weight zero has no influence and gets no
+                gradient, whatever its loss.
             group: [n] number of each sample's group, for risks that need it.
 
         Raises:
-            TypeError: losses that are no floating-point numbers.
-            ValueError: another shape, a negative weight, or no groups for a risk that needs them.
+            TypeError: losses that are not floating-point numbers.
+            ValueError: a wrong shape, a negative weight, or no groups for a risk that needs them.
         """
         _check_losses(losses)
         _check_weight(weight)
@@ -60,18 +60,18 @@ class SampleRisk(ShapeChecked, ABC):
 
     @final
     def reduced(self, losses: Tensor, *, weight: Tensor | None = None, group: Tensor | None = None) -> Scalar:
-        """As `forward`, for a caller that checked the arguments, and keeps a transaction of what was proposed, as `Objective` does."""
+        """As `forward`, for a caller that checks arguments and records proposals itself, as `Objective` does."""
         with torch.autocast(losses.device.type, enabled=False):
             losses, weight, group = self._inert(losses, weight, group)
             value = self.value(losses, weight, group)
             return value.masked_fill(~(weight > 0).any(), 0.0)
 
     def weights(self, losses: Tensor, *, weight: Tensor | None = None, group: Tensor | None = None) -> PerRow:
-        """How much each sample counts: the distribution over the batch whose mean loss has the risk's gradient.
+        """Weight of each sample in the risk: the distribution over the batch whose mean loss has the risk's gradient.
 
-        It is the gradient of the risk by the losses, scaled to sum to one (without a held estimate it does so by
-        itself). Nothing is proposed; all zero where no sample counts. In several processes all must ask together, if
-        the risk remembers and is in training mode.
+        It is the gradient of the risk with respect to the losses, normalised (which changes it only if there is an
+        estimator). Nothing is proposed; all zero if no sample counts. In several processes all must call it together,
+        if the risk has memory and is in training mode.
 
         Args:
             losses: [n] as for `forward`.
@@ -86,7 +86,7 @@ class SampleRisk(ShapeChecked, ABC):
         self._check_group(group)
         with torch.inference_mode(False), torch.enable_grad():
             x = at_least_float32(losses.detach().clone()).requires_grad_()
-            weight, group = (None if given is None else given.clone() for given in (weight, group))
+            weight, group = (None if y is None else y.clone() for y in (weight, group))
             gradient: Tensor
             (gradient,) = torch.autograd.grad(self.reduced(x, weight=weight, group=group), x)
         total = gradient.sum()
@@ -103,11 +103,11 @@ class SampleRisk(ShapeChecked, ABC):
         check_shape("weight", weight, losses.shape, "Pass one weight per sample, or leave weight out.")
         group = self._checked_group(group, losses)
         weight = weight.detach().to(losses.dtype)
-        if len(losses) == 0:  # the mean of nothing: one sample that does not count, so that all go one way
+        if len(losses) == 0:  # one sample that does not count, so that leaves need no special case
             losses, weight = torch.cat([losses, losses.new_zeros(1)]), weight.new_zeros(1)
             group = None if group is None else group.new_zeros(1)
-        out = weight == 0
-        return losses.masked_fill(out, 0.0), weight, None if group is None else group.masked_fill(out, 0)
+        inert = weight == 0
+        return losses.masked_fill(inert, 0.0), weight, None if group is None else group.masked_fill(inert, 0)
 
     def _check_group(self, group: Tensor | None) -> None:
         if group is not None and not self.needs_groups:

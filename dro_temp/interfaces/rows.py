@@ -1,4 +1,4 @@
-"""Rows of scores with one target each: the shape that every host makes and every loss takes."""
+"""Rows of scores with one target each: the output of every host and the input of every loss."""
 
 import math
 from collections.abc import Callable
@@ -19,12 +19,11 @@ from dro_temp._checks import (
     first_wrong,
     values_can_be_read,
 )
-from dro_temp._pytree import map_tensors, pytree
-from dro_temp._repr import one_line
+from dro_temp._pytree import map_tensors, one_line, pytree
 from dro_temp._tensors import at_least_float32
 from dro_temp._typing import Features, Mask, PerRow, RowIndex, RowMask, Scores
 
-#: How far the sum of a row's probabilities may be from one: that of half precision. Two labels are further off.
+#: Tolerance for the sum of a row's probabilities: the rounding of half precision. Multi-hot labels are further off.
 ROUNDING = 1e-2
 
 T = TypeVar("T")
@@ -43,7 +42,7 @@ class LinearScores:
         keys: one vector per outcome.
         bias: one number per outcome.
         transform: elementwise function of the scores: `SoftCap`, `Scale`, or another `ScoreTransform`; a plain
-            function serves as well, but its scores are always computed as a matrix.
+            function is accepted as well, but its scores are always computed as a matrix.
         local_keys: this process's own keys, if `keys` were gathered from several processes.
 
     Example:
@@ -59,7 +58,6 @@ class LinearScores:
     local_keys: Features | None = None
 
     def __post_init__(self) -> None:
-        """Check types, shapes and devices."""
         check_floats("queries", self.queries)
         check_floats("keys", self.keys)
         if self.bias is not None:
@@ -94,7 +92,6 @@ class LinearScores:
             )
 
     def __repr__(self) -> str:
-        """Shapes, dtypes and devices, in one line."""
         return one_line(self)
 
     @property
@@ -112,7 +109,7 @@ class LinearScores:
 
     @property
     def device(self) -> torch.device:
-        """Where the scores will be."""
+        """Device of the scores."""
         return self.queries.device
 
     @property
@@ -131,11 +128,11 @@ class LinearScores:
         return _derived(self, queries=self.keys, keys=self.queries, bias=None, transform=None)
 
     def is_transpose_of(self, other: "LinearScores") -> bool:
-        """Whether the two are one matrix read by rows and by columns: each one's queries are the other's keys."""
+        """Whether the two are one matrix read by rows and by columns: the queries of each are the other's keys."""
         return self._mirrors(other, self.keys, other.keys)
 
     def is_share_of_transpose_of(self, other: "LinearScores") -> bool:
-        """Whether they would be, if all processes' rows were here: each one's queries are the other's local keys."""
+        """Whether they are this process's rows of such a matrix: the queries of each are the other's local keys."""
         if self.local_keys is None or other.local_keys is None:
             return False
         return self._mirrors(other, self.local_keys, other.local_keys)
@@ -150,15 +147,13 @@ class LinearScores:
 
     def detached(self) -> "LinearScores":
         """The same scores, through which no gradient flows."""
-        bias = None if self.bias is None else self.bias.detach()
-        local = None if self.local_keys is None else self.local_keys.detach()
-        return _derived(
-            self, queries=self.queries.detach(), keys=self.keys.detach(), bias=bias, local_keys=local
-        )
+        names = ("queries", "keys", "bias", "local_keys")
+        values = {name: getattr(self, name) for name in names}
+        return _derived(self, **{name: None if x is None else x.detach() for name, x in values.items()})
 
 
 def _derived(x: T, **changes: Any) -> T:
-    """As `dataclasses.replace`, without its checks: what is derived from checked tensors needs none."""
+    """As `dataclasses.replace`, without `__post_init__`: the tensors are derived from checked ones."""
     if torch.compiler.is_compiling():
         return replace(x, **changes)  # type: ignore[type-var]
     new = object.__new__(type(x))
@@ -167,15 +162,11 @@ def _derived(x: T, **changes: Any) -> T:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """One tensor, or two views of the same numbers (a frozen host's rows are detached each by itself)."""
+    """Whether both are the same memory (the rows of a frozen host are detached separately)."""
     if a is b:
         return True
-    return (
-        a.data_ptr() == b.data_ptr()
-        and a.shape == b.shape
-        and a.stride() == b.stride()
-        and a.dtype == b.dtype
-    )
+    same_layout = a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
+    return same_layout and a.data_ptr() == b.data_ptr()
 
 
 @pytree(static=("outcomes",))
@@ -194,7 +185,6 @@ class Support:
     outcomes: int | None = None
 
     def __post_init__(self) -> None:
-        """Check types and shapes."""
         check_floats("scores", self.scores)
         if self.scores.dim() != 2:
             raise ValueError(
@@ -212,7 +202,6 @@ class Support:
             check_count("outcomes", self.outcomes, minimum=0)
 
     def __repr__(self) -> str:
-        """Shapes, dtypes and devices, in one line."""
         return one_line(self)
 
     @property
@@ -224,7 +213,7 @@ class Support:
 @pytree(static=("target_in_support",))
 @dataclass(frozen=True)
 class Rows:
-    """Rows of scores with one target each: the one shape that every host makes and every loss takes.
+    """Rows of scores with one target each: the output of every host and the input of every loss.
 
     Args:
         scores: a score matrix, or `LinearScores`.
@@ -238,9 +227,8 @@ class Rows:
             label smoothing); `target` is then its most probable outcome. None: `target` alone.
 
     Raises:
-        ValueError: shapes or devices that do not belong together, or a target distribution where targets are no
-            outcomes.
-        TypeError: something that is no tensor, targets or sample numbers that are not integers, scores that are.
+        ValueError: shapes or devices that do not match, or a target distribution where targets are not outcomes.
+        TypeError: a value that is not a tensor, targets or sample numbers that are not integers, scores that are.
 
     Example:
         >>> rows = Rows(torch.randn(4, 10), torch.tensor([0, 3, 9, 1]))
@@ -282,9 +270,9 @@ class Rows:
             ):  # a table may be in host memory, the numbers with it
                 self._refuse_device(name, value)
             if value.dim() != (2 if name == "features" else 1) or value.shape[0] != n:
-                wanted = f"[{n}, d]" if name == "features" else f"[{n}]"
+                shape = f"[{n}, d]" if name == "features" else f"[{n}]"
                 raise ValueError(
-                    f"expected {name} of shape {wanted}, one per row of scores, received {list(value.shape)}. "
+                    f"expected {name} of shape {shape}, one per row of scores, received {list(value.shape)}. "
                     f"Flatten {name} together with the scores."
                 )
         if self.target_distribution is not None:
@@ -297,10 +285,10 @@ class Rows:
         )
 
     def check_values(self) -> None:
-        """Raise where values are wrong: a target that is no column, a negative weight, probabilities of another sum.
+        """Raise on a target out of range, a negative weight, or probabilities that do not sum to one.
 
-        Rows that do not count may hold anything. Only tensors in host memory are looked at: see
-        `values_can_be_read`. Losses that are called with rows do it, and an `Objective` does it once for all views.
+        Rows that do not count may hold anything. Values on a device are not checked (`values_can_be_read`). Losses
+        called with rows check them; an `Objective` checks the rows of each view once.
 
         Raises:
             ValueError: such a value, with the number of its row.
@@ -345,16 +333,14 @@ class Rows:
             )
 
     def __repr__(self) -> str:
-        """Shapes, dtypes and devices, in one line."""
         return one_line(self)
 
     def __len__(self) -> int:
-        """Number of rows."""
         return self.target.shape[0]
 
     @property
     def support_size(self) -> int:
-        """Number of outcomes that the adversary may weigh in this batch, m."""
+        """Number of outcomes in each row's support, m."""
         scores = self.scores
         columns = scores.keys.shape[0] if isinstance(scores, LinearScores) else scores.shape[1]
         return columns - (0 if self.target_in_support else 1)
@@ -363,15 +349,15 @@ class Rows:
     def dense_scores(self) -> Scores:
         """The score matrix in float32 or better; a product of `LinearScores` is computed at every call.
 
-        NaN and infinity in the queries of rows of weight zero are taken for 0: in the gradient of the keys they would
-        meet the zeros that such rows get, and 0 times NaN is NaN.
+        NaN and infinity in the queries of rows of weight zero are replaced by 0: such rows have gradient 0, and the
+        gradient of the keys would be 0 times NaN, which is NaN.
         """
         scores = self.scores
         if not isinstance(scores, LinearScores):
             return at_least_float32(scores)
         if self.weight is not None:
-            junk = ~self.weighs[:, None] & ~scores.queries.isfinite()
-            scores = _derived(scores, queries=scores.queries.masked_fill(junk, 0.0))
+            unused = ~self.weighs[:, None] & ~scores.queries.isfinite()
+            scores = _derived(scores, queries=scores.queries.masked_fill(unused, 0.0))
         return scores.dense()
 
     @property
@@ -384,14 +370,14 @@ class Rows:
 
     @property
     def margins(self) -> Scores:
-        """Scores minus the target's score, which a target distribution expects, in float32 or better."""
+        """Scores minus the target's score, or its mean under the target distribution, in float32 or better."""
         if self.target_distribution is None:
             return F.margins(self.dense_scores, self.target.long())
         return F.expected_margins(self.dense_scores, self.target_distribution)
 
     @property
     def support(self) -> Support:
-        """What a predictor that reads scores may see: detached, and without the target's identity."""
+        """Inputs of a predictor that reads scores: detached, and without the target's identity."""
         return Support(self.dense_scores.detach(), self.mask, self.support_size)
 
     @property
@@ -403,71 +389,72 @@ class Rows:
 
     @property
     def weighs(self) -> RowMask:
-        """True for the rows of positive weight. A pair that is alone in its batch weighs, and has no support there."""
+        """True for rows of positive weight, including a pair that is alone in its batch and has an empty support."""
         if self.weight is None:
             return torch.ones_like(self.target, dtype=torch.bool)
         return self.weight > 0
 
     def dense(self) -> "Rows":
-        """The same rows with the score matrix computed, so that it is computed once."""
+        """The same rows with the score matrix computed once."""
         return _derived(self, scores=self.dense_scores)
 
     def select(self, rows: slice | RowIndex) -> "Rows":
-        """Some of the rows: a slice (views), or row numbers (copies)."""
+        """Some of the rows, by a slice (views) or by row numbers (copies)."""
         scores = self.scores.select(rows) if isinstance(self.scores, LinearScores) else self.scores[rows]
         names = ("target", "features", "index", "weight", "target_distribution")
         values = {name: getattr(self, name) for name in names}
-        chosen = {name: None if x is None else x[rows] for name, x in values.items()}
-        return _derived(self, scores=scores, **chosen)
+        selected = {name: None if x is None else x[rows] for name, x in values.items()}
+        return _derived(self, scores=scores, **selected)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Rows":
-        """The same rows on a device; what `move_to_device` of a training loop calls."""
+        """The same rows on a device."""
         return map_tensors(lambda x: x.to(device, non_blocking=non_blocking), self)
 
     def pin_memory(self) -> "Rows":
-        """The same rows in pinned memory; what a `DataLoader` with `pin_memory=True` calls."""
+        """The same rows in pinned memory; a `DataLoader` with `pin_memory=True` calls it."""
         return map_tensors(torch.Tensor.pin_memory, self)
 
     def detached(self) -> "Rows":
         """The same rows, through which no gradient flows to the host."""
         scores = self.scores.detached() if isinstance(self.scores, LinearScores) else self.scores.detach()
-        return _derived(
-            self, scores=scores, features=None if self.features is None else self.features.detach()
-        )
+        features = None if self.features is None else self.features.detach()
+        return _derived(self, scores=scores, features=features)
 
     def inert_where_invalid(self) -> "Rows":
-        """The same rows with harmless numbers in those that do not count.
-
-        A product with a zero weight would not do: zero times NaN is NaN.
-        """
+        """The same rows with zeros where the weight is zero: multiplying would not do, since 0 times NaN is NaN."""
         if self.weight is None and self.support_size > 0:
             return self
         scores, invalid = self.scores, ~self.valid
         if isinstance(scores, LinearScores):
-            # Before the product, and not after it alone: see `dense_scores`; here no transform overflows either.
+            # Before the product as well: see `dense_scores`; and the transform cannot overflow.
             scores = _derived(scores, queries=scores.queries.masked_fill(invalid[:, None], 0.0)).dense()
         scores = at_least_float32(scores).masked_fill(invalid[:, None], 0.0)
         features, index = self.inert_features_and_index()
-        target, spread = self.target, self.target_distribution
+        target, probability = self.target, self.target_distribution
         if self.weight is not None:
-            out = ~self.weighs
-            target = target.masked_fill(out, 0)
-            spread = None if spread is None else spread.masked_fill(out[:, None], 0.0)
+            inert = ~self.weighs
+            target = target.masked_fill(inert, 0)
+            probability = None if probability is None else probability.masked_fill(inert[:, None], 0.0)
         return _derived(
-            self, scores=scores, target=target, features=features, index=index, target_distribution=spread
+            self,
+            scores=scores,
+            target=target,
+            features=features,
+            index=index,
+            target_distribution=probability,
         )
 
     def inert_features_and_index(self) -> tuple[Features | None, RowIndex | None]:
         """Features and sample numbers, zero where a row's weight is zero.
 
-        What a row is does not depend on the others of its batch: a pair that is alone in it, and so has an empty
-        support, keeps its features and its number.
+        A pair that is alone in its batch, with an empty support, keeps its features and its number: they do not
+        depend on the rest of the batch.
         """
         if self.weight is None:
             return self.features, self.index
-        out = ~self.weighs
-        features = None if self.features is None else self.features.masked_fill(out[:, None], 0.0)
-        return features, None if self.index is None else self.index.masked_fill(out, 0)
+        inert = ~self.weighs
+        features = None if self.features is None else self.features.masked_fill(inert[:, None], 0.0)
+        return features, None if self.index is None else self.index.masked_fill(inert, 0)
 
 
 def check_distribution(name: str, distribution: Scores, counts: RowMask | None = None) -> None:
@@ -479,7 +466,7 @@ def check_distribution(name: str, distribution: Scores, counts: RowMask | None =
         counts: True for the rows that count; None: all.
     """
     total = distribution.detach().sum(1)
-    # A negative probability is in no sum that could be relied upon: it is looked for by itself.
+    # The sum may hide a negative probability, which is checked by itself.
     (least, _), (low, high) = extremes(distribution), extremes(total)
     if least >= 0 and low >= 1 - ROUNDING and high <= 1 + ROUNDING:
         return

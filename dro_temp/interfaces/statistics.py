@@ -1,4 +1,4 @@
-"""What a predictor may read of a row's scores without holding them."""
+"""Statistics and projections of a row's scores, which a predictor can read without the score matrix."""
 
 from collections.abc import Callable
 
@@ -12,24 +12,22 @@ from dro_temp.functional.statistics import ScoreProfile, impossible, projected, 
 #: `(weight, shift) -> (scores - shift) @ weight.T`
 Project = Callable[[Tensor, "PerRow | None"], Tensor]
 
-# Keys that are converted to another precision at a time.
+# Keys converted to another precision at a time.
 _TILE = 8192
 
 
 class ScoreStatistics:
     r"""Statistics and projections of each row's scores, computed when they are read; all detached.
 
-    Streaming losses make one for each block of rows while its scores are in memory. A predictor that reads statistics
-    instead of scores can therefore be asked without the score matrix ever existing, and reads the same numbers either
-    way.
+    Streaming losses build one for each block of rows while its scores are in memory, so that a predictor of statistics
+    needs no score matrix, and reads the same numbers either way.
 
     Args:
-        scores: one row of scores per row.
-        mask: True inside the support; None: all outcomes are. Statistics are over the support, and of that over the
-            outcomes that can happen: one that scores 9000 or more below the best of its row, such as -inf or a mask of
-            -1e4, is taken for impossible.
+        scores: [n m].
+        mask: True inside the support; None: everywhere. Statistics are over the outcomes of the support that can
+            happen: one that scores 9000 or more below the maximum of its row, such as -inf or a mask of -1e4, cannot.
         project: a cheaper projection than that of the scores themselves, such as a `FoldedProjection`.
-        profile: a cheaper way to the row's profile, such as a fused kernel.
+        profile: a cheaper way to compute the profile, such as a fused kernel.
 
     Example:
         >>> statistics = ScoreStatistics(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
@@ -107,7 +105,7 @@ class ScoreStatistics:
     def norm_about(self, centre: PerRow | None) -> PerRow:
         """Euclidean norm of the scores minus a number per row."""
         if self._compute_profile is not None and self._scores.device.type != "cpu":
-            # Kernels for a device read a row faster than several calls would.
+            # From the profile, which one kernel computes faster than several calls would.
             p, mean = self.profile, self.profile.mean
             return p.possible.sqrt() * torch.hypot(p.std, mean if centre is None else mean - centre)
         norms = [self._norms(rows, centre) for rows in row_groups(self._scores)]
@@ -127,10 +125,8 @@ class ScoreStatistics:
     def project(self, weight: Tensor, shift: PerRow | None = None) -> Tensor:
         """`(scores - shift) @ weight.T`, in float32 or better, with gradient to the weight.
 
-        Outcomes that cannot happen add nothing.
-
-        Cheapest where the weight is a parameter of the predictor itself and the scores are products: then it is
-        folded into the keys, once for all rows.
+        Outcomes that cannot happen add nothing. Cheapest if the weight is a parameter of the predictor itself and the
+        scores are products: it is then folded into the keys, once for all rows.
 
         Args:
             weight: [K m].
@@ -146,8 +142,8 @@ class FoldedProjection:
 
     $$A (W q + c - \sigma 1) = (A W)\, q + A c - \sigma A 1$$
 
-    `A W` costs as much as scoring one row per line of A, and is made once for all rows; each row then costs d
-    instead of m multiplications per line. Outcomes that the bias rules out (see `ScoreStatistics`) add nothing.
+    `A W` costs as much as scoring one row per row of A, once; each row of scores then costs d instead of m
+    multiplications per row of A. Outcomes that the bias rules out (see `ScoreStatistics`) add nothing.
 
     Args:
         keys: W, [m d]; no gradient flows to them.
@@ -183,7 +179,7 @@ class FoldedProjection:
         folded = self._fold(weight)
         queries = queries.to(folded.dtype)
         queries = queries if self.scale == 1.0 else queries * self.scale
-        # [A W | A c | A 1]: the offset belongs to every row, so that one call does for product and offset.
+        # One call computes product and offset.
         offset = None if self.bias is None else folded[:, -2]
         result = torch.nn.functional.linear(queries, folded[:, :-2], offset)
         return result if shift is None else result - shift[:, None].to(folded.dtype) * folded[:, -1]
@@ -194,10 +190,10 @@ class FoldedProjection:
         return folded[:, :-2] * self.scale, folded[:, -2], folded[:, -1]
 
     def _fold(self, weight: Tensor) -> Tensor:
-        """[A W | A c | A 1] in float32 or better, made at first use, and again when the weight has moved."""
-        known = self._folded.get(id(weight))
-        if known is not None and known[0] is weight and known[1] == weight._version:
-            return known[2]
+        """[A W | A c | A 1], [K d + 2], in float32 or better; cached until the weight changes."""
+        cached = self._folded.get(id(weight))
+        if cached is not None and cached[0] is weight and cached[1] == weight._version:
+            return cached[2]
         with torch.no_grad():
             wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
             wide = wide if self._banned is None else wide.masked_fill(self._banned, 0.0)
@@ -212,18 +208,18 @@ class FoldedProjection:
         return folded
 
     def _tiles(self, dtype: torch.dtype) -> list[slice]:
-        """All keys at once, or so many that a copy in another precision stays small."""
+        """All keys at once, or tiles whose copies in another precision are small."""
         m = len(self.keys)
         step = max(m if self.keys.dtype == dtype else _TILE, 1)
         return [slice(start, min(start + step, m)) for start in range(0, m, step)]
 
     def folded(self) -> list[tuple[Tensor, Tensor]]:
-        """Each weight that was folded, and what it was folded into: a leaf that collects gradient."""
+        """Each folded weight, and its folded form: a leaf that collects gradient."""
         return [(weight, folded) for weight, _, folded in self._folded.values()]
 
     @torch.no_grad()
     def weight_gradient(self, gradient: Tensor) -> Tensor:
-        """Gradient of A from that of what it was folded into."""
+        """Gradient of A from that of its folded form."""
         result = gradient.new_empty(len(gradient), len(self.keys))
         for tile in self._tiles(gradient.dtype):
             torch.mm(gradient[:, :-2], self.keys[tile].to(gradient.dtype).T, out=result[:, tile])

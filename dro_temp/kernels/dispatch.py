@@ -1,4 +1,4 @@
-"""Which backend computes some scores, and why; importing this neither builds C code nor imports Triton."""
+"""Which backend computes some scores, and why. Importing this neither builds C code nor imports Triton."""
 
 import importlib.util
 import os
@@ -22,23 +22,23 @@ _FIRST_CAPABILITY = (7, 0)
 
 
 def check_backend(backend: Any) -> BackendOption:
-    """Return it, or raise where there is no such backend."""
+    """Return `backend`, or raise if there is none of that name."""
     check_choice("backend", backend, BACKENDS)
     return backend  # type: ignore[no-any-return]
 
 
 def fastest_backend(device: torch.device, dtype: torch.dtype) -> Literal["triton", "cpu", "torch"]:
-    """The fastest backend that streams scores of that precision there."""
+    """The fastest available backend for scores of that device and precision."""
     if device.type == "cpu":
         return "cpu" if _cpu_obstacle(device, dtype) is None else "torch"
     return "triton" if triton_runs_on(device) else "torch"
 
 
 def streaming_backend(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
-    """The backend of this name, for scores of that precision there.
+    """The backend of this name, for scores of that device and precision.
 
     Raises:
-        RuntimeError, ImportError: it cannot take those, or is not available here.
+        RuntimeError, ImportError: it does not support them, or is unavailable.
     """
     if name == "torch":
         return torch_backend
@@ -49,20 +49,15 @@ def streaming_backend(name: str, device: torch.device, dtype: torch.dtype) -> Ba
 
 
 def cpu_runs_on(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the C backend can take scores of that kind; builds it where that is all that is missing.
-
-    Args:
-        device: where the scores are.
-        dtype: their precision.
-    """
+    """Whether the C backend supports scores of that device and precision; builds it on first use."""
     return _cpu_obstacle(device, dtype) is None
 
 
 def cpu_backend(device: torch.device, dtype: torch.dtype) -> Backend:
-    """The C backend, for scores of that kind.
+    """The C backend, for scores of that device and precision.
 
     Raises:
-        RuntimeError: it cannot take those, or cannot be built here.
+        RuntimeError: it does not support them, or cannot be built.
     """
     obstacle = _cpu_obstacle(device, dtype)
     if obstacle is not None:
@@ -73,7 +68,7 @@ def cpu_backend(device: torch.device, dtype: torch.dtype) -> Backend:
     return cpu
 
 
-# The compiler would look into a cached function, warn of it, and follow how the library is built.
+# torch.compile would trace into the cached function, warn about it, and trace the build of the library.
 @constant_in_graphs
 def _cpu_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":

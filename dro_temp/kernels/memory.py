@@ -1,4 +1,4 @@
-"""Memory of a sweep: how many rows are scored at a time, what is saved for backward, and scratch that is used again."""
+"""Memory of a sweep: rows scored at a time, scores saved for backward, and scratch memory that is reused."""
 
 import threading
 from collections.abc import Iterator
@@ -13,22 +13,22 @@ from dro_temp._checks import check_count
 MIB = 2**20
 _CACHE_BYTES: ContextVar[int] = ContextVar("cache_bytes", default=512 * MIB)
 
-# A product of fewer than 128 rows leaves the processor waiting for keys; beyond 256 little is gained. Where no product
-# adds up the rows, 192 are nearly as good, and the buffer is smaller.
-_CPU_ROWS, _CPU_ROWS_ALONE, _CPU_MIN_ROWS, _CPU_BLOCK = 256, 192, 16, 128 * MIB
-# Blocks of a matrix that is kept whole need no memory of their own; 512 rows make its products 5 % faster.
-_CPU_KEPT_ROWS = 512
-# Narrow supports: longer blocks, so that Python's share stays small, but still inside the processor's cache.
+# A product of fewer than 128 rows leaves the CPU waiting for keys; beyond 256 little is gained. Where no product sums
+# over the rows, 192 are nearly as good, and the buffer is smaller.
+_CPU_ROWS, _CPU_ROWS_NO_SUMS, _CPU_MIN_ROWS, _CPU_BLOCK = 256, 192, 16, 128 * MIB
+# Blocks of a stored matrix need no buffer of their own; 512 rows make its products 5 % faster.
+_CPU_STORED_ROWS = 512
+# Narrow supports: longer blocks, to amortise Python's overhead, but still inside the CPU's cache.
 _CPU_CACHE = 8 * MIB
 _DEVICE_BLOCK = 512 * MIB
 
 
 @contextmanager
 def byte_budget(cached_scores: int) -> Iterator[None]:
-    """How many bytes a sweep may keep from forward to backward, in scores that it would else compute twice.
+    """Bytes of scores that a sweep may store from forward to backward, instead of computing them twice.
 
     With a budget for the whole score matrix backward costs two matrix products, without one three. The default
-    is 512 MiB; it holds in the current context.
+    is 512 MiB. The setting applies to the current context.
 
     Args:
         cached_scores: bytes, >= 0; 0 always computes twice.
@@ -36,7 +36,7 @@ def byte_budget(cached_scores: int) -> Iterator[None]:
     Example:
         >>> from dro_temp import kernels
         >>> with kernels.byte_budget(0):
-        ...     pass  # a forward in here keeps no scores
+        ...     pass  # a forward in here stores no scores
     """
     token = _CACHE_BYTES.set(check_count("cached_scores", cached_scores, minimum=0))
     try:
@@ -46,7 +46,7 @@ def byte_budget(cached_scores: int) -> Iterator[None]:
 
 
 def fits_cache(numel: int, dtype: torch.dtype) -> bool:
-    """Whether that many numbers may be kept from forward to backward."""
+    """Whether that many numbers may be stored from forward to backward."""
     return numel * dtype.itemsize <= _CACHE_BYTES.get()
 
 
@@ -57,7 +57,7 @@ def block_rows(
     device: torch.device,
     *,
     sums_over_rows: bool = True,
-    kept: bool = False,
+    stored: bool = False,
 ) -> int:
     """Number of rows that are scored at a time; at least one.
 
@@ -65,14 +65,14 @@ def block_rows(
         n: rows in all.
         outcomes: scores of a row.
         dtype: of the scores.
-        device: where they are.
-        sums_over_rows: whether a product adds up the block's rows, and so wants many of them.
-        kept: whether the blocks are parts of a matrix that is there anyway.
+        device: of the scores.
+        sums_over_rows: whether a product sums over the block's rows, which is efficient for many.
+        stored: whether the blocks are parts of a stored matrix.
     """
     row_bytes = max(outcomes, 1) * dtype.itemsize
     if device.type == "cpu":
-        wanted = _CPU_KEPT_ROWS if kept else _CPU_ROWS if sums_over_rows else _CPU_ROWS_ALONE
-        rows = max(wanted, _CPU_CACHE // row_bytes)
+        rows = _CPU_STORED_ROWS if stored else _CPU_ROWS if sums_over_rows else _CPU_ROWS_NO_SUMS
+        rows = max(rows, _CPU_CACHE // row_bytes)
         rows = max(min(rows, _CPU_BLOCK // row_bytes), _CPU_MIN_ROWS)
     else:
         rows = max(_DEVICE_BLOCK // row_bytes, 128)
@@ -85,7 +85,7 @@ def block_rows(
 
 
 class _Free(threading.local):
-    """Released memory of this thread, at most one piece of each precision and purpose."""
+    """Released memory of this thread, at most one piece for each purpose and precision."""
 
     def __init__(self) -> None:
         self.pieces: dict[tuple[str, torch.dtype], Tensor] = {}
@@ -95,16 +95,9 @@ _free = _Free()
 
 
 def acquire(purpose: str, rows: int, columns: int, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """An uninitialised matrix: memory released earlier, if it is large enough.
+    """An uninitialised matrix, [rows columns], on the device of `like`.
 
-    Only for the processor: a device's own allocator keeps what is freed.
-
-    Args:
-        purpose: memory is used again for the same purpose only.
-        rows: rows.
-        columns: columns.
-        like: a tensor on the wanted device.
-        dtype: precision.
+    On a CPU it reuses memory released for the same purpose, if that is large enough; a device has a caching allocator.
     """
     if like.device.type != "cpu" or torch.is_inference_mode_enabled():
         return like.new_empty((rows, columns), dtype=dtype)
@@ -115,14 +108,14 @@ def acquire(purpose: str, rows: int, columns: int, like: Tensor, dtype: torch.dt
 
 
 def release(purpose: str, matrix: Tensor) -> None:
-    """The matrix is no longer used; the next `acquire` may have its memory."""
+    """Let the next `acquire` for this purpose reuse the memory."""
     if matrix.device.type == "cpu" and matrix._base is not None:
         _free.pieces[purpose, matrix.dtype] = matrix._base
 
 
 @contextmanager
 def scratch(like: Tensor, count: int = 1) -> Iterator[list[Tensor]]:
-    """Uninitialised matrices of that shape and precision, for as long as the block lasts."""
+    """Uninitialised matrices of the shape and precision of `like`, valid inside the block."""
     n, m = like.shape
     whole = acquire("scratch", count * n, m, like, like.dtype)
     try:
@@ -134,8 +127,8 @@ def scratch(like: Tensor, count: int = 1) -> Iterator[list[Tensor]]:
 def empty_cache() -> None:
     """Return this thread's scratch memory to the system; the next sweep takes fresh memory.
 
-    Between steps a sweep's buffer stays (128 MiB at most on the processor), and so does memory for scores that are
-    kept from forward to backward (the byte budget at most).
+    Between steps a sweep's buffer stays allocated (128 MiB at most on a CPU), and so does the memory of scores that are
+    stored from forward to backward (the byte budget at most).
 
     Example:
         >>> from dro_temp import kernels

@@ -1,4 +1,4 @@
-"""Matrix products of low-precision factors whose sums are kept in float32."""
+"""Matrix products of low-precision factors, summed in float32."""
 
 import functools
 from collections.abc import Callable
@@ -9,17 +9,16 @@ from torch import Tensor
 from dro_temp._tensors import LOW, contiguous_left_factor
 from dro_temp._typing import Features, Scores
 
-# Columns of a product that are made at a time on a processor: its library packs the larger factor, and a pack that
-# stays in the cache makes few rows times 128k columns a fifth faster, and needs 4 MB less.
+# Columns of a product that a CPU computes at a time: its library packs the larger factor, and a pack that stays in the
+# cache makes few rows times 128k columns a fifth faster, and needs 4 MB less.
 _CPU_COLUMNS = 1024
 
 
 @functools.cache
-def processor_multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for it."""
-    # Without such instructions a bfloat16 product is emulated, 8 to 100 times slower than a float32 one.
-    asks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, ask)() for ask in asks if hasattr(torch.cpu, ask))
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16 products; emulated ones are 8 to 100 times slower than float32."""
+    queries = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, query)() for query in queries if hasattr(torch.cpu, query))
 
 
 @functools.cache
@@ -34,12 +33,7 @@ def _sums_in_float32(device: torch.device) -> bool:
 
 
 def scorer(queries: Features, keys: Features) -> Callable[..., Scores]:
-    """What scores queries of that kind with these keys.
-
-    Args:
-        queries: some or all; only their kind matters.
-        keys: [m d].
-    """
+    """A function that scores queries, of the dtype and device of these, with keys, [m d]."""
     wide = keys.to(score_dtype(keys)).T
 
     def score(queries: Features, out: Scores, scale: float = 1.0) -> Scores:
@@ -56,11 +50,8 @@ def score_dtype(x: Tensor) -> torch.dtype:
 
 
 def gradient_dtype(x: Tensor) -> torch.dtype:
-    """Precision in which gradients are multiplied: that of the factors, where that is fast.
-
-    Weights are rounded to it, sums are not.
-    """
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and processor_multiplies_bfloat16():
+    """Precision in which gradients are multiplied, though not summed: that of the factors, where that is fast."""
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and cpu_multiplies_bfloat16():
         return x.dtype
     return score_dtype(x)
 
@@ -92,19 +83,19 @@ def accumulate_(total: Tensor, weights: Scores, x: Features, factor: torch.dtype
         total: [m d], in the precision of the sums.
         weights: [n m].
         x: [n d].
-        factor: the precision in which they are multiplied.
-        first: overwrites whatever `total` holds: filling it with zeros would be a pass of its own.
+        factor: precision of the factors.
+        first: True to overwrite `total`, which saves the pass that fills it with zeros.
     """
     if factor == total.dtype:
         torch.addmm(total, weights.T, x, beta=0.0 if first else 1.0, out=total)
         return
-    # A gradient's weights may be far below float16's smallest number: scale them up for the product.
-    top = x.abs().amax().clamp(min=torch.finfo(x.dtype).tiny)
-    part = _multiply(weights.to(factor).T, (x / top).to(factor))
+    # Rows of x may be far below float16's smallest number: scale them up for the product.
+    largest = x.abs().amax().clamp(min=torch.finfo(x.dtype).tiny)
+    part = _multiply(weights.to(factor).T, (x / largest).to(factor))
     if first:
-        torch.mul(part, top, out=total)
+        torch.mul(part, largest, out=total)
     else:
-        total.addcmul_(part, top)
+        total.addcmul_(part, largest)
 
 
 def empty_contiguous(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,11 +12,11 @@ from dro_temp.interfaces import HostAdapter, LinearScores, Penalty, Rows
 class CyclicPenalty(Penalty):
     r"""$\frac{a}{B} \sum_{ij} (x_i^\top x_j - y_i^\top y_j)^2 + \frac{c}{B} \sum_{ij} (x_i^\top y_j - x_j^\top y_i)^2$.
 
-    Images should lie to one another as their texts do, and image i to text j as image j to text i. The similarities
-    are not divided by a temperature. $\frac1B \sum_{ij}$ is B times the mean over all pairs.
+    Similarities among images should equal those among their texts, and that of image i to text j that of image j to
+    text i. They are not divided by a temperature. $\frac1B \sum_{ij}$ is B times the mean over all pairs.
 
     The rows give all four products. In several processes each takes its own rows against the columns of all, so
-    the mean over processes is the penalty of the whole batch, exactly. The matrices are held.
+    the mean over processes is the penalty of the whole batch, exactly. Materialises the score matrices.
 
     Args:
         in_modal: weight a, >= 0; 0 leaves that term uncomputed.
@@ -24,9 +24,9 @@ class CyclicPenalty(Penalty):
         views: names of the two views.
 
     Raises:
-        TypeError: a weight that is no number.
+        TypeError: a weight that is not a number.
         ValueError: a negative weight; at construction of the objective, a host whose two views are not one matrix
-            read by rows and by columns; at a call, scores that were given as a matrix, or rows with weights.
+            read by rows and by columns; at a call, scores that are a matrix, or rows with weights.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -63,7 +63,7 @@ class CyclicPenalty(Penalty):
         self.in_modal, self.cross_modal, self.views = float(in_modal), float(cross_modal), tuple(views)
 
     def check_host(self, host: HostAdapter) -> None:
-        """Two views that mirror each other are needed."""
+        """Raise unless the two views mirror each other."""
         if host.mirrored is None or set(host.mirrored) != set(self.views):
             mirrored = "none" if host.mirrored is None else list(host.mirrored)
             raise ValueError(

@@ -13,19 +13,19 @@ class EntropicRiskLoss(LogMeanExpLoss):
     r"""$\log \mathbb{E}_j\, e^{h_{ij}/\tau_i}$ over each row's support: the entropic risk of the scaled margins.
 
     The global contrastive loss of FastCLIP v0 and the objective of SCENT. Against its neighbours: `KLRobustLoss`
-    multiplies it by tau, which makes the score gradient free of 1/tau; `InfoNCELoss` adds the target to the sum
-    and takes the batch for the whole.
+    multiplies it by tau, which removes the factor 1/tau from the gradient of the scores; `InfoNCELoss` adds the
+    target to the sum and treats the batch as the whole population.
 
-    With an estimator the value is the held $\log u$ and the gradient the compositional one, $\nabla g / u$, to
-    scores and temperatures alike.
+    With an estimator the value is its $\log u$ and the gradient the compositional one, $\nabla g / u$, to scores and
+    temperatures alike.
 
     Args:
         estimator: estimate of the inner mean: `Exact()` (the default), or, for pairs, `LogMovingAverage` or `Scent`.
         backend: how scores that are products are computed, see `LogMeanExpLoss`.
 
     Raises:
-        TypeError: the estimator is none.
-        ValueError: an estimator that needs sample numbers and gets none.
+        TypeError: `estimator` is not an Estimator.
+        ValueError: an estimator needs sample numbers, and there are none.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -44,5 +44,5 @@ class EntropicRiskLoss(LogMeanExpLoss):
         self.row_by_row = estimator.row_by_row
 
     def from_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
-        """The held log-mean, with the estimator's compositional gradient."""
+        """The estimated log-mean, with the compositional gradient."""
         return F.compositional_log_mean(log_g, self.estimator.propose(rows.index, log_g, rows.valid))

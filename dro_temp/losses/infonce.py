@@ -2,7 +2,7 @@
 
 from dro_temp._typing import PerRow
 from dro_temp.interfaces import Rows
-from dro_temp.losses._log_loss import log_loss
+from dro_temp.losses.likelihood import target_log_loss
 from dro_temp.losses.log_mean_exp import LogMeanExpLoss
 
 
@@ -10,7 +10,7 @@ class InfoNCELoss(LogMeanExpLoss):
     r"""Cross-entropy of the target among all columns, $\log \sum_j e^{h_j / \tau}$ with the target included.
 
     With one global learnable temperature this is CLIP's loss. Unlike the robust loss it is not scaled by tau,
-    and it treats a sampled set of negatives as the whole.
+    and it treats the sampled negatives as the whole population.
 
     Args:
         backend: how scores that are products are computed, see `LogMeanExpLoss`.
@@ -26,4 +26,4 @@ class InfoNCELoss(LogMeanExpLoss):
 
     def from_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
         """Minus the log-probability of the target."""
-        return log_loss(rows, log_g)
+        return target_log_loss(rows, log_g)

@@ -1,4 +1,4 @@
-"""The keys of the last samples, and the queries that went with them."""
+"""A queue of the keys of recent samples, and of their queries."""
 
 import torch
 from torch import Tensor
@@ -7,17 +7,17 @@ from dro_temp._checks import check_count, check_flag
 from dro_temp._typing import Features, RowIndex
 from dro_temp.state import Staged
 
-#: A key whose sample has no name; no sample has this number.
-NAMELESS = -1
+#: The number of a key whose sample has none.
+UNNUMBERED = -1
 
 
 class KeyQueue(Staged):
-    """Keys of the last `size` samples, and whose they are; an optimizer step lets the newest in.
+    """Keys of the last `size` samples, with the samples' numbers; an optimizer step appends the staged ones.
 
     Args:
         size: number of keys.
-        features: their width.
-        queries: whether each key's query is kept beside it; zeros where there was none.
+        features: width of a key.
+        queries: whether to store each key's query as well; zeros where there is none.
 
     Raises:
         ValueError: a size or a width below one.
@@ -41,58 +41,57 @@ class KeyQueue(Staged):
         super().__init__()
         self.size, self.features = check_count("size", size), check_count("features", features)
         check_flag("queries", queries)
-        #: What is kept of each sample, in the order in which it is staged.
-        self.kept = ("keys", "queries", "number") if queries else ("keys", "number")
-        self.memory = (*self.kept, "seen")
-        for name in self.kept[:-1]:
+        #: Buffers with an entry per sample, in the order in which they are staged.
+        self.entries = ("keys", "queries", "number") if queries else ("keys", "number")
+        self.memory = (*self.entries, "seen")
+        for name in self.entries[:-1]:
             self.register_buffer(name, torch.zeros(size, features))
-        self.register_buffer("number", torch.full((size,), NAMELESS))
+        self.register_buffer("number", torch.full((size,), UNNUMBERED))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
     def __len__(self) -> int:
-        """Number of keys that are held."""
         return min(int(self.seen), self.size)
 
     @property
     def expects_proposals(self) -> bool:
-        """Rows whose scores were given as a matrix propose nothing."""
+        """False: rows whose scores are a matrix propose nothing."""
         return False
 
     def check(self, index: Tensor) -> None:
-        """Any sample number will do: it is a name, not a place."""
+        """Nothing to check: a sample number is not a position in the queue."""
 
     def write(self, *parts: Tensor) -> None:
-        """The newest keys take the places of the oldest."""
+        """Overwrite the oldest entries by the newest."""
         if not parts:
             return
         total = len(parts[0])
         newest = [x[-self.size :] for x in parts]
         first = self.seen + total - len(newest[0])
-        place = (first + torch.arange(len(newest[0]), device=first.device)) % self.size
-        for name, x in zip(self.kept, newest, strict=True):
-            held: Tensor = getattr(self, name)
-            held[place] = x.to(held)
+        position = (first + torch.arange(len(newest[0]), device=first.device)) % self.size
+        for name, x in zip(self.entries, newest, strict=True):
+            buffer: Tensor = getattr(self, name)
+            buffer[position] = x.to(buffer)
         self.seen += total
 
     def others(self, number: RowIndex, but: RowIndex | None = None) -> Tensor | None:
-        """True for the keys of other samples than these, and for those at some places; None where all are."""
-        theirs = torch.isin(self.number, number[number != NAMELESS])
+        """True for keys of samples other than these, and at the positions `but`; None if that is everywhere."""
+        same_sample = torch.isin(self.number, number[number != UNNUMBERED])
         if but is not None:
-            theirs[but] = False
-        return ~theirs if bool(theirs.any()) else None
+            same_sample[but] = False
+        return ~same_sample if bool(same_sample.any()) else None
 
     def drawn(self, count: int) -> RowIndex:
-        """Places of at most `count` samples, each once, that have a query.
+        """Positions of at most `count` distinct samples that have a query.
 
-        The same on every process and after a resume, and nothing that the training draws is disturbed: the generator
-        is seeded by what was seen.
+        The same on every process and after a resume, without using the global generator: the seed is the number of keys
+        seen.
         """
         generator = torch.Generator().manual_seed(int(self.seen))
-        drawn = torch.randint(self.size, (count,), generator=generator)
-        place: RowIndex = torch.unique(drawn).to(self.number.device)  # type: ignore[no-untyped-call]
-        number = self.number[place]
-        again = (number[:, None] == number).tril(-1).any(1) & (number != NAMELESS)
-        return place[~again & self.queries[place].any(1)]
+        draws = torch.randint(self.size, (count,), generator=generator)
+        position: RowIndex = torch.unique(draws).to(self.number.device)  # type: ignore[no-untyped-call]
+        number = self.number[position]
+        repeated = (number[:, None] == number).tril(-1).any(1) & (number != UNNUMBERED)
+        return position[~repeated & self.queries[position].any(1)]
 
     def extra_repr(self) -> str:
         """Size and width."""

@@ -26,7 +26,7 @@ class KLRobustLoss(LogMeanExpLoss):
         backend: how scores that are products are computed, see `LogMeanExpLoss`.
 
     Raises:
-        ValueError: rho < 0, or rho >= log m at a call; an estimator that needs sample numbers and gets none.
+        ValueError: rho < 0, or rho >= log m at a call; an estimator needs sample numbers, and there are none.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -49,7 +49,7 @@ class KLRobustLoss(LogMeanExpLoss):
         self.row_by_row = estimator.row_by_row
 
     def check_rows(self, rows: Rows) -> None:
-        """The KL ball must not hold every distribution over the outcomes."""
+        """Raise if the KL ball contains every distribution over the outcomes."""
         size = rows.support_size
         if size > 0:
             instead = None if self.row_by_row else _LOWER

@@ -1,25 +1,34 @@
 """Fitting temperatures to labels."""
 
+import torch
+
+from dro_temp._tensors import log_of_size
 from dro_temp._typing import PerRow
 from dro_temp.interfaces import Rows
-from dro_temp.losses._log_loss import log_loss
 from dro_temp.losses.log_mean_exp import LogMeanExpLoss
+
+
+def target_log_loss(rows: Rows, log_g: PerRow) -> PerRow:
+    """Minus the log-probability of the target among all columns, from the log-mean-exp over the support."""
+    log_sum = log_g + log_of_size(rows.support_size, log_g)
+    # The target's own margin is zero; a support without it gets it back.
+    return log_sum if rows.target_in_support else torch.logaddexp(log_sum, torch.zeros_like(log_sum))
 
 
 class LikelihoodLoss(LogMeanExpLoss):
     r"""$-\log \mathrm{softmax}(s_i / \tau_i)_{t_i} = \log \sum_j e^{h_{ij}/\tau_i}$: how unlikely the label is.
 
-    Which loss for a temperature predictor serves what:
+    Which loss to train a temperature predictor with:
 
     - `KLRobustLoss` makes a model robust. Over a *frozen* one its gradient, $d\ell/d\tau = \rho - \log m + H$, does
       not depend on the label: the best temperature gives every row the same entropy $\log m - \rho$, whether the
       model is right there or wrong. Closing the gap to that optimum may make likelihood and calibration worse.
-    - `LikelihoodLoss` makes probabilities right: a row that is wrong with confidence is heated, one that is right
-      is cooled. Train a predictor with it over a frozen model for perplexity and calibration; with one number for
-      all rows that is temperature scaling.
+    - `LikelihoodLoss` fits probabilities: it raises the temperature of a row that is wrong with confidence, and lowers
+      that of one that is right. Train a predictor with it over a frozen model for perplexity and calibration; with one
+      number for all rows that is temperature scaling.
 
-    The values are those of `InfoNCELoss`, which is its name where columns are the other items of a batch. Not
-    scaled by tau: while a model is trained with it, tau moves the size of the model's gradient as well.
+    The values are those of `InfoNCELoss`, its name where columns are the other items of a batch. It is not scaled by
+    tau: while a model is trained with it, tau also scales the model's gradient.
 
     Args:
         backend: how scores that are products are computed, see `LogMeanExpLoss`.
@@ -35,4 +44,4 @@ class LikelihoodLoss(LogMeanExpLoss):
 
     def from_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
         """Minus the log-probability of the target."""
-        return log_loss(rows, log_g)
+        return target_log_loss(rows, log_g)

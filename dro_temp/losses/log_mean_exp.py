@@ -1,4 +1,4 @@
-"""Losses that need no more of a row's scores than their log-mean-exp: the base that streams."""
+"""Losses of the log-mean-exp of a row's scores: the base class that streams."""
 
 from abc import abstractmethod
 from collections.abc import Collection
@@ -36,17 +36,17 @@ _EXCHANGED = "several processes exchange numbers per row in place of gradients"
 class LogMeanExpLoss(RobustLoss):
     r"""A loss of the form $\varphi(\log g_i, \tau_i)$ with $\log g_i$ the log-mean-exp of row i's margins over tau.
 
-    A leaf writes `from_log_mean_exp`. Where scores are products (`LinearScores`) the base then streams over them,
-    with closed-form gradients, and the score matrix never exists.
+    A leaf implements `from_log_mean_exp`. If scores are products (`LinearScores`) the base streams over them, with
+    closed-form gradients and without the score matrix.
 
     Args:
-        backend: "reference" holds the score matrix and is ordinary autograd; "torch" streams, on any device; "cpu"
+        backend: "reference" stores the score matrix and is ordinary autograd; "torch" streams, on any device; "cpu"
             streams in C, for float32 scores on a CPU, built by the machine's compiler in a second at first use;
-            "triton" streams with fused kernels on NVIDIA GPUs; "auto" takes the fastest that is available where the
-            matrix would be larger than a megabyte. Scores that are a matrix already always take "reference".
+            "triton" streams with fused kernels on NVIDIA GPUs; "auto" takes the fastest available backend if the matrix
+            would be larger than a megabyte. Scores that are a matrix already always use "reference".
     """
 
-    #: True if a row's value depends on that row alone and remembers nothing: gradients then need one sweep.
+    #: True if a row's value depends on that row alone, without memory: gradients then need one sweep.
     row_by_row: bool = True
 
     def __init__(self, *, backend: BackendOption = "auto") -> None:
@@ -55,7 +55,7 @@ class LogMeanExpLoss(RobustLoss):
 
     @abstractmethod
     def from_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
-        """One value per row; the rows' scores are not to be touched."""
+        """One value per row; must not read the rows' scores."""
 
     @final
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
@@ -68,10 +68,10 @@ class LogMeanExpLoss(RobustLoss):
 
     @final
     def choose_backend(self, rows: Rows) -> BackendChoice:
-        """The backend that these rows would take.
+        """The backend for these rows.
 
         Raises:
-            ValueError: a backend was asked for that these rows cannot take.
+            ValueError: the requested backend does not support these rows.
         """
         scores, option = rows.scores, self.backend
         if not isinstance(scores, LinearScores):
@@ -100,14 +100,14 @@ class LogMeanExpLoss(RobustLoss):
             return BackendChoice(option, f"backend={option!r}")
         dtype = scores.dtype
         size = n * m * dtype.itemsize
-        # A graph that held its number of bytes as text would serve that number alone.
-        exactly = not torch.compiler.is_compiling()
+        # A number in the text would specialise a compiled graph on it.
+        compiling = torch.compiler.is_compiling()
         if size <= SMALL_MATRIX:
-            return BackendChoice(
-                "reference", f"the score matrix takes {size if exactly else 'few'} bytes only"
-            )
-        name = fastest_backend(scores.device, dtype)
-        return BackendChoice(name, f"the score matrix would take {size if exactly else 'too many'} bytes")
+            few = "few" if compiling else size
+            return BackendChoice("reference", f"the score matrix takes {few} bytes only")
+        many = "too many" if compiling else size
+        name = fastest_backend(scores.queries.device, dtype)
+        return BackendChoice(name, f"the score matrix would take {many} bytes")
 
     # Rows: tokens, classes
 
@@ -132,17 +132,17 @@ class LogMeanExpLoss(RobustLoss):
             tau,
             assumed_grad_output=self._mean_gradient(rows) if self.row_by_row else None,
             statistics=statistics,
-            backend=streaming_backend(backend.name, scores.device, scores.dtype),
+            backend=streaming_backend(backend.name, scores.queries.device, scores.dtype),
         )
-        values, noted = self.from_log_mean_exp(rows, output.log_g, output.tau), output.statistics
-        # Temperatures that are an input are handed on as they came: hooks may read their gradient.
+        values, per_row = self.from_log_mean_exp(rows, output.log_g, output.tau), output.statistics
+        # Temperatures that are an input are returned unchanged: hooks may read their gradient.
         taus = all_tau if isinstance(all_tau, Tensor) else output.tau
         if counted is not None:
             values = _scattered(values, counted, n, 0.0)
-            noted = {name: _scattered(x, counted, n, 0.0) for name, x in noted.items()}
+            per_row = {name: _scattered(x, counted, n, 0.0) for name, x in per_row.items()}
             if not isinstance(all_tau, Tensor):
                 taus = _scattered(taus, counted, n, all_tau.tau_min)
-        return LossOutput(values, taus, backend, noted)
+        return LossOutput(values, taus, backend, per_row)
 
     def _mean_gradient(self, rows: Rows) -> GradOutput:
         """The gradient of a mean over rows, up to a factor."""
@@ -153,9 +153,9 @@ class LogMeanExpLoss(RobustLoss):
                 log_g, tau = log_g.detach().requires_grad_(), tau.detach().requires_grad_()
                 part = rows if len(log_g) == n else rows.select(block)
                 values = self.from_log_mean_exp(part, log_g, tau)
-                weight = (
-                    torch.ones_like(values) if rows.weight is None else rows.weight[block].to(values.dtype)
-                )
+                weight = torch.ones_like(values)
+                if rows.weight is not None:
+                    weight = rows.weight[block].to(values.dtype)
                 u, v = torch.autograd.grad(
                     values, (log_g, tau), weight, allow_unused=True, materialize_grads=True
                 )
@@ -173,17 +173,18 @@ class LogMeanExpLoss(RobustLoss):
         taus: tuple[Tensor | TemperaturePredictor, Tensor | TemperaturePredictor],
     ) -> tuple[LossOutput, LossOutput] | None:
         """See `RobustLoss.evaluate_mirrored`."""
-        backends = None if not isinstance(other, LogMeanExpLoss) else self._mirrored_backends(other, rows)
+        if not isinstance(other, LogMeanExpLoss):
+            return None
+        backends = self._mirrored_backends(other, rows)
         # Temperatures that depend on the scores would need each side's scores twice.
-        late = any(isinstance(tau, TemperaturePredictor) and tau.reads_scores for tau in taus)
-        if backends is None or late or not isinstance(other, LogMeanExpLoss):
+        if backends is None or any(isinstance(t, TemperaturePredictor) and t.reads_scores for t in taus):
             return None
         return self._from_tiles(other, rows, taus, backends)
 
     def _mirrored_backends(
         self, other: "LogMeanExpLoss", rows: tuple[Rows, Rows]
     ) -> tuple[BackendChoice, BackendChoice] | None:
-        """The backend of both sides; None where they cannot share their tiles."""
+        """The backend of both sides; None if they cannot share their tiles."""
         first, second = rows[0].scores, rows[1].scores
         if not (isinstance(first, LinearScores) and isinstance(second, LinearScores)):
             return None
@@ -193,8 +194,8 @@ class LogMeanExpLoss(RobustLoss):
         if first.is_share_of_transpose_of(second):
             if rows[0].support_size == 0:
                 return None
-            # Not by the number of rows: that differs from process to process, and all must go the same way.
-            fastest = fastest_backend(first.device, first.dtype)
+            # Not by the number of rows, which differs between processes: all must make the same choice.
+            fastest = fastest_backend(first.queries.device, first.dtype)
             names = [fastest if loss.backend == "auto" else loss.backend for loss in (self, other)]
             choices = (BackendChoice(names[0], _EXCHANGED), BackendChoice(names[1], _EXCHANGED))
         elif first.is_transpose_of(second):
@@ -234,7 +235,7 @@ def _pair_log_sums(rows: tuple[Rows, Rows], taus: list[Tensor], name: str) -> tu
     assert isinstance(first, LinearScores)
     assert isinstance(second, LinearScores)
     x, y = first.queries, second.queries
-    backend = streaming_backend(name, first.device, first.dtype)
+    backend = streaming_backend(name, x.device, first.dtype)
     if first.local_keys is None:
         sums = pair_log_sums(x, y, *taus, backend=backend)
         return sums.rows, sums.columns
@@ -249,5 +250,5 @@ def _pair_log_sums(rows: tuple[Rows, Rows], taus: list[Tensor], name: str) -> tu
 
 
 def _scattered(x: Tensor, rows: Tensor, n: int, fill: float) -> Tensor:
-    """The numbers of some of n rows in their places."""
+    """Values of some of n rows in their positions, `fill` elsewhere."""
     return x.new_full((n,), fill).index_copy(0, rows, x)

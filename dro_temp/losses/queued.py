@@ -1,4 +1,4 @@
-"""A loss that sees the keys of earlier batches beside those of this one."""
+"""A loss over the keys of this batch and of earlier ones."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -20,7 +20,7 @@ from dro_temp.interfaces import (
 )
 from dro_temp.kernels import Statistic
 from dro_temp.kernels.memory import acquire, release
-from dro_temp.losses.key_queue import NAMELESS, KeyQueue
+from dro_temp.losses.key_queue import UNNUMBERED, KeyQueue
 from dro_temp.state import staged_modules
 
 _JOINED = "queued keys"
@@ -29,32 +29,32 @@ _JOINED = "queued keys"
 class QueuedLoss(RobustLoss):
     r"""Another loss, over this batch's columns and the keys of the last `size` samples before it.
 
-    A batch of pairs shows B - 1 of the N - 1 outcomes of a row. The temperature that is best for those few is
-    not the one that is best for all: with radius rho the worst case rests on a share of about $e^{-\rho}$ of the
-    outcomes, which in a batch may be ten. Keys change slowly, so those of earlier batches stand in for what this
-    one lacks; they carry no gradient. Meant as the `tau_loss` of an `Objective`, where only temperatures learn
-    from it: nothing that an encoder learns from is then out of date.
+    A batch of pairs contains B - 1 of the N - 1 outcomes of a row. The temperature that is optimal for those few is not
+    optimal for all: with radius rho the worst case rests on a share of about $e^{-\rho}$ of the outcomes, which in a
+    batch may be ten. Keys change slowly, so those of earlier batches replace the missing outcomes; they carry no
+    gradient. Meant as the `tau_loss` of an `Objective`, from which only temperatures learn: no encoder learns from
+    outdated keys.
 
-    Until the queue is full every value is zero: temperatures wait. After that the samples of this batch, where they are
-    still in the queue, are left out of it by their numbers: their new keys are here. Scores are made piece by piece.
+    Until the queue is full every value is zero, and temperatures do not change. After that, earlier keys of the
+    batch's own samples are left out by their numbers. Scores stream.
 
-    With `replay` a network learns from earlier rows as well. What is left between a network that learns from the queue
-    and the optimum is the noise of a batch's few rows, and a row costs no encoder: its query lies in memory.
+    With `replay` a network learns from earlier rows as well. The remaining gap between a network that learns from the
+    queue and the optimum is the noise of a batch's few rows, and a replayed row costs no encoder: its query is stored.
 
     Args:
-        loss: what is evaluated, for example `KLRobustLoss(rho)` with the radius of the main loss.
-        size: number of keys that are kept, those of all processes together. A half of the data set is plenty.
+        loss: the loss to evaluate, for example `KLRobustLoss(rho)` with the radius of the main loss.
+        size: number of stored keys, those of all processes together. Half of the data set is plenty.
         features: width d of the keys.
-        replay: at most so many of the rows in the queue, drawn anew at each step, teach the predictor beside the
-            batch's own; for predictors that read features or nothing, of rows that are plain products (no bias, no
-            transform) and whose features are their queries.
+        replay: number of rows drawn from the queue at each step, at most, from which the predictor learns besides the
+            batch's own; for predictors that read features or nothing, and rows that are plain products (no bias, no
+            transform) whose features are their queries.
 
-    Holds 4 size (d + 2) bytes per view, twice as many with `replay`.
+    Memory: 4 size (d + 2) bytes per view, twice as many with `replay`.
 
     Raises:
-        TypeError: `loss` is none.
-        ValueError: a size or a width below one, more rows than the queue has, `replay` with a loss that remembers; at a
-            call, keys of another width, or rows that cannot be replayed.
+        TypeError: `loss` is not a RobustLoss.
+        ValueError: a size or a width below one, more rows than the queue has, `replay` with a loss that has memory;
+            at a call, keys of another width, or rows that cannot be replayed.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -92,32 +92,32 @@ class QueuedLoss(RobustLoss):
             )
 
     def check_rows(self, rows: Rows) -> None:
-        """Rows with keys are checked beside those of the queue, by the evaluation of the inner loss."""
+        """Check rows without keys; others are checked together with the queue, by the inner loss."""
         if self.choose_backend(rows).name == "reference":
             self.loss.check_rows(rows)
 
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
-        """Rows whose scores were given as a matrix have no keys that could be kept: the loss of those alone."""
+        """The inner loss of rows whose scores are a matrix, which have no keys to store."""
         return self.loss.values(rows, tau)
 
     def choose_backend(self, rows: Rows) -> BackendChoice:
-        """The queue joins where scores are products, and outcomes samples: a vocabulary lacks nothing."""
+        """The queue is used if scores are products and outcomes are samples: a vocabulary is complete."""
         if isinstance(rows.scores, LinearScores) and not rows.target_in_support:
             return BackendChoice("torch", "the keys of earlier batches join those of this one")
         return BackendChoice("reference", "there are no keys of samples")
 
     @outside_graphs
     def replayed(self, predictor: TemperaturePredictor) -> LossOutput | None:
-        """Values of rows drawn from a full queue, beside the keys of all others."""
+        """Values of rows drawn from a full queue, over the keys of all others."""
         learns = predictor.reads <= {"features"} and any(p.requires_grad for p in predictor.parameters())
         if not (self.replay and learns and self._learning and self._full):
             return None
-        place = self.queue.drawn(self.replay)
-        queries, number = self.queue.queries[place], self.queue.number[place]
-        keys, own, others = self.queue.keys, place, self.queue.others(number, but=place)
+        position = self.queue.drawn(self.replay)
+        queries, number = self.queue.queries[position], self.queue.number[position]
+        keys, target, others = self.queue.keys, position, self.queue.others(number, but=position)
         if others is not None:  # a drawn row's sample has earlier keys
-            keys, own = keys[others], others.cumsum(0)[place] - 1
-        rows = Rows(LinearScores(queries, keys), own, queries, target_in_support=False)
+            keys, target = keys[others], others.cumsum(0)[position] - 1
+        rows = Rows(LinearScores(queries, keys), target, queries, target_in_support=False)
         return self.loss.evaluate(rows, predictor, check=False)
 
     @property
@@ -147,52 +147,50 @@ class QueuedLoss(RobustLoss):
         if self._full:
             joined = self._joined(scores, number)
             target = rows.target + len(joined.keys) - len(scores.keys)
-            found = self.loss.evaluate(
-                replace(rows, scores=joined, target=target), tau, statistics=statistics, check=False
-            )
+            joined_rows = replace(rows, scores=joined, target=target)
+            output = self.loss.evaluate(joined_rows, tau, statistics=statistics, check=False)
             if isinstance(tau, Tensor) and not scores.requires_grad:
-                release(_JOINED, joined.keys)  # backward reads the slopes of given temperatures alone
+                release(
+                    _JOINED, joined.keys
+                )  # for temperatures that are an input, backward needs their slopes alone
         else:
-            found = self._waiting(rows, tau)
+            output = self._zero(rows, tau)
         if self._learning:
             queries = [_queries(rows, scores)] if self.replay else []
             self.queue.stage(scores.keys, *queries, number)
-        return found
+        return output
 
-    def _waiting(self, rows: Rows, tau: Tensor | TemperaturePredictor) -> LossOutput:
-        # Nothing is better than a batch's few outcomes, for which the radius may not even be feasible.
+    def _zero(self, rows: Rows, tau: Tensor | TemperaturePredictor) -> LossOutput:
+        # No gradient is better than that of a batch's few outcomes, for which the radius may not even be feasible.
         tau = tau.predict(rows) if isinstance(tau, TemperaturePredictor) else tau
         values = (0.0 * tau).masked_fill(~rows.valid, 0.0)
         return LossOutput(values, tau, BackendChoice("reference", "the queue is not full yet"))
 
     def _joined(self, scores: LinearScores, number: RowIndex) -> LinearScores:
-        """Scores with the keys of all other samples, before the batch's own, whose samples' numbers these are."""
+        """Scores over the keys of all other samples, then the batch's own, whose sample numbers are `number`."""
         others = self.queue.others(number)
         queue = (self.queue.keys if others is None else self.queue.keys[others]).to(scores.keys)
-        held, keys = len(queue), scores.keys
-        out = (
-            None
-            if scores.requires_grad
-            else acquire(_JOINED, held + len(keys), keys.shape[1], keys, keys.dtype)
-        )
-        bias = None if scores.bias is None else torch.cat([scores.bias.new_zeros(held), scores.bias])
+        keys, out = scores.keys, None
+        if not scores.requires_grad:
+            out = acquire(_JOINED, len(queue) + len(keys), keys.shape[1], keys, keys.dtype)
+        bias = None if scores.bias is None else torch.cat([scores.bias.new_zeros(len(queue)), scores.bias])
         return replace(scores, keys=torch.cat([queue, keys], out=out), bias=bias, local_keys=None)
 
 
 def _numbers(rows: Rows, columns: int) -> RowIndex:
-    """Whose key each column is, of all processes."""
-    nameless = rows.target.new_full((columns + 1,), NAMELESS, dtype=torch.long)
+    """Sample number of each column's key, of all processes."""
+    unnumbered = rows.target.new_full((columns + 1,), UNNUMBERED, dtype=torch.long)
     if rows.index is None:
-        return nameless[:columns]
+        return unnumbered[:columns]
     # A row of weight zero may have any negative target, such as -100: its number goes behind the last column.
-    nowhere = ~rows.weighs & (rows.target < 0)
-    targets, _ = distributed.gather_rows(rows.target.long().masked_fill(nowhere, columns))
+    ignored = ~rows.weighs & (rows.target < 0)
+    targets, _ = distributed.gather_rows(rows.target.long().masked_fill(ignored, columns))
     index, _ = distributed.gather_rows(rows.index.long())
-    return nameless.scatter(0, targets, index)[:columns]
+    return unnumbered.scatter(0, targets, index)[:columns]
 
 
 def _queries(rows: Rows, scores: LinearScores) -> Features:
-    """The query that each column is the target of, of all processes; zeros where there is none."""
+    """The query whose target each column is, of all processes; zeros where there is none."""
     features, plain = rows.features, scores.bias is None and scores.transform is None
     same = features is not None and features.dtype == scores.queries.dtype
     if not (plain and same and torch.equal(features, scores.queries)):  # type: ignore[arg-type]

@@ -16,14 +16,14 @@ class SigmoidLoss(RobustLoss):
     pairs divided by the number of rows. It reads the scores themselves, not margins: a constant in all scores
     matters, and the bias b, a parameter, takes it up. All columns count, whatever `target_in_support` says.
 
-    The score matrix is held: this loss does not stream. A row without any other column (a batch of one) counts zero,
-    as in every loss here.
+    Materialises the score matrix: this loss does not stream. A row without any other column (a batch of one) counts
+    zero, as in every loss here.
 
     Args:
         bias_init: where b starts. Most pairs are negatives; -10 makes the first loss small.
 
     Raises:
-        TypeError: bias_init is no number.
+        TypeError: bias_init is not a number.
         ValueError: bias_init is not finite.
 
     Example:
@@ -43,13 +43,13 @@ class SigmoidLoss(RobustLoss):
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
         """Minus the log-likelihood of all pairs of a row."""
         scores, target = rows.dense_scores, rows.target.long()[:, None]
-        # An outcome that cannot happen has no part in the gradient of tau, which (-inf) / tau would make NaN. A target
-        # that cannot happen keeps its infinite value.
-        held = scores.clamp(min=F.IMPOSSIBLE).scatter(1, target, scores.gather(1, target))
-        logits = held / tau[:, None] + self.bias
+        # (-inf) / tau would make the gradient of tau NaN: outcomes that cannot happen get a finite score. A target that
+        # cannot happen keeps its infinite value.
+        finite = scores.clamp(min=F.IMPOSSIBLE).scatter(1, target, scores.gather(1, target))
+        logits = finite / tau[:, None] + self.bias
         if rows.target_distribution is not None:
-            spread = rows.target_distribution.to(logits.dtype)
-            return nn.functional.binary_cross_entropy_with_logits(logits, spread, reduction="none").sum(1)
-        # The sign is turned at the target alone: adding the difference afterwards would cost its digits.
+            q = rows.target_distribution.to(logits.dtype)
+            return nn.functional.binary_cross_entropy_with_logits(logits, q, reduction="none").sum(1)
+        # The sign changes at the target alone: adding the difference afterwards would lose digits.
         signed = (-logits).scatter(1, target, logits.gather(1, target))
         return -nn.functional.logsigmoid(signed).sum(1)

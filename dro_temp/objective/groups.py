@@ -9,14 +9,14 @@ from dro_temp._checks import check_not_negative
 
 
 def trained(*modules: nn.Module, without: Sequence[nn.Parameter] = ()) -> list[nn.Parameter]:
-    """Parameters that train, each once, and none of those that are in another group."""
-    taken = {id(p) for p in without}
+    """Parameters that require gradient, each once, except those `without`."""
+    excluded = {id(p) for p in without}
     unique = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
-    return [p for key, p in unique.items() if key not in taken]
+    return [p for key, p in unique.items() if key not in excluded]
 
 
 def check_rate(name: str, rate: Any) -> None:
-    """Raise unless it is a learning rate: a number >= 0, or a tensor of one, which optimizers take as well."""
+    """Raise unless it is a learning rate: a number >= 0, or a tensor, which optimizers accept as well."""
     if not isinstance(rate, Tensor):
         check_not_negative(name, rate)
 
@@ -24,32 +24,32 @@ def check_rate(name: str, rate: Any) -> None:
 def host_groups(
     host: nn.Module,
     params: list[nn.Parameter],
-    given: Iterable[dict[str, Any]] | None,
+    host_params: Iterable[dict[str, Any]] | None,
     options: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """One group of the host's parameters, or those that were given.
+    """The host's parameters as one group, or as the user's groups with the options as defaults.
 
     Raises:
-        ValueError: the given ones are not the host's parameters, each once.
+        ValueError: the user's groups do not contain each of the host's parameters once.
     """
     check_rate("lr", options["lr"])
-    if given is None:
+    if host_params is None:
         return [{"name": "host", "params": params, **options}]
-    given = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else given
-    if not (
-        isinstance(given, list) and all(isinstance(group, Mapping) and "params" in group for group in given)
-    ):
+    received = type(host_params).__name__
+    iterable = isinstance(host_params, Iterable) and not isinstance(host_params, str)
+    groups = list(host_params) if iterable else []
+    if not iterable or not all(isinstance(group, Mapping) and "params" in group for group in groups):
         raise TypeError(
-            f'expected host as parameter groups, dicts with a list of "params", received {type(given).__name__}. Pass '
+            f'expected host as parameter groups, dicts with a list of "params", received {received}. Pass '
             'host=[{"params": list(objective.host.parameters()), "lr": 1e-4}], or leave it out.'
         )
-    groups = [{**options, **group, "name": "host", "params": list(group["params"])} for group in given]
+    groups = [{**options, **group, "name": "host", "params": list(group["params"])} for group in groups]
     members = [id(p) for group in groups for p in group["params"]]
     names = {id(p): name for name, p in host.named_parameters()}
     missing = [names.get(id(p), "?") for p in params if id(p) not in set(members)]
-    strangers = len(set(members) - {id(p) for p in params})
-    if missing or strangers or len(members) != len(set(members)):
-        what = f"none with {missing[0]}" if missing else f"{strangers or 'some twice, and'} others"
+    unknown = len(set(members) - {id(p) for p in params})
+    if missing or unknown or len(members) != len(set(members)):
+        what = f"none with {missing[0]}" if missing else f"{unknown or 'some twice, and'} others"
         raise ValueError(
             f"expected groups of all of the host's {len(params)} trained parameters, each once, received {what}. Make "
             "them from the model that the host holds: param_groups_layer_decay(objective.host.model, ...)."
@@ -58,16 +58,16 @@ def host_groups(
 
 
 def parameter_groups(*groups: dict[str, Any]) -> list[dict[str, Any]]:
-    """The groups that hold something.
+    """The groups with parameters.
 
     Raises:
-        ValueError: none does.
+        ValueError: there are none.
     """
-    found = [group for group in groups if group["params"]]
-    if not found:
+    nonempty = [group for group in groups if group["params"]]
+    if not nonempty:
         raise ValueError(
             "expected something to train, received a frozen host and predictors without parameters. "
             "Use a TempNet or LearnableTemperature, or frozen=False. A table of individual temperatures with "
             "an update of its own needs no optimizer: call objective.commit() after backward."
         )
-    return found
+    return nonempty

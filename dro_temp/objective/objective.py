@@ -46,29 +46,28 @@ class Objective(Committable):
     $F_v(h_i, \mathrm{stop}(\tau_i))$ and the predictors from $G_v(\mathrm{stop}(h_i), \tau_i)$, which is added.
 
     Args:
-        host: makes rows.
+        host: the host.
         predictor: one for all views, or one per view.
-        loss: one for all views, or one per view. A loss that remembers samples must be given per view, since
+        loss: one for all views, or one per view. A loss with memory of samples must be passed per view, since
             image row 7 and text row 7 are different rows.
         penalties: terms over all views together, such as `CyclicPenalty`. Each is reduced as if it were the value of
             every row of the first view: by a `count`, and over processes.
-        tau_loss: what the predictors learn from, where that is not the loss: one for all views, or one per view.
-            `QueuedLoss(KLRobustLoss(rho), ...)` shows temperatures of pairs more outcomes than a batch has;
+        tau_loss: a separate loss for the predictors: one for all views, or one per view.
+            `QueuedLoss(KLRobustLoss(rho), ...)` trains temperatures of pairs on more outcomes than a batch has;
             `LikelihoodLoss()` fits them to labels while the host stays robust.
-        risk: what makes one number of the rows' values, in place of the weighted mean: one `SampleRisk` for all views,
-            or one per view; one that remembers must be given per view. Values of a `tau_loss` are averaged still.
+        risk: reduces the rows' values instead of the weighted mean: one `SampleRisk` for all views, or one per view;
+            one with memory must be passed per view. Values of a `tau_loss` are still averaged.
         check_finite: True to stop with the row's number at the first NaN or infinity in features, temperatures or
             values. It waits for the device once per call (as does each check of sample numbers); turn it off for
             float16 with a gradient scaler, which handles overflow by itself. Under `torch.compile` these checks
             are left out.
         monitor: True to check the temperatures every 50th training forward, and warn once (`TemperatureWarning`)
-            where a predictor that reads rows gives them all one temperature, or a bound. It waits for the device
-            then.
+            if a predictor that reads rows returns one temperature for all, or a bound. Each check waits for the device.
 
     Raises:
-        TypeError: a host, predictor, loss or penalty of another kind.
+        TypeError: a host, predictor, loss or penalty of the wrong type.
         ValueError: parts missing for a view, parts for unknown views, one memory used by two views, two penalties of
-            one name, a penalty that the host's rows do not fit.
+            one name, a penalty that does not support the host.
         FloatingPointError: non-finite features or values.
 
     Example:
@@ -114,7 +113,7 @@ class Objective(Committable):
         self._forwards = 0
         self._transaction = Transaction(self.predictors, self.losses, self.tau_losses, self.risks)
         self._unreduced = UnreducedGradients(self)
-        # Every process commits the same memory; sending it around at each forward would cost more than the step.
+        # Every process commits the same memory; broadcasting it at each forward would cost more than the step.
         self._ddp_params_and_buffers_to_ignore = [
             f"{name}.{buffer}"
             for name, module in self.named_modules()
@@ -131,7 +130,7 @@ class Objective(Committable):
         """Loss of one batch.
 
         Args:
-            *args: what the host takes.
+            *args: the host's arguments.
             count: divide each view's weighted sum by this instead of by its sum of weights: the number of rows
                 in a whole accumulation window, say. In several processes, that of all of them. Not beside a risk.
             group: [n] number of each row's group, for a risk that needs it.
@@ -153,12 +152,12 @@ class Objective(Committable):
         batch: dict[str, Any],
     ) -> ObjectiveOutput:
         rows = self.host(*args, **batch)
-        alone = distributed.world_size() == 1
-        with nullcontext() if alone else self._checking(rows):
+        single = distributed.world_size() == 1
+        with nullcontext() if single else self._checking(rows):
             if not self.host.checks_values:
                 for r in rows.values():
                     r.check_values()
-            if not alone:  # else the parts that read or write a table check
+            if not single:  # the parts that read or write a table check it otherwise
                 self._check_index(rows)
             if self.risks or group is not None:
                 check_for_risks(self.risks, rows, count, group)
@@ -178,7 +177,7 @@ class Objective(Committable):
         if self.training:
             self._observe_and_monitor(rows, tau_outputs or outputs)
         if self.check_finite:
-            with nullcontext() if alone else self._checking(rows):
+            with nullcontext() if single else self._checking(rows):
                 refuse_non_finite(rows, valid, taus, values)
         means = view_means(self.risks, values, rows, valid, count=count, group=group, trains=self.training)
         penalties = self._penalties(rows, count) if self.penalties else {}
@@ -192,7 +191,7 @@ class Objective(Committable):
         metrics |= {f"penalty/{name}": term.detach() for name, term in penalties.items()}
         for view in self.host.views:
             metrics |= temperature_metrics(view, means[view], taus[view], valid[view])
-        if self.training and not alone and not torch.compiler.is_compiling():
+        if self.training and not single and not torch.compiler.is_compiling():
             self._unreduced.check_after(loss)
         return ObjectiveOutput(
             loss=loss,
@@ -225,7 +224,7 @@ class Objective(Committable):
         }
 
     def _observe_and_monitor(self, rows: dict[str, Rows], outputs: dict[str, LossOutput]) -> None:
-        """What happens to the temperatures beside the gradient of their parameters."""
+        """Hook the gradient of temperatures for predictors that observe it, and monitor them."""
         monitor, due = self._monitor, False
         if monitor is not None and not torch.compiler.is_compiling():
             self._forwards += 1
@@ -240,14 +239,14 @@ class Objective(Committable):
 
     @torch.no_grad()
     def start_prototypes(self, *args: Any, **batch: Any) -> None:
-        """Start each view's predictor from the features of the other views in one batch, as the paper does.
+        """Initialise each view's prototypes from the features of the other views in one batch, as the paper does.
 
-        Call it once, before training, with a batch of a few hundred samples. Predictors without prototypes are
-        left as they are.
+        Call it once, before training, with a batch of a few hundred samples. Predictors without prototypes do not
+        change.
 
         Args:
-            *args: what the host takes.
-            **batch: what the host takes.
+            *args: the host's arguments.
+            **batch: the host's keyword arguments.
 
         Raises:
             ValueError: the host has one view only.
@@ -265,15 +264,14 @@ class Objective(Committable):
     def resize(
         self, num_samples: int, *, shrink: bool = False, optimizer: torch.optim.Optimizer | None = None
     ) -> None:
-        """Go on with a data set of another size: every table of samples gets it, or, on an error, none does.
+        """Continue with a data set of another size: all tables of samples are resized, or, on an error, none is.
 
-        Old samples keep their numbers and entries, new ones start as all did. Queues of keys and risks, which hold
-        nothing for each sample, stay as they are. Call it between steps, before the objective is wrapped for several
-        processes.
+        Old samples keep their numbers and entries, new ones get initial values. Queues of keys and risks, which have no
+        entry per sample, do not change. Call it between steps, before the objective is wrapped for several processes.
 
         Args:
-            num_samples: size of the data set as it is now.
-            shrink: True to let it be smaller, which forgets the last samples.
+            num_samples: the new size of the data set.
+            shrink: True to allow a smaller size, which forgets the last samples.
             optimizer: the optimizer that trains the objective, if there is one already. Only an
                 `IndividualTemperature` with `update=None` needs it: its moments grow with the table.
 
@@ -299,12 +297,12 @@ class Objective(Committable):
             table.resize(num_samples, shrink=shrink, optimizer=optimizer)  # type: ignore[operator]
 
     def _checked_parts(self, prefix: str) -> list[tuple[str, nn.Module]]:
-        # Without the host: models of others may convert what they load.
+        # Without the host: models may convert their state while loading.
         names = ("predictors", "losses", "tau_losses", "risks", "penalties")
         return [(f"{prefix}{name}.", getattr(self, name)) for name in names]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear gradients, and the proposals that go with them."""
+        """Clear gradients, and drop the proposals that belong to them."""
         self.discard_backpropagated()  # first: it looks at the gradients
         super().zero_grad(set_to_none)
 
@@ -323,7 +321,7 @@ class Objective(Committable):
             tau_lr: learning rate of the predictors, and of a risk's temperature; that of the host if None.
             host: groups of the host's parameters in place of one, such as
                 `timm.optim.param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.75)`; each is named "host"
-                and has the learning rate lr unless it brings its own. Its `lr_scale` is for timm's schedulers: for
+                and has the learning rate lr unless it has its own. Its `lr_scale` is for timm's schedulers: for
                 others, multiply it into "lr" yourself.
             **host_options: further options of the host's group, for example weight_decay. The other groups have
                 weight decay 0: decay would pull temperatures towards the middle of their bounds, and a bias to 0.

@@ -1,9 +1,8 @@
-"""What an objective returns."""
+"""The output of an objective."""
 
 from dataclasses import dataclass, field
 
-from dro_temp._pytree import pytree
-from dro_temp._repr import one_line
+from dro_temp._pytree import one_line, pytree
 from dro_temp._typing import PerRow, Scalar
 from dro_temp.interfaces import BackendChoice
 
@@ -11,14 +10,14 @@ from dro_temp.interfaces import BackendChoice
 @pytree(static=("backend",))
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """What an `Objective` returns.
+    """The output of an `Objective`.
 
     Args:
-        loss: the number to call `backward` on: the mean over the views of each view's weighted mean over rows, and what
-            penalties and a `tau_loss` add.
+        loss: the number to call `backward` on: the mean over views of each view's weighted mean over rows, plus
+            penalties and a `tau_loss`.
         values: loss of each row, per view.
         tau: temperature of each row, per view, detached.
-        metrics: numbers that one would log, `"loss"`, `"{view}/loss"`, `"{view}/tau_mean"` and so on: detached
+        metrics: numbers to log, `"loss"`, `"{view}/loss"`, `"{view}/tau_mean"` and so on: detached
             scalars on the device, so that logging waits for it only when they are read.
         backend: the backend that computed each view's scores, and why.
         tau_values: with a `tau_loss`, its value of each row, per view; else empty.
@@ -32,5 +31,4 @@ class ObjectiveOutput:
     tau_values: dict[str, PerRow] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        """Shapes, dtypes and devices, in one line."""
         return one_line(self)

@@ -23,7 +23,7 @@ def refuse_non_finite(
     bad: dict[tuple[str, str], Tensor] = {}
     for view, r in rows.items():
         if r.features is not None:
-            # NaN and infinity reach the extremes, which are found thirty times as fast.
+            # NaN and infinity appear in the extremes, which take a thirtieth of the time.
             features = r.features.detach()
             bad["features", view] = ~(features.amax(1).isfinite() & features.amin(1).isfinite()) & valid[view]
         bad["temperatures", view] = ~taus[view].detach().isfinite() & valid[view]
@@ -43,15 +43,15 @@ def refuse_non_finite(
 
 
 def row_weight(rows: Rows, valid: Tensor, dtype: torch.dtype) -> Tensor:
-    """How much each row counts: its weight, and 0 where its support is empty."""
+    """Weight of each row; 0 if its support is empty."""
     return valid.to(dtype) if rows.weight is None else rows.weight.to(dtype) * valid
 
 
 def checked_count(count: float | Tensor | None) -> float | Tensor | None:
-    """The count that sums are divided by, as one number > 0.
+    """The divisor of sums, as one number > 0.
 
     Raises:
-        TypeError: it is no number.
+        TypeError: it is not a number.
         ValueError: it is not positive, or several numbers.
     """
     if not isinstance(count, Tensor):
@@ -69,17 +69,17 @@ def checked_count(count: float | Tensor | None) -> float | Tensor | None:
 
 
 def weighted_mean(values: Tensor, weight: Tensor, count: float | Tensor | None, trains: bool) -> Tensor:
-    """Weighted mean over rows, of all processes in training; or the weighted sum by a given count."""
-    total, whole = (values * weight).sum(), weight.sum()
+    """Weighted mean over rows, of all processes in training; or the weighted sum over `count`."""
+    total, total_weight = (values * weight).sum(), weight.sum()
     # An evaluation may run on one process only, which must not wait for the others.
     processes = distributed.world_size() if trains else 1
     if processes > 1:
         # Data parallel training averages gradients over processes; undo it, for processes of unequal weight.
         total = total * processes
-        whole = distributed.sum_over_processes(whole) if count is None else whole
+        total_weight = distributed.sum_over_processes(total_weight) if count is None else total_weight
     if count is not None:
         return total / count
-    return total / whole.clamp(min=torch.finfo(values.dtype).tiny)
+    return total / total_weight.clamp(min=torch.finfo(values.dtype).tiny)
 
 
 def whole_weight(weight: Tensor, trains: bool) -> Tensor:
@@ -89,7 +89,7 @@ def whole_weight(weight: Tensor, trains: bool) -> Tensor:
 
 @torch.no_grad()
 def temperature_metrics(view: str, loss: Tensor, tau: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    """What one would log of a view: its loss, and where its temperatures lie."""
+    """Metrics of a view: its loss, and the distribution of its temperatures."""
     metrics = {"loss": loss.detach()}
     if len(tau):
         # Masked sums, not tau[valid]: a shape that depends on values would wait for the device.

@@ -1,4 +1,4 @@
-"""Parts of an objective that FSDP shards, beside others whose gradients it leaves alone."""
+"""Gradients that FSDP does not reduce, of parts beside sharded ones."""
 
 import sys
 from typing import Any
@@ -10,13 +10,13 @@ from dro_temp import distributed
 
 
 class UnreducedGradients:
-    """Checks once, at the end of a backward, for gradients that each process keeps to itself.
+    """Checks once, at the end of a backward, for gradients that are not reduced over processes.
 
     FSDP reduces the gradients of the modules that it shards. A TempNet beside a sharded host, say,
     would train on each process's own rows and drift apart.
 
     Args:
-        module: whose parameters are looked at.
+        module: the module whose parameters are checked.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -39,15 +39,15 @@ class UnreducedGradients:
 
     def _refuse(self) -> None:
         reduced = {id(p) for module in self._sharded() for p in module.parameters()}
-        alone = [
+        unreduced = [
             name
             for name, p in self._module[0].named_parameters()
             if p.grad is not None and id(p) not in reduced and not hasattr(p, "full_tensor")
         ]
-        if alone:
+        if unreduced:
             raise RuntimeError(
-                f"expected all parts that train to be sharded once some are, received {alone[0]} "
-                f"({len(alone)} parameters in all) beside sharded ones: its gradients would stay each process's own. "
+                f"expected all parts that train to be sharded once some are, received {unreduced[0]} ({len(unreduced)} "
+                f"parameters in all) beside sharded ones: its gradients would stay each process's own. "
                 "Call fully_shard(objective) after sharding its parts, which takes all that is left."
             )
         self._done = True

@@ -1,4 +1,4 @@
-"""What the predictors learn from, where that is not what the host learns from."""
+"""A separate loss for the predictors."""
 
 from collections.abc import Mapping
 
@@ -18,10 +18,10 @@ def evaluate_separately(
     losses: nn.ModuleDict,
     tau_losses: nn.ModuleDict,
 ) -> tuple[dict[str, LossOutput], dict[str, LossOutput]]:
-    """The host's loss at temperatures that it cannot move, and the predictors' loss on rows that they cannot move.
+    """The host's loss at detached temperatures, and the predictors' loss on detached rows.
 
-    A predictor that reads scores is asked inside the sweep of its own loss, so that the score matrix is not needed;
-    the temperatures of that sweep are those of the host's loss.
+    A predictor that reads scores runs inside the sweep of its own loss, which needs no score matrix; the host's loss
+    uses the temperatures of that sweep.
     """
     taus: dict[str, Tensor | TemperaturePredictor] = {}
     for view, r in rows.items():
@@ -85,22 +85,22 @@ def tau_loss_terms(
         weight = _weight(rows[view], output.values.dtype)
         mean = weighted_mean(output.values, weight, count, trains)
         if replayed is not None and len(replayed.values):
-            mean = _with(mean, weight, replayed.values, count, trains)
+            mean = _with_replayed(mean, weight, replayed.values, count, trains)
         means[view] = mean
     return means
 
 
 def _weight(rows: Rows, dtype: torch.dtype) -> PerRow:
-    """How much each row counts: one without outcomes in its batch may have some in a queue, and is zero elsewhere."""
+    """Weight of each row. One without outcomes in its batch may have some in a queue, and has the value 0 otherwise."""
     return rows.weighs.to(dtype) if rows.weight is None else rows.weight.to(dtype)
 
 
-def _with(
+def _with_replayed(
     mean: Scalar, weight: PerRow, replayed: PerRow, count: float | Tensor | None, trains: bool
 ) -> Scalar:
-    """The mean of both, each replayed row with weight one; by a count, the part of the mean that falls to this batch.
+    """The mean over the batch and the replayed rows, each of weight one; with a count, this batch's part of it.
 
-    Every process replays the same rows, and has its part of the batch.
+    Every process replays the same rows, and has its own part of the batch.
     """
     batch = whole_weight(weight, trains)
     share = len(replayed) / (len(replayed) + batch)

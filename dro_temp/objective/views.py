@@ -31,7 +31,7 @@ def per_view(name: str, part: PerView[Part], views: tuple[str, ...], kind: type)
 
 
 def named_penalties(penalties: Iterable[Penalty], host: HostAdapter) -> dict[str, Penalty]:
-    """Penalties by name, each asked whether it fits the host."""
+    """Penalties by name, each checked against the host."""
     if not isinstance(penalties, Iterable):
         raise TypeError(
             f"expected penalties as a sequence, received {type(penalties).__name__}. Write penalties=(penalty,)."
@@ -50,10 +50,10 @@ def named_penalties(penalties: Iterable[Penalty], host: HostAdapter) -> dict[str
 
 
 def refuse_shared_memory(**parts: nn.ModuleDict) -> None:
-    """Raise where two views, or two parts of one view, would write into one memory.
+    """Raise if two views, or two parts of one view, share a memory.
 
     Args:
-        **parts: modules by view, under the name of the argument that they came by.
+        **parts: modules by view, under the name of their argument.
     """
     owner: dict[int, tuple[str, str]] = {}
     for part, modules in parts.items():
@@ -81,7 +81,7 @@ def evaluate_views(
     taus: Mapping[str, Tensor | TemperaturePredictor],
     losses: nn.ModuleDict,
 ) -> dict[str, LossOutput]:
-    """Temperatures and values of each view's rows; two views that share their scores are scored once.
+    """Temperatures and values of each view's rows; scores that two views share are computed once.
 
     Args:
         mirrored: the two views of the host whose scores are each other's transpose, or None.

@@ -9,7 +9,7 @@ from dro_temp.interfaces import PredictorInputs, TemperaturePredictor
 
 
 class ConstantTemperature(TemperaturePredictor):
-    r"""$\tau_i = \tau$. Nothing is read and nothing is trained.
+    r"""$\tau_i = \tau$, without inputs or parameters.
 
     Args:
         tau: temperature, > 0, in units of the scores.
@@ -27,11 +27,11 @@ class ConstantTemperature(TemperaturePredictor):
     anchor: Tensor
 
     def __init__(self, tau: float) -> None:
-        # The interval is one point, which the base rightly refuses from everyone else.
+        # The interval is one point, which the base class refuses.
         nn.Module.__init__(self)
         check_positive("tau", tau)
         self.tau_min = self.tau_max = float(tau)
-        # Follows .to(): says on which device, and whether in float64. The number itself is never rounded.
+        # Follows .to(), for the device and dtype of the result. The number itself is never rounded.
         self.register_buffer("anchor", torch.empty(0), persistent=False)
 
     def raw(self, inputs: PredictorInputs) -> PerRow:
@@ -40,7 +40,7 @@ class ConstantTemperature(TemperaturePredictor):
         return torch.full((inputs.n,), self.tau_min, dtype=dtype, device=self.anchor.device)
 
     def bound(self, raw: PerRow) -> PerRow:
-        """Already where it should be."""
+        """Unchanged: the number is the bound."""
         return raw
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""What a TempNet reads, and how it turns it into similarities: transformation and projection."""
+"""The encoders of a TempNet: from its inputs to similarities, by transformation and projection."""
 
 import math
 from abc import ABC, abstractmethod
@@ -16,13 +16,13 @@ from dro_temp.predictors.named import class_named
 
 
 class TempNetEncoder(nn.Module, ABC):
-    """Transformation and projection: from what is read to `width` similarities per row."""
+    """Transformation and projection: from inputs to `width` similarities per row."""
 
-    #: What `forward` reads of its inputs.
+    #: Inputs that `forward` reads.
     reads: frozenset[Readable]
     #: Number of similarities per row.
     width: int
-    #: Where the log of the pooling's sharpness starts.
+    #: Initial log of the pooling's sharpness.
     log_sharpness: float = 0.0
     #: Number of logits that a row must have; None: any.
     outcomes: int | None = None
@@ -30,7 +30,7 @@ class TempNetEncoder(nn.Module, ABC):
     features: int | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Refuse a misspelt declaration when the class is made, not at its first call."""
+        """Check the declaration when the class is defined, not at its first call."""
         super().__init_subclass__(**options)
         if "reads" in vars(cls):
             check_reads(vars(cls)["reads"], cls.__name__)
@@ -38,7 +38,7 @@ class TempNetEncoder(nn.Module, ABC):
     @property
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments as JSON knows them: what a checkpoint says of this encoder."""
+        """The constructor's arguments as JSON, for a checkpoint."""
 
     @classmethod
     def from_config(
@@ -48,20 +48,20 @@ class TempNetEncoder(nn.Module, ABC):
 
         Args:
             config: its constructor's arguments.
-            known: classes that it may consist of.
+            known: classes that it may contain.
         """
         return cls(**config)
 
     @abstractmethod
     def forward(self, inputs: PredictorInputs) -> Features:
-        """Similarities v, [n width], which the pooling weighs."""
+        """Similarities v, [n width], from which the pooling computes weights."""
 
     def pooled(self, similarities: Features) -> Features:
-        """What is averaged under those weights, [n width]: the similarities, unless a leaf says otherwise."""
+        """The values averaged under those weights, [n width]; by default the similarities."""
         return similarities
 
     def set_prototypes(self, embeddings: Features) -> None:
-        """Start from embeddings of the other side, if this encoder has prototypes; else do nothing."""
+        """Initialise prototypes from embeddings of the other side; by default there are none."""
 
     @final
     @property
@@ -74,7 +74,7 @@ def encoder_of(description: Mapping[str, Any], known: Iterable[type[TempNetEncod
     """The encoder of this description.
 
     Args:
-        description: what `TempNetEncoder.description` said.
+        description: a `TempNetEncoder.description`.
         known: classes that it may name.
 
     Raises:
@@ -145,13 +145,13 @@ class PrototypeEncoder(TempNetEncoder):
 
     @torch.no_grad()
     def set_prototypes(self, embeddings: Features) -> None:
-        """Start the prototypes from embeddings of the *other* side, repeated if there are too few.
+        """Initialise the prototypes from embeddings of the *other* side, repeated if there are too few.
 
         Args:
             embeddings: at least one vector of width d; lengths do not matter.
 
         Raises:
-            ValueError: the width is another one, or there is no embedding.
+            ValueError: a different width, or no embedding.
         """
         check_tensor("embeddings", embeddings)
         if embeddings.dim() != 2 or embeddings.shape[1] != self.prototypes.shape[1] or len(embeddings) == 0:
@@ -159,9 +159,8 @@ class PrototypeEncoder(TempNetEncoder):
                 f"expected embeddings of shape [k >= 1, {self.prototypes.shape[1]}], received "
                 f"{list(embeddings.shape)}. Pass features of the other tower, one per line."
             )
-        take = torch.arange(self.width, device=embeddings.device) % len(embeddings)
-        chosen = nn.functional.normalize(embeddings[take], dim=1)
-        self.prototypes.copy_(chosen)
+        index = torch.arange(self.width, device=embeddings.device) % len(embeddings)
+        self.prototypes.copy_(nn.functional.normalize(embeddings[index], dim=1))
 
 
 # Logits
@@ -170,7 +169,8 @@ class PrototypeEncoder(TempNetEncoder):
 class LogitEncoder(TempNetEncoder):
     r"""A projection of the normalised logits.
 
-    $v = B\,\mathrm{dropout}(\sigma(A z / \|z\| + a)) + b$, outcomes that cannot happen (see `ScoreStatistics`) left out of z.
+    $v = B\,\mathrm{dropout}(\sigma(A z / \|z\| + a)) + b$, outcomes that cannot happen (see `ScoreStatistics`) left
+    out of z.
 
     Args:
         outcomes: number of logits (vocabulary, classes).
@@ -291,7 +291,8 @@ class HiddenEncoder(TempNetEncoder):
 class StatisticsEncoder(TempNetEncoder):
     r"""A small network over four statistics of each row's scores.
 
-    With $\bar s$ the mean of a row over its m outcomes that can happen (see `ScoreStatistics`), v is a two-layer projection of
+    With $\bar s$ the mean of a row over its m outcomes that can happen (see `ScoreStatistics`), v is a two-layer
+    projection of
 
     $$\frac{H}{\log m}, \quad \log(1 + \max_j s_j - \bar s), \quad \log(1 + \mathrm{std}\,s), \quad
     \log\left(1 + \log \tfrac1m \textstyle\sum_j e^{s_j - \bar s}\right),$$
@@ -333,8 +334,8 @@ class StatisticsEncoder(TempNetEncoder):
     def forward(self, inputs: PredictorInputs) -> Features:
         """Projection of the statistics."""
         assert inputs.statistics is not None
-        read = shift_invariant_statistics(inputs.statistics).to(self.first.weight.dtype)
-        similarities: Tensor = self.rest(self.first(read))
+        x = shift_invariant_statistics(inputs.statistics).to(self.first.weight.dtype)
+        similarities: Tensor = self.rest(self.first(x))
         return similarities
 
 
@@ -395,7 +396,7 @@ class SumEncoder(TempNetEncoder):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What each of them is."""
+        """Their descriptions."""
         return {"encoders": [encoder.description for encoder in self._encoders]}
 
     @classmethod

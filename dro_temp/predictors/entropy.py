@@ -16,7 +16,7 @@ class EntropyRule(ABC):
     @property
     @abstractmethod
     def bounds(self) -> tuple[float, float]:
-        """(tau_min, tau_max): no temperature is outside."""
+        """(tau_min, tau_max) of all temperatures."""
 
     @abstractmethod
     def __call__(self, entropy: PerRow, log_outcomes: PerRow) -> PerRow:
@@ -24,7 +24,7 @@ class EntropyRule(ABC):
 
         Args:
             entropy: H of each row, in nats, between 0 and `log_outcomes`.
-            log_outcomes: log of the number of each row's outcomes that can happen, the largest entropy that there is.
+            log_outcomes: log of the number of each row's outcomes that can happen, the largest possible entropy.
         """
 
 
@@ -56,7 +56,6 @@ class EdtRule(EntropyRule):
     tau_min: float = 0.01
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_positive("tau0", self.tau0)
         check_bounds(self.tau_min, self.tau0)
         check_within("theta", self.theta, 0.0, 1e6)
@@ -77,8 +76,8 @@ class EdtRule(EntropyRule):
 class DynatempRule(EntropyRule):
     r"""$\tau = \tau_{\min} + (\tau_{\max} - \tau_{\min}) (H / \log m)^k$, m the number of outcomes that can happen.
 
-    As in llama.cpp, where m counts the candidates that are left: an outcome that is banned (-inf, -1e4; see `ScoreStatistics`)
-    does not count.
+    As in llama.cpp, where m is the number of remaining candidates: an excluded outcome (-inf, -1e4; see
+    `ScoreStatistics`) does not count.
 
     Args:
         tau_min: temperature of a row without entropy, > 0.
@@ -102,7 +101,6 @@ class DynatempRule(EntropyRule):
     exponent: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_bounds(self.tau_min, self.tau_max)
         check_positive("exponent", self.exponent)
 
@@ -120,15 +118,15 @@ class DynatempRule(EntropyRule):
 class EntropyTemperature(TemperaturePredictor):
     r"""$\tau_i = r(H_i)$: a rule of the entropy of each row's own softmax at temperature 1.
 
-    What decoders use without training: the baseline that a trained predictor has to beat. Nothing is known of
-    how likely the target is, nor of any radius; for the temperature at which a row *gets* a wanted entropy see
+    What decoders use without training: the baseline for a trained predictor. It depends on neither the target's
+    probability nor a radius; for the temperature at which a row has a *given* entropy see
     `OptimalTemperature.for_entropy`.
 
     Args:
         rule: an `EdtRule`, a `DynatempRule`, or an `EntropyRule` of your own.
 
     Raises:
-        TypeError: a rule that is none.
+        TypeError: `rule` is not an EntropyRule.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -148,7 +146,7 @@ class EntropyTemperature(TemperaturePredictor):
         self.rule = rule
 
     def raw(self, inputs: PredictorInputs) -> PerRow:
-        """What the rule says."""
+        """The rule's temperature."""
         statistics = inputs.statistics
         assert statistics is not None
         return self.rule(statistics.entropy, statistics.possible.clamp(min=1.0).log())

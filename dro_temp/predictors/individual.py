@@ -39,7 +39,6 @@ class GradientUpdate:
     clip: float = 5.0
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_positive("lr", self.lr)
         check_positive("clip", self.clip)
         check_positive("beta", self.beta)
@@ -49,17 +48,16 @@ class GradientUpdate:
 class IndividualTemperature(TemperaturePredictor, Staged):
     r"""$\tau_i$, one number for every sample of the data set: the scheme of iSogCLR.
 
-    A table cannot say anything about a sample that it never saw, and every entry learns only when its sample
-    comes by; `TempNet` shares what it learns. The table is written when an optimizer step is taken, or, with
-    `update=None`, is an ordinary parameter for the base optimizer (whose momentum then moves every entry at
-    every step, and whose gradient is that of the mean).
+    A table has no temperature for a new sample, and every entry learns only from its own sample; `TempNet` generalises.
+    The table is written when an optimizer step is taken, or, with `update=None`, is an ordinary parameter for the base
+    optimizer (whose momentum then changes every entry at every step, and whose gradient is that of the mean).
 
     Args:
         num_samples: size of the data set.
         tau_min: lower bound, > 0.
         tau_max: upper bound.
         tau_init: where every entry starts; the geometric middle if None.
-        update: how an entry follows its gradient; None leaves that to the base optimizer.
+        update: update rule of an entry; None leaves that to the base optimizer.
         on_host: True to keep the table and its momentum in host memory (pinned where CUDA is available) wherever
             the module goes: a step then moves its batch's entries only. 8 bytes per sample in every process.
 
@@ -128,7 +126,7 @@ class IndividualTemperature(TemperaturePredictor, Staged):
 
     @property
     def expects_proposals(self) -> bool:
-        """Only with an update of its own."""
+        """True with an update rule."""
         return self.observes_gradient
 
     def observe(self, index: RowIndex, gradient: PerRow) -> None:
@@ -140,8 +138,8 @@ class IndividualTemperature(TemperaturePredictor, Staged):
         if self.update is None:
             return
         if not parts:  # other processes may have some, and wait for this one
-            nothing = self.read_nothing("tau")
-            parts = nothing.long(), nothing
+            empty = self.read_nothing("tau")
+            parts = empty.long(), empty
         index, gradient = (distributed.gather_rows(part)[0] for part in parts)
         gradient = F.mean_duplicates(index, gradient).clamp(-self.update.clip, self.update.clip)
         momentum = (1 - self.update.beta) * self.read("momentum", index) + self.update.beta * gradient
@@ -152,11 +150,11 @@ class IndividualTemperature(TemperaturePredictor, Staged):
     def resize(
         self, num_samples: int, *, shrink: bool = False, optimizer: torch.optim.Optimizer | None = None
     ) -> None:
-        """Go on with a data set of another size: temperatures stay, samples that came new start at `tau_init`.
+        """Continue with a data set of another size: temperatures stay, new samples start at `tau_init`.
 
         Args:
-            num_samples: size of the data set as it is now; the samples that there were keep their numbers.
-            shrink: True to let it be smaller, which forgets the last samples.
+            num_samples: the new size of the data set; earlier samples keep their numbers.
+            shrink: True to allow a smaller size, which forgets the last samples.
             optimizer: with `update=None`, the optimizer that trains the table, if there is one already: its moments
                 grow with the table, from zero. With an update of the table's own it is not used.
 
@@ -168,7 +166,7 @@ class IndividualTemperature(TemperaturePredictor, Staged):
         if self.update is not None:
             self.resize_tables(num_samples)
         else:
-            # The parameter stays the same object: optimizers and wrappers know it by that.
+            # The parameter stays the same object, by which optimizers and wrappers identify it.
             self.tau.data, self.tau.grad = grown(self.tau.data, num_samples, self._start), None
             state = {} if optimizer is None else optimizer.state.get(self.tau, {})
             for name, x in state.items():

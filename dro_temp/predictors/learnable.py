@@ -41,9 +41,9 @@ class LearnableTemperature(TemperaturePredictor):
         self.log_tau = nn.Parameter(torch.tensor([math.log(tau_init)]))  # [1]: FSDP shards no scalars
 
     def extra_repr(self) -> str:
-        """The temperature, where looking at it does not wait for a device, and the bounds."""
-        known = values_can_be_read(self.log_tau)
-        value = f"tau={self(shape=torch.Size([])).item():.4f}, " if known else ""
+        """The temperature, if reading it does not wait for a device, and the bounds."""
+        readable = values_can_be_read(self.log_tau)
+        value = f"tau={self(shape=torch.Size([])).item():.4f}, " if readable else ""
         return value + super().extra_repr()
 
     def raw(self, inputs: PredictorInputs) -> PerRow:
@@ -51,7 +51,7 @@ class LearnableTemperature(TemperaturePredictor):
         return self.log_tau.expand(inputs.n)
 
     def bound(self, raw: PerRow) -> PerRow:
-        """Clipped in the log domain, so that a step past a bound can be taken back."""
+        """Clipped in the log domain, with a gradient that leads back inside."""
         log_tau = F.clip_between(raw, math.log(self.tau_min), math.log(self.tau_max))
         # exp may round past a bound; torch.clamp would stop the gradient on it.
         return F.clip_between(log_tau.exp(), self.tau_min, self.tau_max)

@@ -12,16 +12,16 @@ from dro_temp.interfaces import PredictorInputs, TemperaturePredictor
 class OptimalTemperature(TemperaturePredictor):
     r"""$\tau_i^* = \arg\min_\tau F_i(\tau)$, the root of KL(p||U) = rho, solved for every row.
 
-    Costs some forty passes over the scores and needs them in memory. It is the yardstick of every predictor:
-    the mean of F at the predictor's tau minus that at tau* is never negative (the amortisation gap). For a row
-    over classes or tokens it is the temperature whose softmax has entropy log m - rho.
+    Takes some forty passes over the scores in memory. The reference for every predictor: the mean of F at the
+    predictor's tau minus that at tau* is never negative (the amortisation gap). For a row over classes or tokens it is
+    the temperature whose softmax has entropy log m - rho.
 
     Args:
         rho: radius of the KL ball in nats; the loss's own.
         tau_min: lower bound, > 0.
         tau_max: upper bound.
         iterations: steps of the solver.
-        outcomes: the number of outcomes that rho was chosen for, where it was chosen for one; None: any.
+        outcomes: the number of outcomes that rho was chosen for; None: any.
 
     Raises:
         ValueError: rho < 0, rho >= log m at a call, another number of outcomes, or bounds that are no interval.
@@ -56,7 +56,7 @@ class OptimalTemperature(TemperaturePredictor):
     def for_entropy(
         cls, entropy: float, *, outcomes: int, tau_min: float, tau_max: float, iterations: int = 40
     ) -> "OptimalTemperature":
-        r"""The temperature at which the softmax of a row has a wanted entropy; the nearer bound if none has.
+        r"""The temperature at which the softmax of a row has a given entropy; the nearer bound if there is none.
 
         $H(\mathrm{softmax}(s/\tau)) = \log m - \mathrm{KL}$, so it is the optimum for $\rho = \log m - H$: a
         sampler that is equally undecided at every token, and what the robust loss of a frozen model aims at.
@@ -69,7 +69,7 @@ class OptimalTemperature(TemperaturePredictor):
             iterations: steps of the solver.
 
         Raises:
-            ValueError: an entropy that no distribution over so many outcomes has.
+            ValueError: an entropy above log m, or not above 0.
 
         Example:
             >>> import torch, dro_temp as dt
@@ -116,5 +116,5 @@ class OptimalTemperature(TemperaturePredictor):
         return f"rho={self.rho:.4g}, {outcomes}{super().extra_repr()}"
 
     def bound(self, raw: PerRow) -> PerRow:
-        """The solver stays inside; only rounding is left."""
+        """Clipped against rounding; the solver stays inside."""
         return raw.clamp(self.tau_min, self.tau_max)

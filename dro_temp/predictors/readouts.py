@@ -11,10 +11,10 @@ from dro_temp.predictors.encoders import TempNetEncoder
 
 
 class TempNetReadout(nn.Module, ABC):
-    """The last part of a TempNet: the similarities of a row become the number that the bounds squash.
+    """The last part of a TempNet: maps the similarities of a row to the number that is squashed into the bounds.
 
     Args:
-        encoder: whose similarities they are; nothing of it is kept.
+        encoder: the encoder of the similarities; the readout stores no reference to it.
     """
 
     def __init__(self, encoder: TempNetEncoder) -> None:
@@ -27,7 +27,7 @@ class TempNetReadout(nn.Module, ABC):
 
     @final
     def start_at(self, raw: float) -> None:
-        """Let a row whose similarities say nothing have this number."""
+        """Set the number of a row whose similarities contribute nothing."""
         nn.init.constant_(self.last.bias, raw)
 
 
@@ -35,7 +35,7 @@ class PooledReadout(TempNetReadout):
     r"""The paper's: $w^\top [(a - \frac1K) \odot y] + b$ with $a = \mathrm{softmax}(v / e^\varphi)$.
 
     $w$ starts at 1. The pooled sum is then a covariance of $a$ and $y$ over the similarities, which is never
-    negative: at the start temperatures can rise above `tau_init`, not fall below it.
+    negative: initial temperatures are at or above `tau_init`.
 
     Example:
         >>> import dro_temp as dt
@@ -63,16 +63,15 @@ class PooledReadout(TempNetReadout):
 
 
 class ResidualReadout(TempNetReadout):
-    r"""One temperature for all rows, and what a row departs from it: $b + w^\top \mathrm{GELU}(v)$.
+    r"""One temperature for all rows, and each row's deviation from it: $b + w^\top \mathrm{GELU}(v)$.
 
-    $w$ starts at 0: training begins with exactly one learnable temperature, from which rows go either way. In the
+    $w$ starts at 0: training begins with one learnable temperature, from which rows deviate in either direction. In the
     measurements of the docs it comes closer to the optimal temperatures than the pooled form, from any start.
 
     Example:
         >>> import torch, dro_temp as dt
-        >>> tempnet = dt.TempNet(
-        ...     dt.predictors.HiddenEncoder(8), tau_min=0.1, tau_max=1.0, tau_init=0.25, readout=dt.predictors.ResidualReadout
-        ... )
+        >>> encoder, readout = dt.predictors.HiddenEncoder(8), dt.predictors.ResidualReadout
+        >>> tempnet = dt.TempNet(encoder, tau_min=0.1, tau_max=1.0, tau_init=0.25, readout=readout)
         >>> tempnet(torch.randn(3, 8))
         tensor([0.2500, 0.2500, 0.2500], grad_fn=<...>)
 
@@ -85,10 +84,10 @@ class ResidualReadout(TempNetReadout):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, encoder: TempNetEncoder, similarities: Features) -> PerRow:
-        """The common number and the row's departure."""
+        """The common number plus the row's deviation."""
         raw: PerRow = self.last(nn.functional.gelu(similarities)).squeeze(1)
         return raw
 
 
-#: Built-in readouts, which a checkpoint may name.
+#: Built-in readouts that a checkpoint may name.
 READOUTS = (PooledReadout, ResidualReadout)

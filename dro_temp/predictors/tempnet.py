@@ -28,7 +28,7 @@ from dro_temp.predictors.named import class_named
 from dro_temp.predictors.paper_checkpoint import reference_state
 from dro_temp.predictors.readouts import READOUTS, PooledReadout, ResidualReadout, TempNetReadout
 
-#: Built-in encoders, which a checkpoint may name.
+#: Built-in encoders that a checkpoint may name.
 ENCODERS = (PrototypeEncoder, LogitEncoder, HiddenEncoder, StatisticsEncoder, SumEncoder)
 
 
@@ -66,9 +66,9 @@ class TempNet(Pretrained, TemperaturePredictor):
     Source: arXiv 2404.04575, section 4.
     """
 
-    #: The language model that it was made for, where it was made for one.
+    #: The head of the language model that it was built for, or None.
     made_for: HeadShape | None = None
-    #: The radius that it is meant for, a note that is saved with it; the loss has its own.
+    #: The radius that it is meant for, saved with it for information; the loss has its own.
     rho: float | None = None
 
     def __init__(
@@ -152,9 +152,9 @@ class TempNet(Pretrained, TemperaturePredictor):
     ) -> "TempNet":
         """A network for the tokens of a Hugging Face causal language model.
 
-        The paper's network reads the normalised logits, which have lost the scale that the optimum depends on.
-        Hidden states and statistics keep it, and come closer to the optimal temperatures, both together closest; a
-        narrow network then does, for which a training step takes 0.2 to 1.2 % longer in the measurements of the docs.
+        The paper's network reads the normalised logits, without the scale that the optimum depends on. Hidden states
+        and statistics keep it, and come closer to the optimal temperatures, both together closest; a narrow network
+        is then sufficient, with which a training step takes 0.2 to 1.2 % longer in the measurements of the docs.
 
         Args:
             model: the model; its head's weight says how many outcomes there are and how wide hidden states are.
@@ -166,7 +166,7 @@ class TempNet(Pretrained, TemperaturePredictor):
             dropout: dropout in training; None: 0.5 for logits alone, as in the paper, else 0.
             centred: subtract each row's maximum from the logits first, see `LogitEncoder`.
             tau_init: see `TempNet`.
-            rho: the radius that it will be trained with: checked against the vocabulary, and saved with it.
+            rho: the radius for training: checked against the vocabulary, and saved with the network.
             readout: see `TempNet`; None: `PooledReadout` for logits alone, as in the paper, else `ResidualReadout`.
 
         Raises:
@@ -196,10 +196,10 @@ class TempNet(Pretrained, TemperaturePredictor):
     def from_reference(
         cls, source: Mapping[str, Tensor] | str | Path, *, tau_min: float, tau_max: float, centred: bool
     ) -> "TempNet":
-        """The network of a checkpoint that the paper's code wrote for a language model, in evaluation mode.
+        """The network of a checkpoint of the paper's code for a language model, in evaluation mode.
 
-        Bounds and centring are not in such a file, and the published code disagrees with itself: it trains with
-        tau_max = 2.0 on raw logits, and generates with tau_max = 1.2 on centred ones. Say which you want.
+        Such a file does not contain bounds and centring, and the published code is inconsistent: it trains with
+        tau_max = 2.0 on raw logits, and generates with tau_max = 1.2 on centred ones. Pass those you want.
 
         Args:
             source: a state dict with the keys `tempnet.proj.0.weight`, ..., or the file that holds one.
@@ -208,7 +208,7 @@ class TempNet(Pretrained, TemperaturePredictor):
             centred: True to subtract each row's maximum from the logits first.
 
         Raises:
-            ValueError: missing or unknown keys, or shapes that do not belong together.
+            ValueError: missing or unknown keys, or shapes that do not match.
             FileNotFoundError: no such file.
 
         Example:
@@ -227,7 +227,7 @@ class TempNet(Pretrained, TemperaturePredictor):
         return network.eval()
 
     def check_fits(self, model: nn.Module) -> None:
-        """Raise unless this network was made for such a model: the same vocabulary, the same width.
+        """Raise unless this network was built for such a model: the same vocabulary, the same width.
 
         Args:
             model: a Hugging Face causal language model.
@@ -241,7 +241,7 @@ class TempNet(Pretrained, TemperaturePredictor):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What it was built with: encoder, bounds, radius, and the language model that it was made for."""
+        """Encoder, readout, bounds, radius, and the language model that it was built for."""
         return {
             "encoder": self.encoder.description,
             "readout": type(self.readout).__name__,
@@ -272,7 +272,7 @@ class TempNet(Pretrained, TemperaturePredictor):
         return network
 
     def start_prototypes(self, others: Features) -> None:
-        """Start the encoder's prototypes, if it has any, from features of the other side."""
+        """Initialise the encoder's prototypes, if it has any, from features of the other side."""
         self.encoder.set_prototypes(others)
 
     def decoder(self, head: FrozenHead) -> Decoder:

@@ -1,28 +1,73 @@
 """The worst group of samples."""
 
+import math
+
 import torch
 from torch import Tensor
 
+from dro_temp import distributed
 from dro_temp import functional as F
 from dro_temp._checks import check_count, check_number, check_positive
 from dro_temp._typing import PerRow, RowIndex, Scalar
-from dro_temp.risks._adversary import GroupAdversary
 from dro_temp.risks.standalone import StandaloneRisk
+from dro_temp.state import Staged
 
 
-class GroupRisk(StandaloneRisk):
-    r"""$\max_g L_g$, the worst group's mean, by weights of groups that climb: $q_g \propto q_g e^{\eta L_g}$.
-
-    In training the loss is $\sum_g q_g L_g$ with the weights after this batch; they are written when an optimizer
-    step was taken (`CompositionalOptimizer`, or `commit()`). In evaluation it is the mean of the worst group that is
-    there.
-
-    A group that is missing from a batch keeps its weight, up to normalisation, and those that are there share the loss
-    among themselves by their weights. A moving weight wants batches that hold every group: draw them so.
+class GroupWeights(Staged):
+    """Log weights of groups: exponentiated gradient ascent, one step per optimizer step.
 
     Args:
         num_groups: groups are numbered from 0 to num_groups - 1.
-        step_size: of the ascent eta, > 0, in units of one over the losses'. 0.01 is the paper's.
+        step_size: eta, in units of one over the losses'.
+    """
+
+    memory = ("log_q",)
+    log_q: Tensor
+
+    def __init__(self, num_groups: int, step_size: float) -> None:
+        super().__init__()
+        self.step_size = step_size
+        self.remember("log_q", num_groups, -math.log(num_groups))
+
+    def propose(self, sums: PerRow, mass: PerRow) -> PerRow:
+        """Log weights as they would be after this batch; staged in training with gradients enabled.
+
+        Args:
+            sums: weighted sum of each group's losses.
+            mass: sum of its samples' weights; 0 for a group that is not in the batch.
+        """
+        sums, mass = sums.detach(), mass.detach()
+        if not (self.training and torch.is_grad_enabled()):
+            return self.log_q.to(sums.dtype)
+        sums, mass = (distributed.sum_over_processes(part) for part in (sums, mass))
+        self.stage(sums[None], mass[None])
+        return self._ascended(sums, mass)
+
+    def _ascended(self, sums: PerRow, mass: PerRow) -> PerRow:
+        mean = sums / mass.masked_fill(mass == 0, 1.0)
+        # NaN and infinity would stay in the memory for good.
+        usable = (mass > 0) & mean.isfinite()
+        return (self.log_q.to(mean.dtype) + self.step_size * mean.masked_fill(~usable, 0.0)).log_softmax(0)
+
+    def write(self, *parts: Tensor) -> None:
+        """One ascent step on the means over all proposals, so that parts of a batch add up to the whole."""
+        if parts:
+            sums, mass = (part.sum(0) for part in parts)
+            self.put("log_q", torch.arange(len(self.log_q)), self._ascended(sums, mass))
+
+
+class GroupRisk(StandaloneRisk):
+    r"""$\max_g L_g$, the worst group's mean, by ascent on weights of groups: $q_g \propto q_g e^{\eta L_g}$.
+
+    In training the loss is $\sum_g q_g L_g$ with the weights after this batch; an optimizer step writes them
+    (`CompositionalOptimizer`, or `commit()`). In evaluation it is the mean of the batch's worst group.
+
+    A group that is missing from a batch keeps its weight, up to normalisation; the others share the loss in
+    proportion to their weights. Sample batches that contain every group.
+
+    Args:
+        num_groups: groups are numbered from 0 to num_groups - 1.
+        step_size: eta, > 0, in units of one over the losses'; 0.01 in the paper.
 
     Raises:
         TypeError: numbers of another kind.
@@ -51,11 +96,11 @@ class GroupRisk(StandaloneRisk):
         self.num_groups = check_count("num_groups", num_groups)
         check_number("step_size", step_size, 0.01)
         check_positive("step_size", step_size)
-        self.adversary = GroupAdversary(self.num_groups, float(step_size))
+        self.adversary = GroupWeights(self.num_groups, float(step_size))
 
     @property
     def q(self) -> PerRow:
-        """The weights of the groups, as committed."""
+        """The committed weights of the groups."""
         return self.adversary.log_q.exp()
 
     def value(self, losses: PerRow, weight: PerRow, group: RowIndex | None) -> Scalar:
@@ -66,12 +111,12 @@ class GroupRisk(StandaloneRisk):
             losses.new_zeros(self.num_groups).index_add(0, group, part) for part in (weight * losses, weight)
         )
         log_q = self.adversary.propose(sums, mass) if self.training else None
-        there = mass > 0
-        there = there | ~there.any()  # of nothing at all the base drops the value
+        present = mass > 0
+        present = present | ~present.any()  # if no sample counts, the base drops the value
         means = sums / mass.masked_fill(mass == 0, 1.0)
         if log_q is None:
-            return means.masked_fill(~there, -torch.inf).amax()
-        return F.mean_under(log_q.masked_fill(~there, -torch.inf).softmax(0), means)
+            return means.masked_fill(~present, -torch.inf).amax()
+        return F.mean_under(log_q.masked_fill(~present, -torch.inf).softmax(0), means)
 
     def _check(self, group: Tensor) -> None:
         if torch.compiler.is_compiling():  # reading values would stop the graph

@@ -6,25 +6,25 @@ from dro_temp import functional as F
 from dro_temp._checks import check_feasible, check_kind, check_radius
 from dro_temp._typing import PerRow, RowIndex, Scalar
 from dro_temp.interfaces import Estimator, TemperaturePredictor
-from dro_temp.risks._held import as_estimator, held_log_mean
 from dro_temp.risks.standalone import StandaloneRisk
+from dro_temp.risks.tilted import checked_estimator, estimated_log_mean
 
 
 class KLRisk(StandaloneRisk):
     r"""$\max_{\mathrm{KL}(p\|U) \le \rho} \mathbb{E}_p l = \min_\tau \tau (\log \mathbb{E}_i\, e^{l_i/\tau} + \rho)$.
 
-    Without a `tau` each batch gets the best one, exactly: samples then count as $p_i \propto e^{l_i/\tau}$ with
+    Without a `tau` each batch gets its exact optimum: samples then count as $p_i \propto e^{l_i/\tau}$ with
     $\mathrm{KL}(p\|U) = \rho$. With one, the right-hand side is taken at that tau. It bounds the risk of the batch from
-    above, and a `LearnableTemperature` finds, over steps, the tau of the whole data set.
+    above, and a `LearnableTemperature` converges to the tau of the whole data set.
 
-    The dual of a batch is biased, as `TiltedRisk` is; an estimator of one number mends that.
+    The dual of a batch is biased, as `TiltedRisk` is; an estimator of one number corrects that.
 
     Args:
         rho: radius of the ball in nats, 0 <= rho < log n. The worst case rests on about $e^{-\rho} n$ samples.
         tau: a predictor that reads nothing of a sample: `LearnableTemperature` or `ConstantTemperature`, in units of
             the losses; each batch's best if None.
-        estimator: with a `tau`, `LogMovingAverage(1)`, say; the batch by itself if None. Its memory wants a
-            `CompositionalOptimizer`.
+        estimator: with a `tau`, `LogMovingAverage(1)`, say, whose memory needs a `CompositionalOptimizer`; None: the
+            batch alone.
 
     Raises:
         TypeError: a radius, tau or estimator of another kind.
@@ -58,7 +58,7 @@ class KLRisk(StandaloneRisk):
         _check_tau(tau)
         self.rho = float(rho)
         self.tau = tau
-        self.estimator = as_estimator(estimator)
+        self.estimator = checked_estimator(estimator)
 
     def value(self, losses: PerRow, weight: PerRow, group: RowIndex | None) -> Scalar:
         """The worst case of the batch, or the dual at the given temperature."""
@@ -66,21 +66,18 @@ class KLRisk(StandaloneRisk):
         if self.tau is None:
             return F.mean_under(F.kl_ball_weights(losses, weight, rho=self.rho), losses)
         tau = self.tau(shape=torch.Size([])).to(losses.dtype)
-        # What is infinite is so at every tau: its part of tau's gradient is 0, where a quotient's would be NaN.
-        still = tau.detach()
-        exponents = losses / still
-        endless = exponents.isinf()
-        exponents = torch.where(endless, exponents, losses.masked_fill(endless, 0.0) / tau)
+        # An infinite exponent is infinite at every tau: it adds 0 to tau's gradient, where the quotient would add NaN.
+        fixed_tau = tau.detach()
+        exponents = losses / fixed_tau
+        infinite = exponents.isinf()
+        exponents = torch.where(infinite, exponents, losses.masked_fill(infinite, 0.0) / tau)
         log_g = F.weighted_log_mean_exp(exponents, weight)
-        log_mean = held_log_mean(self.estimator, log_g, weight)
-        return torch.where(
-            log_mean.isinf(),
-            still * log_mean,
-            tau * (log_mean.masked_fill(log_mean.isinf(), 0.0) + self.rho),
-        )
+        log_mean = estimated_log_mean(self.estimator, log_g, weight)
+        finite = log_mean.masked_fill(log_mean.isinf(), 0.0)
+        return torch.where(log_mean.isinf(), fixed_tau * log_mean, tau * (finite + self.rho))
 
     def _refuse_collapse(self, weight: PerRow) -> None:
-        # What an estimator has seen is more than a batch, and how much more is not known. A count waits.
+        # An estimator has seen an unknown number of samples. Counting waits for the device.
         if not self.estimator.row_by_row or torch.compiler.is_compiling():
             return
         count = int((weight > 0).sum())

@@ -1,7 +1,7 @@
-"""What is remembered between steps: forward proposes, an optimizer step commits.
+"""Memory between steps: forward proposes, an optimizer step commits.
 
-`Staged` is memory that forward reads and a step writes; a `Transaction` knows which forward proposed what, and whether
-its loss was backpropagated; a `Committable` (an `Objective`, a risk by itself) is what the optimizer commits.
+`Staged` is memory that forward reads and a step writes; a `Transaction` records which forward proposed what, and
+whether its loss was backpropagated; the optimizer commits a `Committable` (an `Objective`, a risk by itself).
 """
 
 from dro_temp.state.committable import Committable

@@ -1,4 +1,4 @@
-"""What an optimizer step commits."""
+"""Objects that an optimizer step commits."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -9,9 +9,9 @@ from dro_temp.state.transaction import Transaction
 
 
 class Committable(ShapeChecked):
-    """A number to minimise, whose memory an optimizer step writes: an `Objective`, or a `SampleRisk` by itself.
+    """A number to minimise with memory that an optimizer step writes: an `Objective`, or a `SampleRisk` by itself.
 
-    `CompositionalOptimizer` calls what is here. In a loop without it, call `commit()` after a step that was taken and
+    `CompositionalOptimizer` calls these methods. In a loop without it, call `commit()` after a step that was taken and
     `discard()` after one that was skipped.
 
     Example:
@@ -25,13 +25,13 @@ class Committable(ShapeChecked):
         (False, tensor([0.]))
     """
 
-    #: True if what is trained may lie elsewhere: a risk takes losses, and does not hold the model that made them.
+    #: True if the trained parameters may be elsewhere: a risk takes losses, and does not contain the model.
     trains_others: ClassVar[bool] = False
 
     _transaction: Transaction
 
     def memory_modules(self) -> list[Staged]:
-        """The parts that remember samples; hosts, which may be large, have none."""
+        """The parts with memory of samples; hosts, which may be large, have none."""
         return self._transaction.memory()
 
     def load_state_dict(
@@ -40,8 +40,8 @@ class Committable(ShapeChecked):
         """As `torch.nn.Module.load_state_dict`.
 
         Raises:
-            TypeError: the state is no mapping.
-            RuntimeError: it is that of something else.
+            TypeError: the state is not a mapping.
+            RuntimeError: the state does not fit.
         """
         try:
             return super().load_state_dict(state_dict, strict, assign)
@@ -62,21 +62,21 @@ class Committable(ShapeChecked):
         return self._transaction.backpropagated
 
     def commit(self) -> None:
-        """Write what was proposed by forwards whose loss was backpropagated; forget the rest.
+        """Write the proposals of forwards whose loss was backpropagated; drop the others.
 
         `CompositionalOptimizer` calls it after each step.
         """
         self._transaction.commit(self.parameters())
 
     def discard(self) -> None:
-        """Forget everything that was proposed."""
+        """Drop all proposals."""
         self._transaction.discard()
 
     def discard_backpropagated(self) -> None:
-        """Forget what belongs to gradients that are being cleared without a step having been taken.
+        """Drop the proposals of gradients that are being cleared without a step.
 
-        A gradient scaler that finds an overflow skips the step without saying so; the clearing of the
-        gradients tells. Forwards that are still to be backpropagated keep their proposals.
+        A gradient scaler skips a step silently; clearing the gradients reveals it. Forwards that are still to be
+        backpropagated keep their proposals.
         """
         self._transaction.discard_backpropagated(self.parameters())
 
@@ -84,7 +84,7 @@ class Committable(ShapeChecked):
         """A closure that may be evaluated several times in one step, of which the last evaluation counts."""
         savepoint = (
             self._transaction.savepoint()
-        )  # what earlier parts of an accumulation window proposed stays
+        )  # keeps proposals of earlier parts of an accumulation window
 
         def evaluate() -> float:
             self._transaction.rollback(savepoint)

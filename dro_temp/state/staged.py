@@ -1,4 +1,4 @@
-"""Memory that outlives a step."""
+"""Memory between steps."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -17,42 +17,42 @@ class Staged(ShapeChecked, ABC):
     """Memory that forward reads and an optimizer step writes.
 
     A second forward, a step that a gradient scaler skipped, validation: none of them may change it. A leaf
-    makes its tables with `remember`, calls `stage` in forward or backward and fills in `write`; it goes through
-    `read` and `put`, which know where the tables are.
+    creates its tables with `remember`, calls `stage` in forward or backward and implements `write`; it uses `read` and
+    `put`, which handle the tables' device.
     """
 
-    #: Names of the buffers or parameters that remember; they are never rounded below float32.
+    #: Names of the buffers or parameters with memory; they are never rounded below float32.
     memory: tuple[str, ...] = ()
-    #: True if the tables stay in host memory wherever the module goes; a leaf sets it before `remember`.
+    #: True if the tables stay in host memory on every device; a leaf sets it before `remember`.
     on_host: bool = False
 
     def __init__(self) -> None:
         super().__init__()
-        #: What was proposed since the last commit, oldest first; never part of the saved state.
+        #: Proposals since the last commit, oldest first; never part of the saved state.
         self.staged: list[tuple[Tensor, ...]] = []
         self._starts: dict[str, float] = {}
-        self._device = torch.get_default_device()  # where the module is; with on_host, its tables are not
+        self._device = torch.get_default_device()  # of the module; with on_host, not of its tables
 
     def remember(self, name: str, num_samples: int, start: float) -> None:
-        """Make a table of one float32 number per sample, a persistent buffer.
+        """Create a table of one float32 number per sample, a persistent buffer.
 
         Args:
             name: one of `memory`.
             num_samples: size of the data set.
-            start: what every entry holds at first.
+            start: initial value of every entry.
         """
-        # Pinned from the start: pinning it later would hold the table twice. Torch rounds pinned memory up to a
-        # power of two, unless PYTORCH_ALLOC_CONF sets pinned_max_round_threshold_mb (where torch knows it).
-        place: dict[str, Any] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-        table = torch.full((num_samples,), start, dtype=torch.float32, **(place if self.on_host else {}))
+        # Pinned from the start: pinning later would take the memory twice. Torch rounds pinned memory up to a power of
+        # two, unless PYTORCH_ALLOC_CONF sets pinned_max_round_threshold_mb (in versions that support it).
+        on_host: dict[str, Any] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        table = torch.full((num_samples,), start, dtype=torch.float32, **(on_host if self.on_host else {}))
         self.register_buffer(name, table)
         self._starts[name] = start
 
     def resize_tables(self, num_samples: int) -> None:
-        """Give the tables of `remember` another size: entries stay, new ones start as all did.
+        """Resize the tables of `remember`: entries stay, new ones get the initial value.
 
         Args:
-            num_samples: the new size; what `check_resize` returned.
+            num_samples: the new size, as returned by `check_resize`.
         """
         for name, start in self._starts.items():
             table = grown(getattr(self, name), num_samples, start)
@@ -61,15 +61,15 @@ class Staged(ShapeChecked, ABC):
     def check_resize(
         self, num_samples: int, *, shrink: bool, optimizer: torch.optim.Optimizer | None = None
     ) -> int:
-        """Return the new size as an int, or raise where the tables may not be given it; nothing is changed.
+        """Return the new size as an int, or raise if the tables cannot be resized; nothing is changed.
 
         Args:
             num_samples: the new size.
-            shrink: True to let it be smaller, which forgets the last samples.
-            optimizer: the one that trains tables which are parameters.
+            shrink: True to allow a smaller size, which forgets the last samples.
+            optimizer: the optimizer of tables that are parameters.
 
         Raises:
-            TypeError: a size that is no int, or no optimizer.
+            TypeError: a size that is not an int, or an optimizer that is none.
             RuntimeError: proposals are pending.
             ValueError: a smaller size without `shrink`, or one below 1; an optimizer that does not train the table.
         """
@@ -103,41 +103,42 @@ class Staged(ShapeChecked, ABC):
             )
 
     def memory_parameters(self) -> list[nn.Parameter]:
-        """Those of the tables that a base optimizer trains."""
+        """The tables that a base optimizer trains."""
         tables = (self._parameters.get(name) for name in self.memory)
         return [table for table in tables if table is not None]
 
     def _size(self) -> int:
-        """Number of samples that the tables have; a leaf may hold fewer tables than `memory` names."""
+        """Number of samples in the tables; a leaf may have fewer tables than `memory` names."""
         return min(len(getattr(self, name)) for name in self.memory if hasattr(self, name))
 
     def check(self, index: Tensor) -> None:
-        """Raise where a sample number is outside the tables."""
+        """Raise if a sample number is outside the tables."""
         if self.memory:
             check_index(index, self._size())
 
     def read(self, name: str, index: Tensor) -> Tensor:
-        """Entries of a table: where the table is, or, with `on_host`, where the index is."""
+        """Entries of a table, on its device or, with `on_host`, on that of the index."""
         table: Tensor = getattr(self, name)
         entries = table[index.to(table.device)]
         if not self.on_host or index.device == table.device:
             return entries
-        # Only from pinned memory does a copy not wait. What travels is a copy of the entries: a later `put`
-        # cannot overtake it.
+        # Only copies from pinned memory are asynchronous. The entries are copied: a later `put` cannot overtake them.
         return _pinned(entries).to(index.device, non_blocking=True)
 
     def read_nothing(self, name: str) -> Tensor:
-        """No entries, on the device where entries go: what a process gives that has nothing for the others."""
+        """No entries, on the device of entries: for a process that has nothing to gather."""
         return self.read(name, torch.empty(0, dtype=torch.long, device=self._device))
 
     def put(self, name: str, index: Tensor, values: Tensor) -> None:
-        """Overwrite entries of a table, wherever it is; rows with one index must agree."""
+        """Overwrite entries of a table; rows with the same index must agree."""
         table: Tensor = getattr(self, name)
-        table[index.to(table.device)] = values.to(table)  # waits: the host must not read what has not arrived
+        table[index.to(table.device)] = values.to(
+            table
+        )  # waits: the host must not read before the copy has arrived
 
     @property
     def expects_proposals(self) -> bool:
-        """True if every training step proposes something; a step without is then an error."""
+        """True if every training step must propose something."""
         return True
 
     @property
@@ -151,27 +152,27 @@ class Staged(ShapeChecked, ABC):
 
     @abstractmethod
     def write(self, *parts: Tensor) -> None:
-        """Write the concatenated parts of all proposals; none are passed if nothing was proposed."""
+        """Write the concatenated parts of all proposals; no parts if nothing was proposed."""
 
     @final
     @torch.no_grad()
     def commit(self) -> None:
-        """Write what was proposed; a parameter step was taken."""
+        """Write all proposals, after a step was taken."""
         self.write(*(torch.cat(parts) for parts in zip(*self.staged, strict=True)))
         self.staged.clear()
 
     @final
     def discard(self, keep: int = 0) -> None:
-        """Forget what was proposed, except the oldest `keep`; the step was skipped, or the forward failed."""
+        """Drop all proposals but the oldest `keep`, after a step was skipped or a forward failed."""
         del self.staged[keep:]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Staged":
         tables = self._tables()
 
-        def spare(x: Tensor) -> Tensor:
+        def apply_to_others(x: Tensor) -> Tensor:
             return x if any(x is table for table in tables.values()) else fn(x)
 
-        super()._apply(spare, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(apply_to_others, recurse)  # type: ignore[no-untyped-call]
         for name, table in tables.items():
             self._buffers[name] = self._moved(table, fn)
         return self
@@ -181,31 +182,23 @@ class Staged(ShapeChecked, ABC):
         if not self.on_host:
             moved = fn(table)
             return table.to(moved.device) if moved.dtype in _ROUNDED else moved
-        # An empty stand-in tells where fn leads; the table itself might not fit there.
+        # fn is applied to an empty tensor: the table itself might not fit on its device.
         moved = fn(table.new_empty(0, device=self._device))
         self._device = moved.device
         return table if moved.dtype in _ROUNDED else _pinned(table.to(moved.dtype))
 
     def _tables(self) -> dict[str, Tensor]:
-        # Memory that is a parameter is none of them: it moves as all parameters do.
+        # Without memory that is a parameter, which moves as all parameters do.
         buffers = {name: self._buffers.get(name) for name in self.memory}
         return {name: table for name, table in buffers.items() if table is not None}
 
     def _back_to_host(self) -> None:
-        """A table may come from elsewhere: `load_state_dict(assign=True)`, `torch.load(map_location=...)`, a copy."""
+        """Undo a move by `load_state_dict(assign=True)`, `torch.load(map_location=...)` or a copy."""
         if self.on_host:
             self._buffers.update({name: _pinned(table.cpu()) for name, table in self._tables().items()})
 
     def check_memory(self, state: Mapping[str, Any], prefix: str) -> None:
-        """Raise where a state has memory of another size.
-
-        Args:
-            state: what is to be loaded.
-            prefix: of this module's names in it.
-
-        Raises:
-            ValueError: it has.
-        """
+        """Raise ValueError if a state to be loaded has memory of another size; names in it start with `prefix`."""
         for name in self.memory:
             loaded, ours = state.get(prefix + name), getattr(self, name, None)
             if loaded is not None and ours is not None and loaded.shape != ours.shape:
@@ -223,17 +216,16 @@ class Staged(ShapeChecked, ABC):
         self._back_to_host()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles start without proposals: those belong to the forward that made them."""
+        # Without proposals, which belong to the forward that made them.
         return {**self.__dict__, "staged": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Copies of pinned memory are not pinned."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._back_to_host()
+        self._back_to_host()  # copies of pinned memory are not pinned
 
 
 def grown(table: Tensor, num_samples: int, start: float) -> Tensor:
-    """A table of another size: its entries, and new ones that start alike."""
+    """A table of another size: its entries, then `start`."""
     new = table.new_full((num_samples,), start)
     common = min(num_samples, len(table))
     new[:common] = table[:common]
@@ -245,7 +237,7 @@ def _pinned(x: Tensor) -> Tensor:
 
 
 def staged_modules(modules: Iterable[nn.Module]) -> list[Staged]:
-    """Those of the modules that hold staged memory.
+    """The modules with staged memory.
 
     Example:
         >>> import dro_temp as dt

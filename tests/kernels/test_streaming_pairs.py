@@ -254,12 +254,12 @@ def test_a_block_that_is_not_square_needs_the_columns_own_scores():
         pair_log_sums(queries[:3], keys, tau[:3], tau_columns)
 
 
-def test_nothing_is_kept_where_no_gradient_is_recorded():
+def test_nothing_is_stored_where_no_gradient_is_recorded():
     queries, keys = (torch.randn(64, 4, requires_grad=True) for _ in range(2))
     tau = torch.ones(64)
     empty_cache()
     with torch.no_grad():
         pair_log_sums(queries, keys, tau, tau)
-    assert "kept" not in {purpose for purpose, _ in memory._free.pieces}
+    assert "pair scores" not in {purpose for purpose, _ in memory._free.pieces}
     pair_log_sums(queries, keys, tau, tau).rows.sum().backward()
-    assert "kept" in {purpose for purpose, _ in memory._free.pieces}
+    assert "pair scores" in {purpose for purpose, _ in memory._free.pieces}

@@ -116,7 +116,7 @@ def test_scaling_costs_no_digits(dtype):
 @pytest.mark.parametrize("queries", [torch.float32, torch.bfloat16])
 def test_scores_keep_their_digits_whatever_the_processor_multiplies(fast, queries):
     """At tau = 0.005 scores that were rounded to bfloat16 are off by 0.4 in the exponent."""
-    with mock.patch.object(products, "processor_multiplies_bfloat16", return_value=fast):
+    with mock.patch.object(products, "cpu_multiplies_bfloat16", return_value=fast):
         ours, exact = _exponents(_unit(8, queries), _unit(9, torch.bfloat16))
     torch.testing.assert_close(ours, exact, rtol=0, atol=1e-3)
 
@@ -125,7 +125,7 @@ def test_scores_keep_their_digits_whatever_the_processor_multiplies(fast, querie
 @pytest.mark.parametrize("seed", range(20))
 def test_rows_that_are_certain_of_their_target_are_no_worse_than_eager_in_bfloat16(seed, inside, monkeypatch):
     """p - 1 nearly cancels there: after products in bfloat16, the rounding of p alone would be left."""
-    monkeypatch.setattr(products, "processor_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(products, "cpu_multiplies_bfloat16", lambda: True)
     g = torch.Generator().manual_seed(seed)
 
     def normal(*shape):

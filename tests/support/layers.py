@@ -14,7 +14,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "_modes",
         "_optional",
         "_pytree",
-        "_repr",
         "_tensors",
     ),
     ("functional", "distributed"),

@@ -18,11 +18,11 @@ CASES = ((1, "fp64"), (2**18, "fp32"))
 
 def kernels(m):
     stripe = stripe_tile(m)
-    united = {"CHUNKS": columns.UNITED_CHUNKS, "COLUMNS": columns.UNITED_COLUMNS, "num_warps": 1}
+    merged = {"CHUNKS": columns.MERGED_CHUNKS, "COLUMNS": columns.MERGED_COLUMNS, "num_warps": 1}
     yield rows.softmax_kernel, {"STORES": True, **row_tile(m)}
     yield row_moments.moments_kernel, {"WITH_TARGET": False, **row_tile(m)}
     yield columns.chunk_kernel, {"CHUNK": columns.CHUNK, **stripe}
-    yield columns.unite_kernel, united
+    yield columns.merge_kernel, merged
     yield pair_logits.pair_logits_grad_kernel, stripe
 
 

@@ -1,7 +1,7 @@
-"""What a backend computes on a block of scores while it is in memory.
+"""The protocol of backends: what is computed on a block of scores while it is in memory.
 
 A backend is a module with these functions: `torch`, on any device; `cpu`, in C; `triton`, fused for NVIDIA GPUs. Each
-is tested against `torch`, and `torch` against `reference`, which holds the score matrix and is ordinary autograd.
+is tested against `torch`, and `torch` against `reference`, which stores the score matrix and is ordinary autograd.
 """
 
 from collections.abc import Collection
@@ -20,9 +20,9 @@ class SoftmaxPartials:
     r"""Row sums of $e_{ij} = e^{(s_{ij} - \max_j s_{ij}) / \tau_i}$: a softmax that is not normalised.
 
     Args:
-        row_max: largest score of each row.
-        sum_exp: sum of each row's $e_{ij}$, >= 1.
-        mean_excess: $\mathrm{E}_p[s] - \max s$ under p = e / sum_exp, <= 0; None if it was not computed.
+        row_max: largest score of each row, [rows].
+        sum_exp: sum of each row's $e_{ij}$, >= 1, [rows].
+        mean_excess: $\mathrm{E}_p[s] - \max s$ under p = e / sum_exp, <= 0, [rows]; None if it was not computed.
         weights: e, [rows m], or None.
     """
 
@@ -48,17 +48,17 @@ class ColumnSums:
 
 
 class Scorer(Protocol):
-    """Scores of some queries with keys that were prepared once."""
+    """Scores of queries with keys that were prepared once."""
 
     def __call__(self, queries: Features, out: Scores, scale: float = 1.0) -> Scores:
-        """`out = scale * queries @ keys.T`, no digit of the factors being lost on the way to float32."""
+        """`out = scale * queries @ keys.T`, from the unrounded factors, in float32 or better."""
 
 
 class Backend(Protocol):
     """A module of kernels."""
 
     def scorer(self, queries: Features, keys: Features) -> Scorer:
-        """What scores queries of that kind with these keys."""
+        """A function that scores queries, of the dtype and device of these, with keys."""
 
     def accumulate_(
         self, total: Tensor, weights: Scores, x: Features, factor: torch.dtype, *, first: bool
@@ -73,8 +73,8 @@ class Backend(Protocol):
         Args:
             scores: [rows m].
             tau: temperature of each row.
-            mean_excess: whether that is needed, too.
-            factor: precision of the weights; None: that of the scores. Sums are taken before that rounding.
+            mean_excess: whether to compute it.
+            factor: precision of the weights; None: that of the scores. Sums are taken before rounding.
         """
 
     def row_sums(self, scores: Scores, tau: PerRow) -> SoftmaxPartials:
@@ -108,9 +108,9 @@ class Backend(Protocol):
         """
 
     def moments(
-        self, scores: Scores, target: RowIndex, target_in_support: bool, wanted: Collection[str]
+        self, scores: Scores, target: RowIndex, target_in_support: bool, names: Collection[str]
     ) -> dict[str, PerRow]:
-        """Those of max, mean, std and norm that are wanted, over the support; the scores stay."""
+        """Those of max, mean, std and norm that are in `names`, over the support; the scores stay."""
 
     def profile(self, scores: Scores) -> ScoreProfile:
-        """What a network may read of each row; the scores stay."""
+        """Statistics that a network may read, of each row; the scores stay."""

@@ -1,4 +1,4 @@
-"""Reference implementation: the same signatures as the streaming kernels, the score matrix in memory, autograd."""
+"""Reference implementation: the signatures of the streaming kernels, the score matrix in memory, ordinary autograd."""
 
 from collections.abc import Collection
 
@@ -27,8 +27,7 @@ def log_mean_exp_rows(
     scores, target = rows.dense_scores, rows.target.long()
     tau = (tau if isinstance(tau, Tensor) else tau.predict(rows)).to(scores.dtype)
     log_g = F.log_mean_exp(rows.margins / tau[:, None], rows.mask)
-    noted = row_statistics(scores, target, tau, rows.target_in_support, statistics)
-    return LogMeanExp(log_g, tau, noted)
+    return LogMeanExp(log_g, tau, row_statistics(scores, target, tau, rows.target_in_support, statistics))
 
 
 def pair_log_sums(
@@ -45,11 +44,10 @@ def pair_log_sums(
     row = torch.arange(len(scores), device=scores.device)
     others = torch.ones_like(scores, dtype=torch.bool)
     others[row, row + offset] = False
-    own = scores[row, row + offset]
-    own_columns = own if own_columns is None else own_columns
-    rows = (scores - own[:, None]) / tau_rows[:, None]
-    columns = (scores - own_columns) / tau_columns
-    # log-mean-exp, since it knows what the gradient of an empty support is
+    paired_score = scores[row, row + offset]
+    rows = (scores - paired_score[:, None]) / tau_rows[:, None]
+    columns = (scores - (paired_score if own_columns is None else own_columns)) / tau_columns
+    # log-mean-exp, which defines the gradient of an empty support
     count_rows, count_columns = (others.sum(side).clamp(min=1).to(scores.dtype).log() for side in (1, 0))
     return PairLogSums(
         F.log_mean_exp(rows, others) + count_rows, F.log_mean_exp(columns.T, others.T) + count_columns

@@ -1,4 +1,8 @@
-"""The backend in plain PyTorch, for any device and precision."""
+"""The backend in plain PyTorch, for any device and precision.
+
+Elementwise passes go over a few rows at a time (`row_groups`), which stay in a CPU's cache from pass to pass, in reused
+scratch memory: a fresh page costs a CPU more than the arithmetic that fills it (`memory`).
+"""
 
 import torch
 from torch import Tensor
@@ -30,8 +34,8 @@ def softmax_partials_(
     """See `Backend.softmax_partials_`."""
     row_max, sum_exp = (scores.new_empty(len(scores)) for _ in range(2))
     excess = torch.empty_like(row_max) if mean_excess else None
-    for rows in row_groups(scores):  # so few that they stay in the cache from pass to pass
-        weights = scores[rows]
+    for rows in row_groups(scores):
+        weights = scores[rows]  # [rows m]
         torch.amax(weights, 1, out=row_max[rows])
         weights.sub_(row_max[rows, None])
         below = weights.clone() if mean_excess else None
@@ -44,23 +48,23 @@ def softmax_partials_(
 
 def row_sums(scores: Scores, tau: PerRow) -> SoftmaxPartials:
     """See `Backend.row_sums`."""
-    top = scores.amax(1)
-    with scratch(scores, 2) as (below, weights):
-        torch.sub(scores, top[:, None], out=below)
+    row_max = scores.amax(1)  # [rows]
+    with scratch(scores, 2) as (below, weights):  # [rows m]
+        torch.sub(scores, row_max[:, None], out=below)
         torch.div(below, tau[:, None], out=weights).exp_()
-        total = weights.sum(1)
-        return SoftmaxPartials(top, total, below.mul_(weights).sum(1) / total)
+        sum_exp = weights.sum(1)
+        return SoftmaxPartials(row_max, sum_exp, below.mul_(weights).sum(1) / sum_exp)
 
 
 def column_sums_(scores: Scores, tau: Tensor, sums: ColumnSums) -> None:
     """See `Backend.column_sums_`."""
-    top = torch.maximum(sums.column_max, scores.amax(0))
-    decay = ((sums.column_max - top) / tau).exp()
-    with scratch(scores) as (weights,):
-        torch.sub(scores, top, out=weights).div_(tau).exp_()
+    column_max = torch.maximum(sums.column_max, scores.amax(0))  # [m]
+    decay = ((sums.column_max - column_max) / tau).exp()  # rescales earlier sums to the new maximum, [m]
+    with scratch(scores) as (weights,):  # [rows m]
+        torch.sub(scores, column_max, out=weights).div_(tau).exp_()
         sums.sum_exp.mul_(decay).add_(weights.sum(0))
         sums.moment.mul_(decay).add_(weights.mul_(scores).sum(0))
-    sums.column_max.copy_(top)
+    sums.column_max.copy_(column_max)
 
 
 def pair_logits_grad_(
@@ -73,7 +77,7 @@ def pair_logits_grad_(
     share_columns: Tensor,
 ) -> Scores:
     """See `Backend.pair_logits_grad_`."""
-    with scratch(scores) as (by_columns,):
+    with scratch(scores) as (by_columns,):  # the columns' share of the gradient, [rows m]
         torch.sub(scores, max_columns, out=by_columns).div_(tau_columns).exp_().mul_(share_columns)
         scores.sub_(max_rows[:, None]).div_(tau_rows[:, None]).exp_().mul_(share_rows[:, None])
         return scores.add_(by_columns)

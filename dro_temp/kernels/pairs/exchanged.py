@@ -1,4 +1,17 @@
-"""Both sides of pairs that several processes share, where only features and per-row numbers travel."""
+r"""Both sides of pairs that several processes share: only features and numbers per row are exchanged.
+
+Each process has its own rows of both sides, x and y [n d], and the gathered features of all, [m d]. A feature gets
+gradient as a row from its own process and as a column from every process. The second part would be a sum over processes
+of [m d] gradients; instead every process forms it for its own features, from three numbers per row that are gathered:
+
+    rows x    s = x all_y^T        [n m]  row sums of side x: image rows
+    rows y    s = y all_x^T        [n m]  row sums of side y: text rows
+    gather    tau, max, share             six numbers per pair, once per backward
+    dx = G all_y, dy = G' all_x    [n d]  G holds both the row's own weights and those of its column's rows
+
+Both stripes read whole rows, so there are no column sums to exchange in forward. The price is that each
+side computes its own: four products of [n m d] if the scores of both sides fit the byte budget, six otherwise.
+"""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -12,10 +25,13 @@ from dro_temp._typing import Features, PerRow
 from dro_temp.kernels.backends import torch as torch_backend
 from dro_temp.kernels.backends.protocol import Backend
 from dro_temp.kernels.memory import fits_cache, release
-from dro_temp.kernels.pairs.local import LogitsGradient, PairBlock
+from dro_temp.kernels.pairs.local import PairBlock, PairLogitsGrad
 
 #: This process's rows -> those of all processes, in rank order; no gradient.
 Gather: TypeAlias = Callable[[Tensor], Tensor]
+
+# Purposes of stored scores, see `memory.acquire`.
+_PURPOSES = ("scores of x", "scores of y")
 
 
 def exchanged_log_sums(
@@ -29,25 +45,25 @@ def exchanged_log_sums(
 ) -> tuple[PerRow, PerRow]:
     r"""$\log \sum_{j \neq i} e^{(s_{ij} - s_{ii}) / \tau_i}$ of this process's rows on both sides.
 
-    A feature gets gradient from its own row, and as a column from every row of the other side, wherever that row is.
-    The second part needs no other process to form it: with this process's features x and all features y,
+    A feature gets gradient from its own row, and as a column from every row of the other side, in whichever process.
+    The second part is formed here: with this process's features x and all features y,
 
     $$\frac{\partial L}{\partial x_i}
     = \sum_j \left(\frac{u_i}{\tau_i} p_{ij} + \frac{w_j}{\tau_j} p'_{ij}\right) y_j,$$
 
-    where of each row j elsewhere three numbers are wanted: its temperature, its largest score, and
+    which takes three numbers of each row j elsewhere: its temperature, its largest score, and
     $w_j / (\tau_j \sum_i e_{ij})$. Gathering those replaces the sum over processes of both sides' gradients.
 
     Args:
         sides: this process's rows of each side, [n d].
         everyone: all processes' rows of each side, [m d], without gradient.
-        taus: temperature of each row, of each side.
-        offset: where this process's rows start among all.
-        gather: brings rows of all processes together; called once in backward, on every process.
+        taus: temperature of each row, of each side, [n].
+        offset: index of this process's first row among all.
+        gather: concatenates the rows of all processes; called once in backward, on every process.
         backend: what computes on a stripe.
 
     Raises:
-        RuntimeError: under `torch.func` transforms, or where a second derivative is asked for.
+        RuntimeError: under `torch.func` transforms, or for a second derivative.
 
     Example:
         >>> import torch
@@ -59,9 +75,9 @@ def exchanged_log_sums(
     """
     refuse_transforms()
     block = PairBlock(offset, backend, torch.is_grad_enabled())
-    work = work_dtype(*sides)
+    dtype = work_dtype(*sides)
     first, second = _BothSides.apply(  # type: ignore[no-untyped-call]
-        block, gather, *sides, *(x.detach() for x in everyone), *(tau.to(work) for tau in taus)
+        block, gather, *sides, *(x.detach() for x in everyone), *(tau.to(dtype) for tau in taus)
     )
     return first, second
 
@@ -79,36 +95,38 @@ class _BothSides(torch.autograd.Function):
         tau_x: Tensor,
         tau_y: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        ctx.block, ctx.gather, work = block, gather, tau_x.dtype
-        grad_later = block.records and (ctx.needs_input_grad[2] or ctx.needs_input_grad[3])
-        keeps = grad_later and fits_cache(2 * len(x) * len(all_x), work)
-        first = block.sum_rows(x, all_y, tau_x, keep="kept" if keeps else None)
-        second = block.sum_rows(y, all_x, tau_y, keep="kept too" if keeps else None)
-        ctx.kept = (first.kept, second.kept)
-        sums = (first.top, first.total, second.top, second.total)
-        ctx.save_for_backward(
-            x, y, all_x, all_y, tau_x, tau_y, *sums, first.slope(tau_x), second.slope(tau_y)
-        )
-        return first.log_sums(tau_x), second.log_sums(tau_y)
+        ctx.block, ctx.gather, dtype = block, gather, tau_x.dtype
+        has_backward = block.records_graph and (ctx.needs_input_grad[2] or ctx.needs_input_grad[3])
+        stores = has_backward and fits_cache(2 * len(x) * len(all_x), dtype)
+        first = block.sum_rows(x, all_y, tau_x, store=_PURPOSES[0] if stores else None)
+        second = block.sum_rows(y, all_x, tau_y, store=_PURPOSES[1] if stores else None)
+        ctx.scores = (first.scores, second.scores)  # [n m] each, or None
+        sums = (first.row_max, first.sum_exp, second.row_max, second.sum_exp)
+        (log_sums_x, slope_x), (log_sums_y, slope_y) = first.log_sums(tau_x), second.log_sums(tau_y)
+        ctx.save_for_backward(x, y, all_x, all_y, tau_x, tau_y, *sums, slope_x, slope_y)
+        return log_sums_x, log_sums_y
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        x, y, all_x, all_y, tau_x, tau_y, top_x, total_x, top_y, total_y, slope_x, slope_y = ctx.saved_tensors
-        u, w = grads
+        x, y, all_x, all_y, tau_x, tau_y, *sums, slope_x, slope_y = ctx.saved_tensors
+        max_x, sum_x, max_y, sum_y = sums
+        u, w = grads  # dL/d(log-sum) of either side's rows, [n]
         a, b = u / tau_x, w / tau_y
-        to_x: Tensor | None = None
-        to_y: Tensor | None = None
+        x_grad: Tensor | None = None
+        y_grad: Tensor | None = None
         if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
-            mine = torch.stack([tau_x, top_x, a / total_x, tau_y, top_y, b / total_y], 1)
-            theirs = ctx.gather(mine).unbind(1)
-            of_x, of_y = tuple(mine.unbind(1)[:3]), tuple(mine.unbind(1)[3:])
-            (kept_x, kept_y), ctx.kept = ctx.kept, (None, None)
-            # Each pair's own score is in both of its rows, and both are here.
-            to_x = LogitsGradient(-(a + b), *of_x, *theirs[3:]).pull(ctx.block, x, all_y, kept_x)
-            to_y = LogitsGradient(-(a + b), *of_y, *theirs[:3]).pull(ctx.block, y, all_x, kept_y)
-            for purpose, kept in (("kept", kept_x), ("kept too", kept_y)):
-                if kept is not None:
-                    release(purpose, kept)
-        return None, None, to_x, to_y, None, None, u * slope_x, w * slope_y
+            rows_x, rows_y = (tau_x, max_x, a / sum_x), (tau_y, max_y, b / sum_y)
+            columns = ctx.gather(torch.stack([*rows_x, *rows_y], 1)).unbind(1)  # six of [m]
+            (scores_x, scores_y), ctx.scores = ctx.scores, (None, None)
+            # Each pair's own score is in both of its rows, and both are in this process.
+            paired_grad = -(a + b)
+            x_rows_grad = PairLogitsGrad(paired_grad, *rows_x, *columns[3:])
+            y_rows_grad = PairLogitsGrad(paired_grad, *rows_y, *columns[:3])
+            x_grad = x_rows_grad.queries_gradient(ctx.block, x, all_y, scores_x)
+            y_grad = y_rows_grad.queries_gradient(ctx.block, y, all_x, scores_y)
+            for purpose, scores in zip(_PURPOSES, (scores_x, scores_y), strict=True):
+                if scores is not None:
+                    release(purpose, scores)
+        return None, None, x_grad, y_grad, None, None, u * slope_x, w * slope_y

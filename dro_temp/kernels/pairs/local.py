@@ -1,4 +1,31 @@
-"""Both sides of a block of pairs from one set of tiles: image rows and text rows share their scores."""
+r"""Both sides of a block of pairs from one set of tiles: image rows and text rows share their scores.
+
+Scores $s = q k^\top$ [n m] are computed in stripes of some rows by all columns. Row i's own column, `offset + i`, is
+the pair's own score; it is left out of both sums. One stripe serves both sides:
+
+    forward    s = q k^T                                              [rows m]  product 1
+               row sums      sum_j e^((s_ij - row_max_i) / tau_i)     [rows]    each stripe has whole rows
+               column sums   sum_i e^((s_ij - column_max_j) / tau_j)  [m]       running, over all stripes
+    backward   G = u_i / tau_i p_ij + w_j / tau_j p'_ij               [rows m]  in place of the scores
+               dq = G k                                               [rows d]  product 2
+               dk += G^T q                                            [m d]     product 3
+
+Both softmaxes are recomputed from their maxima and sums, so only numbers per row and per column are saved. G needs the
+final column sums and therefore a second sweep: three products if the scores fit the byte budget and are stored, four if
+they are computed twice.
+
+Time over those products (pairs of width 512, moving averages, a temperature per sample; one thread of an AMD EPYC with
+AVX2, torch 2.14, float32, backend cpu, 2026-11-24; docs/streaming.md has the method and the other libraries):
+
+    |                                        | 4,096 pairs       | 8,192 pairs       |
+    | scores stored, over three products     | 1.10 [1.09, 1.21] | 1.07 [1.00, 1.12] |
+    | computed twice, over three products    | 1.52 [1.41, 1.58] | 1.46 [1.40, 1.53] |
+    | computed twice, over four products     | 1.12              | 1.13              |
+
+- Stored scores are turned into gradients 512 rows at a time; 256 rows gave 1.14 to 1.17 at 8,192 pairs.
+- Elementwise passes take a few rows at a time (`row_groups`), so that these stay in the CPU's cache from pass to pass.
+- Column sums are taken from each group of rows while it is in the cache, not from a second read of the stripe.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,34 +45,31 @@ from dro_temp.kernels.backends.protocol import Backend, ColumnSums
 from dro_temp.kernels.memory import acquire, block_rows, fits_cache, release
 from dro_temp.kernels.products import empty_contiguous, gradient_dtype, product
 
-# Stripes: some rows by all columns, made and turned into gradients
+# Stripes: scores of some rows with all columns, and the gradient that replaces them
 
 
 @dataclass(frozen=True)
-class RowsOfPairs:
-    """Sums of a block's rows over all columns but their own.
+class PairRowSums:
+    """Sums of each row over all columns but its own.
 
     Args:
-        own: score of each row with its own column.
-        top: largest other score.
-        total: sum of the others' weights.
-        excess: mean of the others' scores under the weights, minus `top`.
-        kept: all scores, the own ones overwritten, or None.
+        paired_score: score of each row with its own column, [n].
+        row_max: largest other score, [n].
+        sum_exp: sum of the others' weights, [n].
+        mean_excess: mean of the others' scores under the weights, minus `row_max`, [n].
+        scores: all scores, the rows' own overwritten, [n m], or None.
     """
 
-    own: Tensor
-    top: Tensor
-    total: Tensor
-    excess: Tensor
-    kept: Scores | None
+    paired_score: Tensor
+    row_max: Tensor
+    sum_exp: Tensor
+    mean_excess: Tensor
+    scores: Scores | None
 
-    def log_sums(self, tau: PerRow) -> PerRow:
-        """Relative to the own score."""
-        return (self.top - self.own) / tau + self.total.log()
-
-    def slope(self, tau: PerRow) -> PerRow:
-        """Their derivative with respect to tau."""
-        return -(self.excess + (self.top - self.own)) / tau.square()
+    def log_sums(self, tau: PerRow) -> tuple[PerRow, PerRow]:
+        """Log of the sums relative to the paired score, and its derivative with respect to tau, [n]."""
+        excess = self.row_max - self.paired_score
+        return excess / tau + self.sum_exp.log(), -(self.mean_excess + excess) / tau.square()
 
 
 @dataclass(frozen=True)
@@ -54,12 +78,12 @@ class PairBlock:
 
     offset: int
     backend: Backend
-    records: bool  #: whether autograd does
+    records_graph: bool  #: whether autograd does
 
-    def stripes(self, queries: Tensor, keys: Tensor, *, kept: bool) -> Iterator[tuple[slice, Tensor]]:
-        """Rows, and the columns that are their own; more rows at a time if the scores are kept anyway."""
-        n, work = queries.shape[0], work_dtype(queries, keys)
-        step = block_rows(n, keys.shape[0], work, queries.device, kept=kept)
+    def stripes(self, queries: Tensor, keys: Tensor, *, stored: bool) -> Iterator[tuple[slice, Tensor]]:
+        """Rows, and their own columns, [rows 1]; more rows at a time if the scores are stored anyway."""
+        n, dtype = queries.shape[0], work_dtype(queries, keys)
+        step = block_rows(n, keys.shape[0], dtype, queries.device, stored=stored)
         for start in range(0, n, step):
             rows = slice(start, min(start + step, n))
             yield rows, torch.arange(rows.start, rows.stop, device=queries.device)[:, None] + self.offset
@@ -70,45 +94,56 @@ class PairBlock:
         keys: Tensor,
         tau: PerRow,
         *,
-        keep: str | None,
-        also: Callable[[Scores], None] | None = None,
-    ) -> RowsOfPairs:
+        store: str | None,
+        callback: Callable[[Scores], None] | None = None,
+    ) -> PairRowSums:
         """Sweep once.
 
         Args:
             queries: [n d].
             keys: [m d].
             tau: temperature of each row.
-            keep: the purpose (see `acquire`) of scores that are kept for a second sweep; None: none are.
-            also: called with some rows of scores at a time, while they are in the processor's cache.
+            store: purpose (see `acquire`) of scores that are stored for a second sweep; None: none are.
+            callback: called with a few rows of scores at a time, while they are in the CPU's cache.
         """
-        n, m, work = len(queries), len(keys), tau.dtype
+        n, m, dtype = len(queries), len(keys), tau.dtype
         score = self.backend.scorer(queries, keys)
-        height = block_rows(n, m, work, queries.device) if keep is None else n
-        buffer = acquire(keep or "scores", height, m, queries, work)
-        own, top, total, excess = (queries.new_empty(n, dtype=work) for _ in range(4))
-        for rows, column in self.stripes(queries, keys, kept=keep is not None):
-            out = buffer[: rows.stop - rows.start] if keep is None else buffer[rows]
-            scores = score(queries[rows], out)
-            own[rows] = scores.gather(1, column).squeeze(1)
+        height = block_rows(n, m, dtype, queries.device) if store is None else n
+        buffer = acquire(store or "scores", height, m, queries, dtype)  # [height m]
+        paired_score, row_max, sum_exp, mean_excess = (queries.new_empty(n, dtype=dtype) for _ in range(4))
+        for rows, column in self.stripes(queries, keys, stored=store is not None):
+            out = buffer[: rows.stop - rows.start] if store is None else buffer[rows]
+            scores = score(queries[rows], out)  # [rows m]
+            paired_score[rows] = scores.gather(1, column).squeeze(1)
             scores.scatter_(1, column, NOT_AN_OUTCOME)
             for group in row_groups(scores):
                 at = slice(rows.start + group.start, rows.start + group.stop)
                 partials = self.backend.row_sums(scores[group], tau[at])
                 assert partials.mean_excess is not None
-                top[at], total[at], excess[at] = partials.row_max, partials.sum_exp, partials.mean_excess
-                if also is not None:
-                    also(scores[group])
-        if keep is None:
+                row_max[at], sum_exp[at] = partials.row_max, partials.sum_exp
+                mean_excess[at] = partials.mean_excess
+                if callback is not None:
+                    callback(scores[group])
+        if store is None:
             release("scores", buffer)
-        return RowsOfPairs(own, top, total, excess, None if keep is None else buffer)
+        return PairRowSums(paired_score, row_max, sum_exp, mean_excess, None if store is None else buffer)
 
 
 @dataclass(frozen=True)
-class LogitsGradient:
-    """What turns scores into the gradient with respect to them; `own` is that of each row's own score."""
+class PairLogitsGrad:
+    """The gradient with respect to the scores, from numbers per row and per column: see `Backend.pair_logits_grad_`.
 
-    own: Tensor
+    Args:
+        paired_grad: gradient of each row's paired score, [n].
+        tau_rows: [n].
+        max_rows: [n].
+        share_rows: [n].
+        tau_columns: [m].
+        max_columns: [m].
+        share_columns: [m].
+    """
+
+    paired_grad: Tensor
     tau_rows: Tensor
     max_rows: Tensor
     share_rows: Tensor
@@ -117,56 +152,48 @@ class LogitsGradient:
     share_columns: Tensor
 
     def gradients(
-        self, block: PairBlock, queries: Tensor, keys: Tensor, kept: Scores | None
+        self, block: PairBlock, queries: Tensor, keys: Tensor, scores: Scores | None
     ) -> tuple[Tensor, Tensor]:
-        """Gradients of queries and keys; scores that were kept are consumed, else they are computed again."""
-        n, work = queries.shape[0], self.tau_rows.dtype
+        """Gradients of queries and keys; stored scores are overwritten, others are computed again."""
+        dtype = self.tau_rows.dtype
         narrow = keys.to(gradient_dtype(keys))
-        to_queries, to_keys = empty_contiguous(queries, work), empty_contiguous(keys, work)
-        if not n:
-            to_keys.zero_()  # no stripe will come to overwrite it
-        for rows, grads in self._logits_grads(block, queries, keys, kept):
-            product(grads, narrow, to_queries[rows])
-            first = rows.start == 0
-            block.backend.accumulate_(to_keys, grads, queries[rows].to(work), narrow.dtype, first=first)
-        return to_queries.to(queries.dtype), to_keys.to(keys.dtype)
+        queries_grad, keys_grad = empty_contiguous(queries, dtype), empty_contiguous(keys, dtype)
+        if not len(queries):
+            keys_grad.zero_()  # no stripe will overwrite it
+        for rows, logits_grad in self._stripes(block, queries, keys, scores):
+            product(logits_grad, narrow, queries_grad[rows])
+            first, x = rows.start == 0, queries[rows].to(dtype)
+            block.backend.accumulate_(keys_grad, logits_grad, x, narrow.dtype, first=first)
+        return queries_grad.to(queries.dtype), keys_grad.to(keys.dtype)
 
-    def pull(self, block: PairBlock, queries: Tensor, keys: Tensor, kept: Scores | None) -> Tensor:
+    def queries_gradient(
+        self, block: PairBlock, queries: Tensor, keys: Tensor, scores: Scores | None
+    ) -> Tensor:
         """The gradient of the queries alone."""
         narrow = keys.to(gradient_dtype(keys))
-        to_queries = empty_contiguous(queries, self.tau_rows.dtype)
-        for rows, grads in self._logits_grads(block, queries, keys, kept):
-            product(grads, narrow, to_queries[rows])
-        return to_queries.to(queries.dtype)
+        queries_grad = empty_contiguous(queries, self.tau_rows.dtype)
+        for rows, logits_grad in self._stripes(block, queries, keys, scores):
+            product(logits_grad, narrow, queries_grad[rows])
+        return queries_grad.to(queries.dtype)
 
-    def _logits_grads(
-        self, block: PairBlock, queries: Tensor, keys: Tensor, kept: Scores | None
+    def _stripes(
+        self, block: PairBlock, queries: Tensor, keys: Tensor, scores: Scores | None
     ) -> Iterator[tuple[slice, Scores]]:
-        """Gradient with respect to the scores, stripe by stripe."""
-        n, m, work = queries.shape[0], keys.shape[0], self.tau_rows.dtype
+        """Rows, and the gradient with respect to their scores, [rows m]."""
+        n, m, dtype = queries.shape[0], keys.shape[0], self.tau_rows.dtype
         score = block.backend.scorer(queries, keys)
-        height = block_rows(n, m, work, queries.device) if kept is None else 0
-        buffer = acquire("scores", height, m, queries, work)
-        for rows, column in block.stripes(queries, keys, kept=kept is not None):
+        height = block_rows(n, m, dtype, queries.device) if scores is None else 0
+        buffer = acquire("scores", height, m, queries, dtype)
+        columns = (self.tau_columns, self.max_columns, self.share_columns)
+        for rows, column in block.stripes(queries, keys, stored=scores is not None):
             out = buffer[: rows.stop - rows.start]
-            grads = score(queries[rows], out) if kept is None else kept[rows]
-            for group in row_groups(grads):
-                self._logits_grad(
-                    block.backend, grads[group], slice(rows.start + group.start, rows.start + group.stop)
-                )
-            yield rows, grads.scatter_(1, column, self.own[rows, None])
+            stripe = score(queries[rows], out) if scores is None else scores[rows]
+            for group in row_groups(stripe):
+                at = slice(rows.start + group.start, rows.start + group.stop)
+                sides = (self.tau_rows[at], self.max_rows[at], self.share_rows[at], *columns)
+                block.backend.pair_logits_grad_(stripe[group], *sides)
+            yield rows, stripe.scatter_(1, column, self.paired_grad[rows, None])
         release("scores", buffer)
-
-    def _logits_grad(self, backend: Backend, scores: Scores, rows: slice) -> Scores:
-        return backend.pair_logits_grad_(
-            scores,
-            self.tau_rows[rows],
-            self.max_rows[rows],
-            self.share_rows[rows],
-            self.tau_columns,
-            self.max_columns,
-            self.share_columns,
-        )
 
 
 # Both sides as one node of the autograd graph
@@ -194,9 +221,9 @@ def paired_scores(queries: Features, keys: Features, offset: int = 0) -> PerRow:
         >>> paired_scores(torch.tensor([[1.0, 2.0]]), torch.tensor([[9.0, 9.0], [3.0, 4.0]]), offset=1)
         tensor([11.])
     """
-    work = work_dtype(queries, keys)
-    mine = keys[offset : offset + queries.shape[0]]
-    return (queries.to(work) * mine.to(work)).sum(1)
+    dtype = work_dtype(queries, keys)
+    paired_keys = keys[offset : offset + queries.shape[0]]
+    return (queries.to(dtype) * paired_keys.to(dtype)).sum(1)
 
 
 def pair_log_sums(
@@ -213,19 +240,19 @@ def pair_log_sums(
 
     Row i's own column is `offset + i`; it is left out of both its row and its column. Backward forms
     $G_{ij} = \frac{u_i}{\tau_i} p_{ij} + \frac{w_j}{\tau_j} p'_{ij}$ stripe by stripe and multiplies it into both
-    sides: three matrix products in all if the scores fit the byte budget, four if they are made twice.
+    sides: three matrix products in all if the scores fit the byte budget, four if they are computed twice.
 
     Args:
         queries: this process's rows, [n d].
         keys: the columns, [m d], of all processes.
-        tau_rows: temperature of each row.
+        tau_rows: temperature of each row, [n].
         tau_columns: temperature of each column, [m].
-        offset: where this process's rows start among the columns.
-        own_columns: each column's own score, [m]; None if the block is square, and rows say it.
+        offset: index of this process's first row among the columns.
+        own_columns: each column's own score, [m]; None if the block is square: then they are the rows' own.
         backend: what computes on a stripe.
 
     Raises:
-        RuntimeError: under `torch.func` transforms, or where a second derivative is asked for.
+        RuntimeError: under `torch.func` transforms, or for a second derivative.
         ValueError: a block that is not square, without `own_columns`.
 
     Example:
@@ -240,10 +267,10 @@ def pair_log_sums(
             f"expected as many rows as columns, or own_columns, received {len(queries)} rows and {len(keys)} "
             "columns. Pass the own scores of all columns, gathered from the processes that hold their rows."
         )
-    work = work_dtype(queries, keys)
+    dtype = work_dtype(queries, keys)
     block = PairBlock(offset, backend, torch.is_grad_enabled())
     rows, columns = _LogSums.apply(  # type: ignore[no-untyped-call]
-        block, queries, keys, own_columns, tau_rows.to(work), tau_columns.to(work)
+        block, queries, keys, own_columns, tau_rows.to(dtype), tau_columns.to(dtype)
     )
     return PairLogSums(rows, columns)
 
@@ -255,61 +282,51 @@ class _LogSums(torch.autograd.Function):
         block: PairBlock,
         queries: Tensor,
         keys: Tensor,
-        own_columns: Tensor | None,
+        column_paired_score: Tensor | None,
         tau_rows: Tensor,
         tau_columns: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        n, m, work = queries.shape[0], keys.shape[0], tau_rows.dtype
-        # Leaves want gradients also where none are recorded: nothing is kept for a backward that cannot come.
-        grad_later = block.records and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
-        keep = "kept" if grad_later and fits_cache(n * m, work) else None
+        n, m, dtype = queries.shape[0], keys.shape[0], tau_rows.dtype
+        # Leaves require gradients even where no graph is recorded: nothing is stored for a backward that cannot come.
+        has_backward = block.records_graph and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
+        store = "pair scores" if has_backward and fits_cache(n * m, dtype) else None
         zero = torch.zeros_like(tau_columns)
-        sums = ColumnSums(torch.full_like(zero, -torch.inf), zero, zero.clone())
-        of_rows = block.sum_rows(
-            queries,
-            keys,
-            tau_rows,
-            keep=keep,
-            also=partial(block.backend.column_sums_, tau=tau_columns, sums=sums),
-        )
-        own_of_columns = of_rows.own if own_columns is None else own_columns
-        mean_columns = sums.moment / sums.sum_exp.clamp(min=torch.finfo(work).tiny)  # no rows: no sum
-        slope_columns = -(mean_columns - own_of_columns) / tau_columns.square()
-        ctx.own_is_ours = own_columns is None
-        ctx.block, ctx.kept = block, of_rows.kept
-        ctx.save_for_backward(
-            queries,
-            keys,
-            tau_rows,
-            tau_columns,
-            of_rows.top,
-            of_rows.total,
-            sums.column_max,
-            sums.sum_exp,
-            of_rows.slope(tau_rows),
-            slope_columns,
-        )
-        return (
-            of_rows.log_sums(tau_rows),
-            (sums.column_max - own_of_columns) / tau_columns + sums.sum_exp.log(),
-        )
+        columns = ColumnSums(torch.full_like(zero, -torch.inf), zero, zero.clone())
+        add_to_columns = partial(block.backend.column_sums_, tau=tau_columns, sums=columns)
+        rows = block.sum_rows(queries, keys, tau_rows, store=store, callback=add_to_columns)
+        ctx.is_square = column_paired_score is None
+        if column_paired_score is None:
+            column_paired_score = rows.paired_score
+        column_mean = columns.moment / columns.sum_exp.clamp(min=torch.finfo(dtype).tiny)  # no rows: no sum
+        column_slope = -(column_mean - column_paired_score) / tau_columns.square()
+        ctx.block, ctx.scores = block, rows.scores
+        inputs = (queries, keys, tau_rows, tau_columns)
+        sums = (rows.row_max, rows.sum_exp, columns.column_max, columns.sum_exp)
+        row_log_sums, row_slope = rows.log_sums(tau_rows)
+        ctx.save_for_backward(*inputs, *sums, row_slope, column_slope)
+        column_log_sums = (columns.column_max - column_paired_score) / tau_columns + columns.sum_exp.log()
+        return row_log_sums, column_log_sums
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        queries, keys, tau_rows, tau_columns, top, total, top_c, total_c, slope, slope_c = ctx.saved_tensors
-        u, w = grads
+        queries, keys, tau_rows, tau_columns, *sums, row_slope, column_slope = ctx.saved_tensors
+        row_max, row_sum, column_max, column_sum = sums
+        u, w = grads  # dL/d(log-sum) of rows, [n], and of columns, [m]
         a, b = u / tau_rows, w / tau_columns
-        found: tuple[Tensor | None, Tensor | None] = (None, None)
+        queries_grad: Tensor | None = None
+        keys_grad: Tensor | None = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            own = -(a + b) if ctx.own_is_ours else -a
-            gradient_of_logits = LogitsGradient(
-                own, tau_rows, top, a / total, tau_columns, top_c, b / total_c
+            # A paired score is subtracted in its row and, in a square block, in its column.
+            paired_grad = -(a + b) if ctx.is_square else -a
+            logits_grad = PairLogitsGrad(
+                paired_grad, tau_rows, row_max, a / row_sum, tau_columns, column_max, b / column_sum
             )
-            # A second backward through a retained graph computes the scores again.
-            kept, ctx.kept = ctx.kept, None
-            found = gradient_of_logits.gradients(ctx.block, queries, keys, kept)
-            if kept is not None:
-                release("kept", kept)
-        return None, *found, None if ctx.own_is_ours else -b, u * slope, w * slope_c
+            # Overwritten here: a second backward through a retained graph computes the scores again.
+            scores, ctx.scores = ctx.scores, None
+            queries_grad, keys_grad = logits_grad.gradients(ctx.block, queries, keys, scores)
+            if scores is not None:
+                release("pair scores", scores)
+        column_grad = None if ctx.is_square else -b
+        return None, queries_grad, keys_grad, column_grad, u * row_slope, w * column_slope

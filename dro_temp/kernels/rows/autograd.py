@@ -1,4 +1,17 @@
-"""Log-mean-exp of rows of products as one node of the autograd graph: the score matrix never exists."""
+"""Log-mean-exp of rows of products as one node of the autograd graph: the score matrix never exists.
+
+Backward needs each row's dL/dlog_g before it can sum gradients over rows, and forward does not have it. Three cases:
+
+- The loss weighs rows as a mean, a sum, a loss scale or an accumulation does. Forward assumes so, forms every
+  gradient in its one sweep, and backward rescales them by one number: three products, as many as for a stored score
+  matrix.
+- Backward brings something else. `PrecomputedGrads` detects it, and the sweep runs again with the true gradient: four
+  products, and exact.
+- The estimate depends on all rows and all processes (`LogMovingAverage`), so nothing can be assumed. Backward always
+  runs the second sweep: four products, or three if the scores fit the byte budget (512 MiB by default).
+
+A second sweep draws the same random numbers as the first, so that dropout of a predictor drops the same units.
+"""
 
 import contextlib
 from collections.abc import Collection
@@ -20,14 +33,14 @@ from dro_temp.kernels.backends.protocol import Backend
 from dro_temp.kernels.memory import fits_cache
 from dro_temp.kernels.rows.chunked import ChunkedForward, ChunkResult, GradMask, GradOutput, SweepPlan
 
-# What backward brings was computed by the same formula, and multiplied by one factor: a few roundings apart.
+# Backward's gradient follows the same formula, multiplied by one factor: a few roundings apart.
 _ROUNDINGS = 64
 
 
 @pytree()
 @dataclass(frozen=True)
 class LogMeanExp:
-    r"""$\log g_i = \log \frac1m \sum_j e^{(s_{ij} - s_{i t_i}) / \tau_i}$ of each row, and what was read on the way.
+    r"""$\log g_i = \log \frac1m \sum_j e^{(s_{ij} - s_{i t_i}) / \tau_i}$ of each row, temperatures and statistics.
 
     Args:
         log_g: with gradient to queries, keys, bias, tau and the predictor's parameters.
@@ -50,20 +63,20 @@ def log_mean_exp_rows(
 ) -> LogMeanExp:
     r"""$\log g_i = \log \frac1m \sum_j e^{(s_{ij} - s_{i t_i}) / \tau_i}$ of each row, without the score matrix.
 
-    Scores are made a chunk of rows at a time, in one reused buffer. With `assumed_grad_output`, every gradient is
-    formed in that same sweep and backward only rescales it: three matrix products in all, as many as a loss needs that
-    holds the score matrix. If backward brings something else (or nothing was assumed), it sweeps again: four products,
-    or three if the scores fit the byte budget.
+    Scores are computed a chunk of rows at a time, in one reused buffer. With `assumed_grad_output`, every gradient is
+    formed in that same sweep and backward only rescales it: three matrix products in all, as many as for a stored score
+    matrix. If backward brings something else (or nothing was assumed), it sweeps again: four products, or three if the
+    scores fit the byte budget.
 
     Args:
         rows: rows whose scores are `LinearScores`; all count, whatever their weight.
-        tau: temperatures, or the predictor that reads the scores.
+        tau: [n] temperatures, or the predictor that reads the scores.
         assumed_grad_output: the gradient that backward will bring for each row, up to one factor for all.
-        statistics: statistics to take of each row on the way.
+        statistics: names of statistics to return of each row.
         backend: what computes on a chunk.
 
     Raises:
-        RuntimeError: under `torch.func` transforms, or where a second derivative is asked for.
+        RuntimeError: under `torch.func` transforms, or for a second derivative.
 
     Example:
         >>> import torch
@@ -88,56 +101,54 @@ def log_mean_exp_rows(
         names,
     )
     factors = (scores.queries, scores.keys, scores.bias)
-    records = torch.is_grad_enabled()  # in the forward of a Function it is off
-    apply = partial(_LogMeanExp.apply, plan, assumed_grad_output, records, *factors)
+    records_graph = torch.is_grad_enabled()  # in the forward of a Function it is off
+    apply = partial(_LogMeanExp.apply, plan, assumed_grad_output, records_graph, *factors)
     if isinstance(tau, Tensor):
-        log_g, _, *noted = apply(tau)
+        log_g, _, *per_row = apply(tau)
         taus = tau.to(log_g.dtype)
     else:
-        log_g, taus, *noted = tau(within=lambda: apply(None, *tau.whole_parameters()))
-    return LogMeanExp(log_g, taus, dict(zip(names, noted, strict=True)))
+        log_g, taus, *per_row = tau(within=lambda: apply(None, *tau.whole_parameters()))
+    return LogMeanExp(log_g, taus, dict(zip(names, per_row, strict=True)))
 
 
 class PrecomputedGrads:
     """Gradients formed in forward, which are right if backward brings a multiple of what was assumed.
 
     A mean, a sum, a loss scale, accumulation: each multiplies all rows by one factor. Anything else (a second
-    loss on the same values, a penalty on temperatures) is noticed, and costs a second sweep.
+    loss on the same values, a penalty on temperatures) is detected, and costs a second sweep.
 
     Args:
-        assumed: the assumed gradient; None where no gradient adds up rows, so that each row is rescaled by itself and
-            nothing need be assumed.
+        assumed: the assumed gradient; None where no gradient is a sum over rows: each row is then rescaled by itself.
     """
 
     def __init__(self, assumed: GradOutput | None) -> None:
         self._assumed = assumed
-        self._u: list[Tensor] = []
-        self._v: list[Tensor] = []
+        self._assumed_u: list[Tensor] = []
+        self._assumed_v: list[Tensor] = []
         self.result: ChunkResult | None = None
-        #: What the sweep multiplies into its rows.
+        #: Gradients that the sweep multiplies into its rows.
         self.grad_output: GradOutput | None = None if assumed is None else self._record
 
     def _record(self, log_g: PerRow, tau: PerRow, rows: slice) -> tuple[PerRow, PerRow]:
         assert self._assumed is not None
         u, v = self._assumed(log_g, tau, rows)
-        self._u.append(u)
-        self._v.append(v)
+        self._assumed_u.append(u)
+        self._assumed_v.append(v)
         return u, v
 
     def rescaled(self, u: PerRow, v: PerRow, *, tau_predicted: bool) -> ChunkResult | None:
-        """The gradients, or None if the assumption was wrong. Not to be called twice: it works in place.
+        """The gradients, in place, or None if the assumption was wrong.
 
         Args:
-            u: dL/dlog_g.
-            v: dL/dtau.
+            u: dL/dlog_g, [n].
+            v: dL/dtau, [n].
             tau_predicted: whether the sweep formed tau's gradient, so that v matters.
         """
         result = self.result
         assert result is not None
         if self._assumed is None:
-            return replace(
-                result, queries=None if result.queries is None else result.queries.mul_(u[:, None])
-            )
+            queries = result.queries
+            return replace(result, queries=None if queries is None else queries.mul_(u[:, None]))
         factor = self._factor(u, v, tau_predicted)
         if factor is None:
             return None
@@ -150,17 +161,18 @@ class PrecomputedGrads:
     def _factor(self, u: PerRow, v: PerRow, tau_predicted: bool) -> float | None:
         if not len(u):
             return 1.0
-        u0, v0 = torch.cat(self._u), torch.cat(self._v)
-        factor = (u.double() @ u0.double()) / u0.double().square().sum()
-        close = _close(u, u0, factor)
+        assumed_u = torch.cat(self._assumed_u).double()
+        factor = (u.double() @ assumed_u) / assumed_u.square().sum()  # least squares
+        proportional = _close(u, assumed_u * factor)
         if tau_predicted:
-            close &= _close(v, v0, factor)
-        number, proportional = torch.stack([factor, close.double()]).tolist()  # one wait for the device
-        return number if proportional else None
+            proportional &= _close(v, torch.cat(self._assumed_v).double() * factor)
+        number, is_proportional = torch.stack(
+            [factor, proportional.double()]
+        ).tolist()  # one wait for the device
+        return number if is_proportional else None
 
 
-def _close(actual: PerRow, assumed: PerRow, factor: Tensor) -> Tensor:
-    expected = assumed.double() * factor
+def _close(actual: PerRow, expected: PerRow) -> Tensor:
     tolerance = _ROUNDINGS * torch.finfo(actual.dtype).eps * expected.abs()
     return ((actual.double() - expected).abs() <= tolerance).all()
 
@@ -171,34 +183,37 @@ class _LogMeanExp(torch.autograd.Function):
         ctx: Any,
         plan: SweepPlan,
         assumed: GradOutput | None,
-        records: bool,
+        records_graph: bool,
         queries: Tensor,
         keys: Tensor,
         bias: Tensor | None,
         tau: Tensor | None,
         *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
-        needed = ctx.needs_input_grad[3:]
-        # Leaves want gradients also where none are recorded.
-        mask = GradMask(needed[0], needed[1], needed[2], any(needed[4:])) if records else GradMask()
+        needs_grad = ctx.needs_input_grad[3:]
+        if records_graph:
+            required = GradMask(needs_grad[0], needs_grad[1], needs_grad[2], any(needs_grad[4:]))
+        else:  # leaves require gradients even where no graph is recorded
+            required = GradMask()
         random = plan.predictor is not None and plan.predictor.training  # dropout, say
         ctx.random_state = RandomState(queries.device) if random else None
-        # Without an assumption it is not known yet what each row will weigh in a sum over rows.
-        now = GradMask() if mask.sums_over_rows and assumed is None else mask
+        # Without an assumption, the weight of each row in a sum over rows is still unknown.
+        mask = GradMask() if required.sums_over_rows and assumed is None else required
         sweep = ChunkedForward(plan, queries, keys, bias, tau)
+        n, m = queries.shape[0], keys.shape[0]
         ctx.saved_scores = None
-        if now != mask and fits_cache(queries.shape[0] * keys.shape[0], sweep.work):
-            ctx.saved_scores = queries.new_empty((queries.shape[0], keys.shape[0]), dtype=sweep.work)
-        grads = PrecomputedGrads(assumed if now.sums_over_rows else None)
-        result = grads.result = sweep.run(now, grads.grad_output, save_scores=ctx.saved_scores)
-        ctx.grads = grads if now == mask else None
-        ctx.plan, ctx.mask = plan, mask
-        # Where only temperatures learn that are an input, their slope is all that backward reads.
-        factors = (queries, keys, bias) if any(needed[:3]) or tau is None else (None, None, None)
+        if mask != required and fits_cache(n * m, sweep.dtype):
+            ctx.saved_scores = queries.new_empty((n, m), dtype=sweep.dtype)
+        precomputed = PrecomputedGrads(assumed if mask.sums_over_rows else None)
+        result = precomputed.result = sweep.run(mask, precomputed.grad_output, save_scores=ctx.saved_scores)
+        ctx.precomputed = precomputed if mask == required else None
+        ctx.plan, ctx.mask = plan, required
+        # If only temperatures that are an input learn, backward needs their slope alone.
+        factors = (queries, keys, bias) if any(needs_grad[:3]) or tau is None else (None, None, None)
         ctx.save_for_backward(*factors, tau, result.slope, *parameters)
-        noted = tuple(result.statistics[name] for name in plan.statistics)
-        ctx.mark_non_differentiable(*noted, *(() if tau is None else (result.tau,)))
-        return result.log_g, result.tau, *noted
+        per_row = tuple(result.statistics[name] for name in plan.statistics)
+        ctx.mark_non_differentiable(*per_row, *(() if tau is None else (result.tau,)))
+        return result.log_g, result.tau, *per_row
 
     @staticmethod
     @without_autocast
@@ -208,30 +223,22 @@ class _LogMeanExp(torch.autograd.Function):
         u, v = grads[0], grads[1]
         if queries is None:
             return None, None, None, None, None, None, (u * slope).to(tau.dtype)
-        # Handed over once: a second backward through a retained graph sweeps again.
-        precomputed, ctx.grads = ctx.grads, None
+        # Used once, since it is rescaled in place: a second backward through a retained graph sweeps again.
+        precomputed, ctx.precomputed = ctx.precomputed, None
         result = None if precomputed is None else precomputed.rescaled(u, v, tau_predicted=tau is None)
         if result is None:
-            again = contextlib.nullcontext() if ctx.random_state is None else ctx.random_state.restored()
-            with again:
+            with contextlib.nullcontext() if ctx.random_state is None else ctx.random_state.restored():
                 sweep = ChunkedForward(ctx.plan, queries, keys, bias, tau)
                 result = sweep.run(
                     ctx.mask, lambda log_g, tau, rows: (u[rows], v[rows]), saved_scores=ctx.saved_scores
                 )
-        tau_gradient = (u * slope).to(tau.dtype) if ctx.needs_input_grad[6] else None
-        of_parameters = result.parameters or [None] * len(parameters)
-        return (
-            None,
-            None,
-            None,
-            _cast(result.queries, queries),
-            _cast(result.keys, keys),
-            _cast(result.bias, bias),
-            tau_gradient,
-            *(_cast(gradient, p) for gradient, p in zip(of_parameters, parameters, strict=True)),
-        )
+        tau_grad = u * slope if ctx.needs_input_grad[6] else None
+        inputs = (queries, keys, bias, tau, *parameters)
+        parameter_grads = result.parameters or [None] * len(parameters)
+        input_grads = (result.queries, result.keys, result.bias, tau_grad, *parameter_grads)
+        cast = (_cast(gradient, x) for gradient, x in zip(input_grads, inputs, strict=True))
+        return None, None, None, *cast
 
 
 def _cast(gradient: Tensor | None, x: Tensor | None) -> Tensor | None:
-    """The gradient in its input's precision."""
     return None if gradient is None or x is None else gradient.to(x.dtype)

@@ -1,7 +1,7 @@
-"""The backend in C, for float32 scores on a CPU, where it takes a fifth of PyTorch's time.
+"""The backend in C, for float32 scores on a CPU, where its passes take a fifth of PyTorch's time.
 
-The machine's own compiler builds the C files when they are first used (`library`); for other precisions and devices
-its functions (`ops`) fall back to those of `backends.torch`.
+The machine's compiler builds the C files on first use (`library`); for other precisions and devices its functions
+(`ops`) fall back to those of `backends.torch`.
 """
 
 from dro_temp.kernels.backends.cpu.ops import (

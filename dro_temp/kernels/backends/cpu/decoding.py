@@ -10,7 +10,7 @@ from torch import Tensor
 from dro_temp._typing import Features, PerRow, Scores
 from dro_temp.kernels.backends.cpu.library import native
 
-# Beyond, products of many rows at once are faster.
+# With more rows, products of all at once are faster.
 MOST_ROWS = 4
 
 
@@ -28,7 +28,7 @@ def decoding(
     bias: float,
     bounds: tuple[float, float],
 ) -> Callable[[Features, Scores], PerRow]:
-    """`(queries, scores) -> tau`, for at most `MOST_ROWS` rows of float32 on the processor; formula in `decode.c`."""
+    """`(queries, scores) -> tau`, for at most `MOST_ROWS` rows of float32 on a CPU; formula in `decode.c`."""
     function: Any = native().library.decode  # type: ignore[union-attr]
     function.restype = c_float
     width, d = projection.shape
@@ -39,24 +39,24 @@ def decoding(
     pointers = [c_void_p(x.data_ptr()) for x in parts]
     numbers = (c_int64(width), c_int(centred), c_float(sharpness), c_float(bias), *map(c_float, bounds))
 
-    def temperatures(queries: Features, scores: Scores, _alive: object = parts) -> PerRow:
+    def temperatures(queries: Features, scores: Scores, _keep_alive: object = parts) -> PerRow:
         queries, scores = queries.float().contiguous(), scores.float().contiguous()
-        space = torch.empty(2 * width)  # each call's own: several threads may generate
+        scratch = torch.empty(2 * width)  # per call: several threads may generate
         m = scores.shape[1]
         q, s = queries.data_ptr(), scores.data_ptr()
         size = queries.element_size()
-        found = [
+        taus = [
             function(
                 c_void_p(q + i * d * size),
                 c_void_p(s + i * m * size),
                 *pointers,
-                c_void_p(space.data_ptr()),
+                c_void_p(scratch.data_ptr()),
                 c_int64(d),
                 c_int64(m),
                 *numbers,
             )
             for i in range(len(queries))
         ]
-        return torch.tensor(found)
+        return torch.tensor(taus)
 
     return temperatures

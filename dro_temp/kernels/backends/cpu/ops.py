@@ -1,6 +1,7 @@
-"""The functions of a backend (see `protocol`) in C for float32 scores on the CPU, by PyTorch for all else.
+"""The functions of a backend (see `protocol`): in C for float32 scores on a CPU, in PyTorch otherwise.
 
 Products of bfloat16 factors are in C as well where the CPU multiplies bfloat16: PyTorch would round their sums.
+`scores.c` and `products.c` say what each pass reads and writes, and what was tried.
 """
 
 import functools
@@ -27,7 +28,7 @@ moments = torch_backend.moments
 
 _LOG2_E = math.log2(math.e)
 # Keys that are packed at a time in products; threads share whole packs.
-_SCORED, _ACCUMULATED = 48, 32
+_SCORE_PACK, _ACCUMULATE_PACK = 48, 32
 
 
 # Softmax sums and weights of rows
@@ -65,7 +66,7 @@ def profile(scores: Scores) -> ScoreProfile:
 def _each_row(
     name: str, scores: Scores, count: int, *vectors: PerRow, out: tuple[Tensor, ...] = ()
 ) -> list[PerRow]:
-    """`count` numbers of each row, from its scores and an entry of each vector; `out` is written beside them."""
+    """`count` vectors, [rows], from the scores and an entry of each input vector per row; `out` is written as well."""
     n, m = scores.shape
     results = [scores.new_empty(n) for _ in range(count)]
     _call(name, scores, n, m, m, vectors, (*out, *results))
@@ -108,7 +109,9 @@ def pair_logits_grad_(
 
 def scorer(queries: Features, keys: Features) -> Scorer:
     """See `Backend.scorer`."""
-    fits = queries.dtype == keys.dtype == torch.bfloat16 and _holds_pairs(queries) and _holds_pairs(keys)
+    fits = (
+        queries.dtype == keys.dtype == torch.bfloat16 and _rows_are_pairs(queries) and _rows_are_pairs(keys)
+    )
     library = _bfloat16_library() if fits else None
     if library is None:
         return products.scorer(queries, keys)
@@ -123,13 +126,13 @@ def scorer(queries: Features, keys: Features) -> Scorer:
                 *matrix(queries),
                 c_int64(len(queries)),
                 *matrix(keys),
-                *(c_int64(x) for x in (first * _SCORED, min(last * _SCORED, m), d)),
+                *(c_int64(x) for x in (first * _SCORE_PACK, min(last * _SCORE_PACK, m), d)),
                 c_float(scale),
                 *matrix(out),
             )
 
-        packs = -(-m // _SCORED)
-        in_threads(work, packs, thread_count(packs, _SCORED * len(queries)))
+        packs = -(-m // _SCORE_PACK)
+        in_threads(work, packs, thread_count(packs, _SCORE_PACK * len(queries)))
         return out
 
     return score
@@ -145,38 +148,38 @@ def accumulate_(total: Tensor, weights: Scores, x: Features, factor: torch.dtype
     weights, x = weights.to(factor), x.to(factor).contiguous()
     weights = weights if rows_are_dense(weights) else weights.contiguous()
     (n, d), m = x.shape, len(total)
-    turned = x.new_empty(library.turned_size(c_int64(n), c_int64(d)))
-    library.turn(*matrix(x), c_int64(n), c_int64(d), c_void_p(turned.data_ptr()))
+    packed_rows = x.new_empty(library.packed_size(c_int64(n), c_int64(d)))  # shared by all threads
+    library.pack_rows(*matrix(x), c_int64(n), c_int64(d), c_void_p(packed_rows.data_ptr()))
 
     def work(start: int, stop: int) -> None:
         library.accumulate_bfloat16(
             *matrix(weights),
             c_int64(n),
-            c_void_p(turned.data_ptr()),
-            *(c_int64(x) for x in (start * _ACCUMULATED, min(stop * _ACCUMULATED, m), d, not first)),
+            c_void_p(packed_rows.data_ptr()),
+            *(c_int64(x) for x in (start * _ACCUMULATE_PACK, min(stop * _ACCUMULATE_PACK, m), d, not first)),
             *matrix(total),
         )
 
-    packs = -(-m // _ACCUMULATED)
-    in_threads(work, packs, thread_count(packs, _ACCUMULATED * n))
+    packs = -(-m // _ACCUMULATE_PACK)
+    in_threads(work, packs, thread_count(packs, _ACCUMULATE_PACK * n))
 
 
 def _bfloat16_library() -> Any:
-    """The C library, where the CPU multiplies bfloat16; else None."""
+    """The C library if the CPU multiplies bfloat16, else None."""
     library: Any = native().library
     if library is None or not library.multiplies_bfloat16():
         return None
-    library.turned_size.restype = c_int64
+    library.packed_size.restype = c_int64
     return library
 
 
-def _holds_pairs(x: Features) -> bool:
-    """Whether the rows of a bfloat16 matrix are pairs of numbers, side by side."""
-    whole = x.shape[1] % 2 == 0 and rows_are_dense(x) and x.stride(0) % 2 == 0
-    return whole and x.device.type == "cpu" and x.numel() > 0
+def _rows_are_pairs(x: Features) -> bool:
+    """Whether C can read the rows of a bfloat16 matrix as pairs of adjacent numbers, 32 bits each."""
+    aligned = x.shape[1] % 2 == 0 and rows_are_dense(x) and x.stride(0) % 2 == 0
+    return aligned and x.device.type == "cpu" and x.numel() > 0
 
 
-# How C is called
+# Calls into C, in threads
 
 
 def _fits(scores: Scores) -> bool:
@@ -196,10 +199,10 @@ def _call(
 
     Args:
         name: of the function.
-        scores: a block of scores; rows may lie apart, but not the numbers of a row.
+        scores: a block of scores with contiguous rows; they need not be adjacent.
         count: number of rows or columns.
         each: scores of one of them.
-        length: the function's own argument.
+        length: the function's length argument.
         vectors: inputs; a temperature for all rows may be one number, expanded.
         out: float32 tensors that are written.
     """
@@ -222,31 +225,31 @@ def _call(
 
 
 def rows_are_dense(x: Tensor) -> bool:
-    """Whether the numbers of a row lie side by side, so that one stride describes the matrix."""
+    """Whether each row is contiguous, so that one stride describes the matrix."""
     return x.dim() == 2 and (x.stride(1) == 1 or x.shape[1] == 1 or x.numel() == 0)
 
 
 def matrix(x: Tensor) -> tuple[c_void_p, c_int64]:
-    """Address and row stride of a matrix that `rows_are_dense`; C knows no other."""
+    """Address and row stride of a matrix that `rows_are_dense`, which is all that C supports."""
     if not rows_are_dense(x):
-        raise AssertionError(f"C was given a matrix of shape {tuple(x.shape)} with strides {x.stride()}")
+        raise AssertionError(f"C was passed a matrix of shape {tuple(x.shape)} with strides {x.stride()}")
     return c_void_p(x.data_ptr()), c_int64(x.stride(0))
 
 
-# Scores that are worth a thread: handing work over takes some 50 microseconds.
+# Scores that are worth a thread: starting one takes some 50 microseconds.
 _THREAD_SHARE = 2**17
 
 
 def thread_count(count: int, scores_each: int) -> int:
-    """In how many threads work on `count` rows or columns of so many scores each is worth doing."""
+    """Threads that pay for work on `count` rows or columns of so many scores each."""
     return min(torch.get_num_threads(), max(count * scores_each // _THREAD_SHARE, 1), max(count, 1))
 
 
 def in_threads(work: Callable[[int, int], None], count: int, threads: int) -> None:
-    """Call `work(first, last)` on parts of `range(count)`, side by side; C code does not hold Python's lock."""
-    mine, *parts = itertools.pairwise(count * k // threads for k in range(threads + 1))
+    """Call `work(first, last)` on parts of `range(count)` in parallel; ctypes releases Python's lock."""
+    first_part, *parts = itertools.pairwise(count * k // threads for k in range(threads + 1))
     others = [_pool(os.getpid(), threads - 1).submit(work, *part) for part in parts]
-    work(*mine)
+    work(*first_part)
     for other in others:
         other.result()
 

@@ -1,4 +1,4 @@
-"""What all launches share: sizes of tiles, the device, the layout of arguments."""
+"""Shared by all launches: sizes of tiles, the device, the layout of arguments."""
 
 from typing import Any
 
@@ -15,8 +15,7 @@ STRIPE_TILE, STRIPE_COLUMNS = 2048, 128
 def row_tile(m: int) -> dict[str, int]:
     """Tile and warps for rows of m columns, one program per row."""
     tile = min(triton.next_power_of_2(m), ROW_TILE)
-    # Wide rows: more threads per row, so that the rows in flight together stay in the second-level cache
-    # between their two reads.
+    # Wide rows: more threads per row, so that the rows in flight stay in the second-level cache between two reads.
     per_warp = 512 if tile < ROW_TILE else 256
     return {"TILE": tile, "num_warps": max(tile // per_warp, 1)}
 
@@ -35,11 +34,11 @@ def launch(kernel: Any, programs: int, *args: Any, **meta: Any) -> None:
 
 
 def vector(x: Tensor, like: Tensor) -> Tensor:
-    """Side by side, in the precision of the scores: a temperature for all rows may be one number, expanded."""
+    """Contiguous, in the precision of the scores: a temperature for all rows may be one number, expanded."""
     return x.to(like.dtype).contiguous()
 
 
 def row_stride(scores: Tensor) -> int:
-    """Distance between rows; columns lie side by side."""
+    """Distance between rows; columns are contiguous."""
     assert scores.shape[1] == 1 or scores.stride(1) == 1
     return scores.stride(0)

@@ -1,4 +1,9 @@
-"""The gradient with respect to a stripe of scores that rows and columns share: one read, one write."""
+"""Gradient with respect to a stripe of scores, [n m], that rows and columns share: one read, one write.
+
+    G_ij = share_i e^((s_ij - max_i) / tau_i) + share_j e^((s_ij - max_j) / tau_j)
+
+Tiles of 16 rows by 128 columns: the six vectors are read once per tile, 512 bytes of a row at a time.
+"""
 
 import triton
 import triton.language as tl
@@ -24,23 +29,23 @@ def pair_logits_grad_kernel(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr,  # noqa: N803
     COLUMNS: tl.constexpr,  # noqa: N803
 ):
-    """One tile: what rows ask for plus what columns ask for."""
-    across = tl.cdiv(m, COLUMNS)
-    rows = (tl.program_id(0) // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    columns = tl.program_id(0) % across * COLUMNS + tl.arange(0, COLUMNS)
-    low, inside = rows < n, columns < m
-    mask = low[:, None] & inside[None, :]
-    at = scores + rows[:, None] * stride + columns[None, :]
-    s = tl.load(at, mask=mask, other=0.0)
-    rate = LOG2E / tl.load(tau_rows + rows, mask=low, other=1.0)
-    top = tl.load(max_rows + rows, mask=low, other=0.0)
-    share = tl.load(share_rows + rows, mask=low, other=0.0)
-    coupled = share[:, None] * tl.exp2((s - top[:, None]) * rate[:, None])
-    rate = LOG2E / tl.load(tau_columns + columns, mask=inside, other=1.0)
-    top = tl.load(max_columns + columns, mask=inside, other=0.0)
-    share = tl.load(share_columns + columns, mask=inside, other=0.0)
-    coupled += share[None, :] * tl.exp2((s - top[None, :]) * rate[None, :])
-    tl.store(at, coupled, mask=mask)
+    """One tile: the rows' share plus the columns' share."""
+    column_tiles = tl.cdiv(m, COLUMNS)
+    rows = (tl.program_id(0) // column_tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(0) % column_tiles * COLUMNS + tl.arange(0, COLUMNS)
+    inside_rows, inside_columns = rows < n, columns < m
+    mask = inside_rows[:, None] & inside_columns[None, :]
+    address = scores + rows[:, None] * stride + columns[None, :]
+    s = tl.load(address, mask=mask, other=0.0)
+    rate = LOG2E / tl.load(tau_rows + rows, mask=inside_rows, other=1.0)
+    largest = tl.load(max_rows + rows, mask=inside_rows, other=0.0)
+    share = tl.load(share_rows + rows, mask=inside_rows, other=0.0)
+    grad = share[:, None] * tl.exp2((s - largest[:, None]) * rate[:, None])
+    rate = LOG2E / tl.load(tau_columns + columns, mask=inside_columns, other=1.0)
+    largest = tl.load(max_columns + columns, mask=inside_columns, other=0.0)
+    share = tl.load(share_columns + columns, mask=inside_columns, other=0.0)
+    grad += share[None, :] * tl.exp2((s - largest[None, :]) * rate[None, :])
+    tl.store(address, grad, mask=mask)
 
 
 def pair_logits_grad_(

@@ -1,4 +1,13 @@
-"""Softmax sums and weights of rows: one program per row."""
+"""Softmax sums and weights of rows, [n m]: one program per row.
+
+A first read takes maximum, sum and moment at once (`online`); a second, which should find the row in the cache, writes
+the weights over the scores. Tiles of 4,096 columns; wide rows take twice the threads, so that the rows in flight stay
+in the second-level cache between their two reads (`launch.row_tile`).
+
+Where this stands (one H200, torch 2.11, Triton 3.6, 2026-11-26; docs/streaming.md): correct, not yet fast. Forward and
+backward of 8,192 tokens of width 2,048 over 128,256 words in bfloat16 take 36 ms with a constant temperature, 41 ms
+with a network over hidden states and statistics, 50 ms with the paper's network.
+"""
 
 import torch
 import triton
@@ -9,7 +18,7 @@ from dro_temp._typing import PerRow, Scores
 from dro_temp.functional.statistics import ScoreProfile
 from dro_temp.kernels.backends.protocol import SoftmaxPartials
 from dro_temp.kernels.backends.triton.launch import launch, row_stride, row_tile, vector
-from dro_temp.kernels.backends.triton.online import LOG2E, absorb, meet, start
+from dro_temp.kernels.backends.triton.online import LOG2E, add_score, empty_sums, reduce_lanes
 from dro_temp.kernels.backends.triton.row_moments import moments
 
 
@@ -17,9 +26,9 @@ from dro_temp.kernels.backends.triton.row_moments import moments
 def softmax_kernel(  # type: ignore[no-untyped-def]
     scores,  # [n m], rows `stride` apart; overwritten by the weights if those are to be stored
     tau,  # [n]
-    tops,  # [n]
-    totals,  # [n]
-    excesses,  # [n]
+    row_maxima,  # [n]
+    sums_exp,  # [n]
+    mean_excesses,  # [n]
     m,
     stride,
     STORES: tl.constexpr,  # noqa: N803
@@ -30,16 +39,16 @@ def softmax_kernel(  # type: ignore[no-untyped-def]
     scores += row * stride
     rate = LOG2E / tl.load(tau + row)
     lanes = tl.arange(0, TILE)
-    top, total, moment = start([TILE], scores.dtype.element_ty)
+    running_max, sum_exp, moment = empty_sums([TILE], scores.dtype.element_ty)
     for first in range(0, m, TILE):
         at = first + lanes
         # The second read should find the row in the cache.
         s = tl.load(scores + at, mask=at < m, other=-float("inf"), eviction_policy="evict_last")
-        top, total, moment = absorb(top, total, moment, s, rate)
-    highest, total, moment = meet(top, total, moment, rate, 0)
-    tl.store(tops + row, highest)
-    tl.store(totals + row, total)
-    tl.store(excesses + row, moment / total)
+        running_max, sum_exp, moment = add_score(running_max, sum_exp, moment, s, rate)
+    highest, sum_exp, moment = reduce_lanes(running_max, sum_exp, moment, rate, 0)
+    tl.store(row_maxima + row, highest)
+    tl.store(sums_exp + row, sum_exp)
+    tl.store(mean_excesses + row, moment / sum_exp)
     if STORES:
         for first in range(0, m, TILE):
             at = first + lanes
@@ -49,19 +58,21 @@ def softmax_kernel(  # type: ignore[no-untyped-def]
 
 def _softmax(scores: Scores, tau: PerRow, *, stores: bool) -> tuple[Tensor, Tensor, Tensor]:
     n, m = scores.shape
-    found = [scores.new_empty(n) for _ in range(3)]
+    results = [scores.new_empty(n) for _ in range(3)]
     tau, stride = vector(tau, scores), row_stride(scores)
-    launch(softmax_kernel, n, scores, tau, *found, m, stride, STORES=stores, **row_tile(m))
-    top, total, excess = found
-    return top, total, excess
+    launch(softmax_kernel, n, scores, tau, *results, m, stride, STORES=stores, **row_tile(m))
+    row_max, sum_exp, mean_excess = results
+    return row_max, sum_exp, mean_excess
 
 
 def softmax_partials_(
     scores: Scores, tau: PerRow, *, mean_excess: bool, factor: torch.dtype | None = None
 ) -> SoftmaxPartials:
-    """See `Backend.softmax_partials_`; the excess costs nothing here."""
-    top, total, mean = _softmax(scores, tau, stores=True)
-    return SoftmaxPartials(top, total, mean if mean_excess else None, scores.to(factor or scores.dtype))
+    """See `Backend.softmax_partials_`; the mean excess costs nothing here."""
+    row_max, sum_exp, excess = _softmax(scores, tau, stores=True)
+    return SoftmaxPartials(
+        row_max, sum_exp, excess if mean_excess else None, scores.to(factor or scores.dtype)
+    )
 
 
 def row_sums(scores: Scores, tau: PerRow) -> SoftmaxPartials:
@@ -71,9 +82,9 @@ def row_sums(scores: Scores, tau: PerRow) -> SoftmaxPartials:
 
 def profile(scores: Scores) -> ScoreProfile:
     """See `Backend.profile`."""
-    top, total, excess = _softmax(scores, scores.new_ones(len(scores)), stores=False)
-    whole = torch.zeros(
+    partials = _softmax(scores, scores.new_ones(len(scores)), stores=False)
+    unread = torch.zeros(
         len(scores), dtype=torch.long, device=scores.device
-    )  # a target inside the support is not read
-    found = moments(scores, whole, True, ("mean", "std", "count"))
-    return ScoreProfile(top, total, excess, found["mean"], found["std"], found["count"])
+    )  # the target, inside the support
+    results = moments(scores, unread, True, ("mean", "std", "count"))
+    return ScoreProfile(*partials, results["mean"], results["std"], results["count"])
