@@ -1,13 +1,14 @@
-"""Autograd beside PyTorch's own: closed-form gradients, modules under other parameters, recomputation by blocks."""
+"""Autograd beside PyTorch's own: closed-form gradients, gradients summed over blocks, recomputation by blocks."""
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,7 +48,7 @@ def refuse_transforms() -> None:
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             "expected a streaming loss outside torch.func transforms (grad, vmap, jvp), received a call inside "
-            f"one: its gradients are formed in closed form, in its own sweep. {_USE_REFERENCE}"
+            f"one: its gradients are formed in closed form, in its own pass. {_USE_REFERENCE}"
         )
 
 
@@ -75,7 +76,7 @@ def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class RandomState:
-    """A snapshot of the random number generators, so that a second sweep drops the same units as the first.
+    """A snapshot of the random number generators, so that a second pass drops the same units as the first.
 
     Args:
         device: where random numbers are drawn, besides the CPU.
@@ -97,70 +98,107 @@ class RandomState:
             yield
 
 
-# Modules that compute with other tensors in place of their parameters
+# Gradients of a module that is differentiated block by block
 
 
-class Rebound:
-    """A module that computes with other tensors in place of its parameters, and is not modified.
+class Substituted(TorchFunctionMode):
+    """Inside, operations of this thread compute with other tensors in place of some parameters.
 
     `torch.func.functional_call` writes the substitutes into the module during the call, where other threads that run
-    the module see them. This builds a second module instead, which shares buffers, hooks and attributes; attributes
-    that a call assigns are written back. Parameters reached in another way (a compiled layer, a bound method in an
-    attribute) stay the original ones: compute the gradient of both.
+    the module see them. This replaces the arguments of each operation, and modifies nothing. What it cannot see (a
+    compiled layer, an `autograd.Function` that is given the parameter itself) computes with the parameter.
 
     Args:
-        module: the module.
-        parameters: parameters to replace.
+        parameters: to be replaced.
         substitutes: their replacements, in that order.
 
     Example:
         >>> import torch
         >>> layer, weight = torch.nn.Linear(2, 1, bias=False), torch.zeros(1, 2, requires_grad=True)
-        >>> Rebound(layer, [layer.weight], [weight]).call(torch.nn.Linear.forward, torch.ones(2)).sum().backward()
+        >>> with Substituted([layer.weight], [weight]):
+        ...     layer(torch.ones(2)).sum().backward()
         >>> weight.grad, layer.weight.grad
         (tensor([[1., 1.]]), None)
     """
 
-    def __init__(
-        self, module: nn.Module, parameters: Sequence[Tensor], substitutes: Sequence[Tensor]
-    ) -> None:
-        by_id = {id(p): x for p, x in zip(parameters, substitutes, strict=True) if x is not p}
-        self._by_id, self._module = by_id, module
-        #: Each module's copy, and its attributes before the last call.
-        self._copies: dict[nn.Module, tuple[nn.Module, dict[str, Any]]] = {}
-        if not by_id:
-            return
-        # Python cannot replace the parameters of a scripted module: it is not copied.
-        originals = [m for m in module.modules() if not isinstance(m, torch.jit.ScriptModule)]
-        copies = {m: object.__new__(type(m)) for m in originals}
-        for original, copy in copies.items():
-            attributes = dict(original.__dict__)
-            attributes["_parameters"] = {
-                name: by_id.get(id(p), p) for name, p in original._parameters.items()
-            }
-            attributes["_modules"] = {name: copies.get(m, m) for name, m in original._modules.items()}  # type: ignore[arg-type]
-            copy.__dict__ = attributes
-            self._copies[original] = copy, dict(attributes)
-        self._module = copies.get(module, module)
+    def __init__(self, parameters: Sequence[Tensor], substitutes: Sequence[Tensor]) -> None:
+        super().__init__()
+        pairs = zip(parameters, substitutes, strict=True)
+        self._by_id = {id(p): x for p, x in pairs if x is not p}
 
-    def substitute(self, x: Tensor) -> Tensor:
-        """The substitute of a parameter; any other tensor itself."""
-        return self._by_id.get(id(x), x)
+    def substitute(self, x: Any) -> Any:
+        """The substitute of a parameter, or of those in lists, tuples and dicts; anything else itself."""
+        # Parameters alone: to the compiler the id of any other tensor is a constant, so that it would compile a layer
+        # again for every input.
+        if isinstance(x, nn.Parameter):
+            return self._by_id.get(id(x), x)
+        if type(x) in (list, tuple):
+            return type(x)(map(self.substitute, x))
+        if type(x) is dict:
+            return {name: self.substitute(value) for name, value in x.items()}
+        return x
 
-    def call(self, method: Callable[..., Any], *args: Any) -> Any:
-        """`method(module, *args)`, computed with the substitutes."""
-        result = method(self._module, *args)
-        for module, (copy, before) in self._copies.items():
-            for name, value in copy.__dict__.items():
-                # Compared with `before`, not with the module's value, which another thread may have changed.
-                if value is not before.get(name):
-                    module.__dict__[name] = before[name] = value
-        return result
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call the operation with the substitutes."""
+        return func(*map(self.substitute, args), **self.substitute(kwargs or {}))
 
 
-def add_all_(totals: list[Tensor | None], parts: Sequence[Tensor | None]) -> None:
-    """Add gradients to totals, in their memory; None counts as zero."""
-    for k, part in enumerate(parts):
+class SummedGradients:
+    """Gradients of a module's parameters, summed over results that are differentiated one after the other.
+
+    A hook on a parameter must see one gradient, the sum, but autograd calls it for each part. Parameters with hooks are
+    therefore replaced by aliases while the results are computed; so are those that the module no longer holds, as
+    after `torch.func.functional_call`. All others are differentiated as they are.
+
+    Args:
+        module: the module.
+        parameters: its parameters, of the forward that is differentiated.
+    """
+
+    def __init__(self, module: nn.Module, parameters: Sequence[Tensor]) -> None:
+        current = list(module.parameters())
+        #: One for each parameter: itself or its alias.
+        self.leaves = [
+            p if p is now and not p._backward_hooks else p.detach().requires_grad_(p.requires_grad)
+            for p, now in zip(parameters, current, strict=True)
+        ]
+        #: The gradient of each parameter; None where no result depends on it.
+        self.totals: list[Tensor | None] = [None] * len(current)
+        replaced = any(leaf is not now for leaf, now in zip(self.leaves, current, strict=True))
+        self._substituted = Substituted(current, self.leaves) if replaced else None
+        trained = [(k, leaf) for k, leaf in enumerate(self.leaves) if leaf.requires_grad]
+        # The parameters themselves too: an operation may not have seen their aliases.
+        missed = [(k, current[k]) for k, leaf in trained if leaf is not current[k]]
+        missed = [(k, p) for k, p in missed if p.requires_grad]
+        self._positions = [k for k, _ in trained + missed]
+        self._inputs = [leaf for _, leaf in trained + missed]
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """The context in which to compute a result."""
+        return nullcontext() if self._substituted is None else self._substituted
+
+    def leaf(self, parameter: Tensor) -> Tensor:
+        """The leaf of a parameter; any other tensor itself."""
+        leaf: Tensor = parameter if self._substituted is None else self._substituted.substitute(parameter)
+        return leaf
+
+    def add(
+        self, result: Tensor, gradient: Tensor, others: Sequence[Tensor] = ()
+    ) -> tuple[Tensor | None, ...]:
+        """Add the gradients of a result, given dL/dresult; returns those of `others`."""
+        parts = torch.autograd.grad(result, [*self._inputs, *others], gradient, allow_unused=True)
+        own = len(self._positions)
+        add_gradients(self.totals, self._positions, parts[:own])
+        return parts[own:]
+
+
+def add_gradients(
+    totals: list[Tensor | None], positions: Iterable[int], parts: Iterable[Tensor | None]
+) -> None:
+    """Add gradients to the totals at these positions, in their memory; None counts as zero."""
+    for k, part in zip(positions, parts, strict=True):
         total = totals[k]
         if part is not None and total is None:
             totals[k] = part.clone()  # autograd may return one tensor as the gradient of two parameters
@@ -174,9 +212,6 @@ def add_all_(totals: list[Tensor | None], parts: Sequence[Tensor | None]) -> Non
 #: activations, and enough for fast products.
 BLOCK_OF_ROWS = 512
 
-#: `(rows, parameters) -> result`: one number per row, computed with these parameters; None: the function's own.
-BlockFunction: TypeAlias = Callable[[slice, tuple[Tensor, ...] | None], Tensor]
-
 
 class CheckpointedBlocks(torch.autograd.Function):
     """One number for each of n rows, computed a block at a time, and again in backward: no buffer grows with n.
@@ -185,23 +220,24 @@ class CheckpointedBlocks(torch.autograd.Function):
     the memory of a block, at 16,384 rows.
 
     Args of `apply`:
-        function: the numbers of a block.
+        function: the numbers of a block of rows, [rows].
         n: number of rows, > 0.
-        random: whether the function draws random numbers (dropout): backward must draw the same ones.
-        *parameters: those that gradients flow to.
+        module: computes them; if it is in training mode, backward draws the same random numbers (dropout).
+        *parameters: the module's, which gradients flow to.
     """
 
     @staticmethod
-    def forward(ctx: Any, function: BlockFunction, n: int, random: bool, *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, function: Callable[[slice], Tensor], n: int, module: nn.Module, *parameters: Tensor
+    ) -> Tensor:
         device = parameters[0].device
-        ctx.function, ctx.n = function, n
+        ctx.function, ctx.n, ctx.module = function, n, module
         ctx.autocast = torch.autocast(
             device.type, torch.get_autocast_dtype(device.type), torch.is_autocast_enabled(device.type)
         )
-        ctx.random_state = RandomState(device) if random else None
+        ctx.random_state = RandomState(device) if module.training else None
         ctx.save_for_backward(*parameters)
-        step = BLOCK_OF_ROWS
-        return torch.cat([function(slice(i, min(i + step, n)), None) for i in range(0, n, step)])
+        return torch.cat([function(block) for block in _blocks(n)])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -209,28 +245,14 @@ class CheckpointedBlocks(torch.autograd.Function):
             f"the temperatures of more than {BLOCK_OF_ROWS} rows",
             "Call the predictor itself, predictor(features), which is ordinary autograd.",
         )
-        # Aliases: a hook on a parameter must see one gradient, the sum over blocks.
-        parameters = tuple(p.detach().requires_grad_(p.requires_grad) for p in ctx.saved_tensors)
-        if ctx.random_state is None:
-            totals = _gradients(ctx, parameters, grads[0])
-        else:
-            with ctx.random_state.restored():
-                totals = _gradients(ctx, parameters, grads[0])
-        remaining = iter(totals)
-        return None, None, None, *(next(remaining) if p.requires_grad else None for p in parameters)
+        sums = SummedGradients(ctx.module, ctx.saved_tensors)
+        with nullcontext() if ctx.random_state is None else ctx.random_state.restored():
+            for block in _blocks(ctx.n):
+                with torch.enable_grad(), ctx.autocast, sums.computing():
+                    result = ctx.function(block)
+                sums.add(result, grads[0][block])
+        return None, None, None, *sums.totals
 
 
-def _gradients(ctx: Any, parameters: tuple[Tensor, ...], gradient: Tensor) -> list[Tensor | None]:
-    """Gradient of each trained parameter, summed over the blocks."""
-    trained = [k for k, p in enumerate(parameters) if p.requires_grad]
-    # The original parameters too, which a call may have used: see `Rebound`.
-    leaves = [group[k] for group in (parameters, ctx.saved_tensors) for k in trained]
-    totals: list[Tensor | None] = [None] * len(trained)
-    for start in range(0, ctx.n, BLOCK_OF_ROWS):
-        rows = slice(start, min(start + BLOCK_OF_ROWS, ctx.n))
-        with torch.enable_grad(), ctx.autocast:
-            result = ctx.function(rows, parameters)
-        parts = torch.autograd.grad(result, leaves, gradient[rows], allow_unused=True)
-        add_all_(totals, parts[: len(trained)])
-        add_all_(totals, parts[len(trained) :])
-    return totals
+def _blocks(n: int) -> list[slice]:
+    return [slice(i, min(i + BLOCK_OF_ROWS, n)) for i in range(0, n, BLOCK_OF_ROWS)]

@@ -223,7 +223,8 @@ def _unwrapped(objective: nn.Module) -> Committable:
         inner = inner.module if hasattr(inner, "module") else inner._orig_mod
     if not isinstance(inner, Committable):
         raise TypeError(
-            f"expected an Objective, or a SampleRisk, received {type(objective).__name__}. Wrap the model first: "
-            "Objective(host, predictor, loss)."
+            f"expected an Objective or a StandaloneRisk, received {type(objective).__name__}. Wrap a model first, "
+            "Objective(host, predictor, loss); derive a risk that remembers from dro_temp.risks.StandaloneRisk. One "
+            "without memory needs no CompositionalOptimizer."
         )
     return inner

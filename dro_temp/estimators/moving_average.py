@@ -85,7 +85,7 @@ class CosineGamma:
 class LogTable(Estimator, Staged):
     r"""$\log u_i$ for every sample i of the data set, proposed by forward and written by an optimizer step.
 
-    A leaf implements `averaged`, the update rule.
+    A subclass implements `averaged`, the update rule.
 
     Args:
         num_samples: size of the data set; sample numbers run from 0 to num_samples - 1.
@@ -217,7 +217,14 @@ class LogMovingAverage(LogTable):
         """The average, with the current gamma."""
         schedule = self.gamma
         if callable(schedule):
-            return F.log_average(log_u, log_g, schedule(self.steps))
+            gamma = schedule(self.steps)
+            if not isinstance(gamma, Tensor):
+                _check_gamma(gamma)
+            elif (
+                gamma.device.type == "cpu" and not torch.compiler.is_compiling()
+            ):  # costs no wait for a device
+                _check_gamma(float(gamma))
+            return F.log_average(log_u, log_g, gamma)
         return F.log_average(log_u, log_g, self.steps.new_full((), schedule, dtype=torch.float64))
 
     def write(self, *parts: Tensor) -> None:

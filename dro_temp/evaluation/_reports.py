@@ -26,7 +26,7 @@ class Report:
 
     def asdict(self) -> dict[str, Any]:
         """Plain numbers, strings, tuples and dicts, for JSON."""
-        plain: dict[str, Any] = dataclasses.asdict(self)  # type: ignore[call-overload]  # leaves are dataclasses
+        plain: dict[str, Any] = dataclasses.asdict(self)  # type: ignore[call-overload]  # subclasses are dataclasses
         return plain
 
     def table(self) -> str:

@@ -324,7 +324,7 @@ def optimal_tau(
     high = margins.new_full((margins.shape[0],), math.log(tau_max))
     below_floor = _kl_and_slope(margins, low.exp(), mask)[0] <= rho
     above_ceiling = _kl_and_slope(margins, high.exp(), mask)[0] >= rho
-    log_tau = log_tau_at(rho, lambda tau: _kl_and_slope(margins, tau, mask), low, high, iterations)
+    log_tau = log_tau_at(rho, lambda tau, _: _kl_and_slope(margins, tau, mask), low, high, iterations)
     tau: Tensor = log_tau.exp().clamp(tau_min, tau_max)
     tau = tau.masked_fill(above_ceiling, tau_max)
     return tau.masked_fill(below_floor & ~above_ceiling, tau_min)
@@ -332,31 +332,46 @@ def optimal_tau(
 
 def log_tau_at(
     rho: float,
-    kl_and_slope: Callable[[Tensor], tuple[Tensor, Tensor]],
+    kl_and_slope: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]],
     low: Tensor,
     high: Tensor,
     iterations: int,
+    *,
+    start: Tensor | None = None,
+    tolerance: float | None = None,
 ) -> Tensor:
     """The root of KL(tau) = rho in log tau between `low` and `high`; the nearer of the two if there is none.
 
-    Newton's method inside a bracket, which at least halves at every step that would leave it. The number of
-    iterations is
-    fixed: there is no data-dependent control flow.
+    Newton's method inside a bracket, which at least halves at every step that would leave it. Without a tolerance the
+    number of iterations is fixed: there is no data-dependent control flow, so that it compiles. With one, rows that
+    have converged drop out, which takes a fraction of the time.
 
     Args:
         rho: the radius.
-        kl_and_slope: KL, decreasing in tau, and -dKL/dlog(tau), from tau.
-        low: log of the lowest temperature.
+        kl_and_slope: KL, decreasing in tau, and -dKL/dlog(tau), from tau and the numbers of its rows (None: all).
+        low: log of the lowest temperature, [n] or one number.
         high: log of the highest.
-        iterations: steps.
+        iterations: most steps.
+        start: where to start; the middle if None.
+        tolerance: a step of this size in log tau is the last of its row; None: take all steps.
     """
-    x = 0.5 * (low + high)
+    x = 0.5 * (low + high) if start is None else start
+    result, rows = x.clone(), None
     for _ in range(iterations):
-        kl, slope = kl_and_slope(x.exp())
+        kl, slope = kl_and_slope(x.exp(), rows)
         excess = kl - rho  # positive: tau is too small
         low = torch.where(excess > 0, x, low)
         high = torch.where(excess > 0, high, x)
         newton = x + excess / slope.clamp(min=torch.finfo(x.dtype).tiny)
         inside = (newton > low) & (newton < high)
-        x = torch.where(inside, newton, 0.5 * (low + high))
-    return x
+        new = torch.where(inside, newton, 0.5 * (low + high))
+        if tolerance is None:
+            x = result = new
+            continue
+        result = new.clone() if rows is None else result.index_copy(0, rows, new)
+        moving = ((new - x).abs() > tolerance).nonzero()[:, 0]
+        if len(moving) == 0:
+            break
+        rows = moving if rows is None else rows[moving]
+        x, low, high = new[moving], low[moving], high[moving]
+    return result

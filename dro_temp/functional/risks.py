@@ -230,7 +230,7 @@ def kl_ball_weights(
     x = _unit(losses, share > 0)
     log_share = share.to(x.dtype).log()
     low, high = x.new_tensor(math.log(_LOWEST_TAU[x.dtype])), x.new_tensor(math.log(_HIGHEST_TAU))
-    log_tau = log_tau_at(rho, lambda tau: _kl_and_slope(x, log_share, tau), low, high, iterations)
+    log_tau = log_tau_at(rho, lambda tau, _: _kl_and_slope(x, log_share, tau), low, high, iterations)
     return (x / log_tau.exp() + log_share).softmax(0).to(losses.dtype)
 
 

@@ -35,7 +35,7 @@ class ScoreProfile(NamedTuple):
         mean_excess: mean of $s - \max s$ under the softmax at temperature 1, <= 0.
         mean: mean score of the outcomes that can happen, see `IMPOSSIBLE_BELOW`.
         std: their standard deviation, as a whole population.
-        possible: their number, as a floating-point number.
+        possible: their number, as a floating-point number; 1 for a row without outcomes, which is read as zeros.
     """
 
     row_max: PerRow
@@ -101,9 +101,12 @@ def _profile(scores: Scores, mask: Mask | None) -> tuple[PerRow, ...]:
         deviation = scores - mean[:, None]
     else:
         size = (~excluded).sum(1).to(scores.dtype)
+        # A row without outcomes (a pair alone in its batch) is read as zeros: NaN would reach every parameter.
+        outside = torch.where(size > 0, -torch.inf, 0.0).to(scores.dtype)[:, None]
+        size = size.clamp(min=1.0)
         mean = scores.masked_fill(excluded, 0.0).sum(1) / size
         deviation = (scores - mean[:, None]).masked_fill(excluded, 0.0)
-        scores = scores.masked_fill(excluded, -torch.inf)
+        scores = torch.where(excluded, outside, scores)
     std = (deviation.square_().sum(1) / size).sqrt()
     row_max = scores.amax(1)
     # An outcome of -inf has weight 0, and 0 times -inf would be NaN.

@@ -57,8 +57,27 @@ class HostAdapter(nn.Module, ABC):
                 except TypeError as error:
                     self._explain(args, batch, error)
                     raise
+        self._check_rows(rows)
         # Scores that are a product to be computed would otherwise use trainable keys (a head's weight).
         return {view: r.detached() for view, r in rows.items()} if self.frozen else rows
+
+    def _check_rows(self, rows: dict[str, Rows]) -> None:
+        """Raise unless `rows` returned Rows for each view, in order."""
+        views, name = tuple(self.views), type(self).__name__
+        fix = "Make it return {view: Rows(...)} for each of `views`, in their order."
+        if not isinstance(rows, dict):
+            raise TypeError(
+                f"expected a dict of the views {list(views)} from {name}.rows, received {type(rows).__name__}. {fix}"
+            )
+        if tuple(rows) != views:
+            raise ValueError(
+                f"expected the views {list(views)}, in this order, from {name}.rows, received {list(rows)}. {fix}"
+            )
+        for view, r in rows.items():
+            if not isinstance(r, Rows):
+                raise TypeError(
+                    f"expected Rows of view {view!r} from {name}.rows, received {type(r).__name__}. {fix}"
+                )
 
     def _explain(self, args: tuple[Any, ...], batch: dict[str, Any], error: TypeError) -> None:
         """Raise a clearer error if the arguments do not fit the signature of `rows`."""

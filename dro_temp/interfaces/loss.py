@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from dro_temp._checks import (
-    check_choice,
     check_kind,
     check_positive,
-    check_tensor,
     extremes,
     first_wrong,
     values_can_be_read,
@@ -69,8 +67,8 @@ class RobustLoss(ShapeChecked, ABC):
     """Maps rows and their temperatures to one value per row; reduction belongs to `Objective`.
 
     The base checks its arguments, keeps everything in float32 or better, and makes rows of weight zero inert.
-    A leaf implements `values`. A loss that needs only the log-mean-exp of a row's scores derives from `LogMeanExpLoss`
-    instead, and streams.
+    A subclass implements `values`. A loss that needs only the log-mean-exp of a row's scores derives from
+    `LogMeanExpLoss` instead, and streams.
     """
 
     @abstractmethod
@@ -152,6 +150,18 @@ class RobustLoss(ShapeChecked, ABC):
         """
         return None
 
+    @final
+    def one_per_row(self, values: PerRow, rows: Rows) -> PerRow:
+        """Return the values, or raise unless there is one per row."""
+        n = rows.target.shape[0]
+        if not isinstance(values, Tensor) or values.shape != (n,):
+            received = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(
+                f"expected a tensor of shape [{n}], one value per row, from {type(self).__name__}, received "
+                f"{received}. Leave the mean over rows to the objective."
+            )
+        return values
+
     def _from_matrix(
         self,
         rows: Rows,
@@ -164,7 +174,7 @@ class RobustLoss(ShapeChecked, ABC):
             tau = tau.predict(rows)
         valid, scores = rows.valid, rows.dense_scores
         safe = tau.to(scores.dtype).masked_fill(~valid, 1.0)
-        values = self.values(rows, safe).masked_fill(~valid, 0.0)
+        values = self.one_per_row(self.values(rows, safe), rows).masked_fill(~valid, 0.0)
         per_row = row_statistics(scores, rows.target.long(), safe, rows.target_in_support, statistics)
         per_row = {name: x.masked_fill(~valid, 0.0) for name, x in per_row.items()}
         return LossOutput(values, tau, backend, per_row)
@@ -183,7 +193,10 @@ def _one_per_row(rows: Rows, tau: Tensor | float) -> PerRow:
     """One temperature for each row, in float32 or better."""
     if not isinstance(tau, Tensor):
         if not isinstance(tau, Real):
-            check_tensor("tau", tau)
+            raise TypeError(
+                f"expected tau as one temperature per row, or one for all, or a predictor, received "
+                f"{type(tau).__name__}. Pass predictor.predict(rows), or 0.07, say."
+            )
         check_positive("tau", tau)
         tau = torch.tensor(float(tau), dtype=torch.promote_types(rows.scores.dtype, torch.float32))
     if tau.device != rows.target.device:
@@ -231,4 +244,7 @@ def _check_statistics(statistics: Collection[str]) -> None:
             f"expected statistics as a collection of names, received {statistics!r}. Pass statistics=('entropy',), say."
         )
     for name in statistics:
-        check_choice("each of statistics", name, STATISTICS)
+        if name not in STATISTICS:
+            raise ValueError(
+                f"expected statistics out of {list(STATISTICS)}, received {name!r}. Pass statistics=('entropy',), say."
+            )

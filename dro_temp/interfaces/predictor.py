@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, final, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from dro_temp import _autograd
 from dro_temp import functional as F
@@ -43,7 +44,11 @@ _WIDE = (torch.float32, torch.float64)
 def check_reads(reads: Any, owner: str) -> None:
     """Raise unless `reads`, declared by `owner`, is a set of `Readable` names."""
     names = get_args(Readable)
-    if isinstance(reads, str) or not isinstance(reads, Collection) or not set(reads) <= set(names):
+    if (
+        isinstance(reads, str)
+        or not isinstance(reads, Collection)
+        or any(name not in names for name in reads)
+    ):
         raise ValueError(
             f"expected {owner}.reads as a set of names out of {list(names)}, received {reads!r}. Write "
             'reads = frozenset({"features"}), say.'
@@ -77,6 +82,12 @@ class PredictorInputs:
     statistics: ScoreStatistics
 
     def __init__(self, n: int, *, owner: str = "the class", **values: Any) -> None:
+        unknown = [name for name in values if name not in _ARGUMENT]
+        if unknown:
+            raise TypeError(
+                f"expected inputs out of {list(_ARGUMENT)}, received {unknown[0]!r}. Write PredictorInputs(n, "
+                "features=...), say."
+            )
         self.n, self._owner, self._reads = n, owner, sorted(values)
         for name, value in values.items():
             setattr(self, name, value)
@@ -84,7 +95,10 @@ class PredictorInputs:
     def __getattr__(self, name: str) -> Any:
         # Called for missing attributes only: undeclared inputs.
         if name not in _ARGUMENT:
-            raise AttributeError(f"PredictorInputs has no {name!r}; it has n and {', '.join(_ARGUMENT)}")
+            raise AttributeError(
+                f"expected n, {', '.join(_ARGUMENT)} of PredictorInputs, received {name!r}. Write inputs.features, "
+                "say, and declare it in reads."
+            )
         declared = ", ".join(sorted(repr(x) for x in {*self._reads, name}))
         raise AttributeError(
             f"expected {name!r} among the reads of {self._owner}, whose `raw` reads inputs.{name}, received "
@@ -95,8 +109,8 @@ class PredictorInputs:
 class TemperaturePredictor(ShapeChecked, ABC):
     """Maps each row to a temperature in [tau_min, tau_max].
 
-    A leaf declares its inputs in `reads` and implements `raw`, whose result the base maps into the bounds. Inputs are
-    detached: a predictor is trained by the loss, and never trains the host through its input.
+    A subclass declares its inputs in `reads` and implements `raw`, whose result the base maps into the bounds. Inputs
+    are detached: a predictor is trained by the loss, and never trains the host through its input.
 
     Args:
         tau_min: lower bound, > 0.
@@ -113,7 +127,7 @@ class TemperaturePredictor(ShapeChecked, ABC):
         """Check the declaration when the class is defined, not at its first call."""
         super().__init_subclass__(**options)
         declared = vars(cls).get("reads")
-        if declared is not None and not isinstance(declared, property):
+        if "reads" in vars(cls) and not hasattr(declared, "__get__"):  # a property is checked when it is read
             check_reads(declared, cls.__name__)
 
     def __init__(self, *, tau_min: float, tau_max: float) -> None:
@@ -121,11 +135,15 @@ class TemperaturePredictor(ShapeChecked, ABC):
         check_bounds(tau_min, tau_max)
         self.tau_min, self.tau_max = float(tau_min), float(tau_max)
 
-    # What a leaf implements
+    # What a subclass implements
 
     @abstractmethod
     def raw(self, inputs: PredictorInputs) -> PerRow:
-        """One unbounded number per row; `bound` maps it into [tau_min, tau_max]."""
+        """One unbounded number per row, [n]; `bound` maps it into [tau_min, tau_max].
+
+        Features arrive in the precision of the host; statistics in float32 or better. Cast them to that of your
+        weights: `inputs.features.to(self.layer.weight.dtype)`.
+        """
 
     def bound(self, raw: PerRow) -> PerRow:
         """Map into the bounds, smooth by default."""
@@ -153,7 +171,7 @@ class TemperaturePredictor(ShapeChecked, ABC):
         support: Support | None = None,
         statistics: ScoreStatistics | None = None,
         shape: torch.Size | None = None,
-        within: Callable[[], Any] | None = None,
+        run: Callable[[], Any] | None = None,
     ) -> Tensor:
         """Temperatures, in float32 or better.
 
@@ -163,7 +181,7 @@ class TemperaturePredictor(ShapeChecked, ABC):
             support: scores of the rows over their support.
             statistics: statistics of those scores; computed from `support` if None.
             shape: [...] shape of the result; inferred if None.
-            within: called instead, and its result returned: for code that predicts block by block
+            run: called instead, and its result returned: for code that predicts block by block
                 (`temperatures_of_block`) and must run inside the hooks of the predictor, such as FSDP's, which gather
                 its parameters.
 
@@ -173,9 +191,9 @@ class TemperaturePredictor(ShapeChecked, ABC):
         Raises:
             ValueError: an input that this predictor reads is missing.
         """
-        if within is not None:
-            return within()  # type: ignore[no-any-return]
-        _check_arguments(features, index, support)
+        if run is not None:
+            return run()  # type: ignore[no-any-return]
+        _check_arguments(features, index, support, statistics)
         if statistics is None and support is not None and "statistics" in self.reads:
             statistics = ScoreStatistics(support.scores, support.mask)
         if shape is None:
@@ -200,22 +218,35 @@ class TemperaturePredictor(ShapeChecked, ABC):
             ValueError: an input that this predictor reads is None.
         """
         passed: dict[str, Any] = dict(zip(_ARGUMENT, (features, index, support, statistics), strict=True))
-        values = {name: passed[name] for name in self.reads}
+        try:
+            values = {name: passed[name] for name in self.reads}
+        except (KeyError, TypeError):  # set on the instance: that of a class was checked when it was made
+            check_reads(self.reads, type(self).__name__)
+            raise
         if any(x is None for x in values.values()):
             raise ValueError(self._missing(passed))
         if "features" in values:
             x = values["features"].detach()
             values["features"] = contiguous_left_factor(x) if x.dtype in LOW else x
         raw = self.raw(PredictorInputs(n, owner=type(self).__name__, **values))
+        # In a graph the number of rows is not compared, which would specialise it.
+        if (
+            not isinstance(raw, Tensor)
+            or raw.dim() != 1
+            or not (torch.compiler.is_compiling() or raw.shape[0] == n)
+        ):
+            raise ValueError(self._wrong_raw(raw, n))
         return self.bound(raw if raw.dtype in _WIDE else at_least_float32(raw))
 
     @final
     def predict(self, rows: Rows) -> PerRow:
         """Temperatures of rows.
 
-        Those of rows that do not count are undefined. Many rows are processed in blocks, whose activations are computed
-        again in backward: no buffer grows with the batch.
+        Those of rows that do not count are undefined. More than 512 rows are processed in blocks, whose activations are
+        computed again in backward: no buffer grows with the batch. In training mode a module that remembers what it has
+        seen (batch norm, the power iteration of spectral norm) is then updated by each block, and again in backward.
         """
+        check_kind("rows", rows, Rows, "Pass Rows, or call predictor(features).")
         if self.reads_scores:
             rows = rows.inert_where_invalid()
             tau: Tensor = self(rows.features, index=rows.index, support=rows.support, shape=rows.target.shape)
@@ -226,30 +257,31 @@ class TemperaturePredictor(ShapeChecked, ABC):
         n = rows.target.shape[0]
         # In a graph, all rows are one block: the number of blocks would depend on theirs.
         one_block = (
-            torch.compiler.is_compiling() or n <= _autograd.BLOCK_OF_ROWS or "features" not in self.reads
+            torch.compiler.is_compiling()
+            or n <= _autograd.BLOCK_OF_ROWS
+            or "features" not in self.reads
+            # Weights that `parametrize.cached()` keeps would be those of the first block, which has no graph.
+            or torch.nn.utils.parametrize._cache_enabled > 0
         )
         if one_block or next(self.parameters(), None) is None or torch._C._are_functorch_transforms_active():
             return self(features, index=index, shape=rows.target.shape)  # type: ignore[no-any-return]
-        return self(within=partial(self._predict_by_blocks, n, features, index))  # type: ignore[no-any-return]
+        return self(run=partial(self._predict_by_blocks, n, features, index))  # type: ignore[no-any-return]
 
     def _predict_by_blocks(self, n: int, features: Features | None, index: RowIndex | None) -> PerRow:
-        parameters = self.whole_parameters()
+        training = self.training
 
-        def temperatures(block: slice, substitutes: tuple[Tensor, ...] | None) -> PerRow:
-            size = block.stop - block.start
+        def temperatures(block: slice) -> PerRow:
+            if self.training != training:
+                self.refuse_other_mode()
             x, k = (None if part is None else part[block] for part in (features, index))
-            if substitutes is None:
-                return self.temperatures_of_block(size, x, k, None, None)
-            rebound = _autograd.Rebound(self, parameters, substitutes)
-            tau: PerRow = rebound.call(type(self).temperatures_of_block, size, x, k, None, None)
-            return tau
+            return self.temperatures_of_block(block.stop - block.start, x, k, None, None)
 
-        tau: PerRow = _autograd.CheckpointedBlocks.apply(temperatures, n, self.training, *parameters)  # type: ignore[no-untyped-call]
+        tau: PerRow = _autograd.CheckpointedBlocks.apply(temperatures, n, self, *self.whole_parameters())  # type: ignore[no-untyped-call]
         return tau
 
     @property
     def reads_scores(self) -> bool:
-        """True if temperatures depend on the scores: the predictor then runs inside the sweep."""
+        """True if temperatures depend on the scores: the predictor then runs inside the pass."""
         return "statistics" in self.reads or "support" in self.reads
 
     @final
@@ -257,7 +289,7 @@ class TemperaturePredictor(ShapeChecked, ABC):
         """All parameters, for code that computes their gradients itself.
 
         Raises:
-            ValueError: one of them is sharded, and not gathered here.
+            ValueError: one of them is sharded, and not gathered here; or has no shape yet, in a lazy module.
         """
         for name, parameter in self.named_parameters():
             if hasattr(parameter, "full_tensor"):
@@ -266,7 +298,20 @@ class TemperaturePredictor(ShapeChecked, ABC):
                     "sharded there. Shard the predictor as one, fully_shard(predictor), or with the objective, "
                     "fully_shard(objective), and not its parts."
                 )
+            if is_lazy(parameter):
+                raise ValueError(
+                    f"expected the parameters of {type(self).__name__} to have a shape, received {name}, of a lazy "
+                    "module that has not seen an input. Call the predictor once, predictor(features), before training."
+                )
         return tuple(self.parameters())
+
+    def _wrong_raw(self, raw: Any, n: int) -> str:
+        """The error message about a result of `raw` that is not one number per row."""
+        received = f"shape {list(raw.shape)}" if isinstance(raw, Tensor) else type(raw).__name__
+        return (
+            f"expected a tensor of shape [{n}], one number per row, from {type(self).__name__}.raw, received "
+            f"{received}. Write .squeeze(-1) after a layer of one output, or .expand(inputs.n) for one number for all."
+        )
 
     def _missing(self, values: dict[str, Any]) -> str:
         """The error message about declared inputs that were not passed."""
@@ -287,7 +332,7 @@ class TemperaturePredictor(ShapeChecked, ABC):
     def decoder(self, head: FrozenHead) -> Decoder:
         """A function for the temperatures of a frozen head's rows, called for every generated token.
 
-        A leaf may precompute what depends on the frozen head. Parameters are read when the decoder is built; build
+        A subclass may precompute what depends on the frozen head. Parameters are read when the decoder is built; build
         another one after they have changed.
 
         Args:
@@ -297,6 +342,7 @@ class TemperaturePredictor(ShapeChecked, ABC):
             ValueError: the predictor is in training mode and behaves differently in it (dropout), or reads sample
                 numbers.
         """
+        check_kind("head", head, FrozenHead, "Pass FrozenHead(weight, bias).")
         self._refuse_training()
         reads = self.reads
         if "index" in reads:
@@ -317,6 +363,15 @@ class TemperaturePredictor(ShapeChecked, ABC):
 
         return temperatures
 
+    def refuse_other_mode(self) -> None:
+        """Raise if temperatures that are computed again in backward would not be those of forward."""
+        if any(map(_differs_in_training, self.modules())):
+            raise RuntimeError(
+                f"expected {type(self).__name__} in the mode of its forward, since temperatures are computed again in "
+                f"backward, received one in {'training' if self.training else 'evaluation'} mode. Call train() or "
+                "eval() after loss.backward()."
+            )
+
     def _refuse_training(self) -> None:
         differing = [part for part in self.modules() if part.training and _differs_in_training(part)]
         if differing:
@@ -326,7 +381,12 @@ class TemperaturePredictor(ShapeChecked, ABC):
             )
 
 
-def _check_arguments(features: Tensor | None, index: Tensor | None, support: Support | None) -> None:
+def _check_arguments(
+    features: Tensor | None,
+    index: Tensor | None,
+    support: Support | None,
+    statistics: ScoreStatistics | None,
+) -> None:
     for name, x in (("features", features), ("index", index)):
         if x is not None:
             check_tensor(name, x)
@@ -336,6 +396,8 @@ def _check_arguments(features: Tensor | None, index: Tensor | None, support: Sup
         )
     if support is not None:
         check_kind("support", support, Support, "Pass Support(scores).")
+    if statistics is not None:
+        check_kind("statistics", statistics, ScoreStatistics, "Pass support=Support(scores).")
 
 
 def _differs_in_training(part: nn.Module) -> bool:

@@ -23,8 +23,8 @@ from dro_temp._typing import PerRow, RowIndex, Scalar
 class SampleRisk(ShapeChecked, ABC):
     r"""Reduces the losses of a batch's samples to one number: their mean, or a worse or better case than that.
 
-    A leaf implements `value`. The base checks arguments, keeps everything in float32 or better, and makes samples of
-    weight zero inert. A risk with memory derives from `risks.StandaloneRisk`.
+    A subclass implements `value`. The base checks arguments, keeps everything in float32 or better, and makes samples
+    of weight zero inert. A risk with memory derives from `risks.StandaloneRisk`.
     """
 
     #: True if `value` needs to know which group each sample belongs to.
@@ -103,7 +103,7 @@ class SampleRisk(ShapeChecked, ABC):
         check_shape("weight", weight, losses.shape, "Pass one weight per sample, or leave weight out.")
         group = self._checked_group(group, losses)
         weight = weight.detach().to(losses.dtype)
-        if len(losses) == 0:  # one sample that does not count, so that leaves need no special case
+        if len(losses) == 0:  # one sample that does not count, so that subclasses need no special case
             losses, weight = torch.cat([losses, losses.new_zeros(1)]), weight.new_zeros(1)
             group = None if group is None else group.new_zeros(1)
         inert = weight == 0

@@ -143,6 +143,7 @@ class LinearScores:
 
     def select(self, rows: slice | RowIndex) -> "LinearScores":
         """The scores of some of the rows."""
+        _check_selection(rows)
         return _derived(self, queries=self.queries[rows], local_keys=None)
 
     def detached(self) -> "LinearScores":
@@ -157,8 +158,18 @@ def _derived(x: T, **changes: Any) -> T:
     if torch.compiler.is_compiling():
         return replace(x, **changes)  # type: ignore[type-var]
     new = object.__new__(type(x))
-    new.__dict__.update(x.__dict__, **changes)
+    # Fields alone: a subclass may have cached something else.
+    new.__dict__.update({name: getattr(x, name) for name in x.__dataclass_fields__}, **changes)  # type: ignore[attr-defined]
     return new
+
+
+def _check_selection(rows: Any) -> None:
+    if not isinstance(rows, slice | list) and getattr(rows, "ndim", 0) != 1:
+        received = f"a tensor of shape {list(rows.shape)}" if isinstance(rows, Tensor) else repr(rows)
+        raise TypeError(
+            f"expected rows as a slice, or a vector of row numbers, received {received}. Write "
+            "rows.select(slice(0, 8)), or rows.select(torch.tensor([0, 2]))."
+        )
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -356,7 +367,7 @@ class Rows:
         if not isinstance(scores, LinearScores):
             return at_least_float32(scores)
         if self.weight is not None:
-            unused = ~self.weighs[:, None] & ~scores.queries.isfinite()
+            unused = ~self.has_weight[:, None] & ~scores.queries.isfinite()
             scores = _derived(scores, queries=scores.queries.masked_fill(unused, 0.0))
         return scores.dense()
 
@@ -388,7 +399,7 @@ class Rows:
         return torch.ones_like(self.target, dtype=torch.bool) if self.weight is None else self.weight > 0
 
     @property
-    def weighs(self) -> RowMask:
+    def has_weight(self) -> RowMask:
         """True for rows of positive weight, including a pair that is alone in its batch and has an empty support."""
         if self.weight is None:
             return torch.ones_like(self.target, dtype=torch.bool)
@@ -399,7 +410,12 @@ class Rows:
         return _derived(self, scores=self.dense_scores)
 
     def select(self, rows: slice | RowIndex) -> "Rows":
-        """Some of the rows, by a slice (views) or by row numbers (copies)."""
+        """Some of the rows, by a slice (views), or by row numbers or a mask (copies).
+
+        Raises:
+            TypeError: anything else.
+        """
+        _check_selection(rows)
         scores = self.scores.select(rows) if isinstance(self.scores, LinearScores) else self.scores[rows]
         names = ("target", "features", "index", "weight", "target_distribution")
         values = {name: getattr(self, name) for name in names}
@@ -407,7 +423,16 @@ class Rows:
         return _derived(self, scores=scores, **selected)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Rows":
-        """The same rows on a device."""
+        """The same rows on a device.
+
+        Raises:
+            TypeError: a dtype, which would convert row and sample numbers as well.
+        """
+        if isinstance(device, torch.dtype):
+            raise TypeError(
+                f"expected a device, received {device}, which would convert targets and sample numbers as well. "
+                "Make the model, or its outputs, of another precision before they become Rows."
+            )
         return map_tensors(lambda x: x.to(device, non_blocking=non_blocking), self)
 
     def pin_memory(self) -> "Rows":
@@ -432,7 +457,7 @@ class Rows:
         features, index = self.inert_features_and_index()
         target, probability = self.target, self.target_distribution
         if self.weight is not None:
-            inert = ~self.weighs
+            inert = ~self.has_weight
             target = target.masked_fill(inert, 0)
             probability = None if probability is None else probability.masked_fill(inert[:, None], 0.0)
         return _derived(
@@ -452,7 +477,7 @@ class Rows:
         """
         if self.weight is None:
             return self.features, self.index
-        inert = ~self.weighs
+        inert = ~self.has_weight
         features = None if self.features is None else self.features.masked_fill(inert[:, None], 0.0)
         return features, None if self.index is None else self.index.masked_fill(inert, 0)
 

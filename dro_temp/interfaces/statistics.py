@@ -42,6 +42,16 @@ class ScoreStatistics:
         project: Project | None = None,
         profile: Callable[[], ScoreProfile] | None = None,
     ) -> None:
+        if not isinstance(scores, Tensor) or scores.dim() != 2 or not scores.is_floating_point():
+            received = (
+                f"{scores.dtype} of shape {list(scores.shape)}"
+                if isinstance(scores, Tensor)
+                else type(scores)
+            )
+            raise TypeError(
+                f"expected scores as floating-point numbers of shape [n, m], received {received}. Pass "
+                "logits.flatten(0, -2), or logits.float()."
+            )
         scores = scores.detach()
         self._scores = at_least_float32(scores) if scores.dtype in LOW else scores
         self._mask, self._project = mask, project
@@ -60,7 +70,7 @@ class ScoreStatistics:
 
     @property
     def profile(self) -> ScoreProfile:
-        """Maximum, sum of exponentials, mean, deviation and number of possible outcomes, from one sweep."""
+        """Maximum, sum of exponentials, mean, deviation and number of possible outcomes, from one pass."""
         # Not a cached_property: its lock, up to Python 3.11, stops torch.compile.
         if self._profile is None:
             compute = self._compute_profile

@@ -1,4 +1,4 @@
-"""Memory of a sweep: rows scored at a time, scores saved for backward, and scratch memory that is reused."""
+"""Memory of a pass: rows scored at a time, scores saved for backward, and scratch memory that is reused."""
 
 import threading
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ _DEVICE_BLOCK = 512 * MIB
 
 @contextmanager
 def byte_budget(cached_scores: int) -> Iterator[None]:
-    """Bytes of scores that a sweep may store from forward to backward, instead of computing them twice.
+    """Bytes of scores that a pass may store from forward to backward, instead of computing them twice.
 
     With a budget for the whole score matrix backward costs two matrix products, without one three. The default
     is 512 MiB. The setting applies to the current context.
@@ -125,9 +125,9 @@ def scratch(like: Tensor, count: int = 1) -> Iterator[list[Tensor]]:
 
 
 def empty_cache() -> None:
-    """Return this thread's scratch memory to the system; the next sweep takes fresh memory.
+    """Return this thread's scratch memory to the system; the next pass takes fresh memory.
 
-    Between steps a sweep's buffer stays allocated (128 MiB at most on a CPU), and so does the memory of scores that are
+    Between steps a pass's buffer stays allocated (128 MiB at most on a CPU), and so does the memory of scores that are
     stored from forward to backward (the byte budget at most).
 
     Example:

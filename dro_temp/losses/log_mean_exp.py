@@ -36,7 +36,7 @@ _EXCHANGED = "several processes exchange numbers per row in place of gradients"
 class LogMeanExpLoss(RobustLoss):
     r"""A loss of the form $\varphi(\log g_i, \tau_i)$ with $\log g_i$ the log-mean-exp of row i's margins over tau.
 
-    A leaf implements `from_log_mean_exp`. If scores are products (`LinearScores`) the base streams over them, with
+    A subclass implements `from_log_mean_exp`. If scores are products (`LinearScores`) the base streams over them, with
     closed-form gradients and without the score matrix.
 
     Args:
@@ -46,7 +46,7 @@ class LogMeanExpLoss(RobustLoss):
             would be larger than a megabyte. Scores that are a matrix already always use "reference".
     """
 
-    #: True if a row's value depends on that row alone, without memory: gradients then need one sweep.
+    #: True if a row's value depends on that row alone, without memory: gradients then need one pass.
     row_by_row: bool = True
 
     def __init__(self, *, backend: BackendOption = "auto") -> None:
@@ -121,7 +121,7 @@ class LogMeanExpLoss(RobustLoss):
         backend: BackendChoice,
     ) -> LossOutput:
         n, counted, all_tau = rows.target.shape[0], None, tau
-        if rows.weight is not None:  # rows that do not count are left out of the sweep
+        if rows.weight is not None:  # rows that do not count are left out of the pass
             counted = rows.valid.nonzero()[:, 0]
             rows = replace(rows.select(counted), weight=rows.weight[counted])
             tau = tau[counted] if isinstance(tau, Tensor) else tau
@@ -134,7 +134,8 @@ class LogMeanExpLoss(RobustLoss):
             statistics=statistics,
             backend=streaming_backend(backend.name, scores.queries.device, scores.dtype),
         )
-        values, per_row = self.from_log_mean_exp(rows, output.log_g, output.tau), output.statistics
+        values = self.one_per_row(self.from_log_mean_exp(rows, output.log_g, output.tau), rows)
+        per_row = output.statistics
         # Temperatures that are an input are returned unchanged: hooks may read their gradient.
         taus = all_tau if isinstance(all_tau, Tensor) else output.tau
         if counted is not None:
@@ -225,6 +226,7 @@ class LogMeanExpLoss(RobustLoss):
             for k, loss in enumerate((self, other)):
                 log_g = log_sums[k] - log_of_size(rows[k].support_size, log_sums[k])
                 values = loss.from_log_mean_exp(rows[k], log_g, tensors[k].to(log_g.dtype))
+                values = loss.one_per_row(values, rows[k])
                 outputs.append(LossOutput(values, tensors[k], backends[k]))
         return outputs[0], outputs[1]
 

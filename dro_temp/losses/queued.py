@@ -20,6 +20,7 @@ from dro_temp.interfaces import (
 )
 from dro_temp.kernels import Statistic
 from dro_temp.kernels.memory import acquire, release
+from dro_temp.losses.infonce import InfoNCELoss
 from dro_temp.losses.key_queue import UNNUMBERED, KeyQueue
 from dro_temp.state import staged_modules
 
@@ -145,6 +146,9 @@ class QueuedLoss(RobustLoss):
             )
         number = _numbers(rows, len(scores.keys))
         if self._full:
+            if isinstance(tau, TemperaturePredictor):
+                # From the rows' own outcomes, which are those that the main loss and an evaluation show it.
+                tau = InfoNCELoss().evaluate(rows, tau, check=False).tau
             joined = self._joined(scores, number)
             target = rows.target + len(joined.keys) - len(scores.keys)
             joined_rows = replace(rows, scores=joined, target=target)
@@ -183,7 +187,7 @@ def _numbers(rows: Rows, columns: int) -> RowIndex:
     if rows.index is None:
         return unnumbered[:columns]
     # A row of weight zero may have any negative target, such as -100: its number goes behind the last column.
-    ignored = ~rows.weighs & (rows.target < 0)
+    ignored = ~rows.has_weight & (rows.target < 0)
     targets, _ = distributed.gather_rows(rows.target.long().masked_fill(ignored, columns))
     index, _ = distributed.gather_rows(rows.index.long())
     return unnumbered.scatter(0, targets, index)[:columns]
@@ -198,7 +202,7 @@ def _queries(rows: Rows, scores: LinearScores) -> Features:
             "expected rows that are plain products, and whose features are their queries, as those of pairs are; "
             "received others. Pass QueuedLoss(..., replay=0): what else a row needs is not kept."
         )
-    counts = rows.weighs
+    counts = rows.has_weight
     queries, _ = distributed.gather_rows(scores.queries.detach()[counts])
     targets, _ = distributed.gather_rows(rows.target.long()[counts])
     return queries.new_zeros(len(scores.keys), queries.shape[1]).index_copy(0, targets, queries)

@@ -33,7 +33,14 @@ from dro_temp.objective.reduction import (
 )
 from dro_temp.objective.sharding import UnreducedGradients
 from dro_temp.objective.tau_loss import evaluate_separately, register_tau_grad_hook, tau_loss_terms
-from dro_temp.objective.views import PerView, evaluate_views, named_penalties, per_view, refuse_shared_memory
+from dro_temp.objective.views import (
+    PerView,
+    check_views,
+    evaluate_views,
+    named_penalties,
+    per_view,
+    refuse_shared_memory,
+)
 from dro_temp.state import Committable, Staged, Transaction, staged_modules
 
 
@@ -96,6 +103,7 @@ class Objective(Committable):
         check_kind(
             "host", host, HostAdapter, "Wrap the model: dro_temp.hosts.TwoTower(...) or Classifier(...)."
         )
+        check_views(host)
         self.host = host
         self.predictors = nn.ModuleDict(per_view("predictor", predictor, host.views, TemperaturePredictor))
         self.losses = nn.ModuleDict(per_view("loss", loss, host.views, RobustLoss))

@@ -9,6 +9,7 @@ from dro_temp import distributed
 from dro_temp._checks import check_integers, check_positive, values_can_be_read
 from dro_temp.interfaces import HostAdapter, Rows, SampleRisk
 from dro_temp.objective.views import PerView, per_view
+from dro_temp.state import Committable, staged_modules
 
 
 def refuse_non_finite(
@@ -109,7 +110,15 @@ def temperature_metrics(view: str, loss: Tensor, tau: Tensor, valid: Tensor) -> 
 
 def risks_of(risk: PerView[SampleRisk] | None, host: HostAdapter) -> nn.ModuleDict:
     """The risk of each view; empty where values are averaged."""
-    return nn.ModuleDict({} if risk is None else per_view("risk", risk, host.views, SampleRisk))
+    risks = {} if risk is None else per_view("risk", risk, host.views, SampleRisk)
+    for r in risks.values():
+        if staged_modules(r.modules()) and not isinstance(r, Committable):
+            raise TypeError(
+                f"expected a risk with memory to derive from StandaloneRisk, received {type(r).__name__}, whose "
+                "`weights` would change what it remembers. Write class "
+                f"{type(r).__name__}(dro_temp.risks.StandaloneRisk)."
+            )
+    return nn.ModuleDict(risks)
 
 
 def check_for_risks(

@@ -20,8 +20,8 @@ def evaluate_separately(
 ) -> tuple[dict[str, LossOutput], dict[str, LossOutput]]:
     """The host's loss at detached temperatures, and the predictors' loss on detached rows.
 
-    A predictor that reads scores runs inside the sweep of its own loss, which needs no score matrix; the host's loss
-    uses the temperatures of that sweep.
+    A predictor that reads scores runs inside the pass of its own loss, which needs no score matrix; the host's loss
+    uses the temperatures of that pass.
     """
     taus: dict[str, Tensor | TemperaturePredictor] = {}
     for view, r in rows.items():
@@ -92,7 +92,7 @@ def tau_loss_terms(
 
 def _weight(rows: Rows, dtype: torch.dtype) -> PerRow:
     """Weight of each row. One without outcomes in its batch may have some in a queue, and has the value 0 otherwise."""
-    return rows.weighs.to(dtype) if rows.weight is None else rows.weight.to(dtype)
+    return rows.has_weight.to(dtype) if rows.weight is None else rows.weight.to(dtype)
 
 
 def _with_replayed(

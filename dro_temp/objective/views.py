@@ -13,6 +13,22 @@ Part = TypeVar("Part", bound=nn.Module)
 PerView: TypeAlias = Part | Mapping[str, Part]
 
 
+def check_views(host: HostAdapter) -> None:
+    """Raise unless the host names its views, and mirrors two of them or none."""
+    name = type(host).__name__
+    views = getattr(host, "views", None)
+    if isinstance(views, str) or not views or not all(isinstance(view, str) for view in views):
+        raise ValueError(
+            f'expected {name}.views as a tuple of names, received {views!r}. Write views = ("class",), say.'
+        )
+    mirrored = host.mirrored
+    if mirrored is not None and (len(set(mirrored)) != 2 or not set(mirrored) <= set(views)):
+        raise ValueError(
+            f"expected {name}.mirrored as two of its views {list(views)}, or None, received {mirrored!r}. Write "
+            'mirrored = ("image", "text"), say.'
+        )
+
+
 def per_view(name: str, part: PerView[Part], views: tuple[str, ...], kind: type) -> dict[str, Part]:
     """One part for each view, from one for all or from a mapping by view."""
     if not isinstance(part, Mapping):

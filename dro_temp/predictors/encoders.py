@@ -32,7 +32,7 @@ class TempNetEncoder(nn.Module, ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         """Check the declaration when the class is defined, not at its first call."""
         super().__init_subclass__(**options)
-        if "reads" in vars(cls):
+        if "reads" in vars(cls) and not hasattr(vars(cls)["reads"], "__get__"):  # a property is none yet
             check_reads(vars(cls)["reads"], cls.__name__)
 
     @property

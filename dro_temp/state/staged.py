@@ -16,14 +16,14 @@ _ROUNDED = (torch.float16, torch.bfloat16)
 class Staged(ShapeChecked, ABC):
     """Memory that forward reads and an optimizer step writes.
 
-    A second forward, a step that a gradient scaler skipped, validation: none of them may change it. A leaf
+    A second forward, a step that a gradient scaler skipped, validation: none of them may change it. A subclass
     creates its tables with `remember`, calls `stage` in forward or backward and implements `write`; it uses `read` and
     `put`, which handle the tables' device.
     """
 
     #: Names of the buffers or parameters with memory; they are never rounded below float32.
     memory: tuple[str, ...] = ()
-    #: True if the tables stay in host memory on every device; a leaf sets it before `remember`.
+    #: True if the tables stay in host memory on every device; a subclass sets it before `remember`.
     on_host: bool = False
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Staged(ShapeChecked, ABC):
         return [table for table in tables if table is not None]
 
     def _size(self) -> int:
-        """Number of samples in the tables; a leaf may have fewer tables than `memory` names."""
+        """Number of samples in the tables; a subclass may have fewer tables than `memory` names."""
         return min(len(getattr(self, name)) for name in self.memory if hasattr(self, name))
 
     def check(self, index: Tensor) -> None:

@@ -32,7 +32,9 @@ def makes_the_expected_rows(case: HostCase) -> None:
     for training in (True, False):
         host, batch = case.build().train(training), case.batch(5)
         made, expected = host(**batch), case.rows(host, batch)
-        assert set(made) == set(expected)
+        assert set(made) == set(expected), (
+            f"expected the views of the case's rows, {sorted(expected)}, received {sorted(made)}"
+        )
         for view, rows in made.items():
             name = f"view {view!r}, training={training}"
             _assert_same_labels(name, rows, expected[view])
@@ -43,7 +45,7 @@ def makes_the_expected_rows(case: HostCase) -> None:
 def _assert_same_labels(name: str, rows: Rows, expected: Rows) -> None:
     weight, wanted = (torch.ones(len(r)) if r.weight is None else r.weight.float() for r in (rows, expected))
     assert_same(weight, wanted, f"weights of {name}", rtol=1e-6)
-    counts = expected.weighs
+    counts = expected.has_weight
     assert_same(rows.target[counts].long(), expected.target[counts].long(), f"targets of {name}")
     assert rows.target_in_support == expected.target_in_support, f"target_in_support of {name}"
     _assert_same_or_none(f"sample numbers of {name}", _of(counts, rows.index), _of(counts, expected.index))
@@ -52,7 +54,7 @@ def _assert_same_labels(name: str, rows: Rows, expected: Rows) -> None:
 
 
 def _assert_same_numbers(name: str, rows: Rows, expected: Rows) -> None:
-    counts = expected.weighs
+    counts = expected.has_weight
     scores, wanted = (r.dense_scores[counts].detach() for r in (rows, expected))
     assert_same(scores, wanted, f"scores of {name}, and the model's own", rtol=1e-5, atol=1e-5)
     features = (_of(counts, r.features) for r in (rows, expected))
@@ -103,7 +105,7 @@ def _gradients(host: nn.Module, rows: Mapping[str, Rows]) -> dict[str, Tensor | 
     host.zero_grad()
     generator, total = torch.Generator().manual_seed(0), torch.zeros(())
     for r in rows.values():
-        scores = r.dense_scores[r.weighs]
+        scores = r.dense_scores[r.has_weight]
         total = total + (scores * torch.randn(scores.shape, generator=generator)).sum()
     total.backward()  # type: ignore[no-untyped-call]
     return {name: p.grad for name, p in host.named_parameters() if p.requires_grad}

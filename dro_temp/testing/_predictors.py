@@ -97,9 +97,9 @@ def predicts_the_same_in_the_sweep(case: PredictorCase) -> None:
         gradients = {name: p.grad for name, p in predictor.named_parameters() if p.grad is not None}
         results.append((output.tau.detach(), gradients))
     (expected, theirs), (streamed, ours) = results
-    assert_same(streamed, expected, "temperatures in the sweep, and of the matrix", rtol=1e-8, atol=1e-10)
+    assert_same(streamed, expected, "temperatures in the pass, and of the matrix", rtol=1e-8, atol=1e-10)
     for name in theirs:
-        what = f"gradient of {name} in the sweep, and of the matrix"
+        what = f"gradient of {name} in the pass, and of the matrix"
         assert_same(ours[name], theirs[name], what, rtol=1e-6, atol=1e-10)
 
 

@@ -1,5 +1,7 @@
 """A predictor gets exactly what it declares in `reads`, from the score matrix as from the sweep over it."""
 
+from functools import cached_property
+
 import pytest
 import torch
 from torch import nn
@@ -89,3 +91,49 @@ def test_with_a_tau_loss_the_scores_are_not_materialised(network, monkeypatch):
     monkeypatch.setattr(dt.LinearScores, "dense", lambda self: pytest.fail("the score matrix was made"))
     for found, other in zip(gradients("auto"), expected, strict=True):
         torch.testing.assert_close(found, other, rtol=1e-9, atol=1e-12)
+
+
+def test_a_wrapper_may_declare_what_its_part_reads():
+    class Wrapper(dt.predictors.TempNetEncoder):
+        width = 4
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = dt.predictors.HiddenEncoder(4, width=4)
+
+        @property
+        def reads(self):
+            return self.inner.reads
+
+        @property
+        def config(self):
+            return {}
+
+        def forward(self, inputs):
+            return self.inner(inputs)
+
+    assert dt.TempNet(Wrapper(), tau_min=0.1, tau_max=1.0)(torch.ones(3, 4)).shape == (3,)
+
+
+def test_a_subclass_of_rows_may_cache():
+    class Hardness(dt.Rows):
+        @cached_property
+        def hardness(self):
+            return self.dense_scores.std(1)
+
+    whole = Hardness(torch.randn(6, 9), torch.zeros(6, dtype=torch.long))
+    assert len(whole.hardness) == 6
+    assert len(whole.select(slice(0, 2)).hardness) == 2
+    assert isinstance(whole.detached(), Hardness)
+
+
+def test_a_pair_alone_in_its_batch_gives_a_gradient_of_zero():
+    host = dt.hosts.TwoTower(nn.Linear(6, 4), nn.Linear(5, 4))
+    network = dt.TempNet(dt.predictors.StatisticsEncoder(width=8), tau_min=0.05, tau_max=2.0)
+    losses = {view: dt.EntropicRiskLoss() for view in host.views}
+    objective = dt.Objective(host, network, losses)
+    output = objective(torch.randn(1, 6), torch.randn(1, 5))
+    output.loss.backward()
+    assert output.loss == 0
+    assert all(tau.isfinite().all() for tau in output.tau.values())
+    assert all(p.grad is None or (p.grad == 0).all() for p in objective.parameters())

@@ -18,6 +18,7 @@ from streams import (
     upstream_of,
 )
 
+import dro_temp as dt
 from dro_temp.functional import Scale
 from dro_temp.kernels import STATISTICS, byte_budget, log_mean_exp_rows, products
 from dro_temp.kernels.backends import reference
@@ -148,3 +149,24 @@ def test_rows_that_are_certain_of_their_target_are_no_worse_than_eager_in_bfloat
     ).to(torch.bfloat16)
     upstream = upstream_of(problem, seed)
     assert_no_worse_than_eager(problem.run(log_mean_exp_rows, upstream), problem, upstream)
+
+
+@pytest.mark.parametrize(("certainty", "most"), [(0.0, 1.1), (4.0, 1.1), (16.0, 2.0)])
+def test_ordinary_rows_are_as_precise_as_eager_in_bfloat16(certainty, most, monkeypatch):
+    """The target's term does not pass through a product in bfloat16; rows certain of it may lose one bit."""
+    monkeypatch.setattr(products, "cpu_multiplies_bfloat16", lambda: True)
+    g = torch.Generator().manual_seed(0)
+    queries, keys = torch.randn(256, 32, generator=g), torch.randn(2000, 32, generator=g).bfloat16()
+    target = torch.randint(2000, (256,), generator=g)
+    queries = (queries / 32**0.5 + certainty * keys.float()[target] / 32).bfloat16()
+    tau = torch.ones(256, dtype=float64)
+
+    def gradients(backend, dtype):
+        factors = [x.to(dtype, copy=True).requires_grad_() for x in (queries, keys)]
+        loss = dt.InfoNCELoss(backend=backend)(dt.Rows(dt.LinearScores(*factors), target), tau)
+        return [g.double() for g in torch.autograd.grad(loss.mean(), factors)]
+
+    exact = gradients("reference", float64)
+    eager, streamed = (gradients(backend, torch.bfloat16) for backend in ("reference", "torch"))
+    for ours, theirs, truth in zip(streamed, eager, exact, strict=True):
+        assert (ours - truth).norm() <= most * (theirs - truth).norm()

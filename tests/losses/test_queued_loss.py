@@ -151,6 +151,37 @@ def test_host_and_predictors_learn_from_their_own_losses():
     torch.testing.assert_close(output.metrics["loss"], total)
 
 
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_a_predictor_of_scores_is_shown_the_batch_as_in_an_evaluation(backend):
+    """The queue is what its temperatures are judged by, and not what they are predicted from."""
+    host = pair_host()
+    predictors = {
+        view: dt.TempNet(dt.predictors.StatisticsEncoder(width=8), tau_min=0.05, tau_max=2.0).double()
+        for view in VIEWS
+    }
+    tau_losses = {
+        view: dt.QueuedLoss(dt.KLRobustLoss(RHO, backend=backend), size=12, features=WIDTH) for view in VIEWS
+    }
+    objective = dt.Objective(host, predictors, dt.KLRobustLoss(RHO, backend=backend), tau_loss=tau_losses)
+    optimizer = dt.CompositionalOptimizer(torch.optim.SGD(objective.param_groups(lr=0.0), lr=0.0), objective)
+    for step in range(4):
+        batch = pair_batch(6, step) | {"index": torch.arange(6) + 6 * step}
+        objective(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(len(loss.queue) == 12 for loss in tau_losses.values())
+    batch["index"] = batch["index"] + 100
+    output, rows = objective(**batch), host(**batch)
+    output.loss.backward()
+    for view, predictor in predictors.items():
+        expected = predictor.predict(rows[view])
+        torch.testing.assert_close(output.tau[view], expected, rtol=1e-9, atol=0)
+        values = tau_losses[view](rows[view].detached(), expected) / len(VIEWS)
+        wanted = torch.autograd.grad(values.mean(), list(predictor.parameters()), allow_unused=True)
+        for parameter, gradient in zip(predictor.parameters(), wanted, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-7, atol=1e-12)
+
+
 def test_labels_may_teach_temperatures_of_a_frozen_host():
     torch.manual_seed(0)
     host = dt.hosts.Classifier(nn.Linear(6, 4), nn.Linear(4, 3), frozen=True)

@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import dro_temp as dt
 from dro_temp import _autograd
-from dro_temp._autograd import Rebound
+from dro_temp._autograd import Substituted
 from dro_temp.interfaces import PredictorInputs
 
 N, OUTCOMES, WIDTH = 600, 2000, 8  # streamed, and more rows than one block
@@ -199,30 +199,9 @@ def test_threads_share_a_decoder(rows_at_once):
     assert not wrong
 
 
-class Sums(nn.Module):
-    """A parameter, and a list of it twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.x = nn.Parameter(torch.ones(1), requires_grad=False)
-        self.parts, self.training_calls = nn.ParameterList([self.x, self.x]), 0
-
-    def forward(self) -> tuple[float, float]:
-        self.training_calls += 1
-        return float(self.x + 1), float(torch.cat([*self.parts]).sum())
-
-
-def test_substitutes_are_seen_inside_of_the_call_alone():
-    module, y = Sums(), torch.zeros(1)
-    rebound = Rebound(module, [module.x], [y])
-    assert rebound.call(Sums.forward) == (1.0, 0.0)
-    assert module() == (2.0, 2.0)
-    assert rebound.call(Sums.forward) == (1.0, 0.0)
-
-
-def test_what_a_call_assigns_stays_and_what_others_assign_is_not_undone():
-    module = Sums()
-    rebound = Rebound(module, [module.x], [torch.zeros(1)])
-    module.eval()  # by another thread, say
-    rebound.call(Sums.forward)
-    assert (module.training_calls, module.training) == (1, False)
+def test_substitution_ends_with_its_block():
+    x, y = nn.Parameter(torch.ones(1), requires_grad=False), torch.zeros(1)
+    with Substituted([x], [y]):
+        assert float(x + 1) == 1.0
+        assert float(torch.cat([x, x]).sum()) == 0.0
+    assert float(x + 1) == 2.0

@@ -1,4 +1,4 @@
-"""262 bad inputs, each of which must meet an error of three parts before anything has changed, or is none after all."""
+"""295 bad inputs, each of which must meet an error of three parts before anything has changed, or is none after all."""
 
 import math
 from collections.abc import Callable
@@ -19,6 +19,7 @@ SCORES, TARGET, FEATURES = (
     torch.ones(4, 4),
 )
 QUERIES, KEYS = torch.randn(4, 3), torch.randn(10, 3)
+ONES = torch.ones(2)
 IMAGES, TEXTS, INDEX = torch.randn(6, 6), torch.randn(6, 5), torch.arange(6)
 kl, chunked, native = (dt.KLRobustLoss(1.0, backend=backend) for backend in ("auto", "torch", "cpu"))
 
@@ -66,6 +67,78 @@ class World:
         state = {f"{name}.{key}": x.clone() for name, o in both.items() for key, x in o.state_dict().items()}
         staged = {name: [len(m.staged) for m in o.memory_modules()] for name, o in both.items()}
         return state | staged | {"lr": [group["lr"] for group in self.base.param_groups]}
+
+
+class Raw(dt.TemperaturePredictor):
+    """Temperatures of a function of the inputs."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(tau_min=0.1, tau_max=1.0)
+        self.function = function
+        self.reads = frozenset({"statistics" if function is of_statistics else "features"})
+
+    def raw(self, inputs: dt.interfaces.PredictorInputs) -> Any:
+        return self.function(inputs)
+
+
+def of_statistics(inputs: dt.interfaces.PredictorInputs) -> Any:
+    return inputs.statistics.std[:, None]
+
+
+def with_reads(reads: Any) -> dt.TemperaturePredictor:
+    predictor = Raw(lambda inputs: torch.zeros(inputs.n))
+    predictor.reads = reads
+    return predictor
+
+
+class Columns(dt.losses.LogMeanExpLoss):
+    """Values as a column."""
+
+    def from_log_mean_exp(self, rows: Any, log_g: Any, tau: Any) -> Any:
+        return log_g[:, None]
+
+
+class Mean(dt.RobustLoss):
+    """A mean in place of values."""
+
+    def values(self, rows: Any, tau: Any) -> Any:
+        return rows.margins.mean()
+
+
+class Plain(dt.interfaces.SampleRisk):
+    """A mean."""
+
+    def value(self, losses: Any, weight: Any, group: Any) -> Any:
+        return losses.mean()
+
+
+class Remembers(Plain):
+    """A risk with memory that does not derive from StandaloneRisk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.estimator = dt.LogMovingAverage(1)
+
+
+class Hosted(dt.HostAdapter):
+    """Returns what it is called with."""
+
+    views = ("class",)
+
+    def rows(self, result: Any) -> Any:
+        return result
+
+
+def objective_of(host: type[Hosted]) -> dt.Objective:
+    return dt.Objective(host(), dt.ConstantTemperature(1.0), kl)
+
+
+def hosted(result: Any) -> Any:
+    return objective_of(Hosted)(result)
+
+
+def averaged(**options: Any) -> Any:
+    return dt.LogMovingAverage(5, **options).propose(INDEX[:2], ONES, ONES > 0)
 
 
 Case = Callable[[World], Any]
@@ -393,6 +466,39 @@ CASES: dict[str, Case] = {
     "F.optimal_tau reversed": lambda w: F.optimal_tau(torch.randn(3, 4), rho=0.5, tau_min=1.0, tau_max=0.1),
     "F.optimal_tau rho neg": lambda w: F.optimal_tau(torch.randn(3, 4), rho=-1, tau_min=0.1, tau_max=1.0),
     "F.kl_dual tau neg": lambda w: F.kl_dual(torch.randn(3, 4), -torch.ones(3), rho=1.0),
+    "select number": lambda w: rows().select(2),
+    "select None": lambda w: rows(scores=products()).select(None),
+    "select 2-d": lambda w: rows(scores=products()).select(torch.zeros(2, 2, dtype=torch.long)),
+    "select 0-d": lambda w: rows().select(torch.tensor(1)),
+    "rows to dtype": lambda w: rows().to(torch.float64),
+    "predict features": lambda w: w.classifier.predictors["class"].predict(FEATURES),
+    "predictor statistics": lambda w: w.classifier.predictors["class"](statistics=SCORES),
+    "decoder None": lambda w: w.classifier.predictors["class"].eval().decoder(None),
+    "reads on instance": lambda w: kl(rows(features=FEATURES), with_reads("features")),
+    "reads misspelt on instance": lambda w: kl(rows(features=FEATURES), with_reads({"indx"})),
+    "inputs unknown": lambda w: dt.interfaces.PredictorInputs(2, foo=1),
+    "statistics ints": lambda w: dt.interfaces.ScoreStatistics(TARGET[None]),
+    "statistics list": lambda w: dt.interfaces.ScoreStatistics([[1.0, 2.0]]),
+    "statistics 1-d": lambda w: dt.interfaces.ScoreStatistics(torch.ones(3)),
+    "evaluate unknown statistic": lambda w: kl.evaluate(rows(), 1.0, statistics=("entropie",)),
+    "opt risk without memory": lambda w: dt.CompositionalOptimizer(w.base, Plain()),
+    "risk remembers, not standalone": lambda w: classifier(risk=Remembers()),
+    "gamma of a schedule": lambda w: averaged(gamma=lambda step: torch.tensor(2.0)),
+    "gamma of a schedule nan": lambda w: averaged(gamma=lambda step: torch.tensor(NAN)),
+    "gamma of a schedule str": lambda w: averaged(gamma=lambda step: "a"),
+    "raw [n 1]": lambda w: kl(rows(features=FEATURES), Raw(lambda x: x.features[:, :1])),
+    "raw [n 1] streamed": lambda w: chunked(rows(scores=products(), features=FEATURES), Raw(of_statistics)),
+    "raw None": lambda w: kl(rows(features=FEATURES), Raw(lambda x: None)),
+    "raw one number": lambda w: kl(rows(features=FEATURES), Raw(lambda x: x.features.mean())),
+    "values [n 1]": lambda w: Columns()(rows(), 1.0),
+    "values [n 1] streamed": lambda w: Columns(backend="torch")(rows(scores=products()), 1.0),
+    "values mean": lambda w: Mean()(rows(), 1.0),
+    "host rows None": lambda w: hosted(None),
+    "host rows wrong views": lambda w: hosted({"image": rows()}),
+    "host rows of tensors": lambda w: hosted({"class": SCORES}),
+    "host without views": lambda w: objective_of(type("Viewless", (Hosted,), {"views": None})),
+    "host of one name": lambda w: objective_of(type("Named", (Hosted,), {"views": "class"})),
+    "host mirrors unknown": lambda w: objective_of(type("Mirrors", (Hosted,), {"mirrored": ("a", "b")})),
     "Indexed": lambda w: dt.datasets.Indexed(5),
     "byte_budget neg": lambda w: dt.kernels.byte_budget(-1).__enter__(),
     "host Classifier head": lambda w: dt.hosts.Classifier(torch.nn.Linear(3, 3), "head"),

@@ -11,7 +11,7 @@ the pair's own score; it is left out of both sums. One stripe serves both sides:
                dk += G^T q                                            [m d]     product 3
 
 Both softmaxes are recomputed from their maxima and sums, so only numbers per row and per column are saved. G needs the
-final column sums and therefore a second sweep: three products if the scores fit the byte budget and are stored, four if
+final column sums and therefore a second pass: three products if the scores fit the byte budget and are stored, four if
 they are computed twice.
 
 Time over those products (pairs of width 512, moving averages, a temperature per sample; one thread of an AMD EPYC with
@@ -74,7 +74,7 @@ class PairRowSums:
 
 @dataclass(frozen=True)
 class PairBlock:
-    """A sweep without its tensors."""
+    """A pass without its tensors."""
 
     offset: int
     backend: Backend
@@ -97,13 +97,13 @@ class PairBlock:
         store: str | None,
         callback: Callable[[Scores], None] | None = None,
     ) -> PairRowSums:
-        """Sweep once.
+        """One pass over the rows.
 
         Args:
             queries: [n d].
             keys: [m d].
             tau: temperature of each row.
-            store: purpose (see `acquire`) of scores that are stored for a second sweep; None: none are.
+            store: purpose (see `acquire`) of scores that are stored for a second pass; None: none are.
             callback: called with a few rows of scores at a time, while they are in the CPU's cache.
         """
         n, m, dtype = len(queries), len(keys), tau.dtype
@@ -236,7 +236,7 @@ def pair_log_sums(
     own_columns: Tensor | None = None,
     backend: Backend = torch_backend,
 ) -> PairLogSums:
-    r"""Log-sums of both sides, from one sweep over stripes of $s = q k^\top$.
+    r"""Log-sums of both sides, from one pass over stripes of $s = q k^\top$.
 
     Row i's own column is `offset + i`; it is left out of both its row and its column. Backward forms
     $G_{ij} = \frac{u_i}{\tau_i} p_{ij} + \frac{w_j}{\tau_j} p'_{ij}$ stripe by stripe and multiplies it into both

@@ -3,14 +3,14 @@
 Backward needs each row's dL/dlog_g before it can sum gradients over rows, and forward does not have it. Three cases:
 
 - The loss weighs rows as a mean, a sum, a loss scale or an accumulation does. Forward assumes so, forms every
-  gradient in its one sweep, and backward rescales them by one number: three products, as many as for a stored score
+  gradient in its one pass, and backward rescales them by one number: three products, as many as for a stored score
   matrix.
-- Backward brings something else. `PrecomputedGrads` detects it, and the sweep runs again with the true gradient: four
+- Backward brings something else. `PrecomputedGrads` detects it, and the pass runs again with the true gradient: four
   products, and exact.
 - The estimate depends on all rows and all processes (`LogMovingAverage`), so nothing can be assumed. Backward always
-  runs the second sweep: four products, or three if the scores fit the byte budget (512 MiB by default).
+  runs the second pass: four products, or three if the scores fit the byte budget (512 MiB by default).
 
-A second sweep draws the same random numbers as the first, so that dropout of a predictor drops the same units.
+A second pass draws the same random numbers as the first, so that dropout of a predictor drops the same units.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from dro_temp.interfaces.rows import LinearScores, Rows
 from dro_temp.kernels.backends import torch as torch_backend
 from dro_temp.kernels.backends.protocol import Backend
 from dro_temp.kernels.memory import fits_cache
-from dro_temp.kernels.rows.chunked import ChunkedForward, ChunkResult, GradMask, GradOutput, SweepPlan
+from dro_temp.kernels.rows.chunked import ChunkedForward, ChunkPlan, ChunkResult, GradMask, GradOutput
 
 # Backward's gradient follows the same formula, multiplied by one factor: a few roundings apart.
 _ROUNDINGS = 64
@@ -44,7 +44,7 @@ class LogMeanExp:
 
     Args:
         log_g: with gradient to queries, keys, bias, tau and the predictor's parameters.
-        tau: the temperatures, with gradient if they were predicted in the sweep.
+        tau: the temperatures, with gradient if they were predicted in the pass.
         statistics: the requested statistics, detached.
     """
 
@@ -64,8 +64,8 @@ def log_mean_exp_rows(
     r"""$\log g_i = \log \frac1m \sum_j e^{(s_{ij} - s_{i t_i}) / \tau_i}$ of each row, without the score matrix.
 
     Scores are computed a chunk of rows at a time, in one reused buffer. With `assumed_grad_output`, every gradient is
-    formed in that same sweep and backward only rescales it: three matrix products in all, as many as for a stored score
-    matrix. If backward brings something else (or nothing was assumed), it sweeps again: four products, or three if the
+    formed in that same pass and backward only rescales it: three matrix products in all, as many as for a stored score
+    matrix. If backward brings something else (or nothing was assumed), it runs again: four products, or three if the
     scores fit the byte budget.
 
     Args:
@@ -90,7 +90,7 @@ def log_mean_exp_rows(
     predictor = None if isinstance(tau, Tensor) else tau
     scores = rows.scores
     assert isinstance(scores, LinearScores)
-    plan = SweepPlan(
+    plan = ChunkPlan(
         rows.target.long(),
         rows.target_in_support,
         scores.transform,
@@ -98,6 +98,7 @@ def log_mean_exp_rows(
         None if predictor is None else rows.features,
         None if predictor is None else rows.index,
         backend,
+        scores.dtype,
         names,
     )
     factors = (scores.queries, scores.keys, scores.bias)
@@ -107,7 +108,7 @@ def log_mean_exp_rows(
         log_g, _, *per_row = apply(tau)
         taus = tau.to(log_g.dtype)
     else:
-        log_g, taus, *per_row = tau(within=lambda: apply(None, *tau.whole_parameters()))
+        log_g, taus, *per_row = tau(run=lambda: apply(None, *tau.whole_parameters()))
     return LogMeanExp(log_g, taus, dict(zip(names, per_row, strict=True)))
 
 
@@ -115,7 +116,7 @@ class PrecomputedGrads:
     """Gradients formed in forward, which are right if backward brings a multiple of what was assumed.
 
     A mean, a sum, a loss scale, accumulation: each multiplies all rows by one factor. Anything else (a second
-    loss on the same values, a penalty on temperatures) is detected, and costs a second sweep.
+    loss on the same values, a penalty on temperatures) is detected, and costs a second pass.
 
     Args:
         assumed: the assumed gradient; None where no gradient is a sum over rows: each row is then rescaled by itself.
@@ -126,7 +127,7 @@ class PrecomputedGrads:
         self._assumed_u: list[Tensor] = []
         self._assumed_v: list[Tensor] = []
         self.result: ChunkResult | None = None
-        #: Gradients that the sweep multiplies into its rows.
+        #: Gradients that the pass multiplies into its rows.
         self.grad_output: GradOutput | None = None if assumed is None else self._record
 
     def _record(self, log_g: PerRow, tau: PerRow, rows: slice) -> tuple[PerRow, PerRow]:
@@ -142,7 +143,7 @@ class PrecomputedGrads:
         Args:
             u: dL/dlog_g, [n].
             v: dL/dtau, [n].
-            tau_predicted: whether the sweep formed tau's gradient, so that v matters.
+            tau_predicted: whether the pass formed tau's gradient, so that v matters.
         """
         result = self.result
         assert result is not None
@@ -181,7 +182,7 @@ class _LogMeanExp(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        plan: SweepPlan,
+        plan: ChunkPlan,
         assumed: GradOutput | None,
         records_graph: bool,
         queries: Tensor,
@@ -199,13 +200,13 @@ class _LogMeanExp(torch.autograd.Function):
         ctx.random_state = RandomState(queries.device) if random else None
         # Without an assumption, the weight of each row in a sum over rows is still unknown.
         mask = GradMask() if required.sums_over_rows and assumed is None else required
-        sweep = ChunkedForward(plan, queries, keys, bias, tau)
+        chunked = ChunkedForward(plan, queries, keys, bias, tau, parameters)
         n, m = queries.shape[0], keys.shape[0]
         ctx.saved_scores = None
-        if mask != required and fits_cache(n * m, sweep.dtype):
-            ctx.saved_scores = queries.new_empty((n, m), dtype=sweep.dtype)
+        if mask != required and fits_cache(n * m, chunked.dtype):
+            ctx.saved_scores = queries.new_empty((n, m), dtype=chunked.dtype)
         precomputed = PrecomputedGrads(assumed if mask.sums_over_rows else None)
-        result = precomputed.result = sweep.run(mask, precomputed.grad_output, save_scores=ctx.saved_scores)
+        result = precomputed.result = chunked.run(mask, precomputed.grad_output, save_scores=ctx.saved_scores)
         ctx.precomputed = precomputed if mask == required else None
         ctx.plan, ctx.mask = plan, required
         # If only temperatures that are an input learn, backward needs their slope alone.
@@ -223,13 +224,16 @@ class _LogMeanExp(torch.autograd.Function):
         u, v = grads[0], grads[1]
         if queries is None:
             return None, None, None, None, None, None, (u * slope).to(tau.dtype)
-        # Used once, since it is rescaled in place: a second backward through a retained graph sweeps again.
+        # Used once, since it is rescaled in place: a second backward through a retained graph runs again.
         precomputed, ctx.precomputed = ctx.precomputed, None
         result = None if precomputed is None else precomputed.rescaled(u, v, tau_predicted=tau is None)
         if result is None:
+            predictor = ctx.plan.predictor
+            if predictor is not None and predictor.training != (ctx.random_state is not None):
+                predictor.refuse_other_mode()
             with contextlib.nullcontext() if ctx.random_state is None else ctx.random_state.restored():
-                sweep = ChunkedForward(ctx.plan, queries, keys, bias, tau)
-                result = sweep.run(
+                chunked = ChunkedForward(ctx.plan, queries, keys, bias, tau, parameters)
+                result = chunked.run(
                     ctx.mask, lambda log_g, tau, rows: (u[rows], v[rows]), saved_scores=ctx.saved_scores
                 )
         tau_grad = u * slope if ctx.needs_input_grad[6] else None

@@ -1,4 +1,4 @@
-r"""One sweep over chunks of rows: scores, temperatures, log-mean-exp and its closed-form gradients.
+r"""One pass over chunks of rows: scores, temperatures, log-mean-exp and its closed-form gradients.
 
 With $p_i = \mathrm{softmax}(s_i / \tau_i)$ and
 $\log g_i = \log \frac1m \sum_j e^{(s_{ij} - s_{i t_i}) / \tau_i}$,
@@ -19,9 +19,9 @@ What can be done on the small side of a product is not done on [rows m], where e
 - Weights are not normalised: their sum is divided out of the [rows d] side of each product.
 - E_p[s] is the dot product of a query with its row of product 2, where that is as precise as the scores.
 - A scale is a factor of product 1. Scaled low-precision queries would lose digits.
-- The target's share of the gradient is added to the [rows d] and [m d] sides. Only in low-precision products is it
-  subtracted from the weights: where a row is certain of its target the two nearly cancel, and after the product only
-  the rounding error of one of them would remain.
+- The target's -1 in p - 1[j = t] is added to the [rows d] and [m d] sides. Only in rows that are certain of their
+  target, and in low-precision products, is it subtracted from the weights: the two nearly cancel, and after the product
+  the rounding error of p alone would remain.
 - The first chunk overwrites dk: filling it with zeros would be one more pass over [m d].
 
 Forward forms all gradients if each row's weight in the loss can be assumed (`autograd.PrecomputedGrads`): three
@@ -42,14 +42,14 @@ with AVX2, torch 2.14, float32, 2026-11-24; docs/streaming.md has the method and
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from dro_temp._tensors import LOW, work_dtype
+from dro_temp._tensors import LOW
 from dro_temp._typing import Features, PerRow, RowIndex, Scores
 from dro_temp.functional.statistics import NOT_AN_OUTCOME, Statistic, tilted_statistics
 from dro_temp.functional.transforms import Scale, ScoreTransform
@@ -74,7 +74,7 @@ class GradMask:
 
     #: True if some gradient is one of the scores.
     scores: bool = field(init=False)
-    #: True if some gradient is a sum over rows: each row's weight in the loss must then be known in the sweep.
+    #: True if some gradient is a sum over rows: each row's weight in the loss must then be known in the pass.
     sums_over_rows: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class GradMask:
 
 @dataclass
 class ChunkResult:
-    """Values and gradients of a sweep; gradients that the mask leaves out are None."""
+    """Values and gradients of a pass; gradients that the mask leaves out are None."""
 
     log_g: PerRow
     tau: PerRow
@@ -97,8 +97,8 @@ class ChunkResult:
 
 
 @dataclass(frozen=True)
-class SweepPlan:
-    """A sweep without the tensors that belong to autograd, which may free or recompute them.
+class ChunkPlan:
+    """A pass without the tensors that belong to autograd, which may free or recompute them.
 
     Args:
         target: column of each row's target, int64.
@@ -108,6 +108,7 @@ class SweepPlan:
         features: what the predictor may read of each row, or None.
         index: sample numbers, or None.
         backend: what computes on a chunk.
+        dtype: of the scores and of sums over them, float32 or better.
         statistics: names of the statistics to return.
     """
 
@@ -118,11 +119,12 @@ class SweepPlan:
     features: Features | None
     index: RowIndex | None
     backend: Backend
+    dtype: torch.dtype
     statistics: tuple[Statistic, ...] = ()
 
 
 class ChunkedForward:
-    """A sweep over rows of products.
+    """A pass over rows of products.
 
     Args:
         plan: what is computed.
@@ -130,14 +132,21 @@ class ChunkedForward:
         keys: one vector per outcome, [m d].
         bias: one number per outcome, [m], or None.
         tau: temperatures, [n]; None: predicted by the plan's predictor.
+        parameters: that predictor's.
     """
 
     def __init__(
-        self, plan: SweepPlan, queries: Features, keys: Features, bias: PerRow | None, tau: PerRow | None
+        self,
+        plan: ChunkPlan,
+        queries: Features,
+        keys: Features,
+        bias: PerRow | None,
+        tau: PerRow | None,
+        parameters: Sequence[Tensor] = (),
     ) -> None:
-        self.plan, self.backend, self.tau = plan, plan.backend, tau
+        self.plan, self.backend, self.tau, self.parameters = plan, plan.backend, tau, parameters
         self.queries, self.keys, self.bias = queries, keys, bias
-        self.dtype = work_dtype(queries, keys)
+        self.dtype = plan.dtype
         self.support_size = len(keys) - (0 if plan.target_in_support else 1)
         self.transform: ScoreTransform | None = None
         self.scale = 1.0  # a factor of the product, where it costs nothing
@@ -159,13 +168,13 @@ class ChunkedForward:
         save_scores: Scores | None = None,
         saved_scores: Scores | None = None,
     ) -> ChunkResult:
-        """Sweep once.
+        """One pass over the rows.
 
         Args:
             mask: which gradients to compute.
             grad_output: gradient of each row's log_g and tau; None: one for log_g and zero for tau.
-            save_scores: [n m], filled with the scores for a later sweep.
-            saved_scores: scores that an earlier sweep saved.
+            save_scores: [n m], filled with the scores for a later pass.
+            saved_scores: scores that an earlier pass saved.
         """
         n, m = len(self.queries), len(self.keys)
         step = block_rows(n, m, self.dtype, self.queries.device, sums_over_rows=mask.keys)
@@ -210,12 +219,15 @@ class ChunkedForward:
         self._narrow_keys = self.keys.to(
             gradient_dtype(self.keys)
         )  # [m d], in the precision of products 2 and 3
-        #: Whether p - 1[j = t] is formed before the products, and not after them: see `_subtract_target`.
+        #: Whether p - 1[j = t] may be formed before the products: see `_subtract_target`.
         self._target_in_weights = self._narrow_keys.dtype in LOW
+        self._target_rest: PerRow | None = None  # of the last chunk
         self._temperatures = None
         if self.tau is None:
             assert self.plan.predictor is not None
-            self._temperatures = BlockTemperatures(self.plan.predictor, self, train=mask.parameters)
+            self._temperatures = BlockTemperatures(
+                self.plan.predictor, self, self.parameters, train=mask.parameters
+            )
 
     def _reduce(self, chunk: slice, scores: Scores, mask: GradMask, grad_output: GradOutput | None) -> None:
         """Everything after product 1; the scores are overwritten."""
@@ -283,14 +295,22 @@ class ChunkedForward:
         tau: PerRow,
         target_slope: PerRow | None,
     ) -> None:
-        """Overwrite the target's weight e_it by e_it - sum_exp, before a product in low precision rounds either."""
+        """Subtract the target's sum_exp from its weight, before products in low precision, in rows certain of it.
+
+        What is still missing (all of it in other rows, the rounding error here) is added after the products.
+        """
         weights = partials.weights
         assert weights is not None
-        value = -partials.sum_exp
+        weight = torch.zeros_like(tau)
         if self.plan.target_in_support:
-            value = ((target_score - partials.row_max) / tau).exp() + value
-        value = value if target_slope is None else value * target_slope
-        weights.scatter_(1, self.plan.target[chunk, None], value[:, None].to(weights.dtype))
+            weight = ((target_score - partials.row_max) / tau).exp()
+        difference = weight - partials.sum_exp
+        inside = torch.where(2 * weight > partials.sum_exp, difference, weight)
+        if target_slope is not None:
+            difference, inside = difference * target_slope, inside * target_slope
+        inside = inside.to(self._narrow_keys.dtype)
+        self._target_rest = difference - inside
+        weights.scatter_(1, self.plan.target[chunk, None], inside[:, None].to(weights.dtype))
 
     def _mean_excess(self, chunk: slice, partials: SoftmaxPartials) -> PerRow:
         r"""$\mathrm{E}_p[s] - \max s$ of each row; product 2 fills the queries' gradient with $\sum_j e_{ij} k_j$."""
@@ -321,15 +341,19 @@ class ChunkedForward:
         if result.keys is not None:
             first, factor = chunk.start == 0, self._narrow_keys.dtype
             self.backend.accumulate_(result.keys, weights, queries * share, factor, first=first)
-        if not self._target_in_weights:
-            target_grad = -u / tau  # the target's -1 in p - 1[j = t], times dL/dlog_g / tau, [rows]
-            target_grad = target_grad if target_slope is None else target_grad * target_slope
-            if result.bias is not None:
-                result.bias.index_add_(0, target, target_grad)
-            target_grad = (target_grad * self.scale)[:, None]
-            if result.queries is not None:
-                result.queries[chunk].add_(target_grad * self.keys[target])
-            if result.keys is not None:
-                result.keys.index_add_(0, target, queries * target_grad)
+        if self._target_in_weights:
+            assert self._target_rest is not None
+            target_grad = self._target_rest / partials.sum_exp  # [rows]
+        else:
+            target_grad = torch.full_like(u, -1.0)  # that in p - 1[j = t], [rows]
+            target_grad = target_grad if target_slope is None else -target_slope
+        target_grad = target_grad * u / tau
+        if result.bias is not None:
+            result.bias.index_add_(0, target, target_grad)
+        target_grad = (target_grad * self.scale)[:, None]
+        if result.queries is not None:
+            result.queries[chunk].add_(target_grad * self.keys[target])
+        if result.keys is not None:
+            result.keys.index_add_(0, target, queries * target_grad)
         if weights.dtype != self.dtype:  # a copy in the precision of the products
             release("weights", weights)
