@@ -342,7 +342,8 @@ class TemperaturePredictor(ShapeChecked, ABC):
             ValueError: the predictor is in training mode and behaves differently in it (dropout), or reads sample
                 numbers.
         """
-        check_kind("head", head, FrozenHead, "Pass FrozenHead(weight, bias).")
+        if not hasattr(head, "statistics"):  # a host may have one of its own
+            check_kind("head", head, FrozenHead, "Pass FrozenHead(weight, bias).")
         self._refuse_training()
         reads = self.reads
         if "index" in reads:

@@ -76,7 +76,7 @@ def has_one_temperature_per_row(case: PredictorCase) -> None:
     assert_same(predictor(features[0], index=index[0]), flat[0], "features [d]", atol=1e-6)
 
 
-def predicts_the_same_in_the_sweep(case: PredictorCase) -> None:
+def predicts_the_same_while_streaming(case: PredictorCase) -> None:
     """A predictor of scores, asked chunk by chunk by a streaming loss, gives what it gives for the score matrix."""
     predictor = case.build().double().eval()
     if not predictor.reads_scores:
@@ -97,9 +97,9 @@ def predicts_the_same_in_the_sweep(case: PredictorCase) -> None:
         gradients = {name: p.grad for name, p in predictor.named_parameters() if p.grad is not None}
         results.append((output.tau.detach(), gradients))
     (expected, theirs), (streamed, ours) = results
-    assert_same(streamed, expected, "temperatures in the pass, and of the matrix", rtol=1e-8, atol=1e-10)
+    assert_same(streamed, expected, "temperatures while streaming, and of the matrix", rtol=1e-8, atol=1e-10)
     for name in theirs:
-        what = f"gradient of {name} in the pass, and of the matrix"
+        what = f"gradient of {name} while streaming, and of the matrix"
         assert_same(ours[name], theirs[name], what, rtol=1e-6, atol=1e-10)
 
 
@@ -218,7 +218,7 @@ CONTRACTS = (
     stays_in_bounds,
     has_one_temperature_per_row,
     works_row_by_row,
-    predicts_the_same_in_the_sweep,
+    predicts_the_same_while_streaming,
     is_deterministic_in_eval,
     decodes_what_it_predicts,
     has_finite_gradients,

@@ -218,7 +218,7 @@ FAULTS = (
     _tagger(
         "targets out of range", TargetsOutOfRange, "makes_rows_of_every_view", "expected targets from 0 to 3"
     ),
-    _tagger("a view that is not declared", UndeclaredView, "makes_rows_of_every_view", "expected views"),
+    _tagger("a view that is not declared", UndeclaredView, "makes_rows_of_every_view", "expected the views"),
     _tagger("trains a frozen weight", UnfreezesWeights, "leaves_a_frozen_part_alone", "to stay frozen"),
     _tagger(
         "ignores frozen=True", TrainsThoughFrozen, "leaves_frozen_weights_alone", "expected a frozen host"
@@ -229,7 +229,9 @@ FAULTS = (
     _pair_host("another view's features", OtherViewsFeatures, EXPECTED, "features of view 'image'"),
     _pair_host("another view's scores", OtherViewsScores, EXPECTED, "scores of view 'text'"),
     _pair_host("views that are no mirrors", OtherViewsScores, "mirrors_as_declared", "transposed"),
-    _pair_host("views in another order", ViewsInAnotherOrder, "makes_rows_of_every_view", "expected views"),
+    _pair_host(
+        "views in another order", ViewsInAnotherOrder, "makes_rows_of_every_view", "expected the views"
+    ),
 )
 
 

@@ -111,6 +111,11 @@ class AverageOutsideTheState(Dual):
         return super().values(rows, tau) + self.offset * tau
 
 
+class ReadsTheScores(dt.losses.LogMeanExpLoss):
+    def from_log_mean_exp(self, rows, log_g, tau):
+        return tau * log_g + 0.0 * rows.margins.mean(1)
+
+
 def _loss(name, build, contract, message, **claims):
     return Fault(name, testing.LossCase(name, build, **claims), contract, message)
 
@@ -163,6 +168,12 @@ FAULTS = (
         WeighsAllOutcomesAlike,
         "has_the_right_gradient_at_first_sight",
         "Jacobian",
+    ),
+    _loss(
+        "a streaming loss that makes the scores",
+        ReadsTheScores,
+        "streams_what_it_computes",
+        "expected a streaming loss to read log_g and tau alone",
     ),
     _loss("one number for all rows", OneNumberForAllRows, "works_row_by_row", "value of row 0"),
     _loss("values less their mean", RankedInTheBatch, "works_row_by_row", "value of row 0"),

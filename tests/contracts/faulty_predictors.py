@@ -78,6 +78,30 @@ class NormalisedByRunningStatistics(Linear):
         return super().of_features(self.norm(features))
 
 
+class OfScores(dt.TemperaturePredictor):
+    """A slope times the mean score."""
+
+    reads = frozenset({"support"})
+
+    def __init__(self):
+        super().__init__(tau_min=0.1, tau_max=4.0)
+        self.slope = nn.Parameter(torch.ones(()))
+
+    def raw(self, inputs):
+        return self.slope * inputs.support.scores.mean(1)
+
+
+class WritesIntoTheScores(OfScores):
+    def raw(self, inputs):
+        inputs.support.scores.clamp_(min=0.0)
+        return super().raw(inputs)
+
+
+class ReturnsAColumn(OfScores):
+    def raw(self, inputs):
+        return super().raw(inputs)[:, None]
+
+
 def _predictor(name, build, contract, message):
     return Fault(name, testing.PredictorCase(name, build), contract, message)
 
@@ -103,6 +127,18 @@ PREDICTOR_FAULTS = (
         NormalisedByRunningStatistics,
         "forward_writes_nothing",
         "received another norm.running",
+    ),
+    _predictor(
+        "writes into the scores that it reads",
+        WritesIntoTheScores,
+        "predicts_the_same_while_streaming",
+        "while streaming, and of the matrix",
+    ),
+    _predictor(
+        "a column in place of one number per row",
+        ReturnsAColumn,
+        "predicts_the_same_while_streaming",
+        "one number per row, from ReturnsAColumn.raw",
     ),
 )
 

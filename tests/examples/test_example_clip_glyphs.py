@@ -147,6 +147,7 @@ def test_learns(example, data):
     assert run.recalls("train")["train/i2t_r1"] > 10 * 100 / len(data.splits["train"].names)
 
 
+@pytest.mark.slow
 def test_ctrl_c_then_resume_equals_uninterrupted(finished, example, tmp_path, capsys):
     options = [*TINY, "--epochs", EPOCHS, "--out", str(tmp_path)]
     command = [sys.executable, "-W", "error", str(EXAMPLES / "clip_glyphs.py"), *options]

@@ -68,6 +68,7 @@ def test_it_finds_more_than_before_and_remembers_every_pair(finished):
         assert bool(log_u.isfinite().all())
 
 
+@pytest.mark.slow
 def test_after_ctrl_c_resume_goes_on(example, finished, tmp_path, capsys, monkeypatch):
     options = ["--quick", "--out", str(tmp_path)]
     real = example.RobustRankingLoss.callback

@@ -1,4 +1,4 @@
-"""A predictor gets exactly what it declares in `reads`, from the score matrix as from the sweep over it."""
+"""A predictor gets exactly what it declares in `reads`, from the score matrix as while it is streamed."""
 
 from functools import cached_property
 
@@ -60,7 +60,7 @@ def test_a_misspelt_declaration_is_refused_when_the_class_is_made(reads):
 
 
 def test_a_predictor_is_not_asked_for_what_it_does_not_read():
-    """The sweep hands over features only where they are declared: a host may have none."""
+    """A streaming loss hands over features only where they are declared: a host may have none."""
     without = dt.Rows(rows(600, 2000).scores, rows(600, 2000).target)
     assert dt.KLRobustLoss(1.0)(without, Reads({"statistics"}, "statistics")).shape == (600,)
     with pytest.raises(ValueError, match=r"expected features for Reads, received no features"):

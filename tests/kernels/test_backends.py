@@ -86,7 +86,7 @@ def _surroundings_untouched(block):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @given(data=st.data())
 @settings(max_examples=25)
-def test_tilt(fused, device, dtype, data):
+def test_softmax_partials_and_row_sums(fused, device, dtype, data):
     _, scores, tau, _ = _draw(data, (1, 2, 3), WIDTHS, dtype, device)
     expected = torch_backend.softmax_partials_(scores.clone(), tau, mean_excess=True)
     again = scores.clone()

@@ -80,7 +80,7 @@ def test_chunked_equals_eager(loss, predictor, pairs):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("predictor", ["tempnet-logits", "tempnet-centred", "support"])
-def test_temperatures_in_the_sweep_with_every_head(predictor, frozen, bias, transform):
+def test_temperatures_of_a_pass_with_every_head(predictor, frozen, bias, transform):
     found = {}
     for backend in ("reference", "torch"):
         rows, leaves = linear_rows(bias=bias, transform=transform)
@@ -109,7 +109,7 @@ def test_twenty_committed_steps_leave_the_same_memory(predictor):
     torch.testing.assert_close(states["torch"], states["reference"], rtol=1e-11, atol=1e-12)
 
 
-def test_a_second_sweep_drops_the_same_units():
+def test_a_second_pass_drops_the_same_units():
     """Its gradient is that of the mean when the mean comes back, and linear in what comes back."""
     tempnet = _tempnet(dropout=0.5)
     rows, leaves = linear_rows()

@@ -33,7 +33,7 @@ def _expect_ones(log_g, tau, rows):
 @given(row_problems(), seeds, st.integers(1, 4), st.booleans(), st.sampled_from([0, 2**30]), st.booleans())
 @settings(max_examples=150)
 def test_equals_eager(problem, seed, step, speculates, budget, uniform):
-    """Values, statistics and all gradients, whether backward rescales, recalls or sweeps again."""
+    """Values, statistics and all gradients, whether backward rescales, recalls or runs again."""
     n = len(problem.target)
     upstream = upstream_of(problem, seed)
     if uniform:

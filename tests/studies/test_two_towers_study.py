@@ -109,6 +109,7 @@ def test_a_study_from_trials_to_table_and_again_from_stored_runs(one_thread, tmp
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.json")} == files
 
 
+@pytest.mark.slow
 def test_results_replace_their_own_section_alone(one_thread, tmp_path, monkeypatch, capsys):
     from benchmarks.harness import results
 

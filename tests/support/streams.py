@@ -1,4 +1,4 @@
-"""Problems for the streaming kernels, blocks so small that many are needed, and a record of sweeps."""
+"""Problems for the streaming kernels, blocks so small that many are needed, and a record of passes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ def blocks_of(rows: int) -> Iterator[None]:
 
 @dataclass
 class Seen:
-    """One sweep: what was wanted, how many rows it saw, what it found."""
+    """One pass: what was wanted, how many rows it saw, what it found."""
 
     needs: object
     rows: int
@@ -38,8 +38,8 @@ class Seen:
 
 
 @contextmanager
-def recorded_sweeps() -> Iterator[list[Seen]]:
-    """Every sweep over rows inside."""
+def recorded_passes() -> Iterator[list[Seen]]:
+    """Every pass over rows inside."""
     seen, run = [], ChunkedForward.run
 
     def recorded(self, mask, grad_output, **options):

@@ -1,8 +1,8 @@
-"""How often the streaming losses sweep, what a sweep forms, and that what it formed is exact."""
+"""How many passes the streaming losses take, what a pass forms, and that what it formed is exact."""
 
 import pytest
 import torch
-from streams import blocks_of, float64, linear_rows, recorded_sweeps
+from streams import blocks_of, float64, linear_rows, recorded_passes
 
 import dro_temp as dt
 from dro_temp.kernels import byte_budget
@@ -45,16 +45,16 @@ OTHER = {
 
 
 @pytest.mark.parametrize("name", PROPORTIONAL)
-def test_one_factor_for_all_rows_costs_one_sweep(name):
-    with recorded_sweeps() as seen:
+def test_one_factor_for_all_rows_costs_one_pass(name):
+    with recorded_passes() as seen:
         ours = _gradients(PROPORTIONAL[name], backend="torch")
     assert len(seen) == 1
     torch.testing.assert_close(ours, _gradients(PROPORTIONAL[name], backend="reference"))
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_anything_else_costs_a_second_sweep_and_is_exact(name):
-    with recorded_sweeps() as seen:
+def test_anything_else_costs_a_second_pass_and_is_exact(name):
+    with recorded_passes() as seen:
         ours = _gradients(OTHER[name], backend="torch")
     assert len(seen) <= 2 + (name == "nothing")
     torch.testing.assert_close(ours, _gradients(OTHER[name], backend="reference"), equal_nan=True)
@@ -66,7 +66,7 @@ def test_weights_of_rows_are_expected():
     def weighted(values, tau):
         return (weight * values).sum() / weight.sum()
 
-    with recorded_sweeps() as seen:
+    with recorded_passes() as seen:
         ours = _gradients(weighted, backend="torch", weight=weight)
     assert len(seen) == 1
     torch.testing.assert_close(ours, _gradients(weighted, backend="reference", weight=weight))
@@ -82,13 +82,13 @@ def test_backward_twice_is_exact_both_times(total, budget):
 
 
 @pytest.mark.parametrize("penalised", [False, True])
-def test_a_penalty_on_temperatures_that_are_predicted_in_the_sweep(penalised):
+def test_a_penalty_on_temperatures_that_are_predicted_in_the_pass(penalised):
     found = {}
     for backend in ("reference", "torch"):
         torch.manual_seed(0)
         tempnet = dt.TempNet.for_logits(11, tau_min=0.3, tau_max=2.0, width=4, dropout=0.0).double()
         rows, leaves = linear_rows()
-        with recorded_sweeps() as seen:
+        with recorded_passes() as seen:
             output = _loss(backend).evaluate(rows, tempnet)
             penalty = output.tau.square().sum() if penalised else 0.0
             grads = torch.autograd.grad(output.values.mean() + penalty, [*leaves, *tempnet.parameters()])
@@ -105,22 +105,22 @@ def test_only_gradients_that_are_wanted_are_formed(trained):
         leaves = dict(zip(("queries", "keys", "bias"), leaves, strict=True)) | {"tau": TAU.clone()}
         for name, leaf in leaves.items():
             leaf.requires_grad_(name in trained.split())
-        with recorded_sweeps() as seen:
+        with recorded_passes() as seen:
             values = _loss(backend)(rows, leaves["tau"])
             wanted = [leaves[name] for name in trained.split()]
             grads = torch.autograd.grad(values.mean(), wanted) if wanted else ()
         found[backend] = (values, grads)
     torch.testing.assert_close(found["torch"], found["reference"])
-    (sweep,) = seen
+    (only,) = seen
     for name in ("queries", "keys", "bias"):
-        assert (getattr(sweep.found, name) is not None) == (name in trained.split()), name
+        assert (getattr(only.found, name) is not None) == (name in trained.split()), name
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_an_evaluation_forms_no_gradients(mode):
     tempnet = dt.TempNet.for_logits(11, tau_min=0.3, tau_max=2.0, width=4).double()
     rows, _ = linear_rows()
-    with recorded_sweeps() as seen, mode():
+    with recorded_passes() as seen, mode():
         values = _loss("torch")(rows, tempnet)
     assert not values.requires_grad
     found = seen[0].found
@@ -146,10 +146,10 @@ def test_rows_that_do_not_count_are_inert_and_cost_nothing(rubbish, reads):
     weight = torch.ones(9).index_fill(0, out, 0.0)
     rows = dt.Rows(rows.scores, rows.target, rows.features, rows.index, weight=weight)
     tau = tempnet if reads else TAU.index_fill(0, out, rubbish)
-    with recorded_sweeps() as seen:
+    with recorded_passes() as seen:
         found = _loss("torch").evaluate(rows, tau, statistics=("entropy", "norm"))
         grads = torch.autograd.grad(found.values.sum() / 6, leaves)
-    assert [sweep.rows for sweep in seen] == [6]
+    assert [one.rows for one in seen] == [6]
     assert bool((found.values[out] == 0).all())
     assert all(bool((x[out] == 0).all()) for x in found.statistics.values())
     torch.testing.assert_close(found.values[kept], clean)
