@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import torch
-from glyphs.data import Pairs
 from glyphs.model import TextEncoder, as_float, image_encoder
 from glyphs.retrieval import embed, mean_r1, recalls
 from torch import Tensor
@@ -104,13 +103,15 @@ class Training:
             for predictor in self.objective.predictors.values():
                 predictor.tau_min = predictor.tau_max = self.path[step]  # type: ignore[assignment]
 
-    def embed(self, pairs: Pairs) -> dict[str, Tensor]:
-        """Unit vectors of the images, and of the names."""
-        return embed(self.objective.host, pairs)
-
     def recalls(self, split: str) -> dict[str, float]:
         """R@1 and R@5 in percent, both ways."""
         return recalls(self.objective.host, self.data.splits[split], split)
+
+    def zero_shot(self) -> dict[str, float]:
+        """Zero-shot accuracy in percent, on pairs of unseen names."""
+        train, test = self.data.splits["train"], self.data.splits["test_unseen"]
+        host = self.objective.host
+        return script_accuracy(train, test, embed(host, train)["text"], embed(host, test)["image"])
 
     def gap(self) -> dict[str, Any]:
         """How close temperatures of training pairs come to the optimal ones, over the whole training set."""
@@ -156,6 +157,6 @@ def trained(
     }
     if not tuning:
         test = training.recalls("test_seen") | training.recalls("test_unseen")
-        result["metrics"] |= test | {"mean_r1": mean_r1(test)} | script_accuracy(training)
+        result["metrics"] |= test | {"mean_r1": mean_r1(test)} | training.zero_shot()
         result["gap"] = training.gap()
     return result

@@ -1,13 +1,10 @@
 """Zero-shot classification of glyphs with unseen names by kind, the first word of a name: greek, braille, ..."""
 
 from collections import Counter
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
-
-if TYPE_CHECKING:
-    from benchmarks.studies.two_towers.training import Training
+from glyphs.data import Pairs
+from torch import Tensor, nn
 
 FEWEST_PROMPTS, FEWEST_IMAGES = 5, 20
 
@@ -17,21 +14,24 @@ def kind(name: str) -> str:
     return name.split()[0]
 
 
-def script_accuracy(training: "Training") -> dict[str, float]:
+def script_accuracy(train: Pairs, test: Pairs, names: Tensor, images: Tensor) -> dict[str, float]:
     """Accuracy in percent, averaged over kinds; a kind is represented by the mean embedding of its training names.
 
     A single hand-written prompt for each kind stayed near chance.
+
+    Args:
+        train: training pairs.
+        test: pairs of unseen names.
+        names: embeddings of the training names.
+        images: embeddings of the test images.
     """
-    train, test = training.data.splits["train"], training.data.splits["test_unseen"]
     prompts = Counter(kind(name) for name in train.names)
-    images = Counter(kind(test.names[i]) for i in test.name_index.tolist())
-    kinds = sorted(k for k in prompts if prompts[k] >= FEWEST_PROMPTS and images[k] >= FEWEST_IMAGES)
+    shown = Counter(kind(test.names[i]) for i in test.name_index.tolist())
+    kinds = sorted(k for k in prompts if prompts[k] >= FEWEST_PROMPTS and shown[k] >= FEWEST_IMAGES)
     place = {k: i for i, k in enumerate(kinds)}
-    names = training.embed(train)["text"]
     owner = torch.tensor([place.get(kind(name), len(kinds)) for name in train.names])
     sums = torch.zeros(len(kinds) + 1, names.shape[1]).index_add_(0, owner, names)[:-1]
-    vectors = training.embed(test)["image"]
     label = torch.tensor([place.get(kind(test.names[i]), -1) for i in test.name_index.tolist()])
-    right = (vectors @ nn.functional.normalize(sums, dim=1).T).argmax(1) == label
+    right = (images @ nn.functional.normalize(sums, dim=1).T).argmax(1) == label
     each = [right[label == i].double().mean() for i in range(len(kinds))]
     return {"zero_shot": 100 * float(torch.stack(each).mean()), "zero_shot_kinds": float(len(kinds))}

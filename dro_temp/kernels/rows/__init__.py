@@ -1,6 +1,7 @@
 """Log-mean-exp of rows whose scores are products, chunk by chunk, with closed-form gradients.
 
-`autograd` is the node of the graph, `chunked` the pass over chunks, `temperatures` the seam where one asks a predictor.
+`autograd` is the node of the graph, `plan` what it computes, `chunked` the pass over chunks, and `temperatures` the
+seam where a chunk asks a predictor.
 """
 
 from dro_temp.kernels.rows.autograd import LogMeanExp, log_mean_exp_rows

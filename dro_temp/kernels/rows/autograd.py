@@ -31,7 +31,8 @@ from dro_temp.interfaces.rows import LinearScores, Rows
 from dro_temp.kernels.backends import torch as torch_backend
 from dro_temp.kernels.backends.protocol import Backend
 from dro_temp.kernels.memory import fits_cache
-from dro_temp.kernels.rows.chunked import ChunkedForward, ChunkPlan, ChunkResult, GradMask, GradOutput
+from dro_temp.kernels.rows.chunked import ChunkedForward, ChunkResult, GradMask, GradOutput
+from dro_temp.kernels.rows.plan import ChunkPlan
 
 # Backward's gradient follows the same formula, multiplied by one factor: a few roundings apart.
 _ROUNDINGS = 64
@@ -93,6 +94,7 @@ def log_mean_exp_rows(
     plan = ChunkPlan(
         rows.target.long(),
         rows.target_in_support,
+        rows.support_size,
         scores.transform,
         predictor,
         None if predictor is None else rows.features,

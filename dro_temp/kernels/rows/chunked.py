@@ -44,19 +44,21 @@ with AVX2, torch 2.14, float32, 2026-11-24; docs/streaming.md has the method and
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from dro_temp._tensors import LOW
-from dro_temp._typing import Features, PerRow, RowIndex, Scores
-from dro_temp.functional.statistics import NOT_AN_OUTCOME, Statistic, tilted_statistics
+from dro_temp._typing import Features, PerRow, Scores
+from dro_temp.functional.statistics import NOT_AN_OUTCOME, tilted_statistics
 from dro_temp.functional.transforms import Scale, ScoreTransform
-from dro_temp.interfaces.predictor import TemperaturePredictor
-from dro_temp.kernels.backends.protocol import Backend, SoftmaxPartials
+from dro_temp.interfaces.statistics import FoldedProjection
+from dro_temp.kernels.backends.protocol import SoftmaxPartials
 from dro_temp.kernels.memory import acquire, block_rows, release
 from dro_temp.kernels.products import empty_contiguous, gradient_dtype, product
+from dro_temp.kernels.rows.plan import ChunkPlan
 from dro_temp.kernels.rows.temperatures import BlockTemperatures
 
 #: `(log_g, tau, rows) -> (dL/dlog_g, dL/dtau)` of a chunk of rows.
@@ -96,33 +98,6 @@ class ChunkResult:
     parameters: list[Tensor | None] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class ChunkPlan:
-    """A pass without the tensors that belong to autograd, which may free or recompute them.
-
-    Args:
-        target: column of each row's target, int64.
-        target_in_support: False to leave each row's target out of its support.
-        transform: of the products, or None.
-        predictor: reads the scores; None where temperatures are an input.
-        features: what the predictor may read of each row, or None.
-        index: sample numbers, or None.
-        backend: what computes on a chunk.
-        dtype: of the scores and of sums over them, float32 or better.
-        statistics: names of the statistics to return.
-    """
-
-    target: RowIndex
-    target_in_support: bool
-    transform: Callable[[Tensor], Tensor] | None
-    predictor: TemperaturePredictor | None
-    features: Features | None
-    index: RowIndex | None
-    backend: Backend
-    dtype: torch.dtype
-    statistics: tuple[Statistic, ...] = ()
-
-
 class ChunkedForward:
     """A pass over rows of products.
 
@@ -147,7 +122,6 @@ class ChunkedForward:
         self.plan, self.backend, self.tau, self.parameters = plan, plan.backend, tau, parameters
         self.queries, self.keys, self.bias = queries, keys, bias
         self.dtype = plan.dtype
-        self.support_size = len(keys) - (0 if plan.target_in_support else 1)
         self.transform: ScoreTransform | None = None
         self.scale = 1.0  # a factor of the product, where it costs nothing
         if isinstance(plan.transform, Scale):
@@ -216,17 +190,20 @@ class ChunkedForward:
             result.keys.zero_()  # no chunk will overwrite it
         result.bias = torch.zeros_like(self.bias) if mask.bias and self.bias is not None else None
         self._result = result
-        self._narrow_keys = self.keys.to(
-            gradient_dtype(self.keys)
-        )  # [m d], in the precision of products 2 and 3
+        # [m d], in the precision of products 2 and 3
+        self._narrow_keys = self.keys.to(gradient_dtype(self.keys))
         #: Whether p - 1[j = t] may be formed before the products: see `_subtract_target`.
         self._target_in_weights = self._narrow_keys.dtype in LOW
         self._target_rest: PerRow | None = None  # of the last chunk
         self._temperatures = None
         if self.tau is None:
-            assert self.plan.predictor is not None
+            fold = partial(FoldedProjection, self.keys, self.bias, scale=self.scale)
             self._temperatures = BlockTemperatures(
-                self.plan.predictor, self, self.parameters, train=mask.parameters
+                self.plan,
+                self.parameters,
+                self.queries,
+                fold if self.transform is None else None,
+                train=mask.parameters,
             )
 
     def _reduce(self, chunk: slice, scores: Scores, mask: GradMask, grad_output: GradOutput | None) -> None:
@@ -249,7 +226,7 @@ class ChunkedForward:
         if not self.plan.target_in_support:
             scores.scatter_(1, column, NOT_AN_OUTCOME)
         partials = self._softmax(scores, tau, mask)
-        log_m = math.log(max(self.support_size, 1))
+        log_m = math.log(max(self.plan.support_size, 1))
         log_g = (partials.row_max - target_score) / tau + partials.sum_exp.log() - log_m  # [rows]
         target_slope = None  # of the transform, [rows]
         if slopes is not None and partials.weights is not None:
@@ -271,7 +248,7 @@ class ChunkedForward:
         if self.plan.statistics:
             mean = mean_excess + partials.row_max
             statistics |= tilted_statistics(
-                log_g, target_score / tau, mean / tau, self.support_size, self.plan.statistics
+                log_g, target_score / tau, mean / tau, self.plan.support_size, self.plan.statistics
             )
             for name, value in statistics.items():
                 result.statistics[name][chunk] = value

@@ -11,24 +11,18 @@ of the parameters (`SummedGradients`), and that of the folded A W, are summed he
 gradient of the one autograd node that the pass is.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dro_temp._autograd import SummedGradients, add_gradients
-from dro_temp._typing import PerRow, Scores
+from dro_temp._typing import Features, PerRow, Scores
 from dro_temp.functional.statistics import projected, score_profile, support_mask
-from dro_temp.interfaces.predictor import TemperaturePredictor
 from dro_temp.interfaces.rows import Support
 from dro_temp.interfaces.statistics import FoldedProjection, ScoreStatistics
-
-if TYPE_CHECKING:
-    from dro_temp.kernels.rows.chunked import ChunkedForward
+from dro_temp.kernels.rows.plan import ChunkPlan
 
 
 class BlockTemperatures:
@@ -38,22 +32,26 @@ class BlockTemperatures:
     each block call `predict`, then, once dL/dtau of its rows is known, `accumulate`; call `gradients` at the end.
 
     Args:
-        predictor: reads the scores.
-        chunked: the pass over the rows whose scores these are.
+        plan: of the pass whose scores these are; its predictor reads them.
         parameters: the predictor's, in the forward that is differentiated.
+        queries: of all rows, [n d].
+        fold: makes the folded projection; None where scores are transformed, so that none can be folded.
         train: whether to compute the parameters' gradient.
     """
 
     def __init__(
         self,
-        predictor: TemperaturePredictor,
-        chunked: ChunkedForward,
+        plan: ChunkPlan,
         parameters: Sequence[Tensor],
+        queries: Features,
+        fold: Callable[[], FoldedProjection] | None,
         *,
         train: bool,
     ) -> None:
-        self._chunked, self._plan, self._train, self._predictor = chunked, chunked.plan, train, predictor
-        self._sums = SummedGradients(predictor, parameters)
+        assert plan.predictor is not None
+        self._plan, self._predictor, self._queries, self._train = plan, plan.predictor, queries, train
+        self._sums = SummedGradients(plan.predictor, parameters)
+        self._make_fold = fold
         self._fold: FoldedProjection | None = None
         self._folded_totals: list[Tensor | None] = []
 
@@ -63,7 +61,7 @@ class BlockTemperatures:
         if not plan.target_in_support:
             mask = support_mask(scores, plan.target[block], plan.target_in_support)
         if "support" in self._predictor.reads:
-            support = Support(scores.clone(), mask, self._chunked.support_size)
+            support = Support(scores.clone(), mask, plan.support_size)
         if "statistics" in self._predictor.reads:
             # The fused profile takes no mask.
             fused = mask is None
@@ -77,14 +75,12 @@ class BlockTemperatures:
 
     def _project(self, block: slice, scores: Scores, weight: Tensor, shift: PerRow | None) -> Tensor:
         """`(scores - shift) @ weight.T`, [rows K]: folded into the keys where that is exact."""
-        weight, chunked = self._sums.leaf(weight), self._chunked
+        weight = self._sums.leaf(weight)
         is_parameter = any(weight is leaf for leaf in self._sums.leaves)
-        if chunked.transform is not None or not is_parameter:
+        if self._make_fold is None or not is_parameter:
             return projected(scores.clone(), weight, shift)  # a copy, as for the support
-        if self._fold is None:
-            self._fold = FoldedProjection(chunked.keys, chunked.bias, scale=chunked.scale)
-        result: Tensor = self._fold(chunked.queries[block], weight, shift)
-        return result
+        self._fold = self._fold or self._make_fold()
+        return self._fold(self._queries[block], weight, shift)
 
     def accumulate(self, grad_tau: PerRow) -> None:
         """Add the gradient of the block that was predicted last, given dL/dtau of its rows."""

@@ -1,0 +1,41 @@
+"""What a pass over rows computes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dro_temp._typing import Features, RowIndex
+from dro_temp.functional.statistics import Statistic
+from dro_temp.interfaces.predictor import TemperaturePredictor
+from dro_temp.kernels.backends.protocol import Backend
+
+
+@dataclass(frozen=True)
+class ChunkPlan:
+    """A pass without the tensors that belong to autograd, which may free or recompute them.
+
+    Args:
+        target: column of each row's target, int64.
+        target_in_support: False to leave each row's target out of its support.
+        support_size: number of outcomes in each row's support.
+        transform: of the products, or None.
+        predictor: reads the scores; None where temperatures are an input.
+        features: what the predictor may read of each row, or None.
+        index: sample numbers, or None.
+        backend: what computes on a chunk.
+        dtype: of the scores and of sums over them, float32 or better.
+        statistics: names of the statistics to return.
+    """
+
+    target: RowIndex
+    target_in_support: bool
+    support_size: int
+    transform: Callable[[Tensor], Tensor] | None
+    predictor: TemperaturePredictor | None
+    features: Features | None
+    index: RowIndex | None
+    backend: Backend
+    dtype: torch.dtype
+    statistics: tuple[Statistic, ...] = ()
