@@ -106,7 +106,8 @@ class Substituted(TorchFunctionMode):
 
     `torch.func.functional_call` writes the substitutes into the module during the call, where other threads that run
     the module see them. This replaces the arguments of each operation, and modifies nothing. What it cannot see (a
-    compiled layer, an `autograd.Function` that is given the parameter itself) computes with the parameter.
+    scripted layer, an `autograd.Function` that is given the parameter itself, a view made earlier) computes with the
+    parameter.
 
     Args:
         parameters: to be replaced.
@@ -128,9 +129,9 @@ class Substituted(TorchFunctionMode):
 
     def substitute(self, x: Any) -> Any:
         """The substitute of a parameter, or of those in lists, tuples and dicts; anything else itself."""
-        # Parameters alone: to the compiler the id of any other tensor is a constant, so that it would compile a layer
-        # again for every input.
-        if isinstance(x, nn.Parameter):
+        # To the compiler the id of a tensor that is no parameter is a constant, so that it would compile a layer again
+        # for every input.
+        if isinstance(x, nn.Parameter) or (isinstance(x, Tensor) and not torch.compiler.is_compiling()):
             return self._by_id.get(id(x), x)
         if type(x) in (list, tuple):
             return type(x)(map(self.substitute, x))
@@ -150,19 +151,30 @@ class SummedGradients:
 
     A hook on a parameter must see one gradient, the sum, but autograd calls it for each part. Parameters with hooks are
     therefore replaced by aliases while the results are computed; so are those that the module no longer holds, as
-    after `torch.func.functional_call`. All others are differentiated as they are.
+    after `torch.func.functional_call`. All others are differentiated as they are. Sums are in float32 or better.
 
     Args:
         module: the module.
         parameters: its parameters, of the forward that is differentiated.
+
+    Raises:
+        RuntimeError: parameters were added or removed since; or, while adding, a hook would see each part.
     """
 
     def __init__(self, module: nn.Module, parameters: Sequence[Tensor]) -> None:
         current = list(module.parameters())
+        if len(current) != len(parameters):
+            raise RuntimeError(
+                f"expected the {len(parameters)} parameters that {type(module).__name__} had in its forward, received "
+                f"{len(current)}. Make all layers in __init__, or call it once before training; remove none before "
+                "backward."
+            )
+        self._hooked = {k for k, p in enumerate(parameters) if p._backward_hooks or p.retains_grad}
+        pairs = enumerate(zip(parameters, current, strict=True))
         #: One for each parameter: itself or its alias.
         self.leaves = [
-            p if p is now and not p._backward_hooks else p.detach().requires_grad_(p.requires_grad)
-            for p, now in zip(parameters, current, strict=True)
+            p if p is now and k not in self._hooked else p.detach().requires_grad_(p.requires_grad)
+            for k, (p, now) in pairs
         ]
         #: The gradient of each parameter; None where no result depends on it.
         self.totals: list[Tensor | None] = [None] * len(current)
@@ -170,10 +182,9 @@ class SummedGradients:
         self._substituted = Substituted(current, self.leaves) if replaced else None
         trained = [(k, leaf) for k, leaf in enumerate(self.leaves) if leaf.requires_grad]
         # The parameters themselves too: an operation may not have seen their aliases.
-        missed = [(k, current[k]) for k, leaf in trained if leaf is not current[k]]
-        missed = [(k, p) for k, p in missed if p.requires_grad]
-        self._positions = [k for k, _ in trained + missed]
-        self._inputs = [leaf for _, leaf in trained + missed]
+        self._missed = [k for k, leaf in trained if leaf is not current[k] and current[k].requires_grad]
+        self._positions = [*(k for k, _ in trained), *self._missed]
+        self._inputs = [*(leaf for _, leaf in trained), *(current[k] for k in self._missed)]
 
     def computing(self) -> AbstractContextManager[Any]:
         """The context in which to compute a result."""
@@ -190,18 +201,32 @@ class SummedGradients:
         """Add the gradients of a result, given dL/dresult; returns those of `others`."""
         parts = torch.autograd.grad(result, [*self._inputs, *others], gradient, allow_unused=True)
         own = len(self._positions)
+        for k, part in zip(self._missed, parts[own - len(self._missed) : own], strict=True):
+            if part is not None and k in self._hooked:
+                raise RuntimeError(
+                    "expected hooks on parameters that each operation takes from the module, received one on a "
+                    "parameter that a scripted layer, an autograd.Function or an earlier view uses: it would see the "
+                    "gradient of each block of rows. Use register_post_accumulate_grad_hook, or change p.grad after "
+                    "backward."
+                )
         add_gradients(self.totals, self._positions, parts[:own])
         return parts[own:]
+
+    def gradients(self) -> list[Tensor | None]:
+        """The sums, each in the precision of its parameter."""
+        pairs = zip(self.totals, self.leaves, strict=True)
+        return [total if total is None else total.to(leaf.dtype) for total, leaf in pairs]
 
 
 def add_gradients(
     totals: list[Tensor | None], positions: Iterable[int], parts: Iterable[Tensor | None]
 ) -> None:
-    """Add gradients to the totals at these positions, in their memory; None counts as zero."""
+    """Add gradients to the totals at these positions, in float32 or better; None counts as zero."""
     for k, part in zip(positions, parts, strict=True):
         total = totals[k]
         if part is not None and total is None:
-            totals[k] = part.clone()  # autograd may return one tensor as the gradient of two parameters
+            # A copy: autograd may return one tensor as the gradient of two parameters.
+            totals[k] = part.to(torch.promote_types(part.dtype, torch.float32), copy=True)
         elif part is not None and total is not None:
             total.add_(part)
 
@@ -251,7 +276,7 @@ class CheckpointedBlocks(torch.autograd.Function):
                 with torch.enable_grad(), ctx.autocast, sums.computing():
                     result = ctx.function(block)
                 sums.add(result, grads[0][block])
-        return None, None, None, *sums.totals
+        return None, None, None, *sums.gradients()
 
 
 def _blocks(n: int) -> list[slice]:

@@ -4,6 +4,7 @@ A predictor of scores runs block by block inside a loss, one of features block b
 replace its modules by others, or run them in a way that they could tell from an ordinary call.
 """
 
+import gc
 from functools import cached_property
 
 import pytest
@@ -266,3 +267,121 @@ def test_a_layer_made_in_a_forward_is_kept():
     with torch.no_grad():
         first, second = (dt.KLRobustLoss(0.5, backend="torch")(rows(), predictor) for _ in range(2))
     assert torch.equal(first, second)
+
+
+class TakesTheParameterItself(nn.Module):
+    """An autograd.Function of a parameter, which no alias can replace."""
+
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return 2 * gradient * ctx.saved_tensors[0]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(WIDTH, 1))
+
+    def forward(self, x):
+        return x @ self.Square.apply(self.weight)
+
+
+@pytest.mark.parametrize("kind", [OfFeatures, OfStatistics])
+def test_a_hook_that_would_see_each_part_is_refused(kind):
+    expected, actual, batch = kind(TakesTheParameterItself), kind(TakesTheParameterItself), rows()
+    loss = dt.KLRobustLoss(0.5, backend="torch")
+    reference = dt.KLRobustLoss(0.5, backend="reference")
+    tau = expected if kind is OfStatistics else expected(batch.features)
+    assert_close(gradients(actual, loss(batch, actual)), gradients(expected, reference(batch, tau)))
+    actual.network.weight.register_hook(lambda gradient: 2 * gradient)
+    with pytest.raises(RuntimeError, match=r"expected hooks .* received .* Use register_post_accumulate"):
+        loss(batch, actual).mean().backward()
+
+
+@pytest.mark.parametrize("kind", [OfFeatures, OfStatistics])
+@pytest.mark.parametrize("function", [torch.Tensor.mean, lambda values: values.square().mean()])
+def test_hooks_of_tensors_of_a_functional_call_see_one_gradient(kind, function, monkeypatch):
+    results = []
+    for backend, rows_at_once in (("reference", 10 * N), ("torch", 512)):
+        monkeypatch.setattr(_autograd, "BLOCK_OF_ROWS", rows_at_once)
+        values = Values(kind(lambda: nn.Linear(WIDTH, 1)), dt.KLRobustLoss(0.5, backend=backend))
+        leaves = {name: (0.1 * p.detach()).requires_grad_() for name, p in values.named_parameters()}
+        tensors, calls = {name: 1.0 * x for name, x in leaves.items()}, []
+        for tensor in tensors.values():
+            tensor.retain_grad()
+            tensor.register_hook(lambda gradient, calls=calls: calls.append(1) or 2 * gradient)
+        function(torch.func.functional_call(values, tensors, ())).backward()
+        own = {f"of the call: {name}": x.grad for name, x in tensors.items()}
+        results.append((own | {name: x.grad for name, x in leaves.items()}, len(calls)))
+    (expected, times), (actual, ours) = results
+    assert_close(actual, expected)
+    assert ours == times == len(leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [OfFeatures, OfStatistics])
+def test_parts_of_low_precision_are_summed_in_float32(kind, dtype, monkeypatch):
+    """Each block may round its part; the sum over a hundred of them must not lose what they have."""
+    monkeypatch.setattr(_autograd, "BLOCK_OF_ROWS", 8)
+    monkeypatch.setattr("dro_temp.kernels.rows.chunked.block_rows", lambda *args, **options: 8)
+
+    class Low(kind):
+        def raw(self, inputs):
+            if kind is OfFeatures:
+                x = inputs.features
+            else:
+                x = torch.stack([inputs.statistics.std, inputs.statistics.entropy, inputs.statistics.max], 1)
+            return self.network(x.to(self.network.weight.dtype)).squeeze(1)
+
+    weights = []
+    for backend, precision in (("torch", dtype), ("reference", torch.float64)):
+        predictor = Low(lambda: nn.Linear(WIDTH, 1)).to(precision)
+        with torch.no_grad():
+            predictor.network.weight.fill_(0.125)
+            predictor.network.bias.fill_(0.5)
+        dt.KLRobustLoss(0.5, backend=backend)(rows(), predictor).mean().backward()
+        weights.append(predictor.network.weight.grad.double())
+    low, exact = weights
+    assert (low - exact).norm() <= 4 * torch.finfo(dtype).eps * exact.norm()
+
+
+def test_a_parameter_that_is_removed_before_backward_is_an_error_of_ours():
+    predictor = OfFeatures(KeepsLayers)
+    tau = predictor.predict(rows())
+    predictor.network.last.register_parameter("bias", None)
+    with pytest.raises(RuntimeError, match=r"expected the 4 parameters .* received 3. Make all layers"):
+        tau.sum().backward()
+
+
+def test_a_step_leaves_nothing_to_the_collector_of_cycles():
+    """Gradients as large as a head would wait for it, step after step."""
+    queries, keys = torch.randn(64, 8, requires_grad=True), torch.randn(9000, 8, requires_grad=True)
+    batch = dt.Rows(dt.LinearScores(queries, keys), torch.randint(9000, (64,)), features=queries.detach())
+    network = dt.TempNet(dt.predictors.StatisticsEncoder(width=8), tau_min=0.1, tau_max=2.0)
+    logits = dt.TempNet(dt.predictors.LogitEncoder(9000, width=8), tau_min=0.1, tau_max=2.0)
+    loss = dt.KLRobustLoss(0.5, backend="torch")
+
+    def steps():
+        for tau in (0.5, network, logits):
+            loss(batch, tau).mean().backward()
+            loss(batch, tau).square().mean().backward()
+
+    steps()
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        steps()
+        gc.collect()
+        left = [type(x).__name__ for x in gc.garbage if type(x).__module__.startswith("dro_temp")]
+        size = sum(x.numel() for x in gc.garbage if isinstance(x, torch.Tensor))
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not left
+    assert size < 9000

@@ -129,8 +129,12 @@ class PrecomputedGrads:
         self._assumed_u: list[Tensor] = []
         self._assumed_v: list[Tensor] = []
         self.result: ChunkResult | None = None
-        #: Gradients that the pass multiplies into its rows.
-        self.grad_output: GradOutput | None = None if assumed is None else self._record
+
+    @property
+    def grad_output(self) -> GradOutput | None:
+        """Gradients that the pass multiplies into its rows."""
+        # No attribute: a bound method would keep this object, and its gradients, alive until cycles are collected.
+        return None if self._assumed is None else self._record
 
     def _record(self, log_g: PerRow, tau: PerRow, rows: slice) -> tuple[PerRow, PerRow]:
         assert self._assumed is not None
