@@ -39,13 +39,7 @@ class OptimalTemperature(TemperaturePredictor):
     reads = frozenset({"support"})
 
     def __init__(
-        self,
-        rho: float,
-        *,
-        tau_min: float,
-        tau_max: float,
-        iterations: int = 40,
-        outcomes: int | None = None,
+        self, rho: float, *, tau_min: float, tau_max: float, iterations: int = 40, outcomes: int | None = None
     ) -> None:
         super().__init__(tau_min=tau_min, tau_max=tau_max)
         check_radius(rho)

@@ -108,8 +108,7 @@ def tempnet_queued(
     replay = check_count("replay", replay, minimum=0)
     size = max(1, min(queue, num_samples - 1))
     tau_loss = per_view(
-        host,
-        lambda: QueuedLoss(KLRobustLoss(rho), size=size, features=width, replay=min(replay, size)),
+        host, lambda: QueuedLoss(KLRobustLoss(rho), size=size, features=width, replay=min(replay, size))
     )
     loss = robust(host, rho, num_samples, gamma)
     return Objective(host, predictor, loss, tau_loss=tau_loss)

@@ -12,11 +12,7 @@ from dro_temp.hosts import WithReference
 from dro_temp.interfaces import HostAdapter, RobustLoss
 from dro_temp.losses import EntropicRiskLoss, KLRobustLoss
 from dro_temp.objective import Objective
-from dro_temp.predictors import (
-    ConstantTemperature,
-    GradientUpdate,
-    IndividualTemperature,
-)
+from dro_temp.predictors import ConstantTemperature, GradientUpdate, IndividualTemperature
 
 
 def views_of(host: HostAdapter) -> tuple[str, ...]:
@@ -59,11 +55,7 @@ def sogclr(
 
     Source: arXiv 2202.12387 (SogCLR).
     """
-    return Objective(
-        host,
-        ConstantTemperature(tau),
-        robust(host, 0.0, num_samples, gamma),
-    )
+    return Objective(host, ConstantTemperature(tau), robust(host, 0.0, num_samples, gamma))
 
 
 def isogclr(
