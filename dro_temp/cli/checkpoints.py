@@ -22,21 +22,15 @@ COMPLETE = "complete.json"
 
 _STATE, _WEIGHTS, _OPTIMIZER = "trainer_state.json", "model.safetensors", "optimizer.pt"
 _ARCHIVES = (".pt", ".pth", ".bin")
-_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The newest complete checkpoint, if there is one.
-
-    Args:
-        folder: where; None to start from the beginning.
-        step: optimizer steps that were taken.
-        skipped: newer ones that are incomplete, and what they lack.
-    """
+    """The newest complete checkpoint, if there is one."""
 
     folder: Path | None = None
     step: int = 0
+    #: Newer ones that are incomplete, and what they lack.
     skipped: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -49,8 +43,8 @@ class Checkpoint:
 def newest_complete(folder: Path) -> Checkpoint:
     """The checkpoint from which a run resumes, of those in its folder of checkpoints."""
     skipped: dict[str, str] = {}
-    for step, place in sorted(_numbered(folder), reverse=True):
-        lack = why_incomplete(place)
+    for step, place in _newest_first(folder):
+        lack = _why_incomplete(place)
         if lack is None:
             return Checkpoint(place, step, skipped)
         skipped[place.name] = lack
@@ -59,11 +53,10 @@ def newest_complete(folder: Path) -> Checkpoint:
 
 def newest_listed(folder: Path) -> Path | None:
     """The newest checkpoint whose files all have the sizes that its list says; quick, since none is read."""
-    places = (place for _, place in sorted(_numbered(folder), reverse=True))
-    return next(filter(is_complete, places), None)
+    return next((place for _, place in _newest_first(folder) if is_complete(place)), None)
 
 
-def why_incomplete(folder: Path) -> str | None:
+def _why_incomplete(folder: Path) -> str | None:
     """Why a checkpoint is incomplete; None if it is complete."""
     try:
         if (folder / COMPLETE).exists():
@@ -75,35 +68,38 @@ def why_incomplete(folder: Path) -> str | None:
         return f"cannot be read ({error.strerror or error})"
 
 
-def checkpoint_callback(keep: int = 2) -> Any:
-    """A callback of the Trainer that lists the files of each checkpoint, then deletes those that it replaces.
+def checkpoint_callback() -> Any:
+    """A callback of the Trainer that lists the files of each checkpoint, and keeps one complete checkpoint before it.
 
-    Args:
-        keep: number of complete checkpoints to keep. Give the Trainer no `save_total_limit` of its own.
+    Give the Trainer no `save_total_limit` of its own.
     """
     base: Any = require("transformers").TrainerCallback
 
     class CheckpointCallback(base):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if args.should_save:  # their lists do not describe what is about to be written over them
-                for step, place in _numbered(Path(args.output_dir)):
+                for step, place in _newest_first(Path(args.output_dir)):
                     if step > state.global_step:
                         (place / COMPLETE).unlink(missing_ok=True)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             require("accelerate").PartialState().wait_for_everyone()  # each writes a file of its own
             if args.should_save:
-                complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-                _delete_older(Path(args.output_dir), state.global_step, keep)
+                folder = Path(args.output_dir)
+                complete(folder / f"checkpoint-{state.global_step}")
+                older = [place for step, place in _newest_first(folder) if step < state.global_step]
+                kept = next(filter(is_complete, older), None)
+                for place in older:
+                    if place != kept:
+                        shutil.rmtree(place, ignore_errors=True)
 
     return CheckpointCallback()
 
 
-def _numbered(folder: Path) -> list[tuple[int, Path]]:
-    if not folder.is_dir():
-        return []
-    places = ((_NAME.fullmatch(place.name), place) for place in folder.iterdir())
-    return [(int(name[1]), place) for name, place in places if name is not None and place.is_dir()]
+def _newest_first(folder: Path) -> list[tuple[int, Path]]:
+    """Steps and folders of the checkpoints, also of incomplete ones; none if there is no such folder."""
+    names = ((re.fullmatch(r"checkpoint-(\d+)", place.name), place) for place in folder.glob("checkpoint-*"))
+    return sorted(((int(name[1]), place) for name, place in names if name and place.is_dir()), reverse=True)
 
 
 def complete(folder: Path) -> None:
@@ -117,14 +113,6 @@ def complete(folder: Path) -> None:
             sizes[file.relative_to(folder).as_posix()] = file.stat().st_size
     with whole_file(folder / COMPLETE) as out:
         out.write(json.dumps(sizes, indent=2).encode())
-
-
-def _delete_older(folder: Path, newest: int, keep: int) -> None:
-    older = sorted(((step, place) for step, place in _numbered(folder) if step < newest), reverse=True)
-    whole = [place for _, place in older if is_complete(place)]
-    for _, place in older:
-        if place not in whole[: keep - 1]:
-            shutil.rmtree(place, ignore_errors=True)
 
 
 def is_complete(folder: Path) -> bool:

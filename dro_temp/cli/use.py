@@ -1,7 +1,6 @@
 """What a finished run is used for: `eval` measures its TempNet, `generate` samples with it, `view` shows it."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -78,19 +77,11 @@ def evaluate(
     results = {"data": source, **report.asdict()}
     if tasks:
         results["tasks"] = _run_tasks(model, tokenizer, tempnet, tasks, task_folder)
+    results = json.loads(json.dumps(results), parse_constant=lambda nan: None)  # JSON itself has no NaN
     out = run / "eval.json"
     with whole_file(out) as file:
-        file.write(json.dumps(_without_nan(results), indent=2, allow_nan=False).encode())
+        file.write(json.dumps(results, indent=2, allow_nan=False).encode())
     print(f"wrote {out}")
-
-
-def _without_nan(x: Any) -> Any:
-    """JSON has no NaN: null takes its place."""
-    if isinstance(x, dict):
-        return {key: _without_nan(value) for key, value in x.items()}
-    if isinstance(x, list | tuple):
-        return [_without_nan(value) for value in x]
-    return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
 def _run_tasks(

@@ -4,9 +4,9 @@ import hashlib
 import os
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from einops import rearrange
@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from dro_temp._optional import optional_module
-from dro_temp.datasets._samples import cache_path, cached_file, hashed
+from dro_temp.datasets._samples import cached, hashed
 
 SIDE = 32  # pixels, height and width of an image
 EM = 24  # pixels, size of a font in which accented capitals and descenders fit without being scaled
@@ -47,20 +47,16 @@ def font_files() -> list[Path]:
     return sorted(path for path in folder.glob("*.ttf") if not path.name.startswith(LEFT_OUT))
 
 
-# --- The cache --------------------------------------------------------------------------------------------------
-
-
 def load(root: str | os.PathLike[str] | None = None) -> Glyphs:
     """Read the glyphs from a folder, or render them into it; raises OSError if it cannot be written to."""
     files = font_files()
-    path = cache_path(root, f"glyphs-{version(files)}.npz")
-    cached = read(path)
-    if cached is not None:
-        return cached
-    with cached_file(path, "rendered glyphs", "GlyphCaptions(root='glyph-cache')") as file:
+
+    def make(file: BinaryIO) -> Glyphs:
         glyphs = render(files)
         write(file, glyphs)
-    return glyphs
+        return glyphs
+
+    return cached(root, f"glyphs-{version(files)}.npz", read, make, "GlyphCaptions(root='glyph-cache')")
 
 
 def version(files: Sequence[Path]) -> str:
@@ -92,30 +88,18 @@ def write(file: Any, glyphs: Glyphs) -> None:
     numpy.savez_compressed(file, images=images, codepoints=codepoints, font=font, names=names)
 
 
-# --- Rendering --------------------------------------------------------------------------------------------------
-
-
 def render(files: Sequence[Path]) -> Glyphs:
     """Every character of every font."""
     images, codepoints, fonts = bytearray(), [], []
-    for path in _with_progress(files):
+    console = require("rich.console").Console(stderr=True)
+    bar = {"console": console, "transient": True, "disable": not sys.stderr.isatty()}
+    for path in require("rich.progress").track(files, "rendering glyphs (once)", **bar):
         for character, image in _render_font(path):
             images += image
             codepoints.append(ord(character))
             fonts.append(path.stem)
     pixels = torch.frombuffer(images, dtype=torch.uint8) if images else torch.empty(0, dtype=torch.uint8)
     return Glyphs(rearrange(pixels, "(glyph y x) -> glyph y x", y=SIDE, x=SIDE), codepoints, fonts)
-
-
-def _with_progress(files: Sequence[Path]) -> Iterable[Path]:
-    """A bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        return files
-    console = require("rich.console").Console(stderr=True)
-    tracked: Iterable[Path] = require("rich.progress").track(
-        files, "rendering glyphs (once)", console=console, transient=True
-    )
-    return tracked
 
 
 def _render_font(path: Path) -> Iterator[tuple[str, bytes]]:
