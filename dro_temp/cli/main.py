@@ -1,5 +1,6 @@
 """`dro-temp`: the command, then its options."""
 
+import argparse
 import gc
 import inspect
 import os
@@ -121,7 +122,7 @@ def _parser() -> Any:
     jsonargparse = require("jsonargparse")
 
     class Parser(jsonargparse.ArgumentParser):  # type: ignore[misc, name-defined]
-        """Errors of one sentence; examples keep their lines."""
+        """Errors of one sentence."""
 
         def __init__(self, **options: Any) -> None:
             super().__init__(formatter_class=Lines, **options)
@@ -137,9 +138,8 @@ def _parser() -> Any:
             """What is typed to reach this parser."""
             return str(self.prog).replace(" [options]", "").replace(" {lm} ...", "")
 
-    class Lines(jsonargparse.DefaultHelpFormatter):  # type: ignore[misc, name-defined]
-        def _fill_text(self, text: str, width: int, indent: str) -> str:
-            return "".join(indent + line for line in text.splitlines(keepends=True))
+    class Lines(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):  # type: ignore[misc, name-defined]
+        """Examples keep their lines."""
 
     class Config(jsonargparse.ActionConfigFile):  # type: ignore[misc, name-defined]
         """A file of options; names its keys that the command does not take, which the parser would not."""

@@ -43,8 +43,6 @@ def evaluate(
     """
     check_least("limit", limit, 2)
     check_least("batch", batch)
-    if rho is not None:
-        check_above_zero("rho", rho)
     if task_folder is not None and not task_folder.is_dir():
         raise ValueError(f"expected a folder of tasks, received --task_folder {task_folder}. Check the path.")
     check_writable(run)

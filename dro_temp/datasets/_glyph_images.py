@@ -5,6 +5,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -104,14 +105,8 @@ def render(files: Sequence[Path]) -> Glyphs:
 
 def _render_font(path: Path) -> Iterator[tuple[str, bytes]]:
     module = require("PIL.ImageFont")
-    opened: dict[int, Any] = {}
-
-    def font_at(em: int) -> Any:
-        # The basic layout shows characters as they are, and does not depend on a library that may be missing.
-        if em not in opened:
-            opened[em] = module.truetype(str(path), em, layout_engine=module.Layout.BASIC)
-        return opened[em]
-
+    # The basic layout shows characters as they are, and does not depend on a library that may be missing.
+    font_at = cache(lambda em: module.truetype(str(path), em, layout_engine=module.Layout.BASIC))
     box = _draw(chr(0x10FFFF), font_at)  # never assigned: what the font shows for characters that it lacks
     for character in _characters(path):
         image = _draw(character, font_at)

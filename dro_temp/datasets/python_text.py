@@ -156,10 +156,12 @@ def _chosen(split: str, size: int, seed: int) -> list[tuple[str, str]]:
             text = (folder / name).read_text(encoding="utf-8").strip() + "\n"
         except (OSError, UnicodeDecodeError):  # a few old files are Latin-1
             continue
-        if text not in seen and left > 0:
+        if text not in seen:
             seen.add(text)
             files.append((name, text[:left]))
             left -= len(text)
+        if left <= 0:
+            break
     return files
 
 

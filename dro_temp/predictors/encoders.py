@@ -128,7 +128,6 @@ class PrototypeEncoder(TempNetEncoder):
 
     def forward(self, inputs: PredictorInputs) -> Features:
         """Dot products with the normalised prototypes."""
-        assert inputs.features is not None
         features = inputs.features.to(self.prototypes.dtype)
         if features.shape[1] != self.prototypes.shape[1]:
             raise ValueError(
@@ -211,7 +210,6 @@ class LogitEncoder(TempNetEncoder):
     def forward(self, inputs: PredictorInputs) -> Features:
         """Hidden projection of the normalised logits."""
         statistics = inputs.statistics
-        assert statistics is not None
         if statistics.outcomes != self.first.in_features:
             raise ValueError(
                 f"expected rows of {self.first.in_features} logits, received {statistics.outcomes}. "
@@ -268,7 +266,6 @@ class HiddenEncoder(TempNetEncoder):
 
     def forward(self, inputs: PredictorInputs) -> Features:
         """Projection of the normalised hidden state."""
-        assert inputs.features is not None
         features = inputs.features
         if features.shape[1] != self.features:
             raise ValueError(
@@ -324,7 +321,6 @@ class StatisticsEncoder(TempNetEncoder):
 
     def forward(self, inputs: PredictorInputs) -> Features:
         """Projection of the statistics."""
-        assert inputs.statistics is not None
         x = shift_invariant_statistics(inputs.statistics).to(self.first.weight.dtype)
         similarities: Tensor = self.rest(self.first(x))
         return similarities

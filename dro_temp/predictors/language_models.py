@@ -54,21 +54,20 @@ class HeadShape:
         find = getattr(model, "get_output_embeddings", None)
         head = find() if callable(find) else None
         weight = getattr(head, "weight", None)
-        matrix = isinstance(weight, Tensor) and weight.dim() == 2
+        shape = list(weight.shape) if isinstance(weight, Tensor) else []
         # A quantised layer keeps its numbers in another shape than it says it has.
-        if isinstance(head, nn.Linear) and matrix:
-            matrix = tuple(head.weight.shape) == (head.out_features, head.in_features)
-        if not isinstance(weight, Tensor) or not matrix:
+        packed = isinstance(head, nn.Linear) and shape != [head.out_features, head.in_features]
+        if len(shape) != 2 or packed:
             received = "no head" if head is None else f"the head {type(head).__name__}"
-            shape = f" with a weight of shape {list(weight.shape)}" if isinstance(weight, Tensor) else ""
+            received += f" with a weight of shape {shape}" if isinstance(weight, Tensor) else ""
             raise TypeError(
                 "expected a causal language model, whose get_output_embeddings() has a weight [outcomes, d], received "
-                f"{type(model).__name__} with {received}{shape}. Load it with AutoModelForCausalLM, its head neither "
+                f"{type(model).__name__} with {received}. Load it with AutoModelForCausalLM, its head neither "
                 "packed by quantisation nor sharded; or give the sizes yourself: "
                 "TempNet(HiddenEncoder(d), ...), TempNet.for_logits(outcomes, ...)."
             )
         name = getattr(getattr(model, "config", None), "_name_or_path", None)
-        outcomes, width = weight.shape
+        outcomes, width = shape
         return cls(outcomes, width, name or None)
 
     def check(self, other: "HeadShape") -> None:
