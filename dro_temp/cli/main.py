@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import dro_temp
-from dro_temp.cli.checkpoints import newest_listed
+from dro_temp.cli.checkpoints import newest_complete
 from dro_temp.cli.fit import fit
 from dro_temp.cli.messages import TRACEBACK, is_list, parser_error, require, sentence, unknown_keys
 from dro_temp.cli.run import Run
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _stopped(output: Path | None) -> str:
     """What an interruption leaves in the folder of a run, if one was being fitted."""
-    saved = None if output is None else newest_listed(Run(output).checkpoints)
+    saved = None if output is None else newest_complete(Run(output).checkpoints).folder
     if saved is None:
         return "stopped before anything was saved; the same command starts again"
     return f"stopped; {saved.name} is safe, and the same command resumes from it"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dro_temp._files import check_writable, default_root
-from dro_temp.cli.checkpoints import complete, is_complete
+from dro_temp.cli.checkpoints import complete, lacks
 from dro_temp.cli.messages import in_one_line, require
 from dro_temp.cli.text import blocks
 from dro_temp.datasets import PythonText
@@ -63,7 +63,7 @@ def offline_model() -> Path:
     transformers = require("transformers")
     python = ".".join(map(str, sys.version_info[:2]))
     folder = default_root() / f"gpt2-python{python}-{_VOCABULARY}-{_STEPS}"
-    if is_complete(folder):
+    if lacks(folder) is None:
         return folder
     try:
         check_writable(folder)
@@ -83,7 +83,7 @@ def offline_model() -> Path:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         complete(fresh)
-        if not is_complete(folder):  # another process may have been faster
+        if lacks(folder) is not None:  # another process may have been faster
             shutil.rmtree(folder, ignore_errors=True)
             fresh.replace(folder)
     finally:

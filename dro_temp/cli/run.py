@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dro_temp._files import check_writable, whole_file
-from dro_temp.cli.checkpoints import newest_listed
+from dro_temp.cli.checkpoints import newest_complete
 from dro_temp.cli.messages import in_one_line, require
 from dro_temp.cli.models import load_model
 from dro_temp.predictors import TempNet
@@ -109,9 +109,8 @@ class Run:
         options = self.options()
         done = self.steps_done()
         if done is None:
-            newest = newest_listed(self.checkpoints)
-            step = None if newest is None else newest.name.partition("-")[2]
-            reached = "no checkpoint yet" if step is None else f"newest checkpoint {step}"
+            step = newest_complete(self.checkpoints).step
+            reached = f"newest checkpoint {step}" if step > 0 else "no checkpoint yet"
             raise ValueError(
                 f"expected a finished run in {str(self.folder)!r}, received one that has not finished ({reached} of "
                 f"{options['steps']} steps). Run fit again, which resumes it: dro-temp lm fit {self.folder}"
