@@ -29,11 +29,8 @@ class Run:
 
     def steps_done(self) -> int | None:
         """Steps after which the TempNet was written; None before the run is finished."""
-        if not self.tempnet.exists():
+        if not (self.tempnet.exists() and self._finished.exists()):
             return None
-        if not self._finished.exists():
-            # A folder from which the checkpoints were removed is that of a run that was finished.
-            return None if self.checkpoints.exists() else int(self.options()["steps"])
         try:
             return int(json.loads(self._finished.read_text(encoding="utf-8"))["steps"])
         except (ValueError, KeyError, TypeError):

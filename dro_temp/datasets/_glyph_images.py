@@ -5,7 +5,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -28,6 +28,8 @@ LEFT_OUT = ("cmex", "cmmi", "cmsy", "STIXNonUni", "LastResort")
 
 _FORMAT = 1  # raise it when the same fonts would give other images
 
+require = partial(optional_module, use="which GlyphCaptions renders its images with", extra="recipes")
+
 
 class Glyphs(NamedTuple):
     """Images of characters, sorted by font and then by code point."""
@@ -35,11 +37,6 @@ class Glyphs(NamedTuple):
     images: UInt8[Tensor, "n side side"]
     codepoints: list[int]
     fonts: list[str]
-
-
-def require(module: str) -> Any:
-    """Import a package of the `recipes` extra, or name the command that installs it."""
-    return optional_module(module, "which GlyphCaptions renders its images with", extra="recipes")
 
 
 def font_files() -> list[Path]:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import sysconfig
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -176,9 +177,7 @@ END = "<|endoftext|>"
 SMALLEST, LARGEST = 1024, 8192
 _FORMAT = 1  # raise it when the same text would give other tokens
 
-
-def _require(module: str) -> Any:
-    return optional_module(module, "which PythonText makes its tokenizer with")
+_require = partial(optional_module, use="which PythonText makes its tokenizer with")
 
 
 def load_tokenizer(texts: Sequence[str], vocabulary: int, root: str | os.PathLike[str] | None) -> Any:

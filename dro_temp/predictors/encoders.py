@@ -200,12 +200,7 @@ class LogitEncoder(TempNetEncoder):
     @property
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {
-            "outcomes": self.outcomes,
-            "width": self.width,
-            "dropout": self.dropout,
-            "centred": self.centred,
-        }
+        return {name: getattr(self, name) for name in ("outcomes", "width", "dropout", "centred")}
 
     def forward(self, inputs: PredictorInputs) -> Features:
         """Hidden projection of the normalised logits."""
