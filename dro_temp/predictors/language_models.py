@@ -1,19 +1,14 @@
 """TempNets of language models: the head that one was made for, and what it reads of a token."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from torch import Tensor, nn
 
 from dro_temp._checks import check_count, check_kind
-from dro_temp.predictors.encoders import (
-    HiddenEncoder,
-    LogitEncoder,
-    StatisticsEncoder,
-    SumEncoder,
-    TempNetEncoder,
-)
+
+#: What a TempNet may read of a language model's token.
+LmInput: TypeAlias = Literal["hidden", "logits", "statistics"]
 
 
 @dataclass(frozen=True)
@@ -86,43 +81,3 @@ class HeadShape:
         width = "any width" if self.width is None else f"width {self.width}"
         name = "" if self.name is None else f" ({self.name})"
         return f"{outcomes} outcomes and hidden states of {width}{name}"
-
-
-#: What a TempNet may read of a language model's token.
-LmInput: TypeAlias = Literal["hidden", "logits", "statistics"]
-
-
-def encoder_for_lm(
-    head: HeadShape,
-    inputs: LmInput | Sequence[LmInput],
-    *,
-    width: int | None,
-    dropout: float | None,
-    centred: bool,
-) -> TempNetEncoder:
-    """The encoder of these inputs, see `TempNet.for_lm`: a `LogitEncoder` is the paper's own network."""
-    assert head.outcomes is not None
-    assert head.width is not None
-    outcomes, features = head.outcomes, head.width
-    names = (inputs,) if isinstance(inputs, str) else tuple(inputs)
-    # Without dropout the others fit better, and a width of 256 would gain them 0.1 % of the optimum.
-    default_dropout, default_width = (0.5, 256) if names == ("logits",) else (0.0, 64)
-    dropout = default_dropout if dropout is None else dropout
-    width = default_width if width is None else width
-    build: dict[str, Callable[[], TempNetEncoder]] = {
-        "hidden": lambda: HiddenEncoder(features, width=width, dropout=dropout),
-        "logits": lambda: LogitEncoder(outcomes, width=width, dropout=dropout, centred=centred),
-        "statistics": lambda: StatisticsEncoder(width=width, dropout=dropout),
-    }
-    if not names or len(set(names)) < len(names) or not set(names) <= set(build):
-        raise ValueError(
-            f"expected inputs of {', '.join(build)}, one or several different ones, received {inputs!r}. "
-            "Pass inputs='hidden', say, or inputs=('hidden', 'statistics')."
-        )
-    if centred and "logits" not in names:
-        raise ValueError(
-            f"expected 'logits' among the inputs with centred=True, received {inputs!r}: the others are not changed "
-            "by it. Leave centred out, or pass inputs='logits'."
-        )
-    encoders = [build[name]() for name in names]
-    return encoders[0] if len(encoders) == 1 else SumEncoder(encoders)
