@@ -84,8 +84,7 @@ def _one_spelling(arguments: Sequence[str]) -> list[str]:
 
     Help and examples write --host_lr, as config.yaml does, and '[word]'.
     """
-    called = [command for name, command in COMMANDS.items() if name in arguments]
-    known = {k: v for command in called for k, v in inspect.signature(command).parameters.items()}
+    known = {k: v for f in COMMANDS.values() for k, v in inspect.signature(f).parameters.items()}
     spelled: list[str] = []
     for argument in arguments:
         option, equals, value = argument.partition("=")

@@ -97,8 +97,9 @@ def parser_error(command: str, message: str, commands: Mapping[str, Callable[...
     function = commands.get(command.rpartition(" ")[2])
     parameters = {} if function is None else inspect.signature(function).parameters
     if names:
-        values, usage = (" and ".join(name.rpartition(".")[2] for name in names), _required(parameters))
-        said = f"a value for {values}, received none. Type {command} {usage}; --help has examples."
+        values = " and ".join(name.rpartition(".")[2] for name in names)
+        usage = f"{command} {_required(parameters)}"
+        said = f"a value for {values}, received none. Type {usage}; --help has examples."
     elif re.fullmatch(r'expected "[\w.]+" to be one of \{.*\}, but it was not provided\.?', message):
         said = f"a command, received none. Type dro-temp lm and one of {', '.join(commands)}."
     else:
