@@ -143,14 +143,7 @@ class Pretrained(nn.Module, ABC):
         network.load_state_dict(tensors, assign=True)  # keeps the precision that was saved
         return network.eval()
 
-    def push_to_hub(
-        self,
-        name: str,
-        *,
-        private: bool | None = None,
-        token: str | None = None,
-        message: str = "Upload of a TempNet",
-    ) -> str:
+    def push_to_hub(self, name: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Upload to the Hugging Face Hub, in one commit, with a model card; the repository is created if missing.
 
         A card that was edited on the Hub is left alone.
@@ -159,7 +152,6 @@ class Pretrained(nn.Module, ABC):
             name: "owner/name", or "name" under your own account.
             private: whether a repository that is created is private; None: the account's default.
             token: yours; that of `hf auth login` if None.
-            message: of the commit.
 
         Returns:
             The repository's address.
@@ -178,7 +170,7 @@ class Pretrained(nn.Module, ABC):
             api.upload_folder(
                 repo_id=repository,
                 folder_path=folder,
-                commit_message=message,
+                commit_message=f"Upload of a {type(self).__name__}",
                 allow_patterns=list(PATTERNS),
                 delete_patterns=[_WEIGHTS],  # of earlier checkpoints; what is uploaded stays
             )
