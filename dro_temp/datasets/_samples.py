@@ -3,11 +3,11 @@
 import hashlib
 import operator
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from dro_temp._checks import check_count
+from dro_temp._checks import check_choice, check_count
 from dro_temp._files import default_root, whole_file
 
 _T = TypeVar("_T")
@@ -18,12 +18,9 @@ def hashed(*key: object) -> bytes:
     return hashlib.sha256(" ".join(map(str, key)).encode()).digest()
 
 
-def check_split(split: Any, splits: Sequence[str], seed: Any, example: str) -> None:
+def check_split(split: Any, splits: Iterable[str], seed: Any) -> None:
     """Raise unless the split is one of these, and the seed an int."""
-    if split not in splits:
-        raise ValueError(
-            f"expected split to be one of {', '.join(splits)}, received {split!r}. Type for example {example}."
-        )
+    check_choice("split", split, splits)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"expected seed as an int, received {type(seed).__name__} ({seed!r}). Pass seed=0.")
 

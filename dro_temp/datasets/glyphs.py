@@ -80,7 +80,7 @@ class GlyphCaptions(Dataset[tuple[Any, str, int]]):
         seed: int = 0,
         transform: Callable[[Tensor], Any] | None = None,
     ) -> None:
-        check_split(split, SPLITS, seed, "GlyphCaptions('val_seen')")
+        check_split(split, SPLITS, seed)
         self.split, self.size, self.seed, self.transform = split, size, seed, transform
         glyphs = _glyph_images.load(root)
         rows = _divide(glyphs, seed)

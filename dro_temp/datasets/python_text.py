@@ -55,7 +55,7 @@ class PythonText(Dataset[str]):
     """
 
     def __init__(self, split: str = "train", *, size: int = 6_000_000, seed: int = 0) -> None:
-        check_split(split, SPLITS, seed, "PythonText('validation')")
+        check_split(split, SPLITS, seed)
         self.split, self.size, self.seed = split, check_count("size", size, minimum=100), seed
         chosen = _chosen(split, self.size, seed)
         self.files, self.texts = [name for name, _ in chosen], [text for _, text in chosen]

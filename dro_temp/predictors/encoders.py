@@ -8,7 +8,7 @@ from typing import Any, TypeVar, final
 import torch
 from torch import Tensor, nn
 
-from dro_temp._checks import check_count, check_dropout, check_flag, check_kind, check_tensor
+from dro_temp._checks import check_count, check_dropout, check_flag, check_kind, check_several, check_tensor
 from dro_temp._typing import Features
 from dro_temp.interfaces import PredictorInputs, Readable, ScoreStatistics
 from dro_temp.interfaces.predictor import check_reads
@@ -353,11 +353,7 @@ class SumEncoder(TempNetEncoder):
 
     def __init__(self, encoders: Sequence[TempNetEncoder]) -> None:
         super().__init__()
-        if not isinstance(encoders, Iterable):
-            raise TypeError(
-                f"expected encoders as a sequence, received {type(encoders).__name__}. Pass [HiddenEncoder(d), "
-                "StatisticsEncoder()], say."
-            )
+        check_several("encoders", encoders, "Pass [HiddenEncoder(d), StatisticsEncoder()], say.")
         encoders = list(encoders)
         for encoder in encoders:
             check_kind("each of the encoders", encoder, TempNetEncoder, "Pass HiddenEncoder(d), or the like.")
