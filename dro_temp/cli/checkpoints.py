@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,90 +19,66 @@ from dro_temp.cli.messages import require
 #: The list of a checkpoint's files: there is one when all of them are written.
 COMPLETE = "complete.json"
 
-_STATE, _WEIGHTS, _OPTIMIZER = "trainer_state.json", "model.safetensors", "optimizer.pt"
-_ARCHIVES = (".pt", ".pth", ".bin")
-_NAME = re.compile(r"checkpoint-(\d+)")
-
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The newest complete checkpoint, if there is one.
-
-    Args:
-        folder: where; None to start from the beginning.
-        step: optimizer steps that were taken.
-        skipped: newer ones that are incomplete, and what they lack.
-    """
+    """The newest complete checkpoint, if there is one."""
 
     folder: Path | None = None
     step: int = 0
+    #: Newer ones that are incomplete, and what they lack.
     skipped: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Which was taken, which were skipped and why."""
         taken = "starts from the beginning" if self.folder is None else f"resumes from {self.folder.name}"
-        lacks = "; ".join(f"{name}: {lack}" for name, lack in self.skipped.items())
-        return taken + (f", skipping what is incomplete ({lacks})" if lacks else "")
+        skipped = "; ".join(f"{name}: {lack}" for name, lack in self.skipped.items())
+        return taken + (f", skipping what is incomplete ({skipped})" if skipped else "")
 
 
 def newest_complete(folder: Path) -> Checkpoint:
     """The checkpoint from which a run resumes, of those in its folder of checkpoints."""
     skipped: dict[str, str] = {}
-    for step, place in sorted(_numbered(folder), reverse=True):
-        lack = why_incomplete(place)
+    for step, place in _newest_first(folder):
+        lack = lacks(place)
         if lack is None:
             return Checkpoint(place, step, skipped)
         skipped[place.name] = lack
     return Checkpoint(skipped=skipped)
 
 
-def newest_listed(folder: Path) -> Path | None:
-    """The newest checkpoint whose files all have the sizes that its list says; quick, since none is read."""
-    places = (place for _, place in sorted(_numbered(folder), reverse=True))
-    return next(filter(is_complete, places), None)
+def checkpoint_callback() -> Any:
+    """A callback of the Trainer that lists the files of each checkpoint, and keeps one complete checkpoint before it.
 
-
-def why_incomplete(folder: Path) -> str | None:
-    """Why a checkpoint is incomplete; None if it is complete."""
-    try:
-        if (folder / COMPLETE).exists():
-            return _differs_from_list(folder) or _damaged(folder)
-        # Written before there was a list, or killed before it was: the Trainer writes its own state last.
-        missing = (name for name in (_WEIGHTS, _OPTIMIZER, _STATE) if not (folder / name).is_file())
-        return next((f"{name} is missing" for name in missing), None) or _damaged(folder)
-    except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
-
-
-def checkpoint_callback(keep: int = 2) -> Any:
-    """A callback of the Trainer that lists the files of each checkpoint, then deletes those that it replaces.
-
-    Args:
-        keep: number of complete checkpoints to keep. Give the Trainer no `save_total_limit` of its own.
+    Give the Trainer no `save_total_limit` of its own.
     """
     base: Any = require("transformers").TrainerCallback
 
     class CheckpointCallback(base):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if args.should_save:  # their lists do not describe what is about to be written over them
-                for step, place in _numbered(Path(args.output_dir)):
+                for step, place in _newest_first(Path(args.output_dir)):
                     if step > state.global_step:
                         (place / COMPLETE).unlink(missing_ok=True)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             require("accelerate").PartialState().wait_for_everyone()  # each writes a file of its own
             if args.should_save:
-                complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-                _delete_older(Path(args.output_dir), state.global_step, keep)
+                folder = Path(args.output_dir)
+                complete(folder / f"checkpoint-{state.global_step}")
+                older = [place for step, place in _newest_first(folder) if step < state.global_step]
+                kept = next((place for place in older if lacks(place) is None), None)
+                for place in older:
+                    if place != kept:
+                        shutil.rmtree(place, ignore_errors=True)
 
     return CheckpointCallback()
 
 
-def _numbered(folder: Path) -> list[tuple[int, Path]]:
-    if not folder.is_dir():
-        return []
-    places = ((_NAME.fullmatch(place.name), place) for place in folder.iterdir())
-    return [(int(name[1]), place) for name, place in places if name is not None and place.is_dir()]
+def _newest_first(folder: Path) -> list[tuple[int, Path]]:
+    """Steps and folders of the checkpoints, also of incomplete ones; none if there is no such folder."""
+    names = ((re.fullmatch(r"checkpoint-(\d+)", place.name), place) for place in folder.glob("checkpoint-*"))
+    return sorted(((int(name[1]), place) for name, place in names if name and place.is_dir()), reverse=True)
 
 
 def complete(folder: Path) -> None:
@@ -119,52 +94,19 @@ def complete(folder: Path) -> None:
         out.write(json.dumps(sizes, indent=2).encode())
 
 
-def _delete_older(folder: Path, newest: int, keep: int) -> None:
-    older = sorted(((step, place) for step, place in _numbered(folder) if step < newest), reverse=True)
-    whole = [place for _, place in older if is_complete(place)]
-    for _, place in older:
-        if place not in whole[: keep - 1]:
-            shutil.rmtree(place, ignore_errors=True)
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether a folder has a list, and all files have the sizes that it says; quick, since none is read."""
-    return (folder / COMPLETE).exists() and _differs_from_list(folder) is None
-
-
-def _differs_from_list(folder: Path) -> str | None:
-    """What a folder lacks of what its list says; None if nothing."""
+def lacks(folder: Path) -> str | None:
+    """What a folder lacks of what its list says; None if it is complete. Quick, since no other file is read."""
     try:
-        sizes = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
-        for name, size in sizes.items():
+        for name, size in json.loads((folder / COMPLETE).read_text(encoding="utf-8")).items():
             file = folder / name
             if not file.is_file():
                 return f"{name} is missing"
             if file.stat().st_size != size:
                 return f"{name} has {file.stat().st_size} of {size} bytes"
+    except FileNotFoundError:
+        return f"{COMPLETE} is missing"
     except (ValueError, AttributeError, TypeError):
         return f"{COMPLETE} is damaged"
-    return None
-
-
-def _damaged(folder: Path) -> str | None:
-    """Which file of a checkpoint cannot be read to its end; None if all can."""
-    try:
-        step = json.loads((folder / _STATE).read_text(encoding="utf-8"))["global_step"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return f"{_STATE} is missing or cut short"
-    if folder.name != f"checkpoint-{step}":
-        return f"{_STATE} is that of step {step}"
-    safetensors = require("safetensors")
-    for file in sorted(folder.iterdir()):
-        try:
-            if file.suffix == ".safetensors":
-                with safetensors.safe_open(file, "pt"):  # compares the header with the file's size
-                    pass
-            elif file.suffix in _ARCHIVES:
-                with zipfile.ZipFile(file) as archive:  # which has checksums
-                    if archive.testzip() is not None:
-                        return f"{file.name} is damaged"
-        except (safetensors.SafetensorError, zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):
-            return f"{file.name} is cut short"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
     return None

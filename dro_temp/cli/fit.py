@@ -18,12 +18,11 @@ from dro_temp.interfaces import ScoreStatistics
 from dro_temp.losses import KLRobustLoss, LikelihoodLoss
 from dro_temp.objective import Objective
 from dro_temp.predictors import TempNet
+from dro_temp.predictors.language_models import LmInput
 
 # Below the likely temperatures, since the network's pooled sum starts positive and first moves up only. From 1.0,
 # 400 steps on the offline model recovered 73 % of the optimum's gain, from here 97 %.
 _START = 0.7
-
-Reads = Literal["hidden", "logits", "statistics"]
 
 
 def fit(
@@ -34,7 +33,7 @@ def fit(
     column: str = "text",
     frozen: bool = True,
     objective: Literal["robust", "likelihood"] = "robust",
-    inputs: tuple[Reads, ...] = ("hidden", "statistics"),
+    inputs: tuple[LmInput, ...] = ("hidden", "statistics"),
     tau_min: float = 0.1,
     tau_max: float = 2.0,
     rho: float | None = None,
@@ -120,12 +119,7 @@ def fit(
     else:
         trainer.train(resume_from_checkpoint=None if start.folder is None else str(start.folder))
     if trainer.is_world_process_zero():
-
-        def save_model(folder: Path) -> None:
-            lm.save_pretrained(folder)
-            words.save_pretrained(folder)
-
-        run.finish(max(steps, start.step), tempnet, None if frozen else save_model)
+        run.finish(max(steps, start.step), tempnet, () if frozen else (lm, words))
         print(f"wrote {run.tempnet}; next: dro-temp lm eval {output}")
 
 

@@ -1,8 +1,8 @@
 """`dro-temp`: the command, then its options."""
 
+import argparse
 import gc
 import inspect
-import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import dro_temp
-from dro_temp.cli.checkpoints import newest_listed
+from dro_temp.cli.checkpoints import newest_complete
+from dro_temp.cli.fit import fit
 from dro_temp.cli.messages import TRACEBACK, is_list, parser_error, require, sentence, unknown_keys
 from dro_temp.cli.run import Run
+from dro_temp.cli.use import evaluate, generate, view
 
+COMMANDS: dict[str, Callable[..., None]] = {"fit": fit, "eval": evaluate, "generate": generate, "view": view}
 EXAMPLES = {
     "fit": """
 examples
@@ -44,8 +47,6 @@ examples
 """,
 }
 
-_CONFIG = {"fit": "a YAML file with these options: every run leaves one in its folder, config.yaml"}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and run; the exit status."""
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = group.subcommand
         command = f"dro-temp lm {name}"
         options = {k: v for k, v in group[name].items() if k != "config"}
-        _commands()[name](**options)
+        COMMANDS[name](**options)
         return 0
     except KeyboardInterrupt:
         # A bar, or the ^C of a terminal, may stand on the line.
@@ -72,52 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _stopped(output: Path | None) -> str:
     """What an interruption leaves in the folder of a run, if one was being fitted."""
-    saved = None if output is None else newest_listed(Run(Path(output)).checkpoints)
+    saved = None if output is None else newest_complete(Run(output).checkpoints).folder
     if saved is None:
         return "stopped before anything was saved; the same command starts again"
     return f"stopped; {saved.name} is safe, and the same command resumes from it"
-
-
-def _commands() -> dict[str, Callable[..., None]]:
-    from dro_temp.cli.fit import fit
-    from dro_temp.cli.use import evaluate, generate, view
-
-    return {"fit": fit, "eval": evaluate, "generate": generate, "view": view}
-
-
-def _parsed(arguments: list[str]) -> Any:
-    """The options; those of `fit` that were not typed are those that the run in its folder was started with."""
-    parser = _parser(require("jsonargparse"))
-    _check_config(arguments)
-    config = parser.parse_args(arguments)
-    group = config[config.subcommand]
-    if group.subcommand != "fit" or group.fit.config:
-        return config
-    started_with = Run(Path(group.fit.output)).config
-    if not started_with.is_file():
-        return config
-    at = arguments.index("fit") + 1
-    return parser.parse_args([*arguments[:at], "--config", str(started_with), *arguments[at:]])
-
-
-def _check_config(arguments: list[str]) -> None:
-    """Exit where a file of --config holds keys that the command does not take: the parser would not name it."""
-    name = next((argument for argument in arguments if argument in _commands()), None)
-    if name is None:
-        return
-    files = [b for a, b in itertools.pairwise(arguments) if a == "--config"]
-    files += [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
-    taken = list(inspect.signature(_commands()[name]).parameters)
-    for file in files:
-        try:
-            keys = require("yaml").safe_load(Path(file).expanduser().read_text(encoding="utf-8"))
-        except (OSError, ValueError, require("yaml").YAMLError):  # reported by the parser
-            continue
-        command = f"dro-temp lm {name}"
-        message = unknown_keys(command, file, list(keys), taken) if isinstance(keys, dict) else None
-        if message is not None:
-            print(f"{command}: {message}", file=sys.stderr)
-            sys.exit(2)
 
 
 def _one_spelling(arguments: Sequence[str]) -> list[str]:
@@ -125,8 +84,7 @@ def _one_spelling(arguments: Sequence[str]) -> list[str]:
 
     Help and examples write --host_lr, as config.yaml does, and '[word]'.
     """
-    called = [command for name, command in _commands().items() if name in arguments]
-    known = {k: v for command in called for k, v in inspect.signature(command).parameters.items()}
+    known = {k: v for f in COMMANDS.values() for k, v in inspect.signature(f).parameters.items()}
     spelled: list[str] = []
     for argument in arguments:
         option, equals, value = argument.partition("=")
@@ -145,39 +103,67 @@ def _as_list(value: str) -> str:
     return value if value.strip().startswith(("[", "(")) else f"[{value}]"
 
 
-def _parser(jsonargparse: Any) -> Any:
+def _parsed(arguments: list[str]) -> Any:
+    """The options; those of `fit` that were not typed are those that the run in its folder was started with."""
+    parser = _parser()
+    config = parser.parse_args(arguments)
+    group = config[config.subcommand]
+    if group.subcommand != "fit" or group.fit.config:
+        return config
+    started_with = Run(group.fit.output).config
+    if not started_with.is_file():
+        return config
+    at = arguments.index("fit") + 1
+    return parser.parse_args([*arguments[:at], "--config", str(started_with), *arguments[at:]])
+
+
+def _parser() -> Any:
+    jsonargparse = require("jsonargparse")
+
     class Parser(jsonargparse.ArgumentParser):  # type: ignore[misc, name-defined]
         """Errors of one sentence."""
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(formatter_class=Lines, **options)
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             if not self.exit_on_error:
                 raise jsonargparse.ArgumentError(None, message) from ex
             parser = getattr(ex, "subcommand_parser", None) or self
-            command = parser.prog.replace(" [options]", "").replace(" {lm} ...", "")
-            print(parser_error(command, message, _commands()), file=sys.stderr)
+            print(parser_error(parser.command(), message, COMMANDS), file=sys.stderr)
             sys.exit(2)
 
-    class Lines(jsonargparse.DefaultHelpFormatter):  # type: ignore[misc, name-defined]
+        def command(self) -> str:
+            """What is typed to reach this parser."""
+            return str(self.prog).replace(" [options]", "").replace(" {lm} ...", "")
+
+    class Lines(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):  # type: ignore[misc, name-defined]
         """Examples keep their lines."""
 
-        def _fill_text(self, text: str, width: int, indent: str) -> str:
-            return "".join(indent + line for line in text.splitlines(keepends=True))
+    class Config(jsonargparse.ActionConfigFile):  # type: ignore[misc, name-defined]
+        """A file of options; names its keys that the command does not take, which the parser would not."""
+
+        def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+            super().__call__(parser, cfg, values, option_string)
+            command = parser.command()
+            parameters = inspect.signature(COMMANDS[command.rpartition(" ")[2]]).parameters
+            if others := [key for key in vars(cfg) if key not in {*parameters, "config"}]:
+                parser.exit(2, unknown_keys(command, values, others, parameters) + "\n")
 
     parser = Parser(
         prog="dro-temp",
         description="Personalised temperatures for the models you have.",
         version=dro_temp.__version__,
-        formatter_class=Lines,
     )
-    lm = Parser(description="Language models: one temperature per token.", formatter_class=Lines)
+    lm = Parser(description="Language models: one temperature per token.")
     parser.add_subcommands(required=True).add_subcommand("lm", lm, help="language models")
     names = lm.add_subcommands(required=True)
-    for name, command in _commands().items():
+    for name, command in COMMANDS.items():
         about = str(command.__doc__).strip().splitlines()[0]
-        sub = Parser(description=about, epilog=EXAMPLES[name], formatter_class=Lines)
-        sub.add_argument(
-            "--config", action="config", help=_CONFIG.get(name, "a YAML file with options of this command")
-        )
+        sub = Parser(description=about, epilog=EXAMPLES[name])
+        from_run = "with these options: every run leaves one in its folder, config.yaml"
+        what = from_run if name == "fit" else "with options of this command"
+        sub.add_argument("--config", action=Config, help=f"a YAML file {what}")
         sub.add_function_arguments(command, as_positional=True)
         names.add_subcommand(name, sub, help=about)
     return parser

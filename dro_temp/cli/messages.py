@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from dro_temp._optional import optional_module
@@ -14,8 +14,13 @@ from dro_temp._optional import optional_module
 #: In the environment: errors come with a traceback.
 TRACEBACK = "DRO_TEMP_TRACEBACK"
 
-Commands = Mapping[str, Callable[..., None]]
 _Parameters = Mapping[str, inspect.Parameter]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+#: In torch's errors when a file could not be written to its end.
+_CUT_SHORT = ("PytorchStreamWriter failed", "unexpected pos", "No space left", "File too large")
 
 
 def require(module: str) -> Any:
@@ -29,22 +34,14 @@ def say(what: str) -> None:
         print(what)
 
 
-# --- Errors of commands --------------------------------------------------------------------------------------------
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
-_NO_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
-#: In torch's errors when a file could not be written to its end.
-_CUT_SHORT = ("PytorchStreamWriter failed", "unexpected pos", "No space left", "File too large")
+def in_one_line(error: object, most: int | None = None) -> str:
+    """What an error of another library says, without its line ends, and no more than so many characters of it."""
+    return " ".join(str(error).split())[:most]
 
 
 def sentence(error: BaseException) -> str:
-    """An error in one line.
-
-    Args:
-        error: whatever was raised.
-    """
-    message = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+    """An error of a command in one line."""
+    message = in_one_line(error.args[0] if isinstance(error, KeyError) and error.args else error)
     full = next((e for e in _chain(error) if isinstance(e, OSError) and e.errno in _FULL), None)
     if full is not None or any(mark in message for mark in _CUT_SHORT):
         place, reason = ("a file of the run", message) if full is None else _place_and_reason(full)
@@ -55,7 +52,16 @@ def sentence(error: BaseException) -> str:
     if message.startswith("expected "):
         return message
     if isinstance(error, OSError) and error.errno is not None:
-        return _of_system(error)
+        place, reason = _place_and_reason(error)
+        expected, instead = f"to read or write {place}", "Check the path."
+        if error.errno in _CLOSED:
+            expected, instead = (
+                f"{place} to be open to this user",
+                "Pass another path, or change its permissions.",
+            )
+        elif error.errno in _NO_FOLDER:
+            expected, instead = f"a folder where {place} is to be", "Pass another path."
+        return f"expected {expected}, received: {reason}. {instead}"
     if type(error).__name__ == "OutOfMemoryError":
         return (
             f"expected a model and a batch that fit into the memory of the device, received: {message} Pass a smaller "
@@ -81,58 +87,33 @@ def _place_and_reason(error: OSError) -> tuple[str, str]:
     return place, error.strerror or type(error).__name__
 
 
-def _of_system(error: OSError) -> str:
-    place, reason = _place_and_reason(error)
-    if error.errno in _CLOSED:
-        return (
-            f"expected {place} to be open to this user, received: {reason}. Pass another path, or change its "
-            "permissions."
-        )
-    if error.errno in _NO_FOLDER:
-        return f"expected a folder where {place} is to be, received: {reason}. Pass another path."
-    return f"expected to read or write {place}, received: {reason}. Check the path."
-
-
-# --- Errors of the parser ------------------------------------------------------------------------------------------
-
-
-def parser_error(command: str, message: str, commands: Commands) -> str:
-    """The command that is concerned, a colon, and one sentence.
-
-    Args:
-        command: of the parser that failed, "dro-temp lm fit" or one above it.
-        message: the parser's.
-        commands: those of `dro-temp lm`.
-    """
-    message = " ".join(message.split())
-    if re.fullmatch(r'expected "[\w.]+" to be one of \{.*\}, but it was not provided\.?', message):
-        return f"{command}: expected a command, received none. Type dro-temp lm and one of {', '.join(commands)}."
+def parser_error(command: str, message: str, commands: Mapping[str, Callable[..., None]]) -> str:
+    """A message of the parser of `command`, "dro-temp lm fit" or one above it, in one sentence that begins with it."""
+    message = in_one_line(message)
     missing = re.fullmatch(r"the following arguments are required: (.*)", message)
-    if missing is None:
-        return f"{command}: {_of_values(command, message, commands)}"
-    names = [word.split(".") for word in missing[1].split(", ")]
-    if len(names[0]) > 1:  # with the commands in front, lm.fit.output
-        command = f"dro-temp {' '.join(names[0][:-1])}"
-    values = " and ".join(name[-1] for name in names)
-    usage = f"{command} {_required(_parameters(command, commands))}"
-    return f"{command}: expected a value for {values}, received none. Type {usage}; --help has examples."
+    names = [] if missing is None else missing[1].split(", ")
+    if names and "." in names[0]:  # with the commands in front, lm.fit.output
+        command = f"dro-temp {' '.join(names[0].split('.')[:-1])}"
+    function = commands.get(command.rpartition(" ")[2])
+    parameters = {} if function is None else inspect.signature(function).parameters
+    if names:
+        values = " and ".join(name.rpartition(".")[2] for name in names)
+        usage = f"{command} {_required(parameters)}"
+        said = f"a value for {values}, received none. Type {usage}; --help has examples."
+    elif re.fullmatch(r'expected "[\w.]+" to be one of \{.*\}, but it was not provided\.?', message):
+        said = f"a command, received none. Type dro-temp lm and one of {', '.join(commands)}."
+    else:
+        said = _of_values(command, message, parameters)
+    return f"{command}: expected {said}"
 
 
-def unknown_keys(command: str, file: str, keys: Sequence[Any], options: Sequence[str]) -> str | None:
-    """A sentence on the keys of a file of options that the command does not take; None if there are none.
-
-    Args:
-        command: "dro-temp lm eval".
-        file: given as --config.
-        keys: of the file.
-        options: that the command takes.
-    """
-    others = [str(key) for key in keys if key not in options]
-    if not others:
-        return None
-    near = difflib.get_close_matches(others[0].replace("-", "_"), options, n=1, cutoff=0.8)
-    instead = f"Write {near[0]}?" if near else f"Remove what is not one of {', '.join(options)}."
-    return f"expected options of {command} in --config {file}, received {', '.join(others)}. {instead}"
+def unknown_keys(command: str, file: str, keys: list[str], parameters: _Parameters) -> str:
+    """The error for the keys of a file of options, given as --config, that a command does not take."""
+    near = difflib.get_close_matches(keys[0].replace("-", "_"), parameters, n=1, cutoff=0.8)
+    instead = f"Write {near[0]}?" if near else f"Remove what is not one of {', '.join(parameters)}."
+    return (
+        f"{command}: expected options of {command} in --config {file}, received {', '.join(keys)}. {instead}"
+    )
 
 
 def is_list(parameter: inspect.Parameter | None) -> bool:
@@ -140,39 +121,38 @@ def is_list(parameter: inspect.Parameter | None) -> bool:
     return parameter is not None and typing.get_origin(parameter.annotation) is tuple
 
 
-def _of_values(command: str, message: str, commands: Commands) -> str:
-    parameters = _parameters(command, commands)
+def _of_values(command: str, message: str, parameters: _Parameters) -> str:
     help_ = f"Type {command} --help for {'examples' if parameters else 'what there is'}."
     if choice := re.fullmatch(r"argument subcommand: invalid choice: (.*) \(choose from (.*)\)", message):
-        return f"expected one of {choice[2]}, received {choice[1]}. {help_}"
+        return f"one of {choice[2]}, received {choice[1]}. {help_}"
     if file := re.fullmatch(r'Parser key "(?:[\w.]+\.)?config": (.*)', message):
-        return (
-            f"expected a YAML file of options for --config, received: {file[1].rstrip('.')}. Check the path."
-        )
-    if valueless := re.fullmatch(r"argument --([\w.]+): expected one argument", message):
-        return _of_no_value(valueless[1].rpartition(".")[2], parameters)
+        return f"a YAML file of options for --config, received: {file[1].rstrip('.')}. Check the path."
+    if valueless := re.fullmatch(r"argument --(?:[\w.]+\.)?(\w+): expected one argument", message):
+        return _of_no_value(valueless[1], parameters)
     if union := re.fullmatch(
         r'(Parser key "[\w.]+"): .*Union subtypes.*?\[(.*?)\].*Given value: (.*)', message
     ):
         message = f"{union[1]}: Expected a {union[2].replace(', ', ' or ')}. Got value: {union[3]}"
-    if typed := re.fullmatch(r'Parser key "([\w.]+)": Expected an? (.+?)\. Got value: (.*)', message):
-        return _of_a_value(typed[1].rpartition(".")[2], typed[2], typed[3], parameters)
+    if typed := re.fullmatch(
+        r'Parser key "(?:[\w.]+\.)?(\w+)": Expected an? (.+?)\. Got value: (.*)', message
+    ):
+        return _of_a_value(typed[1], typed[2], typed[3], parameters)
     if unknown := re.fullmatch(r"unrecognized arguments: (.*)", message, re.IGNORECASE):
         return _of_unknown(command, unknown[1], parameters)
-    return f"expected options as --help lists them, received: {message.rstrip('.')}. {help_}"
+    return f"options as --help lists them, received: {message.rstrip('.')}. {help_}"
 
 
 def _of_no_value(option: str, parameters: _Parameters) -> str:
     parameter = parameters.get(option)
     if getattr(parameter, "annotation", None) is bool:
-        return f"expected true or false for --{option}, received none. Type --{option} true."
+        return f"true or false for --{option}, received none. Type --{option} true."
     default = getattr(parameter, "default", None)
     instead = f"Type --{option} {default}, say."
     if default is None:
         instead = "Type --help for what the options take."
     elif isinstance(default, tuple):
         instead = f"Type --{option} '[{', '.join(default) or 'one, two'}]'{', say' if default else ''}."
-    return f"expected a value for --{option}, received none. {instead}"
+    return f"a value for --{option}, received none. {instead}"
 
 
 def _of_a_value(option: str, kind: str, value: str, parameters: _Parameters) -> str:
@@ -180,16 +160,16 @@ def _of_a_value(option: str, kind: str, value: str, parameters: _Parameters) -> 
     listed = is_list(parameters.get(option))
     if choices := re.fullmatch(r"Literal\[(.*)\]", kind):
         names = [name.strip("'\"") for name in choices[1].split(", ")]
-        near = difflib.get_close_matches(value, names, n=1, cutoff=0.0)[0]
-        expected, instead = " or ".join(filter(None, (", ".join(names[:-1]), names[-1]))), near
+        expected = " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+        instead = difflib.get_close_matches(value, names, n=1, cutoff=0.0)[0]
     elif kind == "bool":
         expected, instead = "true or false", "true"
     elif listed:
         expected, instead = "a list", value
     else:
-        return f"expected {kind} for --{option}, received {value}. Type --help for what the options take."
+        return f"{kind} for --{option}, received {value}. Type --help for what the options take."
     instead = f"'[{instead}]'" if listed else instead
-    return f"expected {expected} for --{option}, received {value}. Type --{option} {instead}."
+    return f"{expected} for --{option}, received {value}. Type --{option} {instead}."
 
 
 def _of_unknown(command: str, words: str, parameters: _Parameters) -> str:
@@ -197,23 +177,18 @@ def _of_unknown(command: str, words: str, parameters: _Parameters) -> str:
     if first.startswith("-") or not parameters:
         near = difflib.get_close_matches(first.partition("=")[0], [f"--{name}" for name in parameters], n=1)
         instead = f"Type {near[0]}?" if near else f"Type {command} --help for those that there are."
-        return f"expected known options, received {words}. {instead}"
+        return f"known options, received {words}. {instead}"
     if "prompt" in parameters:
         return (
-            f"expected one prompt, received more words after it: {words}. Put the prompt in quotes: {command} RUN "
+            f"one prompt, received more words after it: {words}. Put the prompt in quotes: {command} RUN "
             "'several words'."
         )
     lists = [name for name, parameter in parameters.items() if is_list(parameter)]
     quoted = f", and a list as --{lists[0]} '[one, two]'" if lists else ""
     return (
-        f"expected options after {_required(parameters)}, received {words}. Type each as --option value{quoted}; a "
-        "value with spaces is put in quotes."
+        f"options after {_required(parameters)}, received {words}. Type each as --option value{quoted}; a value with "
+        "spaces is put in quotes."
     )
-
-
-def _parameters(command: str, commands: Commands) -> _Parameters:
-    function = commands.get(command.rpartition(" ")[2])
-    return {} if function is None else inspect.signature(function).parameters
 
 
 def _required(parameters: _Parameters) -> str:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dro_temp._files import check_writable, default_root
-from dro_temp.cli.checkpoints import complete, is_complete
-from dro_temp.cli.messages import require
+from dro_temp.cli.checkpoints import complete, lacks
+from dro_temp.cli.messages import in_one_line, require
 from dro_temp.cli.text import blocks
 from dro_temp.datasets import PythonText
 
@@ -23,15 +23,7 @@ _LOSS = "ForCausalLM"  # transformers infers it from the class's name, and warns
 
 
 def load_model(name: str, tokenizer: str | None = None) -> tuple[Any, Any]:
-    """A causal language model in eval mode, and its tokenizer.
-
-    Args:
-        name: a folder, a name on the hub, or "offline".
-        tokenizer: another place for the tokenizer.
-
-    Raises:
-        ValueError: there is no such model.
-    """
+    """A causal language model in eval mode, and its tokenizer: of a folder, a name on the hub, or "offline"."""
     if name == OFFLINE:
         with require("accelerate").PartialState().main_process_first():  # which trains it for all
             name = str(offline_model())
@@ -48,7 +40,7 @@ def load_model(name: str, tokenizer: str | None = None) -> tuple[Any, Any]:
     except Exception as error:  # no such name, a damaged file, a kind of model that has no head: one answer
         raise ValueError(
             f"expected a causal language model in {name!r} and a tokenizer in {tokenizer or name!r}, folders or names "
-            f"on the hub, received none that can be loaded: {' '.join(str(error).split())[:300].rstrip('.')}. Pass "
+            f"on the hub, received none that can be loaded: {in_one_line(error, 300).rstrip('.')}. Pass "
             "--model ./folder, or --model offline."
         ) from error
 
@@ -56,8 +48,7 @@ def load_model(name: str, tokenizer: str | None = None) -> tuple[Any, Any]:
 def _existing(option: str, name: str) -> str:
     """The name, or the path if it is one; raises where nothing is there, as the hub's error would be about names."""
     path = Path(name).expanduser()
-    is_path = name.startswith((".", "~")) or path.is_absolute() or name.count("/") > 1 or "\\" in name
-    if not is_path:
+    if not (name.startswith((".", "~")) or path.is_absolute() or name.count("/") > 1 or "\\" in name):
         return name
     if not path.exists():
         raise ValueError(
@@ -67,16 +58,12 @@ def _existing(option: str, name: str) -> str:
     return str(path)
 
 
-def offline_model(root: Path | None = None) -> Path:
-    """Folder of a two-layer GPT-2 on Python's source code, trained in a minute or two at the first call.
-
-    Args:
-        root: where it is kept; `$XDG_CACHE_HOME/dro_temp` or `~/.cache/dro_temp` if None.
-    """
+def offline_model() -> Path:
+    """Folder of a two-layer GPT-2 on Python's source code, trained in a minute or two at the first call."""
     transformers = require("transformers")
     python = ".".join(map(str, sys.version_info[:2]))
-    folder = (root or default_root()) / f"gpt2-python{python}-{_VOCABULARY}-{_STEPS}"
-    if is_complete(folder):
+    folder = default_root() / f"gpt2-python{python}-{_VOCABULARY}-{_STEPS}"
+    if lacks(folder) is None:
         return folder
     try:
         check_writable(folder)
@@ -96,7 +83,7 @@ def offline_model(root: Path | None = None) -> Path:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         complete(fresh)
-        if not is_complete(folder):  # another process may have been faster
+        if lacks(folder) is not None:  # another process may have been faster
             shutil.rmtree(folder, ignore_errors=True)
             fresh.replace(folder)
     finally:

@@ -4,16 +4,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-_SEEDS = 2**32  # as many as NumPy has, which transformers seeds as well
+from dro_temp._checks import check_count, check_positive, check_within
 
 
 def check_fit(options: Mapping[str, Any]) -> None:
     """Raise where an option of `fit` is out of range: before a model is loaded, or a folder made."""
     for name in ("steps", "batch", "accumulate", "save_every"):
-        check_least(name, options[name])
-    check_least("block", options["block"], 2)  # one token to read and one to predict
+        check_count(f"--{name}", options[name])
+    check_count("--block", options["block"], minimum=2)  # one token to read and one to predict
     for name in ("lr", "host_lr"):
-        check_above_zero(name, options[name])
+        check_positive(f"--{name}", options[name])
     check_seed(options["seed"])
     tau_min, tau_max = options["tau_min"], options["tau_max"]
     if not 0.0 < tau_min < tau_max < math.inf:
@@ -22,7 +22,7 @@ def check_fit(options: Mapping[str, Any]) -> None:
             f"{tau_max}. Widen or swap them: --tau_min 0.1 --tau_max 2.0."
         )
     if options["rho"] is not None:
-        check_above_zero("rho", options["rho"])
+        check_positive("--rho", options["rho"])
     inputs = options["inputs"]
     if not inputs or len(set(inputs)) < len(inputs):
         raise ValueError(
@@ -36,26 +36,9 @@ def check_fit(options: Mapping[str, Any]) -> None:
         )
 
 
-def check_least(option: str, value: int, minimum: int = 1) -> None:
-    """Raise unless the option is at least so much."""
-    if value < minimum:
-        raise ValueError(
-            f"expected --{option} of at least {minimum}, received --{option} {value}. Pass a larger number."
-        )
-
-
-def check_above_zero(option: str, value: float) -> None:
-    """Raise unless the option is a finite number above 0."""
-    if not 0.0 < value < math.inf:
-        raise ValueError(
-            f"expected --{option} to be finite and above 0, received --{option} {value}. Pass a positive number."
-        )
-
-
 def check_seed(seed: int) -> None:
-    """Raise unless all generators take this seed."""
-    if not 0 <= seed < _SEEDS:
-        raise ValueError(f"expected --seed from 0 to {_SEEDS - 1}, received --seed {seed}. Pass --seed 0.")
+    """Raise unless all generators take this seed, NumPy's included, which transformers seeds as well."""
+    check_within("--seed", seed, 0, 2**32 - 1)
 
 
 def check_radius(rho: float, outcomes: int) -> None:

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dro_temp._files import check_writable, whole_file
-from dro_temp.cli.checkpoints import newest_listed
-from dro_temp.cli.messages import require
+from dro_temp.cli.checkpoints import newest_complete
+from dro_temp.cli.messages import in_one_line, require
 from dro_temp.cli.models import load_model
 from dro_temp.predictors import TempNet
 
@@ -17,52 +16,21 @@ _READ = ("model", "tokenizer", "data", "block", "steps")  # options that other c
 _FREE = ("output", "steps", "save_every")  # options that may differ: the same run, elsewhere or for longer
 
 
-@dataclass(frozen=True)
 class Run:
-    """A run's folder.
+    """A run's folder."""
 
-    `config.yaml`, `tempnet/`, `model/` if the model was trained, `checkpoints/`, and `finished.json` at the end.
-
-    Args:
-        folder: where.
-    """
-
-    folder: Path
-
-    @property
-    def config(self) -> Path:
-        """The options, as `--config` takes them."""
-        return self.folder / "config.yaml"
-
-    @property
-    def tempnet(self) -> Path:
-        """The TempNet's checkpoint."""
-        return self.folder / "tempnet"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The Trainer's, from which an interrupted run resumes."""
-        return self.folder / "checkpoints"
-
-    @property
-    def _model(self) -> Path:
-        return self.folder / "model"
-
-    @property
-    def _finished(self) -> Path:
-        return self.folder / "finished.json"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = folder / "config.yaml"  # the options, as `--config` takes them
+        self.tempnet = folder / "tempnet"
+        self.checkpoints = folder / "checkpoints"  # the Trainer's, from which an interrupted run resumes
+        self._model = folder / "model"  # if it was trained
+        self._finished = folder / "finished.json"  # written at the end
 
     def steps_done(self) -> int | None:
-        """Steps after which the TempNet was written; None before the run is finished.
-
-        Raises:
-            ValueError: finished.json is damaged.
-        """
-        if not self.tempnet.exists():
+        """Steps after which the TempNet was written; None before the run is finished."""
+        if not (self.tempnet.exists() and self._finished.exists()):
             return None
-        if not self._finished.exists():
-            # A folder from which the checkpoints were removed is that of a run that was finished.
-            return None if self.checkpoints.exists() else int(self.options()["steps"])
         try:
             return int(json.loads(self._finished.read_text(encoding="utf-8"))["steps"])
         except (ValueError, KeyError, TypeError):
@@ -72,11 +40,7 @@ class Run:
             ) from None
 
     def options(self) -> dict[str, Any]:
-        """What the run was started with.
-
-        Raises:
-            ValueError: there is no run there, or its config.yaml cannot be read.
-        """
+        """What the run was started with."""
         if not self.config.exists():
             raise ValueError(
                 f"expected the folder of a run in {str(self.folder)!r}, received one without config.yaml. Make one: "
@@ -85,28 +49,21 @@ class Run:
         yaml = require("yaml")
         try:
             options = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            received = f"{type(options).__name__} in place of options"
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise self._unreadable(f"no YAML ({' '.join(str(error).split())})") from None
-        if not isinstance(options, dict):
-            raise self._unreadable(f"{type(options).__name__} in place of options")
-        lacking = [name for name in _READ if name not in options]
-        if lacking:
-            raise self._unreadable(f"options without {', '.join(lacking)}")
-        return options
-
-    def _unreadable(self, received: str) -> ValueError:
-        return ValueError(
+            options, received = None, f"no YAML ({in_one_line(error)})"
+        if isinstance(options, dict):
+            lacking = ", ".join(name for name in _READ if name not in options)
+            if not lacking:
+                return options
+            received = f"options without {lacking}"
+        raise ValueError(
             f"expected the options of a run in {str(self.config)!r}, received {received}. Mend the file, or fit into "
             "another folder."
         )
 
     def check_options(self, options: dict[str, Any]) -> None:
-        """Raise where these options are not those of the run that is there, or its folder cannot be written to.
-
-        Raises:
-            ValueError: the folder holds a run with other options.
-            OSError: it is no folder, or is closed to this user.
-        """
+        """Raise where these options are not those of the run that is there, or its folder cannot be written to."""
         if self.config.exists():
             known = self.options()
             other = [
@@ -127,19 +84,17 @@ class Run:
         with whole_file(self.config) as file:
             file.write(require("yaml").safe_dump(options, sort_keys=False).encode())
 
-    def finish(self, steps: int, tempnet: TempNet, save_model: Callable[[Path], None] | None) -> None:
-        """Write what was trained; the run counts as finished once all of it is written.
+    def finish(self, steps: int, tempnet: TempNet, model: Sequence[Any]) -> None:
+        """Write what was trained in so many steps; the run counts as finished once all of it is written.
 
-        Args:
-            steps: that were taken.
-            tempnet: the TempNet.
-            save_model: writes the model into a folder, if it was trained.
+        A model that was trained as well is given as the parts that have a `save_pretrained`.
         """
         self._finished.unlink(missing_ok=True)
-        if save_model is not None:
+        if model:
             fresh = self.folder / "model.partial"
             shutil.rmtree(fresh, ignore_errors=True)
-            save_model(fresh)
+            for part in model:
+                part.save_pretrained(fresh)
             shutil.rmtree(self._model, ignore_errors=True)
             fresh.replace(self._model)
         tempnet.save_pretrained(self.tempnet)
@@ -147,17 +102,12 @@ class Run:
             file.write(json.dumps({"steps": steps}).encode())
 
     def load(self) -> tuple[Any, Any, TempNet, dict[str, Any]]:
-        """Model, tokenizer, TempNet and options.
-
-        Raises:
-            ValueError: the run was not finished.
-        """
+        """Model, tokenizer, TempNet and options of a finished run."""
         options = self.options()
         done = self.steps_done()
         if done is None:
-            newest = newest_listed(self.checkpoints)
-            step = None if newest is None else newest.name.partition("-")[2]
-            reached = "no checkpoint yet" if step is None else f"newest checkpoint {step}"
+            step = newest_complete(self.checkpoints).step
+            reached = f"newest checkpoint {step}" if step > 0 else "no checkpoint yet"
             raise ValueError(
                 f"expected a finished run in {str(self.folder)!r}, received one that has not finished ({reached} of "
                 f"{options['steps']} steps). Run fit again, which resumes it: dro-temp lm fit {self.folder}"

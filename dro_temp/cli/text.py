@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dro_temp.cli.messages import require, say
+from dro_temp.cli.messages import in_one_line, require, say
 from dro_temp.datasets import PythonText, token_blocks
 
 #: The source that needs no network.
@@ -16,17 +16,7 @@ PYTHON = "python"
 
 
 def documents(source: str, *, split: str = "train", column: str = "text") -> list[str]:
-    """All documents of a source.
-
-    Args:
-        source: "python", Python's own source code, which needs no network; a text, .jsonl or .parquet file; a folder
-            of such files; or the name of a data set on the hub (`name` or `name:configuration`).
-        split: for the hub, and for Python's source: "train", "validation" or "test".
-        column: where records hold their text.
-
-    Raises:
-        ValueError: nothing there, or no such column.
-    """
+    """All documents of a source, see `fit`; the split is that of Python's source, or of a data set on the hub."""
     path = Path(source).expanduser()
     if source == PYTHON:
         return list(PythonText(split).texts)
@@ -65,7 +55,7 @@ def _of_file(path: Path, column: str) -> list[str]:
         except Exception as error:  # of datasets, of pyarrow, of the disk: one answer
             raise ValueError(
                 f"expected a parquet file in {str(path)!r}, received one that cannot be read "
-                f"({' '.join(str(error.__cause__ or error).split())}). Pass another file: --data."
+                f"({in_one_line(error.__cause__ or error)}). Pass another file: --data."
             ) from error
         return _of_table(table, column, str(path))
     try:
@@ -106,7 +96,7 @@ def _of_hub(source: str, split: str, column: str) -> list[str]:
     except Exception as error:  # no such data set, configuration or split, no connection: one answer
         raise ValueError(
             f"expected a file, a folder or a data set on the hub, received --data {source}: there is no such path in "
-            f"{Path.cwd()}, and the hub gave none ({' '.join(str(error).split())[:300]}). Check the name; without a "
+            f"{Path.cwd()}, and the hub gave none ({in_one_line(error, 300)}). Check the name; without a "
             "network pass a file, or --data python."
         ) from error
     return _of_table(table, column, source)
@@ -135,14 +125,13 @@ def _of_records(records: list[Any], column: str, source: str) -> list[str]:
     if records and column not in names:
         raise _no_column(column, source, names)
     texts = [text for record in records if (text := record.get(column)) is not None]
-    missing = len(records) - len(texts)
+    written = [text for text in texts if text.strip()]
+    missing, empty = len(records) - len(texts), len(texts) - len(written)
     if 2 * missing > len(records):
         raise ValueError(
             f"expected text in the column {column!r} of most records of {source!r}, received {missing} of "
             f"{len(records)} without any. Pass --column, or remove those records."
         )
-    written = [text for text in texts if text.strip()]
-    empty = len(texts) - len(written)
     if missing or empty:
         counts = ((missing, f"without {column!r}"), (empty, f"with an empty {column!r}"))
         reasons = ", ".join(f"{count} {reason}" for count, reason in counts if count)
@@ -155,11 +144,7 @@ def _no_column(column: str, source: str, names: Iterable[str]) -> ValueError:
 
 
 def blocks(texts: list[str], tokenizer: Any, length: int) -> Tensor:
-    """The texts, one after the other with an end-of-text token between, as rows of `length` tokens.
-
-    Raises:
-        ValueError: there is less than one block of text.
-    """
+    """The texts, one after the other with an end-of-text token between, as rows of `length` tokens."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     tokens = [token for document in encoded for token in (*document, *end)]

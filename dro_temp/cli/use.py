@@ -1,15 +1,15 @@
 """What a finished run is used for: `eval` measures its TempNet, `generate` samples with it, `view` shows it."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dro_temp._checks import check_count, check_positive, check_within
 from dro_temp._files import check_writable, whole_file
 from dro_temp.cli.messages import require
-from dro_temp.cli.options import check_above_zero, check_least, check_radius, check_room, check_seed
+from dro_temp.cli.options import check_radius, check_room, check_seed
 from dro_temp.cli.run import Run
 from dro_temp.cli.text import PYTHON, blocks, check_vocabulary, documents
 from dro_temp.datasets import PythonText
@@ -42,10 +42,8 @@ def evaluate(
         tasks: lm-eval tasks; each is run at tau = 1 and with the TempNet.
         task_folder: where tasks of your own are.
     """
-    check_least("limit", limit, 2)
-    check_least("batch", batch)
-    if rho is not None:
-        check_above_zero("rho", rho)
+    check_count("--limit", limit, minimum=2)
+    check_count("--batch", batch)
     if task_folder is not None and not task_folder.is_dir():
         raise ValueError(f"expected a folder of tasks, received --task_folder {task_folder}. Check the path.")
     check_writable(run)
@@ -78,19 +76,11 @@ def evaluate(
     results = {"data": source, **report.asdict()}
     if tasks:
         results["tasks"] = _run_tasks(model, tokenizer, tempnet, tasks, task_folder)
+    results = json.loads(json.dumps(results), parse_constant=lambda nan: None)  # JSON itself has no NaN
     out = run / "eval.json"
     with whole_file(out) as file:
-        file.write(json.dumps(_without_nan(results), indent=2, allow_nan=False).encode())
+        file.write(json.dumps(results, indent=2, allow_nan=False).encode())
     print(f"wrote {out}")
-
-
-def _without_nan(x: Any) -> Any:
-    """JSON has no NaN: null takes its place."""
-    if isinstance(x, dict):
-        return {key: _without_nan(value) for key, value in x.items()}
-    if isinstance(x, list | tuple):
-        return [_without_nan(value) for value in x]
-    return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
 def _run_tasks(
@@ -139,12 +129,10 @@ def generate(
     """
     from dro_temp.integrations.transformers import TemperatureLogitsProcessor
 
-    check_least("tokens", tokens)
-    check_above_zero("temperature", temperature)
-    if not 0.0 < top_p <= 1.0:
-        raise ValueError(
-            f"expected --top_p above 0 and at most 1, received --top_p {top_p}. Pass --top_p 0.9, say."
-        )
+    check_count("--tokens", tokens)
+    check_positive("--temperature", temperature)
+    check_positive("--top_p", top_p)
+    check_within("--top_p", top_p, 0.0, 1.0)
     check_seed(seed)
     model, tokenizer, tempnet, _ = Run(run).load()
     require("transformers").set_seed(seed)
@@ -179,8 +167,8 @@ def view(
         characters: of the text that are shown.
         k: candidates shown for each token, before and after its temperature.
     """
-    check_least("characters", characters)
-    check_least("k", k)
+    check_count("--characters", characters)
+    check_count("--k", k)
     page = out or run / "page.html"
     if page.is_dir():
         raise ValueError(

@@ -4,9 +4,10 @@ import hashlib
 import os
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from einops import rearrange
@@ -14,7 +15,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from dro_temp._optional import optional_module
-from dro_temp.datasets._samples import cache_path, cached_file, hashed
+from dro_temp.datasets._samples import cached, hashed
 
 SIDE = 32  # pixels, height and width of an image
 EM = 24  # pixels, size of a font in which accented capitals and descenders fit without being scaled
@@ -27,6 +28,8 @@ LEFT_OUT = ("cmex", "cmmi", "cmsy", "STIXNonUni", "LastResort")
 
 _FORMAT = 1  # raise it when the same fonts would give other images
 
+require = partial(optional_module, use="which GlyphCaptions renders its images with", extra="recipes")
+
 
 class Glyphs(NamedTuple):
     """Images of characters, sorted by font and then by code point."""
@@ -36,31 +39,22 @@ class Glyphs(NamedTuple):
     fonts: list[str]
 
 
-def require(module: str) -> Any:
-    """Import a package of the `recipes` extra, or name the command that installs it."""
-    return optional_module(module, "which GlyphCaptions renders its images with", extra="recipes")
-
-
 def font_files() -> list[Path]:
     """The TrueType fonts in use, sorted by name."""
     folder = Path(require("matplotlib").get_data_path()) / "fonts" / "ttf"
     return sorted(path for path in folder.glob("*.ttf") if not path.name.startswith(LEFT_OUT))
 
 
-# --- The cache --------------------------------------------------------------------------------------------------
-
-
 def load(root: str | os.PathLike[str] | None = None) -> Glyphs:
     """Read the glyphs from a folder, or render them into it; raises OSError if it cannot be written to."""
     files = font_files()
-    path = cache_path(root, f"glyphs-{version(files)}.npz")
-    cached = read(path)
-    if cached is not None:
-        return cached
-    with cached_file(path, "rendered glyphs", "GlyphCaptions(root='glyph-cache')") as file:
+
+    def make(file: BinaryIO) -> Glyphs:
         glyphs = render(files)
         write(file, glyphs)
-    return glyphs
+        return glyphs
+
+    return cached(root, f"glyphs-{version(files)}.npz", read, make, "GlyphCaptions(root='glyph-cache')")
 
 
 def version(files: Sequence[Path]) -> str:
@@ -92,13 +86,12 @@ def write(file: Any, glyphs: Glyphs) -> None:
     numpy.savez_compressed(file, images=images, codepoints=codepoints, font=font, names=names)
 
 
-# --- Rendering --------------------------------------------------------------------------------------------------
-
-
 def render(files: Sequence[Path]) -> Glyphs:
     """Every character of every font."""
     images, codepoints, fonts = bytearray(), [], []
-    for path in _with_progress(files):
+    console = require("rich.console").Console(stderr=True)
+    bar = {"console": console, "transient": True, "disable": not sys.stderr.isatty()}
+    for path in require("rich.progress").track(files, "rendering glyphs (once)", **bar):
         for character, image in _render_font(path):
             images += image
             codepoints.append(ord(character))
@@ -107,27 +100,10 @@ def render(files: Sequence[Path]) -> Glyphs:
     return Glyphs(rearrange(pixels, "(glyph y x) -> glyph y x", y=SIDE, x=SIDE), codepoints, fonts)
 
 
-def _with_progress(files: Sequence[Path]) -> Iterable[Path]:
-    """A bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        return files
-    console = require("rich.console").Console(stderr=True)
-    tracked: Iterable[Path] = require("rich.progress").track(
-        files, "rendering glyphs (once)", console=console, transient=True
-    )
-    return tracked
-
-
 def _render_font(path: Path) -> Iterator[tuple[str, bytes]]:
     module = require("PIL.ImageFont")
-    opened: dict[int, Any] = {}
-
-    def font_at(em: int) -> Any:
-        # The basic layout shows characters as they are, and does not depend on a library that may be missing.
-        if em not in opened:
-            opened[em] = module.truetype(str(path), em, layout_engine=module.Layout.BASIC)
-        return opened[em]
-
+    # The basic layout shows characters as they are, and does not depend on a library that may be missing.
+    font_at = cache(lambda em: module.truetype(str(path), em, layout_engine=module.Layout.BASIC))
     box = _draw(chr(0x10FFFF), font_at)  # never assigned: what the font shows for characters that it lacks
     for character in _characters(path):
         image = _draw(character, font_at)

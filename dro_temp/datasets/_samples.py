@@ -3,13 +3,14 @@
 import hashlib
 import operator
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
-from dro_temp._checks import check_count
+from dro_temp._checks import check_choice, check_count
 from dro_temp._files import default_root, whole_file
+
+_T = TypeVar("_T")
 
 
 def hashed(*key: object) -> bytes:
@@ -17,12 +18,9 @@ def hashed(*key: object) -> bytes:
     return hashlib.sha256(" ".join(map(str, key)).encode()).digest()
 
 
-def check_split(split: Any, splits: Sequence[str], seed: Any, example: str) -> None:
+def check_split(split: Any, splits: Iterable[str], seed: Any) -> None:
     """Raise unless the split is one of these, and the seed an int."""
-    if split not in splits:
-        raise ValueError(
-            f"expected split to be one of {', '.join(splits)}, received {split!r}. Type for example {example}."
-        )
+    check_choice("split", split, splits)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"expected seed as an int, received {type(seed).__name__} ({seed!r}). Pass seed=0.")
 
@@ -47,19 +45,26 @@ def check_number(index: Any, count: int, what: str = "sample") -> int:
     return int(index)
 
 
-def cache_path(root: str | os.PathLike[str] | None, name: str) -> Path:
-    """A file in the folder `root`, by default the user's cache."""
-    return (default_root() if root is None else Path(root).expanduser()) / name
+def cached(
+    root: str | os.PathLike[str] | None,
+    name: str,
+    read: Callable[[Path], _T | None],
+    make: Callable[[BinaryIO], _T],
+    example: str,
+) -> _T:
+    """What is in a file of the folder `root`, by default the user's cache; where `read` finds none, `make` writes it.
 
-
-@contextmanager
-def cached_file(path: Path, what: str, example: str) -> Iterator[BinaryIO]:
-    """Write a file of the cache, which appears as a whole."""
+    The file appears as a whole. The example is of a call with another folder.
+    """
+    path = (default_root() if root is None else Path(root).expanduser()) / name
+    found = read(path)
+    if found is not None:
+        return found
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
-            yield file
+            return make(file)
     except OSError as error:
         raise OSError(
-            f"expected a folder to write {what} to, received {path.parent} ({error}). Pass another one: {example}."
+            f"expected a folder to write {name} to, received {path.parent} ({error}). Pass another one: {example}."
         ) from error

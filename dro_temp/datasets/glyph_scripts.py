@@ -61,7 +61,7 @@ class GlyphScripts(Dataset[tuple[Any, int]]):
         seed: int = 0,
         transform: Callable[[Tensor], Any] | None = None,
     ) -> None:
-        check_split(split, tuple(_PARTS), seed, "GlyphScripts('val')")
+        check_split(split, _PARTS, seed)
         self.split, self.seed, self.transform = split, seed, transform
         parts = [GlyphCaptions(part, root=root, seed=seed) for part in _PARTS[split]]
         place = {script: i for i, script in enumerate(SCRIPTS)}

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dro_temp._checks import check_count
 from dro_temp.datasets import _glyph_images
 from dro_temp.datasets._glyph_images import Glyphs
 from dro_temp.datasets._samples import check_number, check_size, check_split, hashed
@@ -81,9 +80,7 @@ class GlyphCaptions(Dataset[tuple[Any, str, int]]):
         seed: int = 0,
         transform: Callable[[Tensor], Any] | None = None,
     ) -> None:
-        check_split(split, SPLITS, seed, "GlyphCaptions('val_seen')")
-        if size is not None:
-            check_count("size", size)
+        check_split(split, SPLITS, seed)
         self.split, self.size, self.seed, self.transform = split, size, seed, transform
         glyphs = _glyph_images.load(root)
         rows = _divide(glyphs, seed)
@@ -124,11 +121,8 @@ def image_at(images: Tensor, index: int, transform: Callable[[Tensor], Any] | No
     return image if transform is None else transform(image)
 
 
-# --- Splits -----------------------------------------------------------------------------------------------------
-
 # Fonts by the beginning of their names. See GlyphCaptions for why these.
-TEST_FONTS = ("STIX", "DejaVuSans-BoldOblique")
-VAL_FONTS = ("cm", "DejaVuSansMono-Bold")
+HELD_OUT = {"test_seen": ("STIX", "DejaVuSans-BoldOblique"), "val_seen": ("cm", "DejaVuSansMono-Bold")}
 
 # Shares of all images whose names are held out.
 TEST_UNSEEN, VAL_UNSEEN = 0.10, 0.035
@@ -139,17 +133,11 @@ def _divide(glyphs: Glyphs, seed: int) -> dict[str, list[int]]:
     held_out = _held_out_names(glyphs.codepoints, seed)
     rows: dict[str, list[int]] = {split: [] for split in SPLITS}
     for row, (code, font) in enumerate(zip(glyphs.codepoints, glyphs.fonts, strict=True)):
-        seen = (
-            "test_seen"
-            if font.startswith(TEST_FONTS)
-            else "val_seen"
-            if font.startswith(VAL_FONTS)
-            else "train"
-        )
+        seen = next((split for split, fonts in HELD_OUT.items() if font.startswith(fonts)), "train")
         rows[held_out.get(code, seen)].append(row)
     pixels = glyphs.images.numpy()
     trained = {(glyphs.codepoints[row], pixels[row].tobytes()) for row in rows["train"]}
-    for split in ("val_seen", "test_seen"):
+    for split in HELD_OUT:
         rows[split] = [i for i in rows[split] if (glyphs.codepoints[i], pixels[i].tobytes()) not in trained]
     return _seen_names_only(rows, glyphs.codepoints)
 

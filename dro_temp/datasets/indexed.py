@@ -109,7 +109,16 @@ class SampleTable:
 
     def __call__(self, key: SampleKey) -> int:
         """The number of one key."""
-        return int.from_bytes(blake2b(_as_bytes(key), digest_size=8).digest(), "little") % self.size
+        if isinstance(key, str):
+            key = key.encode("utf-8", "surrogatepass")  # names in archives need not be valid text
+        elif not isinstance(key, bytes):
+            if isinstance(key, bool) or not hasattr(key, "__index__"):
+                raise TypeError(
+                    f"expected a key as str, bytes or int, received {type(key).__name__} ({key!r}). Pass what names "
+                    "the sample in every epoch: sample['__key__'], its URL or its number."
+                )
+            key = str(operator.index(key)).encode()
+        return int.from_bytes(blake2b(key, digest_size=8).digest(), "little") % self.size
 
     def numbers(self, keys: Iterable[SampleKey]) -> RowIndex:
         """The numbers of many keys, int64.
@@ -133,16 +142,3 @@ class SampleTable:
 
     def __repr__(self) -> str:
         return f"SampleTable({self.size})"
-
-
-def _as_bytes(key: SampleKey) -> bytes:
-    if isinstance(key, bytes):
-        return key
-    if isinstance(key, str):
-        return key.encode("utf-8", "surrogatepass")  # names in archives need not be valid text
-    if isinstance(key, bool) or not hasattr(key, "__index__"):
-        raise TypeError(
-            f"expected a key as str, bytes or int, received {type(key).__name__} ({key!r}). Pass what names the "
-            "sample in every epoch: sample['__key__'], its URL or its number."
-        )
-    return str(operator.index(key)).encode()

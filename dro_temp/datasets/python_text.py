@@ -3,9 +3,10 @@
 import hashlib
 import os
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from jaxtyping import Int
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset
 
 from dro_temp._checks import check_count
 from dro_temp._optional import optional_module
-from dro_temp.datasets._samples import cache_path, cached_file, check_number, check_split, hashed
+from dro_temp.datasets._samples import cached, check_number, check_split, hashed
 
 SPLITS = ("train", "validation", "test")
 SHARES = (0.8, 0.1, 0.1)
@@ -54,7 +55,7 @@ class PythonText(Dataset[str]):
     """
 
     def __init__(self, split: str = "train", *, size: int = 6_000_000, seed: int = 0) -> None:
-        check_split(split, SPLITS, seed, "PythonText('validation')")
+        check_split(split, SPLITS, seed)
         self.split, self.size, self.seed = split, check_count("size", size, minimum=100), seed
         chosen = _chosen(split, self.size, seed)
         self.files, self.texts = [name for name, _ in chosen], [text for _, text in chosen]
@@ -126,9 +127,6 @@ class PythonText(Dataset[str]):
         )
 
 
-# --- Files of the standard library ------------------------------------------------------------------------------
-
-
 def library() -> Path:
     """Folder of the standard library, also where a virtual environment runs."""
     return Path(sysconfig.get_path("stdlib"))
@@ -147,13 +145,22 @@ def _sources(folder: Path) -> list[str]:
 
 
 def _chosen(split: str, size: int, seed: int) -> list[tuple[str, str]]:
-    """(path, text) of one split's files, in a random order, until its share of the characters is reached."""
-    folder, files = library(), []
+    """(path, text) of one split's files, in a random order, until its share of the characters is reached.
+
+    Files that cannot be read, empty and repeated ones are left out.
+    """
+    folder, files, seen = library(), [], {"\n"}
     left = round(size * SHARES[SPLITS.index(split)])
     names = [name for name in _sources(folder) if split_of(name, seed) == split]
-    for name, text in _texts(folder, sorted(names, key=lambda name: hashed("order", seed, name))):
-        files.append((name, text[:left]))
-        left -= len(text)
+    for name in sorted(names, key=lambda name: hashed("order", seed, name)):
+        try:
+            text = (folder / name).read_text(encoding="utf-8").strip() + "\n"
+        except (OSError, UnicodeDecodeError):  # a few old files are Latin-1
+            continue
+        if text not in seen:
+            seen.add(text)
+            files.append((name, text[:left]))
+            left -= len(text)
         if left <= 0:
             break
     return files
@@ -166,28 +173,11 @@ def split_of(name: str, seed: int) -> str:
     return "train" if place < train else "validation" if place < train + validation else "test"
 
 
-def _texts(folder: Path, names: list[str]) -> Iterator[tuple[str, str]]:
-    """The readable files, without empty and repeated texts."""
-    seen = set()
-    for name in names:
-        try:
-            text = (folder / name).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):  # a few old files are Latin-1
-            continue
-        if text and text not in seen:
-            seen.add(text)
-            yield name, text + "\n"
-
-
-# --- The tokenizer ----------------------------------------------------------------------------------------------
-
 END = "<|endoftext|>"
 SMALLEST, LARGEST = 1024, 8192
 _FORMAT = 1  # raise it when the same text would give other tokens
 
-
-def _require(module: str) -> Any:
-    return optional_module(module, "which PythonText makes its tokenizer with")
+_require = partial(optional_module, use="which PythonText makes its tokenizer with")
 
 
 def load_tokenizer(texts: Sequence[str], vocabulary: int, root: str | os.PathLike[str] | None) -> Any:
@@ -201,12 +191,20 @@ def load_tokenizer(texts: Sequence[str], vocabulary: int, root: str | os.PathLik
     transformers = _require("transformers")
     digests = (hashlib.sha256(text.encode()).hexdigest() for text in texts)
     version = hashed(_FORMAT, vocabulary, _require("tokenizers").__version__, *digests).hex()[:16]
-    path = cache_path(root, f"python-text-{version}.json")
-    trained = _read(path, vocabulary)
-    if trained is None:
-        trained = _train(texts, vocabulary)
-        with cached_file(path, "the tokenizer", "tokenizer(root='text-cache')") as file:
-            file.write(trained.to_str().encode())
+
+    def read(path: Path) -> Any:
+        try:
+            tokenizer = _require("tokenizers").Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception:  # tokenizers raises plain Exception for whatever is wrong with a file
+            return None
+        return tokenizer if tokenizer.get_vocab_size() == vocabulary else None
+
+    def make(file: BinaryIO) -> Any:
+        tokenizer = _train(texts, vocabulary)
+        file.write(tokenizer.to_str().encode())
+        return tokenizer
+
+    trained = cached(root, f"python-text-{version}.json", read, make, "tokenizer(root='text-cache')")
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=trained, bos_token=END, eos_token=END, clean_up_tokenization_spaces=False
     )
@@ -228,12 +226,3 @@ def _train(texts: Sequence[str], vocabulary: int) -> Any:
             f"with {tokenizer.get_vocab_size()}. Pass a larger PythonText(size=...) or a smaller vocabulary."
         )
     return tokenizer
-
-
-def _read(path: Path, vocabulary: int) -> Any:
-    """The tokenizer in the file, or None if it is missing or damaged."""
-    try:
-        tokenizer = _require("tokenizers").Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception:  # tokenizers raises plain Exception for whatever is wrong with a file
-        return None
-    return tokenizer if tokenizer.get_vocab_size() == vocabulary else None

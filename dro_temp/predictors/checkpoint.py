@@ -8,7 +8,6 @@ The model card is written last; other files of the folder are never touched.
 import hashlib
 import json
 import os
-import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from dro_temp._files import whole_file
 from dro_temp._optional import optional_module
 from dro_temp.predictors.encoders import TempNetEncoder
-from dro_temp.predictors.model_card import CARD, is_untouched, write_card
+from dro_temp.predictors.model_card import CARD, REPOSITORY, is_untouched, write_card
 from dro_temp.predictors.readouts import TempNetReadout
 
 CONFIG = "config.json"
@@ -30,7 +29,6 @@ _WEIGHTS = "tempnet-*.safetensors"
 PATTERNS = (CONFIG, _WEIGHTS, CARD)
 _LIBRARY, _FORMAT = "dro-temp", 1
 _LARGEST_CONFIG, _DEEPEST_CONFIG = 2**20, 32
-_REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # "name" or "owner/name"
 _AGAIN = "Save it again with save_pretrained, or fetch the whole folder."
 #: What building a network from a file of unknown origin may raise, beside errors that say what they expect.
 _UNBUILDABLE = (KeyError, TypeError, AttributeError, RuntimeError, OverflowError, RecursionError, MemoryError)
@@ -126,7 +124,14 @@ class Pretrained(nn.Module, ABC):
         try:
             _check_nesting(config, len(tensors))
             # A file of unknown origin is compared with its weights before anything of that size is allocated.
-            _check_shapes(cls._outline(config, *custom), tensors, folder)
+            try:
+                with torch.device("meta"):
+                    outline = cls.from_config(config, *custom).state_dict()
+            except RuntimeError:
+                if not any(custom):  # a user's class may compute something in its constructor
+                    raise
+            else:
+                _check_shapes(outline, tensors, folder)
             with torch.random.fork_rng(devices=[]):  # the fresh weights are overwritten: leave no trace
                 network = cls.from_config(config, *custom)
             _check_shapes(network.state_dict(), tensors, folder)
@@ -138,25 +143,7 @@ class Pretrained(nn.Module, ABC):
         network.load_state_dict(tensors, assign=True)  # keeps the precision that was saved
         return network.eval()
 
-    @classmethod
-    def _outline(cls, config: Mapping[str, Any], *custom: tuple[Any, ...]) -> Mapping[str, Tensor] | None:
-        """Names and shapes of a network of this config, unallocated; None if they cannot be found in this way."""
-        try:
-            with torch.device("meta"):
-                return cls.from_config(config, *custom).state_dict()
-        except RuntimeError:
-            if not any(custom):  # a user's class may compute something in its constructor
-                raise
-            return None
-
-    def push_to_hub(
-        self,
-        name: str,
-        *,
-        private: bool | None = None,
-        token: str | None = None,
-        message: str = "Upload of a TempNet",
-    ) -> str:
+    def push_to_hub(self, name: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Upload to the Hugging Face Hub, in one commit, with a model card; the repository is created if missing.
 
         A card that was edited on the Hub is left alone.
@@ -165,7 +152,6 @@ class Pretrained(nn.Module, ABC):
             name: "owner/name", or "name" under your own account.
             private: whether a repository that is created is private; None: the account's default.
             token: yours; that of `hf auth login` if None.
-            message: of the commit.
 
         Returns:
             The repository's address.
@@ -179,21 +165,16 @@ class Pretrained(nn.Module, ABC):
             hub = optional_module("huggingface_hub", "for saving and loading")
             api = hub.HfApi(token=token)
             repository: str = api.create_repo(name, private=private, exist_ok=True).repo_id
-            if api.file_exists(repository, CARD) and not is_untouched(
-                Path(api.hf_hub_download(repository, CARD))
-            ):
+            if api.file_exists(repository, CARD) and not is_untouched(api.hf_hub_download(repository, CARD)):
                 (folder / CARD).unlink(missing_ok=True)
             api.upload_folder(
                 repo_id=repository,
                 folder_path=folder,
-                commit_message=message,
+                commit_message=f"Upload of a {type(self).__name__}",
                 allow_patterns=list(PATTERNS),
                 delete_patterns=[_WEIGHTS],  # of earlier checkpoints; what is uploaded stays
             )
         return f"https://huggingface.co/{repository}"
-
-
-# --- The folder --------------------------------------------------------------------------------------------------
 
 
 def _local_folder(source: str | Path, **options: Any) -> Path:
@@ -205,7 +186,7 @@ def _local_folder(source: str | Path, **options: Any) -> Path:
         )
     if Path(source).is_dir():
         return Path(source)
-    if isinstance(source, Path) or _REPOSITORY.fullmatch(source) is None:
+    if isinstance(source, Path) or REPOSITORY.fullmatch(source) is None:
         raise FileNotFoundError(
             f"expected a folder that save_pretrained wrote, or 'owner/name' on the Hugging Face Hub, received "
             f"{str(source)!r}, which is neither. Check the path; it is relative to {Path.cwd()}."
@@ -324,20 +305,15 @@ def _check_nesting(config: Mapping[str, Any], tensors: int) -> None:
         raise TypeError(f"it is nested too deep, or names {modules} parts for {tensors} tensors")
 
 
-def _check_shapes(expected: Mapping[str, Tensor] | None, found: Mapping[str, Tensor], folder: Path) -> None:
-    if expected is None:
-        return
-    ours, theirs = ({name: _shape(x) for name, x in tensors.items()} for tensors in (expected, found))
+def _check_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: Path) -> None:
+    def shape(x: Tensor) -> str:
+        return f"{list(x.shape)}" if x.is_floating_point() else f"{list(x.shape)} of {x.dtype}"
+
+    ours, theirs = ({name: shape(x) for name, x in tensors.items()} for tensors in (expected, found))
     names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
     if names:
-        wanted, received = (
-            ", ".join(f"{name} {shapes.get(name, 'absent')}" for name in names) for shapes in (ours, theirs)
-        )
+        wanted, received = (", ".join(f"{k} {x.get(k, 'absent')}" for k in names) for x in (ours, theirs))
         raise ValueError(
             f"expected weights that belong to config.json, {wanted}, received {received}: {folder}. Undo changes to "
             "config.json, or save the network again with save_pretrained."
         )
-
-
-def _shape(x: Tensor) -> str:
-    return f"{list(x.shape)}" if x.is_floating_point() else f"{list(x.shape)} of {x.dtype}"

@@ -3,16 +3,17 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 
-from dro_temp._checks import check_count, check_dropout, check_flag, check_kind, check_tensor
+from dro_temp._checks import check_count, check_dropout, check_flag, check_kind, check_several, check_tensor
 from dro_temp._typing import Features
 from dro_temp.interfaces import PredictorInputs, Readable, ScoreStatistics
 from dro_temp.interfaces.predictor import check_reads
-from dro_temp.predictors.named import class_named
+
+_Kind = TypeVar("_Kind")
 
 
 class TempNetEncoder(nn.Module, ABC):
@@ -71,22 +72,21 @@ class TempNetEncoder(nn.Module, ABC):
 
 
 def encoder_of(description: Mapping[str, Any], known: Iterable[type[TempNetEncoder]]) -> TempNetEncoder:
-    """The encoder of this description.
-
-    Args:
-        description: a `TempNetEncoder.description`.
-        known: classes that it may name.
-
-    Raises:
-        ValueError: it names another class.
-    """
+    """The encoder that has this `TempNetEncoder.description`, which may name the known classes."""
     known = tuple(known)
-    name, config = description["class"], {k: v for k, v in description.items() if k != "class"}
-    instead = f"Pass your own class, from_pretrained(..., encoders=({name},)), or update dro-temp."
-    return class_named("an encoder", name, known, instead).from_config(config, known)
+    config = {k: v for k, v in description.items() if k != "class"}
+    return class_named("an encoder", description["class"], known).from_config(config, known)
 
 
-# Embeddings of pairs
+def class_named(what: str, name: str, known: Sequence[type[_Kind]]) -> type[_Kind]:
+    """The class that a checkpoint names, "an encoder" or "a readout"; raises ValueError if it is not known."""
+    for kind in known:
+        if kind.__name__ == name:
+            return kind
+    raise ValueError(
+        f"expected {what} of one of the classes {', '.join(kind.__name__ for kind in known)}, received one of "
+        f"{name!r}. Pass your own class, from_pretrained(..., {what.split()[1]}s=({name},)), or update dro-temp."
+    )
 
 
 class PrototypeEncoder(TempNetEncoder):
@@ -128,7 +128,6 @@ class PrototypeEncoder(TempNetEncoder):
 
     def forward(self, inputs: PredictorInputs) -> Features:
         """Dot products with the normalised prototypes."""
-        assert inputs.features is not None
         features = inputs.features.to(self.prototypes.dtype)
         if features.shape[1] != self.prototypes.shape[1]:
             raise ValueError(
@@ -161,9 +160,6 @@ class PrototypeEncoder(TempNetEncoder):
             )
         index = torch.arange(self.width, device=embeddings.device) % len(embeddings)
         self.prototypes.copy_(nn.functional.normalize(embeddings[index], dim=1))
-
-
-# Logits
 
 
 class LogitEncoder(TempNetEncoder):
@@ -204,17 +200,11 @@ class LogitEncoder(TempNetEncoder):
     @property
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {
-            "outcomes": self.outcomes,
-            "width": self.width,
-            "dropout": self.dropout,
-            "centred": self.centred,
-        }
+        return {name: getattr(self, name) for name in ("outcomes", "width", "dropout", "centred")}
 
     def forward(self, inputs: PredictorInputs) -> Features:
         """Hidden projection of the normalised logits."""
         statistics = inputs.statistics
-        assert statistics is not None
         if statistics.outcomes != self.first.in_features:
             raise ValueError(
                 f"expected rows of {self.first.in_features} logits, received {statistics.outcomes}. "
@@ -227,9 +217,6 @@ class LogitEncoder(TempNetEncoder):
         hidden = statistics.project(self.first.weight, top) / length[:, None]
         similarities: Tensor = self.rest(hidden.to(self.first.weight.dtype) + self.first.bias)
         return similarities
-
-
-# Hidden states
 
 
 class HiddenEncoder(TempNetEncoder):
@@ -274,7 +261,6 @@ class HiddenEncoder(TempNetEncoder):
 
     def forward(self, inputs: PredictorInputs) -> Features:
         """Projection of the normalised hidden state."""
-        assert inputs.features is not None
         features = inputs.features
         if features.shape[1] != self.features:
             raise ValueError(
@@ -283,9 +269,6 @@ class HiddenEncoder(TempNetEncoder):
             )
         similarities: Tensor = self.rest(self.first(self.norm(features.to(self.first.weight.dtype))))
         return similarities
-
-
-# Statistics of the scores
 
 
 class StatisticsEncoder(TempNetEncoder):
@@ -333,7 +316,6 @@ class StatisticsEncoder(TempNetEncoder):
 
     def forward(self, inputs: PredictorInputs) -> Features:
         """Projection of the statistics."""
-        assert inputs.statistics is not None
         x = shift_invariant_statistics(inputs.statistics).to(self.first.weight.dtype)
         similarities: Tensor = self.rest(self.first(x))
         return similarities
@@ -347,9 +329,6 @@ def shift_invariant_statistics(statistics: ScoreStatistics) -> Features:
     # Each is >= 0 but for rounding.
     above = (p.row_max - p.mean, p.std, p.row_max + log_sum - p.mean - log_m)
     return torch.stack([entropy / log_m, *(x.clamp(min=0.0).log1p() for x in above)], dim=1)
-
-
-# Several at once
 
 
 class SumEncoder(TempNetEncoder):
@@ -374,11 +353,7 @@ class SumEncoder(TempNetEncoder):
 
     def __init__(self, encoders: Sequence[TempNetEncoder]) -> None:
         super().__init__()
-        if not isinstance(encoders, Iterable):
-            raise TypeError(
-                f"expected encoders as a sequence, received {type(encoders).__name__}. Pass [HiddenEncoder(d), "
-                "StatisticsEncoder()], say."
-            )
+        check_several("encoders", encoders, "Pass [HiddenEncoder(d), StatisticsEncoder()], say.")
         encoders = list(encoders)
         for encoder in encoders:
             check_kind("each of the encoders", encoder, TempNetEncoder, "Pass HiddenEncoder(d), or the like.")
@@ -388,7 +363,7 @@ class SumEncoder(TempNetEncoder):
                 f"expected at least two encoders of one width, received {len(widths)} of widths {widths}. "
                 "Build each with the same width=...; a single encoder needs no SumEncoder around it."
             )
-        self.encoders = nn.ModuleList(encoders)
+        self.encoders: Sequence[TempNetEncoder] = nn.ModuleList(encoders)  # type: ignore[assignment]
         self.width = widths[0]
         self.reads = frozenset[Any]().union(*(encoder.reads for encoder in encoders))
         self.outcomes = next((e.outcomes for e in encoders if e.outcomes is not None), None)
@@ -397,7 +372,7 @@ class SumEncoder(TempNetEncoder):
     @property
     def config(self) -> dict[str, Any]:
         """Their descriptions."""
-        return {"encoders": [encoder.description for encoder in self._encoders]}
+        return {"encoders": [encoder.description for encoder in self.encoders]}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], known: Iterable[type[TempNetEncoder]]) -> "SumEncoder":
@@ -411,9 +386,5 @@ class SumEncoder(TempNetEncoder):
 
     def set_prototypes(self, embeddings: Features) -> None:
         """For those that have prototypes."""
-        for encoder in self._encoders:
+        for encoder in self.encoders:
             encoder.set_prototypes(embeddings)
-
-    @property
-    def _encoders(self) -> Iterable[TempNetEncoder]:
-        return self.encoders  # type: ignore[return-value]  # a ModuleList knows its members as modules only

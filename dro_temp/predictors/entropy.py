@@ -147,9 +147,7 @@ class EntropyTemperature(TemperaturePredictor):
 
     def raw(self, inputs: PredictorInputs) -> PerRow:
         """The rule's temperature."""
-        statistics = inputs.statistics
-        assert statistics is not None
-        return self.rule(statistics.entropy, statistics.possible.clamp(min=1.0).log())
+        return self.rule(inputs.statistics.entropy, inputs.statistics.possible.clamp(min=1.0).log())
 
     def bound(self, raw: PerRow) -> PerRow:
         """Clipped: rules are exact inside their bounds."""

@@ -114,7 +114,6 @@ class IndividualTemperature(TemperaturePredictor, Staged):
 
     def raw(self, inputs: PredictorInputs) -> PerRow:
         """The entries."""
-        assert inputs.index is not None
         entries = self.read("tau", check_index(inputs.index, self.num_samples))
         if self.observes_gradient and self.training and torch.is_grad_enabled():
             return entries.requires_grad_()

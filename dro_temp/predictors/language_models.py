@@ -1,19 +1,14 @@
 """TempNets of language models: the head that one was made for, and what it reads of a token."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from torch import Tensor, nn
 
 from dro_temp._checks import check_count, check_kind
-from dro_temp.predictors.encoders import (
-    HiddenEncoder,
-    LogitEncoder,
-    StatisticsEncoder,
-    SumEncoder,
-    TempNetEncoder,
-)
+
+#: What a TempNet may read of a language model's token.
+LmInput: TypeAlias = Literal["hidden", "logits", "statistics"]
 
 
 @dataclass(frozen=True)
@@ -24,11 +19,22 @@ class HeadShape:
         outcomes: size of the vocabulary as the head has it (padding included); None: any.
         width: width d of the hidden states that it is given; None: any.
         name: what the model calls itself; never compared, since one model has many paths.
+
+    Raises:
+        TypeError: a size or the name is of another type.
+        ValueError: a size below one.
     """
 
     outcomes: int | None
     width: int | None
     name: str | None = None
+
+    def __post_init__(self) -> None:
+        for what, size in (("outcomes", self.outcomes), ("width", self.width)):
+            if size is not None:
+                check_count(what, size)
+        if self.name is not None:
+            check_kind("name", self.name, str, "Pass the model's name, or None.")
 
     @classmethod
     def from_model(cls, model: nn.Module) -> "HeadShape":
@@ -43,36 +49,21 @@ class HeadShape:
         find = getattr(model, "get_output_embeddings", None)
         head = find() if callable(find) else None
         weight = getattr(head, "weight", None)
-        matrix = isinstance(weight, Tensor) and weight.dim() == 2
+        shape = list(weight.shape) if isinstance(weight, Tensor) else []
         # A quantised layer keeps its numbers in another shape than it says it has.
-        if isinstance(head, nn.Linear) and matrix:
-            matrix = tuple(head.weight.shape) == (head.out_features, head.in_features)
-        if not isinstance(weight, Tensor) or not matrix:
+        packed = isinstance(head, nn.Linear) and shape != [head.out_features, head.in_features]
+        if len(shape) != 2 or packed:
             received = "no head" if head is None else f"the head {type(head).__name__}"
-            shape = f" with a weight of shape {list(weight.shape)}" if isinstance(weight, Tensor) else ""
+            received += f" with a weight of shape {shape}" if isinstance(weight, Tensor) else ""
             raise TypeError(
                 "expected a causal language model, whose get_output_embeddings() has a weight [outcomes, d], received "
-                f"{type(model).__name__} with {received}{shape}. Load it with AutoModelForCausalLM, its head neither "
+                f"{type(model).__name__} with {received}. Load it with AutoModelForCausalLM, its head neither "
                 "packed by quantisation nor sharded; or give the sizes yourself: "
                 "TempNet(HiddenEncoder(d), ...), TempNet.for_logits(outcomes, ...)."
             )
         name = getattr(getattr(model, "config", None), "_name_or_path", None)
-        outcomes, width = weight.shape
+        outcomes, width = shape
         return cls(outcomes, width, name or None)
-
-    def validated(self) -> "HeadShape":
-        """Itself, if its sizes are positive integers and its name is a string.
-
-        Raises:
-            TypeError: a size or the name is of another type.
-            ValueError: a size below one.
-        """
-        for what, size in (("outcomes", self.outcomes), ("width", self.width)):
-            if size is not None:
-                check_count(what, size)
-        if self.name is not None:
-            check_kind("name", self.name, str, "Pass the model's name, or None.")
-        return self
 
     def check(self, other: "HeadShape") -> None:
         """Raise unless the other head has these sizes."""
@@ -90,62 +81,3 @@ class HeadShape:
         width = "any width" if self.width is None else f"width {self.width}"
         name = "" if self.name is None else f" ({self.name})"
         return f"{outcomes} outcomes and hidden states of {width}{name}"
-
-
-# --- Encoders by name ----------------------------------------------------------------------------------------------
-
-#: What a TempNet may read of a language model's token.
-LmInput: TypeAlias = Literal["hidden", "logits", "statistics"]
-
-#: Hidden width of the paper's network, and of others: 256 would gain these 0.1 % of the optimum.
-_PAPER_WIDTH, _WIDTH = 256, 64
-
-
-def is_paper_network(inputs: LmInput | Sequence[LmInput]) -> bool:
-    """Whether a network of these inputs is the paper's own, which reads logits alone."""
-    return inputs == "logits" or tuple(inputs) == ("logits",)
-
-
-def encoder_for_lm(
-    head: HeadShape,
-    inputs: LmInput | Sequence[LmInput],
-    *,
-    width: int | None,
-    dropout: float | None,
-    centred: bool,
-) -> TempNetEncoder:
-    """The encoder of these inputs.
-
-    Args:
-        head: of the language model.
-        inputs: one, or several different ones.
-        width: hidden width of each; None: 256 for the paper's own network, else 64.
-        dropout: of each; None: 0.5 for the paper's own network, else none, which fits better.
-        centred: see `LogitEncoder`.
-
-    Raises:
-        ValueError: unknown, repeated or no inputs; `centred` without logits.
-    """
-    assert head.outcomes is not None
-    assert head.width is not None
-    outcomes, features = head.outcomes, head.width
-    names, paper = (inputs,) if isinstance(inputs, str) else tuple(inputs), is_paper_network(inputs)
-    dropout = (0.5 if paper else 0.0) if dropout is None else dropout
-    width = (_PAPER_WIDTH if paper else _WIDTH) if width is None else width
-    build: dict[str, Callable[[], TempNetEncoder]] = {
-        "hidden": lambda: HiddenEncoder(features, width=width, dropout=dropout),
-        "logits": lambda: LogitEncoder(outcomes, width=width, dropout=dropout, centred=centred),
-        "statistics": lambda: StatisticsEncoder(width=width, dropout=dropout),
-    }
-    if not names or len(set(names)) < len(names) or not set(names) <= set(build):
-        raise ValueError(
-            f"expected inputs of {', '.join(build)}, one or several different ones, received {inputs!r}. "
-            "Pass inputs='hidden', say, or inputs=('hidden', 'statistics')."
-        )
-    if centred and "logits" not in names:
-        raise ValueError(
-            f"expected 'logits' among the inputs with centred=True, received {inputs!r}: the others are not changed "
-            "by it. Leave centred out, or pass inputs='logits'."
-        )
-    encoders = [build[name]() for name in names]
-    return encoders[0] if len(encoders) == 1 else SumEncoder(encoders)

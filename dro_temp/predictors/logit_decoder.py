@@ -18,13 +18,7 @@ def logit_decoder(
 
     The first layer is folded into the head, so that a product with the hidden state takes the place of one with all
     logits. The rest costs a fiftieth of the head's own product or less, if it is one call: in separate calls their
-    overhead would dominate.
-
-    Args:
-        predictor: a TempNet; its bounds and parameters are read now.
-        encoder: its encoder.
-        pooling: its readout.
-        head: the head.
+    overhead would dominate. Bounds and parameters of the predictor are read now.
     """
     projection, offset, ones = head.folded(encoder.first.weight)
     last = encoder.rest[-1]
@@ -61,7 +55,4 @@ def logit_decoder(
         bounds=(predictor.tau_min, predictor.tau_max),
     )
 
-    def temperatures(queries: Features, scores: Scores) -> PerRow:
-        return many(queries, scores) if len(scores) > MOST_ROWS else few(queries, scores)
-
-    return temperatures
+    return lambda queries, scores: (many if len(scores) > MOST_ROWS else few)(queries, scores)

@@ -11,7 +11,8 @@ from dro_temp._files import whole_file
 
 CARD = "README.md"
 _MARK = re.compile(r"<!-- dro-temp wrote this card: ([0-9a-f]{64}) -->\n?\Z")
-_ON_THE_HUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+#: "name" or "owner/name" on the Hub.
+REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 #: Of the paper, in BibTeX.
 CITATION = """@inproceedings{qiu2024cool,
@@ -59,14 +60,7 @@ model.generate(**prompt, do_sample=True, logits_processor=[processor])
 
 
 def write_card(folder: Path, config: Mapping[str, Any], *, parameters: int, version: str) -> None:
-    """Write the card, unless there is one that we did not write, or that was edited since.
-
-    Args:
-        folder: of the checkpoint.
-        config: the network's, and the name of its class.
-        parameters: number of its parameters.
-        version: of this library.
-    """
+    """Write the card of a network, unless there is one that we did not write, or that was edited since."""
     path = folder / CARD
     if path.exists() and not is_untouched(path):
         return
@@ -75,10 +69,10 @@ def write_card(folder: Path, config: Mapping[str, Any], *, parameters: int, vers
         file.write(f"{text}<!-- dro-temp wrote this card: {_digest(text)} -->\n".encode())
 
 
-def is_untouched(path: Path) -> bool:
+def is_untouched(path: str | Path) -> bool:
     """Whether a card is as we wrote it: its last line has the digest of the others."""
     try:
-        text = path.read_text(encoding="utf-8").replace("\r\n", "\n")
+        text = Path(path).read_text(encoding="utf-8").replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError):
         return False
     mark = _MARK.search(text)
@@ -92,7 +86,7 @@ def _digest(text: str) -> str:
 def _card(config: Mapping[str, Any], parameters: int, version: str) -> str:
     kind, made_for, rho = config["class"], config.get("made_for") or {}, config.get("rho")
     base = made_for.get("name")
-    if not (isinstance(base, str) and _ON_THE_HUB.fullmatch(base) and not Path(base).exists()):
+    if not (isinstance(base, str) and REPOSITORY.fullmatch(base) and not Path(base).exists()):
         base = None  # a path on the author's disk means nothing to others
     header = ["library_name: dro-temp", "tags:", "- dro-temp", "- temperature", "- calibration"]
     model = "a language model"

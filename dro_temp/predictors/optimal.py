@@ -39,13 +39,7 @@ class OptimalTemperature(TemperaturePredictor):
     reads = frozenset({"support"})
 
     def __init__(
-        self,
-        rho: float,
-        *,
-        tau_min: float,
-        tau_max: float,
-        iterations: int = 40,
-        outcomes: int | None = None,
+        self, rho: float, *, tau_min: float, tau_max: float, iterations: int = 40, outcomes: int | None = None
     ) -> None:
         super().__init__(tau_min=tau_min, tau_max=tau_max)
         check_radius(rho)
@@ -90,23 +84,23 @@ class OptimalTemperature(TemperaturePredictor):
 
     def raw(self, inputs: PredictorInputs) -> PerRow:
         """The solution."""
-        assert inputs.support is not None
-        if self.outcomes not in (None, inputs.support.size):
+        support = inputs.support
+        if self.outcomes not in (None, support.size):
             raise ValueError(
-                f"expected rows of {self.outcomes} outcomes, received {inputs.support.size}: the radius would stand "
-                f"for another entropy. Build OptimalTemperature.for_entropy(..., outcomes={inputs.support.size})."
+                f"expected rows of {self.outcomes} outcomes, received {support.size}: the radius would stand "
+                f"for another entropy. Build OptimalTemperature.for_entropy(..., outcomes={support.size})."
             )
-        if inputs.support.size > 0:
+        if support.size > 0:
             instead = "Lower rho, or raise m: rows with more outcomes, such as a larger batch of pairs."
-            check_feasible(self.rho, inputs.support.size, instead=instead)
+            check_feasible(self.rho, support.size, instead=instead)
         # KL(p||U) does not change when a constant is added to a row: scores serve as well as margins, and the
         # target's identity is not needed.
         return F.optimal_tau(
-            at_least_float32(inputs.support.scores),  # a solver in bfloat16 is off by 2 %
+            at_least_float32(support.scores),  # a solver in bfloat16 is off by 2 %
             rho=self.rho,
             tau_min=self.tau_min,
             tau_max=self.tau_max,
-            mask=inputs.support.mask,
+            mask=support.mask,
             iterations=self.iterations,
         )
 

@@ -25,14 +25,7 @@ NAMES = {
 
 
 def reference_state(source: Mapping[str, Any] | str | Path) -> dict[str, Tensor]:
-    """The parameters under our names, in float32 or better.
-
-    Args:
-        source: a state dict, or a file with one: `.safetensors`, or what `torch.save` wrote.
-
-    Raises:
-        ValueError: missing or unknown keys, or inconsistent shapes.
-    """
+    """The parameters under our names, in float32 or better; see `TempNet.from_reference`."""
     loaded = source if isinstance(source, Mapping) else _load(Path(source))
     state = {name.removeprefix(_PREFIX): value for name, value in loaded.items()}
     _check_keys(state, loaded)
@@ -68,9 +61,7 @@ def _check_shapes(shapes: Mapping[str, tuple[int, ...]]) -> None:
         "last.bias": [(1,)],
         "scaler": [(), (1,)],
     }
-    wrong = [
-        f"{name} {list(shapes[name])}" for name, allowed in expected.items() if shapes[name] not in allowed
-    ]
+    wrong = [f"{name} {list(shapes[name])}" for name, fit in expected.items() if shapes[name] not in fit]
     if wrong:
         raise ValueError(
             f"expected one hidden width throughout, and one number for the scaler, received {', '.join(wrong)}. "

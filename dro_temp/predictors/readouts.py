@@ -48,9 +48,7 @@ class PooledReadout(TempNetReadout):
 
     def __init__(self, encoder: TempNetEncoder) -> None:
         super().__init__(encoder)
-        self.log_sharpness = nn.Parameter(
-            torch.tensor([encoder.log_sharpness])
-        )  # [1]: FSDP shards no scalars
+        self.log_sharpness = nn.Parameter(torch.tensor([encoder.log_sharpness]))  # FSDP shards no scalars
         nn.init.ones_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 

@@ -6,7 +6,7 @@ from dro_temp.interfaces import HostAdapter
 from dro_temp.losses import KLRobustLoss, QueuedLoss
 from dro_temp.objective import Objective
 from dro_temp.predictors import HiddenEncoder, ResidualReadout, TempNet
-from dro_temp.recipes.robust import per_view, robust, views_of
+from dro_temp.recipes.robust import per_view, robust
 
 
 def tempnet(
@@ -41,9 +41,7 @@ def tempnet(
 
     Source: arXiv 2404.04575, with its numbers for CC3M.
     """
-    predictor = {
-        view: TempNet(width, tau_min=tau_min, tau_max=tau_max, tau_init=tau_init) for view in views_of(host)
-    }
+    predictor = per_view(host, lambda: TempNet(width, tau_min=tau_min, tau_max=tau_max, tau_init=tau_init))
     return Objective(host, predictor, robust(host, rho, num_samples, gamma))
 
 
@@ -94,22 +92,21 @@ def tempnet_queued(
 
     Source: this library, from arXiv 2404.04575.
     """
-    predictor = {
-        view: TempNet(
+    predictor = per_view(
+        host,
+        lambda: TempNet(
             HiddenEncoder(width, width=hidden),
             tau_min=tau_min,
             tau_max=tau_max,
             tau_init=tau_init,
             readout=ResidualReadout,
-        )
-        for view in views_of(host)
-    }
+        ),
+    )
     num_samples, queue = check_count("num_samples", num_samples), check_count("queue", queue)
     replay = check_count("replay", replay, minimum=0)
     size = max(1, min(queue, num_samples - 1))
     tau_loss = per_view(
-        host,
-        lambda: QueuedLoss(KLRobustLoss(rho), size=size, features=width, replay=min(replay, size)),
+        host, lambda: QueuedLoss(KLRobustLoss(rho), size=size, features=width, replay=min(replay, size))
     )
     loss = robust(host, rho, num_samples, gamma)
     return Objective(host, predictor, loss, tau_loss=tau_loss)

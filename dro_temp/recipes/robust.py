@@ -4,6 +4,7 @@ Train them with `CompositionalOptimizer`, which commits that memory, and pass `i
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from dro_temp._checks import check_count, check_feasible_for, check_kind, check_radius
 from dro_temp.estimators import LogMovingAverage, Scent
@@ -12,27 +13,19 @@ from dro_temp.hosts import WithReference
 from dro_temp.interfaces import HostAdapter, RobustLoss
 from dro_temp.losses import EntropicRiskLoss, KLRobustLoss
 from dro_temp.objective import Objective
-from dro_temp.predictors import (
-    ConstantTemperature,
-    GradientUpdate,
-    IndividualTemperature,
-)
+from dro_temp.predictors import ConstantTemperature, GradientUpdate, IndividualTemperature
+
+_Part = TypeVar("_Part")
 
 
-def views_of(host: HostAdapter) -> tuple[str, ...]:
-    """The views of what is a host."""
+def per_view(host: HostAdapter, build: Callable[[], _Part]) -> dict[str, _Part]:
+    """A part of its own for each view: image row 7 and text row 7 are different rows."""
     check_kind("host", host, HostAdapter, "Wrap the model: dro_temp.hosts.TwoTower(...).")
-    return host.views
-
-
-def per_view(host: HostAdapter, build: Callable[[], RobustLoss]) -> dict[str, RobustLoss]:
-    """A loss of its own for each view: image row 7 and text row 7 are different rows."""
-    return {view: build() for view in views_of(host)}
+    return {view: build() for view in host.views}
 
 
 def robust(host: HostAdapter, rho: float, num_samples: int, gamma: float | Schedule) -> dict[str, RobustLoss]:
     """The KL-robust loss of each view, with a moving average of its own; raises at once for a radius too large."""
-    views_of(host)
     check_radius(rho)
     check_feasible_for(rho, check_count("num_samples", num_samples))
     return per_view(host, lambda: KLRobustLoss(rho, estimator=LogMovingAverage(num_samples, gamma=gamma)))
@@ -59,11 +52,7 @@ def sogclr(
 
     Source: arXiv 2202.12387 (SogCLR).
     """
-    return Objective(
-        host,
-        ConstantTemperature(tau),
-        robust(host, 0.0, num_samples, gamma),
-    )
+    return Objective(host, ConstantTemperature(tau), robust(host, 0.0, num_samples, gamma))
 
 
 def isogclr(
@@ -101,16 +90,13 @@ def isogclr(
 
     Source: arXiv 2305.11965 (iSogCLR); bounds, rho and gamma as in arXiv 2404.04575 for CC3M.
     """
-    predictor = {
-        view: IndividualTemperature(
-            num_samples,
-            tau_min=tau_min,
-            tau_max=tau_max,
-            tau_init=tau_init,
-            update=GradientUpdate(lr=tau_step, clip=tau_clip),
-        )
-        for view in views_of(host)
-    }
+    update = GradientUpdate(lr=tau_step, clip=tau_clip)
+    predictor = per_view(
+        host,
+        lambda: IndividualTemperature(
+            num_samples, tau_min=tau_min, tau_max=tau_max, tau_init=tau_init, update=update
+        ),
+    )
     return Objective(host, predictor, robust(host, rho, num_samples, gamma))
 
 

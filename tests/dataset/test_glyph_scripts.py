@@ -73,7 +73,9 @@ def test_files_by_class_are_read_by_timm_as_they_were_written(tmp_path):
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="expected split to be one of train, val, test, received 'tset'"):
+    with pytest.raises(
+        ValueError, match=r"expected split to be one of \['train', 'val', 'test'\], received 'tset'"
+    ):
         GlyphScripts("tset")
     with pytest.raises(ValueError, match="expected size of at most"):
         GlyphScripts("val", size=10**6)

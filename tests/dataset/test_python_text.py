@@ -99,7 +99,7 @@ def test_behaves_as_a_data_set(splits):
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"split": "val"}, ValueError, "train, validation, test, received 'val'"),
+        ({"split": "val"}, ValueError, r"\['train', 'validation', 'test'\], received 'val'"),
         ({"size": 10}, ValueError, "size >= 100"),
         ({"size": 1e6}, TypeError, "size as an int"),
         ({"seed": None}, TypeError, "seed as an int"),
