@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dro_temp._checks import check_count, check_floats, check_integers, check_real, check_several
+from dro_temp._checks import check_count, check_floats, check_integers, check_several
 
 BLOCK = 2**22  # numbers in memory at once, 16 MiB in float32
 ROUNDING = 2.0**-20  # of a cosine; a float32 dot product of a few hundred numbers is exact to a tenth of it
@@ -78,15 +78,6 @@ def check_tau(tau: Tensor) -> Tensor:
         )
     spread, rounding = values.max() - values.min(), 4 * torch.finfo(tau.dtype).eps * values.abs().max()
     return torch.full_like(values, float(values[0])) if bool(spread <= rounding) else values
-
-
-def check_confidence(confidence: float) -> None:
-    """Raise unless `0 < confidence < 1`."""
-    check_real("confidence", confidence, "Pass confidence=0.95.")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(
-            f"expected a confidence above 0 and below 1, received confidence={confidence}. Pass confidence=0.95."
-        )
 
 
 def unit(x: Tensor) -> Tensor:

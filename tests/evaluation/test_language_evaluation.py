@@ -17,8 +17,9 @@ from dro_temp.evaluation import (
     evaluate_language,
     expected_calibration_error,
 )
+from dro_temp.evaluation._batches import ScoredRows
 from dro_temp.evaluation._reports import SHARES
-from dro_temp.evaluation._temperature_sums import ScoredRows, minimisers
+from dro_temp.evaluation._temperature_sums import minimisers
 
 transformers = pytest.importorskip("transformers")
 

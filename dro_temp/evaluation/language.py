@@ -1,29 +1,23 @@
-"""Perplexity, calibration and robust loss of a language model under several temperatures."""
+"""What are temperatures worth to a language model? Perplexity, calibration and robust loss."""
 
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from dro_temp import functional as F
 from dro_temp._checks import check_bounds, check_count, check_radius
 from dro_temp._modes import evaluating
-from dro_temp.evaluation._batches import Batch, Predictors, check_batches, named_predictors, row_blocks
-from dro_temp.evaluation._reports import (
-    SHARES,
-    TAU_TITLES,
-    Comparison,
-    recovered_share,
-    share_cell,
-    tau_cells,
-)
-from dro_temp.evaluation._temperature_sums import (
+from dro_temp.evaluation._batches import (
+    Batch,
+    Predictors,
     ScoredRows,
-    TemperatureSums,
-    best_constants,
-    constant,
-    predicted,
+    check_batches,
+    named_predictors,
+    row_blocks,
 )
-from dro_temp.interfaces import HostAdapter, Rows
+from dro_temp.evaluation._reports import TAU_TITLES, Comparison, recovered_share, share_cell, tau_cells
+from dro_temp.evaluation._temperature_sums import TemperatureSums, best_constants
+from dro_temp.interfaces import HostAdapter, TemperaturePredictor
+from dro_temp.predictors import OptimalTemperature
 
 ONE, BY_LIKELIHOOD, BY_ROBUST = "tau = 1", "best constant (likelihood)", "best constant (robust)"
 OPTIMUM = "optimum"
@@ -88,7 +82,7 @@ class LanguageReport(Comparison[TemperatureScheme]):
             cells = [s.name, f"{s.perplexity:.2f}", f"{100 * s.ece:.2f}"]
             if s.robust_loss is not None and s.gap is not None and s.recovered is not None:
                 cells += [f"{s.robust_loss:.4f}", f"{s.gap:.4f}", share_cell(s.recovered, gain)]
-            lines.append([*cells, *tau_cells(s)])
+            lines.append([*cells, *tau_cells(s.tau_mean, s.tau_quantiles)])
         return lines
 
 
@@ -162,18 +156,17 @@ def evaluate_language(
     title = "constants" if progress else None
     with evaluating(host, *named.values()):
         best = best_constants(lambda: _token_rows(host, validation, rho, title), rho, low, high)
-        # Without a radius there is one constant only.
-        fixed = {ONE: 1.0, **dict(zip((BY_LIKELIHOOD, BY_ROBUST), best, strict=False))}
-        choices = {name: constant(tau) for name, tau in fixed.items()}
-        choices |= {name: predicted(predictor) for name, predictor in named.items()}
+        names = ONE, BY_LIKELIHOOD, BY_ROBUST  # the last only with a radius
+        taus: dict[str, float | TemperaturePredictor] = dict(zip(names, (1.0, *best), strict=False))
+        taus |= named
         if rho is not None:
-            choices[OPTIMUM] = lambda rows: F.optimal_tau(rows.scores, rho=rho, tau_min=low, tau_max=high)
-        sums = {name: TemperatureSums(rho or 0.0, bins) for name in choices}
-        for rows in map(ScoredRows, _token_rows(host, test, rho, "test" if progress else None)):
-            for name, choose in choices.items():
-                sums[name].add(rows, choose(rows))
+            taus[OPTIMUM] = OptimalTemperature(rho, tau_min=low, tau_max=high)
+        sums = {name: TemperatureSums(tau, rho or 0.0, bins) for name, tau in taus.items()}
+        for rows in _token_rows(host, test, rho, "test" if progress else None):
+            for s in sums.values():
+                s.add(rows)
     schemes = tuple(_scheme(name, sums, rho) for name in sums)
-    return LanguageReport(sums[ONE].rows, rows.outcomes, rho, schemes)
+    return LanguageReport(sums[ONE].rows, rows.rows.support_size, rho, schemes)
 
 
 def _scheme(name: str, sums: dict[str, TemperatureSums], rho: float | None) -> TemperatureScheme:
@@ -187,19 +180,20 @@ def _scheme(name: str, sums: dict[str, TemperatureSums], rho: float | None) -> T
         gap=robust[name] - robust[OPTIMUM] if robust else None,
         recovered=recovered_share(robust[name], robust[BY_ROBUST], robust[OPTIMUM]) if robust else None,
         tau_mean=tau_mean,
-        tau_quantiles=own.quantiles(SHARES),
+        tau_quantiles=own.quantiles,
     )
 
 
 def _token_rows(
     host: HostAdapter, batches: Iterable[Batch], rho: float | None, title: str | None
-) -> Iterator[Rows]:
+) -> Iterator[ScoredRows]:
     """Rows of tokens, block by block; raise where the ball of radius rho holds every distribution."""
     for rows in row_blocks(host, batches, title, "token to predict"):
-        if rho and rho >= math.log(rows.support_size):
+        m = rows.rows.support_size
+        if rho and rho >= math.log(m):
             raise ValueError(
-                f"expected rho < log m = {math.log(rows.support_size):.4g} for a vocabulary of {rows.support_size} "
-                f"tokens, received rho={rho}: every temperature would collapse to tau_min. "
-                f"Pass rho={0.5 * math.log(rows.support_size):.2g} or so, the rho that the predictor was trained with."
+                f"expected rho < log m = {math.log(m):.4g} for a vocabulary of {m} tokens, received rho={rho}: every "
+                f"temperature would collapse to tau_min. Pass rho={0.5 * math.log(m):.2g} or so, the rho that the "
+                "predictor was trained with."
             )
         yield rows

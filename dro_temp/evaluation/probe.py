@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from dro_temp._checks import check_count, check_positive, check_several
 from dro_temp.evaluation._batches import with_progress
@@ -14,6 +15,8 @@ from dro_temp.evaluation._inputs import check_features, check_labels, expected_h
 
 #: Features [n d] and class numbers [n].
 Labelled: TypeAlias = tuple[Tensor, Tensor]
+#: Weight [d c] and bias [c] of a linear classifier.
+Linear: TypeAlias = tuple[Tensor, Tensor]
 
 STRENGTHS = tuple(10.0**-power for power in range(9))
 
@@ -82,7 +85,8 @@ def linear_probe(
         raise ValueError("expected at least one strength, received none. Pass strengths=(1e-3, 1e-5).")
     check_count("steps", steps)
     (x, label), on_validation, on_test = splits
-    model = zeros(x, 1 + max(int(y.max()) for _, y in splits))
+    classes = 1 + max(int(y.max()) for _, y in splits)
+    model = x.new_zeros(x.shape[1], classes), x.new_zeros(classes)
     models, accuracy = {}, {}
     with torch.no_grad():
         for strength in with_progress(order, "linear probe" if progress else None):
@@ -109,28 +113,11 @@ def _checked(splits: dict[str, Labelled]) -> list[Labelled]:
     ]
 
 
-def _accuracy(model: "Linear", x: Tensor, label: Tensor) -> float:
-    blocks = in_blocks(len(model.bias), x, label)
-    return 100.0 * math.fsum(float(expected_hits(model.scores(a), b, (1,)).sum()) for a, b in blocks) / len(x)
-
-
-# --- Multinomial logistic regression ----------------------------------------------------------------------------
-
-
-class Linear(NamedTuple):
-    """A linear classifier, with scores `x @ weight + bias`."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def scores(self, x: Tensor) -> Tensor:
-        """Scores [n c]."""
-        return torch.addmm(self.bias, x, self.weight)
-
-
-def zeros(x: Tensor, classes: int) -> Linear:
-    """The uniform classifier of features like x."""
-    return Linear(x.new_zeros(x.shape[1], classes), x.new_zeros(classes))
+def _accuracy(model: Linear, x: Tensor, label: Tensor) -> float:
+    weight, bias = model
+    blocks = in_blocks(len(bias), x, label)
+    hits = (expected_hits(torch.addmm(bias, part, weight), right, (1,)) for part, right in blocks)
+    return 100.0 * math.fsum(float(hit.sum()) for hit in hits) / len(x)
 
 
 def fitted(x: Tensor, label: Tensor, strength: float, start: Linear, steps: int) -> Linear:
@@ -149,21 +136,16 @@ def fitted(x: Tensor, label: Tensor, strength: float, start: Linear, steps: int)
         line_search_fn="strong_wolfe",
     )
 
-    # In closed form, block by block: under autograd, logits of all items at once would dominate memory.
+    @torch.enable_grad()
     def loss_and_gradient() -> Tensor:
-        with torch.no_grad():
-            loss = x.new_zeros(())
-            weight.grad, bias.grad = torch.zeros_like(weight), torch.zeros_like(bias)
-            for part, right in in_blocks(len(bias), x, label):
-                log_p = torch.addmm(bias, part, weight).log_softmax(dim=1)
-                loss -= log_p.gather(1, right[:, None]).sum()
-                grad = log_p.exp_()
-                grad[torch.arange(len(part), device=x.device), right] -= 1
-                weight.grad += part.T @ grad
-                bias.grad += grad.sum(dim=0)
-            weight.grad.div_(len(x)).add_(weight, alpha=strength)
-            bias.grad.div_(len(x))
-            return loss / len(x) + 0.5 * strength * weight.square().sum()
+        optimizer.zero_grad()
+        losses = [0.5 * strength * weight.square().sum()]
+        torch.autograd.backward(losses)
+        for part, right in in_blocks(len(bias), x, label):  # logits of all items would dominate memory
+            loss = cross_entropy(torch.addmm(bias, part, weight), right, reduction="sum") / len(x)
+            torch.autograd.backward(loss)
+            losses.append(loss)
+        return torch.stack(losses).detach().sum()
 
     optimizer.step(loss_and_gradient)  # type: ignore[arg-type, no-untyped-call]
-    return Linear(weight.data, bias.data)
+    return weight.data, bias.data

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dro_temp._checks import check_count
-from dro_temp.evaluation._inputs import check_confidence, check_labels, check_tau
+from dro_temp._checks import check_count, check_inside, check_tensor
+from dro_temp.evaluation._inputs import check_labels, check_tau
 from dro_temp.functional.resampling import generator, interval, times_drawn
 
 
@@ -113,7 +113,7 @@ def semantic_consistency(
     values = check_tau(tau)
     place, repeated = _repeated(check_labels("concept", concept, len(values)).cpu())
     check_count("resamples", resamples)
-    check_confidence(confidence)
+    check_inside("confidence", confidence, 0.0, 1.0)
     # By size of the temperature: neither sums nor what is drawn may depend on the order of the rows.
     values, order = values[repeated].sort()
     place, concepts, rng = place[order], 1 + int(place.max()), generator(seed)
@@ -141,6 +141,31 @@ def semantic_consistency(
         len(values),
         confidence,
     )
+
+
+def same_concept(concept: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+    r"""Number of other items with the same concept, $\#\{j \ne i : y_j = y_i\}$.
+
+    Args:
+        concept: number of each item's concept, for example `GlyphCaptions.name_index`.
+
+    Raises:
+        ValueError: no items, not one number per item, or negative numbers.
+        TypeError: numbers of another than an integer dtype.
+
+    Example:
+        >>> same_concept(torch.tensor([7, 3, 7, 7]))
+        tensor([2, 0, 2, 2])
+    """
+    check_tensor("concept", concept)
+    if concept.dim() != 1 or len(concept) == 0:
+        raise ValueError(
+            f"expected concept [n] with n > 0, received {list(concept.shape)}. Pass one number per item."
+        )
+    concept = check_labels("concept", concept, len(concept))
+    _, place, count = torch.unique(concept, return_inverse=True, return_counts=True)
+    others: Tensor = count[place] - 1
+    return others
 
 
 def _repeated(concept: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dro_temp._checks import check_bounds, check_count, check_kind
+from dro_temp._checks import check_bounds, check_count, check_inside, check_kind
 from dro_temp._typing import PerRow
 from dro_temp.evaluation._batches import (
     HostBatch,
@@ -16,10 +16,10 @@ from dro_temp.evaluation._batches import (
     with_progress,
     without_side_effects,
 )
-from dro_temp.evaluation._inputs import check_confidence, check_tau
+from dro_temp.evaluation._inputs import check_tau
 from dro_temp.evaluation._reports import SHARES, Report, recovered_share, share_cell
-from dro_temp.evaluation.gap.robust_losses import RobustLosses, robust_losses
-from dro_temp.evaluation.gap.row_sample import RowSample
+from dro_temp.evaluation._robust_losses import RobustLosses, robust_losses
+from dro_temp.evaluation._row_sample import RowSample
 from dro_temp.functional.ranks import places, rank_correlation
 from dro_temp.functional.resampling import generator, interval, times_drawn
 from dro_temp.interfaces import TemperaturePredictor
@@ -220,7 +220,7 @@ def measured(
 ) -> dict[str, tuple[AmortisationGap, PerRow]]:  # fmt: skip
     """As `amortisation_gap`, with the predicted temperatures of the sampled rows."""
     check_count("resamples", resamples)
-    check_confidence(confidence)
+    check_inside("confidence", confidence, 0.0, 1.0)
     radii = radii_of(objective)
     check_count("rows", rows)
     samples, bounds = {}, {}

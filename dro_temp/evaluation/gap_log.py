@@ -5,10 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from dro_temp._checks import check_count
+from dro_temp._checks import check_count, check_inside
 from dro_temp.evaluation._batches import HostBatch, check_batches, without_side_effects
-from dro_temp.evaluation._inputs import check_confidence
-from dro_temp.evaluation.gap.amortisation import AmortisationGap, measured, radii_of
+from dro_temp.evaluation.amortisation import AmortisationGap, measured, radii_of
 from dro_temp.objective import Objective
 
 
@@ -76,7 +75,7 @@ class GapLog:
         radii_of(objective)
         with without_side_effects(objective):
             check_batches("batches", batches)
-        check_confidence(confidence)
+        check_inside("confidence", confidence, 0.0, 1.0)
         self.objective, self.batches, self.every = objective, batches, check_count("every", every)
         self._options: dict[str, Any] = {
             "seed": check_count("seed", seed, 0),
