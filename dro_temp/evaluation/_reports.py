@@ -23,6 +23,9 @@ class Report:
     def _footnote(self) -> str:
         return ""
 
+    def __str__(self) -> str:
+        return "\n\n".join(filter(None, (self._heading(), self.table(), self._footnote())))
+
     def asdict(self) -> dict[str, Any]:
         """Plain numbers, strings, tuples and dicts, for JSON."""
         plain: dict[str, Any] = dataclasses.asdict(self)  # type: ignore[call-overload]  # subclasses are dataclasses

@@ -1,9 +1,7 @@
 """Robust losses of sampled rows: at predicted temperatures, at the optimum of every row, at the best constant."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,22 +18,11 @@ _SMALL_STEP = 1e-9  # in log tau: the loss is then at rounding
 OUTCOMES_AT_A_TIME = 2**20  # 8 MiB in float64; a few copies of it are needed
 
 
-# --- The loss of a row as a function of its temperature ---------------------------------------------------------
-
-
-class Dual(NamedTuple):
-    """Rows at one temperature each."""
-
-    loss: PerRow  # F = tau (log mean_j exp(h_j / tau) + rho)
-    excess: PerRow  # KL(p||U) - rho = -dF/dtau: positive where the temperature is below the optimum
-    variance: PerRow  # Var_p(h / tau) = -dKL/dlog(tau)
-
-
 class Margins:
     """Margins of some rows over their support; a temperature costs one exponential per outcome.
 
     `functional.optimal_tau` finds the same optimum in a fixed number of steps, which compiles; here rows that have
-    converged drop out.
+    converged drop out, which takes a twentieth of the time.
     """
 
     def __init__(self, rows: Rows, rho: float) -> None:
@@ -47,8 +34,11 @@ class Margins:
         self.top = h.amax(1)
         self._below: Scores = h.sub_(self.top[:, None])
 
-    def at(self, tau: PerRow, rows: Tensor | None = None) -> Dual:
-        """The rows, or some of them by their numbers, at these temperatures."""
+    def at(self, tau: PerRow, rows: Tensor | None = None) -> tuple[PerRow, PerRow, PerRow]:
+        """F = tau (log mean_j exp(h_j / tau) + rho), KL(p||U) and -dKL/dlog(tau) = Var_p(h / tau) of the rows.
+
+        One temperature each; `rows` are the numbers of some of them.
+        """
         below, top = (self._below, self.top) if rows is None else (self._below[rows], self.top[rows])
         z = (below / tau[:, None]).clamp_(min=_UNDERFLOWS)
         p = z.exp()
@@ -56,30 +46,18 @@ class Margins:
         mean = torch.linalg.vecdot(p, z) / total
         square = torch.linalg.vecdot(p.mul_(z), z) / total
         log_g = total.log() - self.log_size
-        variance = (square - mean.square()).clamp_(min=0)
-        return Dual(tau * (log_g + self.rho) + top, mean - log_g - self.rho, variance)
+        return tau * (log_g + self.rho) + top, mean - log_g, (square - mean.square()).clamp_(min=0)
 
     def optimum(self, tau_min: float, tau_max: float) -> PerRow:
         """The temperature of each row that minimises its loss within the bounds."""
         floor, ceiling = (torch.full_like(self.top, bound) for bound in (tau_min, tau_max))
-        too_high, too_low = self.at(floor).excess <= 0, self.at(ceiling).excess >= 0
+        too_high, too_low = self.at(floor)[1] <= self.rho, self.at(ceiling)[1] >= self.rho
         # Right for normally distributed margins: KL = variance / (2 tau^2).
         spread = self._below.std(1, correction=0)
-        guess = (spread / math.sqrt(2 * max(self.rho, 1e-12))).clamp(tau_min, tau_max)
-
-        def kl_and_slope(tau: PerRow, rows: Tensor | None) -> tuple[PerRow, PerRow]:
-            dual = self.at(tau, rows)
-            return dual.excess + self.rho, dual.variance
-
-        bounds = floor.log(), ceiling.log()
-        log_tau = log_tau_at(
-            self.rho, kl_and_slope, *bounds, _STEPS, start=guess.log(), tolerance=_SMALL_STEP
-        )
-        tau = log_tau.exp().clamp_(tau_min, tau_max)
-        return tau.masked_fill_(too_low, tau_max).masked_fill_(too_high & ~too_low, tau_min)
-
-
-# --- The losses of all rows -------------------------------------------------------------------------------------
+        start = (spread / math.sqrt(2 * max(self.rho, 1e-12))).clamp(tau_min, tau_max).log()
+        kl_and_slope, bounds = lambda tau, rows: self.at(tau, rows)[1:], (floor.log(), ceiling.log())
+        tau = log_tau_at(self.rho, kl_and_slope, *bounds, _STEPS, start=start, tolerance=_SMALL_STEP).exp()
+        return tau.clamp_(tau_min, tau_max).masked_fill_(too_high, tau_min).masked_fill_(too_low, tau_max)
 
 
 @dataclass(frozen=True)
@@ -106,13 +84,14 @@ def robust_losses(
     """Losses of batches of rows with these predicted temperatures; margins exist a block at a time."""
     tau = tau.detach().cpu().double()
     weight = torch.cat([weight_of(r) for r in rows]).detach().cpu().double()
-    mean = float(weight @ tau) / float(weight.sum())
-    columns = []
-    for block, place in with_progress(list(_blocks(rows)), title):
+    share = weight / weight.sum()
+    blocks, columns = _blocks(rows), []
+    parts = zip(blocks, torch.split(tau, [len(block) for block in blocks]), strict=True)
+    for block, predicted in with_progress(list(parts), title):
         margins = Margins(block, rho)
         best = margins.optimum(*bounds)
-        taus = best, tau[place].to(best), torch.full_like(best, mean)
-        columns.append(torch.stack([best, *(margins.at(t).loss for t in taus)]).cpu().double())
+        taus = best, predicted.to(best), torch.full_like(best, float(share @ tau))
+        columns.append(torch.stack([best, *(margins.at(t)[0] for t in taus)]).cpu().double())
     optimum, at_optimum, at_tau, at_mean = torch.cat(columns, 1)
     bad = ~torch.stack([tau, optimum, at_optimum, at_tau]).isfinite().all(0)
     if bool(bad.any()):
@@ -120,36 +99,33 @@ def robust_losses(
             f"expected finite scores and temperatures in view {view!r}, received NaN or infinity in {int(bad.sum())} "
             f"of {len(bad)} sampled rows. Look at the inputs, or load a checkpoint from before the model diverged."
         )
-    constant, at_constant = _best_constant(rows, weight, optimum, rho)
+    constant, at_constant = _best_constant(blocks, share, optimum, rho)
     return RobustLosses(weight, tau, optimum, constant, at_tau, at_optimum, at_constant, at_mean)
 
 
-def _best_constant(rows: list[Rows], weight: PerRow, optimum: PerRow, rho: float) -> tuple[float, PerRow]:
+def _best_constant(blocks: list[Rows], share: PerRow, optimum: PerRow, rho: float) -> tuple[float, PerRow]:
     """The constant of lowest mean loss, between the lowest and the highest optimum by convexity; and its losses."""
-    share, logs = weight / weight.sum(), optimum.log()
 
-    def at(tau: float) -> Dual:
-        margins = (Margins(block, rho) for block, _ in _blocks(rows))
-        duals = [m.at(torch.full_like(m.top, tau)) for m in margins]
-        return Dual(*(torch.cat(column).cpu().double() for column in zip(*duals, strict=True)))
+    def at(tau: float) -> Tensor:
+        margins = (Margins(block, rho) for block in blocks)
+        return torch.cat([torch.stack(m.at(torch.full_like(m.top, tau))).cpu().double() for m in margins], 1)
 
     def kl_and_slope(tau: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor]:
-        dual = at(float(tau))
-        return (share @ dual.excess + rho)[None], (share @ dual.variance)[None]
+        _, kl, slope = at(float(tau)) @ share
+        return kl[None], slope[None]
 
-    start = (share @ logs).clamp(logs.min(), logs.max())[None]
-    bounds = logs.min()[None], logs.max()[None]
+    logs = optimum.log()
+    low, high = logs.min()[None], logs.max()[None]
+    start = (share @ logs)[None].clamp(low, high)
     # A step of 1e-7 is below what the mean loss, flat there, can show.
-    best = math.exp(float(log_tau_at(rho, kl_and_slope, *bounds, _STEPS, start=start, tolerance=1e-7)))
-    return best, at(best).loss
+    best = math.exp(float(log_tau_at(rho, kl_and_slope, low, high, _STEPS, start=start, tolerance=1e-7)))
+    return best, at(best)[0]
 
 
-def _blocks(rows: list[Rows]) -> Iterator[tuple[Rows, slice]]:
-    """Rows with so many outcomes at a time, and their place among all rows."""
-    start = 0
+def _blocks(rows: list[Rows]) -> list[Rows]:
+    """The rows, so many outcomes at a time."""
+    blocks = []
     for batch in rows:
         step = max(1, OUTCOMES_AT_A_TIME // batch.scores.shape[1])
-        for first in range(0, len(batch), step):
-            block = batch.select(slice(first, first + step))
-            yield block, slice(start, start + len(block))
-            start += len(block)
+        blocks += [batch.select(slice(first, first + step)) for first in range(0, len(batch), step)]
+    return blocks

@@ -19,12 +19,6 @@ class Part(NamedTuple):
     rows: Rows
     tau: PerRow
 
-    def up_to(self, highest: float) -> "Part":
-        """The rows of keys up to this one."""
-        inside = self.key <= highest
-        index = inside.nonzero()[:, 0].to(self.tau.device)
-        return Part(self.key[inside], self.rows.select(index), self.tau[index])
-
 
 class RowSample:
     """A number of rows without replacement, from a stream of unknown length.
@@ -42,7 +36,6 @@ class RowSample:
         self._highest = 1.0
         self._rng = generator(seed)
         self._batches: list[LinearScores] = []  # without queries: the keys of all pairs
-        self._keys = 0
 
     def offer(self, rows: Rows) -> None:
         """Sample from the rows of a batch."""
@@ -53,11 +46,9 @@ class RowSample:
         key = torch.rand(len(number), generator=self._rng, dtype=torch.float64)
         taken = key <= self._highest
         chosen = rows.select(number[taken.to(number.device)])
-        tau = self._temperatures(chosen) if len(chosen) else chosen.target.new_zeros(0).float()
-        if not rows.target_in_support:
-            chosen = self._numbered_over_all_batches(chosen, rows.scores)
+        placed = chosen if rows.target_in_support else self._placed_in_all_batches(chosen)
         if len(chosen):
-            self._parts.append(Part(key[taken], self._sharing_keys(chosen), tau))
+            self._parts.append(Part(key[taken], self._sharing_keys(placed), self._temperatures(chosen)))
         if sum(len(part.key) for part in self._parts) > 2 * self.size:
             self._drop()
 
@@ -70,21 +61,26 @@ class RowSample:
                 "batches that are not empty, with labels other than -100."
             )
         rows = [part.rows for part in self._parts]
-        if not rows[0].target_in_support:
+        if self._batches:
             rows = [self._over_all_keys(rows)]
         return rows, torch.cat([part.tau for part in self._parts])
 
     def _drop(self) -> None:
         """Drop all rows but those of the smallest keys."""
         keys = torch.cat([torch.empty(0, dtype=torch.float64), *(part.key for part in self._parts)])
-        if len(keys) > self.size:
-            self._highest = float(keys.kthvalue(self.size).values)
-            parts = (part.up_to(self._highest) for part in self._parts)
-            self._parts = [part for part in parts if len(part.key)]
+        if len(keys) <= self.size:
+            return
+        self._highest = float(keys.kthvalue(self.size).values)
+        parts, self._parts = self._parts, []
+        for key, rows, tau in parts:
+            kept = (key <= self._highest).nonzero()[:, 0]
+            if len(kept):
+                index = kept.to(tau.device)
+                self._parts.append(Part(key[kept], rows.select(index), tau[index]))
 
     def _temperatures(self, rows: Rows) -> PerRow:
         if not self.predictor.reads_scores:
-            # As `of` does, which would treat a pair without others in its batch as invalid.
+            # As `predict` does, which would treat a pair without others in its batch as invalid.
             tau: PerRow = self.predictor(rows.features, index=rows.index, shape=rows.target.shape)
             return tau
         step = max(1, SCORES_AT_A_TIME // max(1, rows.scores.shape[1]))
@@ -99,27 +95,24 @@ class RowSample:
         copied = own.keys.data_ptr() != before.keys.data_ptr() and torch.equal(own.keys, before.keys)
         return replace(rows, scores=replace(own, keys=before.keys)) if copied else rows
 
-    # --- Pairs, whose support is the whole data set
-
-    def _numbered_over_all_batches(self, chosen: Rows, scores: Tensor | LinearScores) -> Rows:
-        """Rows of a batch of pairs, with targets that count over the keys of all batches, which are stored."""
+    def _placed_in_all_batches(self, pairs: Rows) -> Rows:
+        """Pairs of a batch, with targets that count over the keys of all batches, which are stored."""
+        scores = pairs.scores
         if not isinstance(scores, LinearScores):
             raise TypeError(
                 f"expected products (LinearScores) in view {self.view!r}, since the support is the whole data set, "
                 f"received a matrix of scores {list(scores.shape)}. Pass an Objective of a host of pairs, such as "
                 "hosts.TwoTower."
             )
-        numbered = replace(chosen, target=chosen.target.long() + self._keys)
-        self._keys += scores.shape[1]
+        before = sum(batch.shape[1] for batch in self._batches)
         self._batches.append(scores.select(slice(0)))
-        return numbered
+        return replace(pairs, target=pairs.target.long() + before)
 
     def _over_all_keys(self, parts: list[Rows]) -> Rows:
-        """Those rows, scored against the keys of all batches."""
-        linear = [rows.scores for rows in parts if isinstance(rows.scores, LinearScores)]
+        """Those pairs, scored against the keys of all batches."""
         biases = [scores.bias for scores in self._batches if scores.bias is not None]
         scores = LinearScores(
-            torch.cat([scores.queries for scores in linear]),
+            torch.cat([rows.scores.queries for rows in parts if isinstance(rows.scores, LinearScores)]),
             torch.cat([scores.keys for scores in self._batches]),
             torch.cat(biases) if biases else None,
             self._batches[0].transform,

@@ -17,7 +17,7 @@ from dro_temp.evaluation._batches import (
     without_side_effects,
 )
 from dro_temp.evaluation._inputs import check_tau
-from dro_temp.evaluation._reports import SHARES, Report, recovered_share, share_cell
+from dro_temp.evaluation._reports import SHARES, TAU_TITLES, Report, recovered_share, share_cell
 from dro_temp.evaluation._robust_losses import RobustLosses, robust_losses
 from dro_temp.evaluation._row_sample import RowSample
 from dro_temp.functional.ranks import places, rank_correlation
@@ -27,8 +27,6 @@ from dro_temp.losses import KLRobustLoss
 from dro_temp.objective import Objective
 
 Pair = tuple[float, float]
-
-_TIMES_AT_A_TIME = 2**20  # resamples times rows, 8 MiB
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,10 @@ class TemperatureSpread:
     std: float
     quantiles: dict[float, float]
     at_bound: float
+
+    def _cells(self) -> list[str]:
+        shares = " / ".join(f"{self.quantiles[share]:.4g}" for share in (0.05, 0.5, 0.95))
+        return [f"{self.mean:.4g} ({self.std:.2g})", shares, f"{100 * self.at_bound:.1f}"]
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,6 @@ class AmortisationGap(Report):
         """Share recovered by the mean of the predictions as a constant, at most 0; the rest depends on the row."""
         return recovered_share(self.loss_same_mean, self.loss_constant, self.loss_optimum)
 
-    def __str__(self) -> str:
-        return f"{self._heading()}\n{self.table()}\n{self._footnote()}"
-
     def _heading(self) -> str:
         return (
             f"{self.view}: {self.rows:,} of {self.available:,} rows, m = {self.outcomes:,}, rho = {self.rho:g}, "
@@ -117,18 +116,17 @@ class AmortisationGap(Report):
         )
 
     def _lines(self) -> list[list[str]]:
-        header = ["temperature", "robust loss", "gap", "recovered (%)", "τ mean (std)", "τ 5 % / 50 % / 95 %"]
-        gain = self.loss_constant - self.loss_optimum
+        header = ["temperature", "robust loss", "gap", "recovered (%)", "τ mean (std)", TAU_TITLES[1]]
         lines = [[*header, "at a bound (%)"]]
+        constant, optimum = self.loss_constant, self.loss_optimum
         for name, loss, tau in (
-            ("best constant", self.loss_constant, self.constant),
-            ("same mean, constant", self.loss_same_mean, self.tau.mean),
-            ("predicted", self.loss, self.tau),
-            ("optimum", self.loss_optimum, self.optimum),
+            ("best constant", constant, [f"{self.constant:.4g}", "", ""]),
+            ("same mean, constant", self.loss_same_mean, [f"{self.tau.mean:.4g}", "", ""]),
+            ("predicted", self.loss, self.tau._cells()),
+            ("optimum", optimum, self.optimum._cells()),
         ):
-            share = recovered_share(loss, self.loss_constant, self.loss_optimum)
-            losses = [f"{loss:.4f}", f"{loss - self.loss_optimum:.4f}", share_cell(share, gain)]
-            lines.append([name, *losses, *_tau_cells(tau)])
+            share = share_cell(recovered_share(loss, constant, optimum), constant - optimum)
+            lines.append([name, f"{loss:.4f}", f"{loss - optimum:.4f}", share, *tau])
         return lines
 
     def _footnote(self) -> str:
@@ -140,13 +138,6 @@ class AmortisationGap(Report):
         correlation = self.rank_correlation, *self.rank_correlation_interval
         rank = "rank correlation {:.2f} [{:.2f}, {:.2f}]".format(*correlation)
         return f"{gap}, {share}, {rank} ({100 * self.confidence:g} % bootstrap over rows)"
-
-
-def _tau_cells(tau: float | TemperatureSpread) -> list[str]:
-    if not isinstance(tau, TemperatureSpread):
-        return [f"{tau:.4g}", "", ""]
-    shares = " / ".join(f"{tau.quantiles[share]:.4g}" for share in (0.05, 0.5, 0.95))
-    return [f"{tau.mean:.4g} ({tau.std:.2g})", shares, f"{100 * tau.at_bound:.1f}"]
 
 
 def amortisation_gap(
@@ -210,8 +201,8 @@ def amortisation_gap(
 
     Source: arXiv 2404.04575, equation 6, for $F_i$.
     """
-    gaps = measured(objective, batches, rows, seed, tau_min, tau_max, resamples, confidence, progress)
-    return {view: gap for view, (gap, _) in gaps.items()}
+    options = rows, seed, tau_min, tau_max, resamples, confidence, progress
+    return {view: gap for view, (gap, _) in measured(objective, batches, *options).items()}
 
 
 def measured(
@@ -219,10 +210,7 @@ def measured(
     tau_max: float | None, resamples: int, confidence: float, progress: bool = False,
 ) -> dict[str, tuple[AmortisationGap, PerRow]]:  # fmt: skip
     """As `amortisation_gap`, with the predicted temperatures of the sampled rows."""
-    check_count("resamples", resamples)
-    check_inside("confidence", confidence, 0.0, 1.0)
-    radii = radii_of(objective)
-    check_count("rows", rows)
+    radii = checked_radii(objective, rows, seed, resamples, confidence)
     samples, bounds = {}, {}
     for view in objective.host.views:
         predictor = objective.predictors[view]
@@ -239,6 +227,39 @@ def measured(
             view: _gap(sample, radii[view], bounds[view], resamples, confidence, seed, progress)
             for view, sample in samples.items()
         }
+
+
+def checked_radii(
+    objective: Objective, rows: int, seed: int, resamples: int, confidence: float
+) -> dict[str, float]:
+    """The radius of each view's loss; raise on a wrong argument, and unless every row has a best temperature."""
+    check_count("rows", rows)
+    check_count("seed", seed, 0)
+    check_count("resamples", resamples)
+    check_inside("confidence", confidence, 0.0, 1.0)
+    instead = "Pass the Objective itself, model.module of DistributedDataParallel, say."
+    check_kind("objective", objective, Objective, instead)
+    radii = {}
+    for view, loss in objective.losses.items():
+        if not isinstance(loss, KLRobustLoss):
+            raise TypeError(
+                f"expected a KLRobustLoss in view {view!r}, whose radius rho defines the best temperature of a row, "
+                f"received {type(loss).__name__}. Pass dt.Objective(objective.host, predictor, "
+                "dt.KLRobustLoss(rho=1.0)) to measure the predictor against that loss."
+            )
+        radii[view] = loss.rho
+    return radii
+
+
+def _bounds(view: str, predictor: TemperaturePredictor, low: float | None, high: float | None) -> Pair:
+    low, high = predictor.tau_min if low is None else low, predictor.tau_max if high is None else high
+    if low == high == predictor.tau_min:
+        raise ValueError(
+            f"expected bounds to search, received a {type(predictor).__name__} at {low} in view {view!r}, which "
+            "has none. Pass tau_min=0.01, tau_max=1.0, or those of the predictor that it is compared with."
+        )
+    check_bounds(low, high)
+    return low, high
 
 
 def _gap(
@@ -271,60 +292,26 @@ def _gap(
     return gap, losses.tau
 
 
-def radii_of(objective: Objective) -> dict[str, float]:
-    """The radius of each view's loss; raise unless every row has a best temperature."""
-    advice = "Pass the Objective itself, model.module of DistributedDataParallel, say."
-    check_kind("objective", objective, Objective, advice)
-    radii = {}
-    for view, loss in objective.losses.items():
-        if not isinstance(loss, KLRobustLoss):
-            raise TypeError(
-                f"expected a KLRobustLoss in view {view!r}, whose radius rho defines the best temperature of a row, "
-                f"received {type(loss).__name__}. Pass dt.Objective(objective.host, predictor, "
-                "dt.KLRobustLoss(rho=1.0)) to measure the predictor against that loss."
-            )
-        radii[view] = loss.rho
-    return radii
-
-
-def _bounds(view: str, predictor: TemperaturePredictor, low: float | None, high: float | None) -> Pair:
-    low, high = predictor.tau_min if low is None else low, predictor.tau_max if high is None else high
-    if low == high == predictor.tau_min:
-        raise ValueError(
-            f"expected bounds to search, received a {type(predictor).__name__} at {low} in view {view!r}, which "
-            "has none. Pass tau_min=0.01, tau_max=1.0, or those of the predictor that it is compared with."
-        )
-    check_bounds(low, high)
-    return low, high
-
-
 def _bootstrap(
     losses: RobustLosses, resamples: int, confidence: float, seed: int
-) -> tuple[tuple[float, float, float], list[Pair]]:
+) -> tuple[list[float], list[Pair]]:
     """Gap, share recovered and rank correlation, with percentile intervals over rows; NaN where undefined."""
     columns = torch.stack([losses.at_tau, losses.at_constant, losses.at_optimum], 1)
     # In the float32 of predictors, in which a constant is constant.
     ranks = places(check_tau(losses.tau.float())), places(check_tau(losses.optimum.float()))
 
-    def figures(times: Tensor) -> list[tuple[float, float, float]]:
-        """Of rows that are counted so many times, [resamples n]."""
+    def figures(times: Tensor) -> list[float]:
+        """Of rows that are counted so many times, [n]."""
         weight = losses.weight * times
-        means = (weight @ columns / weight.sum(1, keepdim=True)).tolist()
-        correlations = rank_correlation(*ranks, weight).tolist()
-        return [
-            (loss - optimum, recovered_share(loss, constant, optimum), correlation)
-            for (loss, constant, optimum), correlation in zip(means, correlations, strict=True)
-        ]
+        loss, constant, optimum = (weight @ columns / weight.sum()).tolist()
+        correlation = float(rank_correlation(*ranks, weight))
+        return [loss - optimum, recovered_share(loss, constant, optimum), correlation]
 
     rng, n = generator(seed), len(losses.tau)
-    (whole,) = figures(torch.ones(1, n, dtype=torch.float64))
-    drawn: list[tuple[float, float, float]] = []
-    while len(drawn) < resamples:
-        several = min(max(1, _TIMES_AT_A_TIME // n), resamples - len(drawn))
-        drawn += figures(torch.stack([times_drawn(n, rng) for _ in range(several)]))
-    # A figure that is undefined for the rows has no interval.
-    resampled = torch.tensor(drawn, dtype=torch.float64) + 0.0 * torch.tensor(whole)
-    return whole, [interval(column, confidence) for column in resampled.unbind(1)]
+    whole = figures(torch.ones(n, dtype=torch.float64))
+    drawn = torch.tensor([figures(times_drawn(n, rng)) for _ in range(resamples)], dtype=torch.float64)
+    drawn += 0.0 * torch.tensor(whole)  # a figure that is undefined for the rows has no interval
+    return whole, [interval(column, confidence) for column in drawn.unbind(1)]
 
 
 def _spread(losses: RobustLosses, tau: PerRow, bounds: Pair) -> TemperatureSpread:

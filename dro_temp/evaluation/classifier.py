@@ -153,9 +153,6 @@ class ClassifierReport(Comparison[CalibrationScheme]):
         """By scheme name: what `plotting.reliability_diagram` takes."""
         return {scheme.name: scheme.reliability for scheme in self.schemes}
 
-    def __str__(self) -> str:
-        return f"{self._heading()}\n\n{self.table()}"
-
     def _heading(self) -> str:
         return (
             f"{self.samples:,} rows, {self.classes:,} classes: accuracy {self.accuracy:.2f} %, "

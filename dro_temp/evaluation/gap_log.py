@@ -1,13 +1,14 @@
 """The amortisation gap over training."""
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 
-from dro_temp._checks import check_count, check_inside
+from dro_temp._checks import check_count
 from dro_temp.evaluation._batches import HostBatch, check_batches, without_side_effects
-from dro_temp.evaluation.amortisation import AmortisationGap, measured, radii_of
+from dro_temp.evaluation.amortisation import AmortisationGap, checked_radii, measured
 from dro_temp.objective import Objective
 
 
@@ -72,19 +73,11 @@ class GapLog:
         resamples: int = 200,
         confidence: float = 0.95,
     ) -> None:
-        radii_of(objective)
+        checked_radii(objective, rows, seed, resamples, confidence)
         with without_side_effects(objective):
             check_batches("batches", batches)
-        check_inside("confidence", confidence, 0.0, 1.0)
         self.objective, self.batches, self.every = objective, batches, check_count("every", every)
-        self._options: dict[str, Any] = {
-            "seed": check_count("seed", seed, 0),
-            "resamples": check_count("resamples", resamples),
-            "rows": check_count("rows", rows),
-            "tau_min": tau_min,
-            "tau_max": tau_max,
-            "confidence": confidence,
-        }
+        self._options = rows, seed, tau_min, tau_max, resamples, confidence
         self.load_state_dict({"steps": 0, "history": {}, "temperatures": []})
 
     def step(self) -> dict[str, AmortisationGap] | None:
@@ -94,7 +87,7 @@ class GapLog:
 
     def measure(self) -> dict[str, AmortisationGap]:
         """Measure and record the gaps now, for example before training or after it."""
-        results = measured(self.objective, self.batches, **self._options)
+        results = measured(self.objective, self.batches, *self._options)
         figures: dict[str, float] = {"step": self.steps}
         for view, (gap, _) in results.items():
             figures |= {f"{view}/{name}": value for name, value in _figures(gap).items()}
@@ -105,17 +98,12 @@ class GapLog:
 
     def state_dict(self) -> dict[str, Any]:
         """Steps and measurements so far; `torch.load(weights_only=True)` can read them."""
-        return {
-            "steps": self.steps,
-            "history": {name: list(values) for name, values in self.history.items()},
-            "temperatures": [(step, dict(tau)) for step, tau in self.temperatures],
-        }
+        return copy.deepcopy({name: getattr(self, name) for name in ("steps", "history", "temperatures")})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`."""
-        self.steps = int(state["steps"])
-        self.history = {name: list(values) for name, values in state["history"].items()}
-        self.temperatures = [(step, dict(tau)) for step, tau in state["temperatures"]]
+        state = copy.deepcopy(state)
+        self.steps, self.history, self.temperatures = state["steps"], state["history"], state["temperatures"]
 
 
 def _figures(gap: AmortisationGap) -> dict[str, float]:
