@@ -3,7 +3,7 @@
 `progress=True` needs rich, of the extra `recipes`.
 """
 
-from dro_temp.evaluation.amortisation import AmortisationGap, TemperatureSpread, amortisation_gap
+from dro_temp.evaluation.amortisation import AmortisationGap, GapLog, TemperatureSpread, amortisation_gap
 from dro_temp.evaluation.classifier import (
     CalibrationScheme,
     ClassifierReport,
@@ -12,7 +12,6 @@ from dro_temp.evaluation.classifier import (
     reliability,
 )
 from dro_temp.evaluation.concepts import SemanticConsistency, same_concept, semantic_consistency
-from dro_temp.evaluation.gap_log import GapLog
 from dro_temp.evaluation.language import LanguageReport, TemperatureScheme, evaluate_language
 from dro_temp.evaluation.neighbours import (
     NeighbourConsistency,

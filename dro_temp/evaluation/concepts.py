@@ -116,31 +116,16 @@ def semantic_consistency(
     check_inside("confidence", confidence, 0.0, 1.0)
     # By size of the temperature: neither sums nor what is drawn may depend on the order of the rows.
     values, order = values[repeated].sort()
+    values = values - values[0]  # exactly zero where all are equal
     place, concepts, rng = place[order], 1 + int(place.max()), generator(seed)
-    if values[0] == values[-1]:
-        nan = math.nan
-        return SemanticConsistency(
-            nan, nan, nan, nan, 0.0, 0.0, 0.0, 0.0, concepts, len(values), confidence
-        )  # fmt: skip
-    values = values - values.mean()
-    groups = _Groups(values, place)
+    groups = _Groups(values - values.mean(), place)
     icc, within, between = groups.anova(torch.ones(concepts, dtype=torch.float64))
     drawn = [groups.anova(times_drawn(concepts, rng))[0] for _ in range(resamples)]
     low, high = interval(torch.tensor(drawn, dtype=torch.float64), confidence)
-    p_value, between = groups.p_value(resamples, rng), max(between, 0.0)
-    differences = groups.differences()
-    return SemanticConsistency(
-        icc,
-        low,
-        high,
-        p_value,
-        math.sqrt(within),
-        math.sqrt(between),
-        *differences,
-        concepts,
-        len(values),
-        confidence,
-    )
+    p_value = math.nan if math.isnan(icc) else groups.p_value(resamples, rng)
+    deviations = math.sqrt(within), math.sqrt(max(between, 0.0))
+    figures = icc, low, high, p_value, *deviations, *groups.differences()
+    return SemanticConsistency(*figures, concepts, len(values), confidence)
 
 
 def same_concept(concept: Int[Tensor, "n"]) -> Int[Tensor, "n"]:

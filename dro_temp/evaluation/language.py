@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from dro_temp._checks import check_bounds, check_count, check_radius
+from dro_temp._checks import check_bounds, check_count, check_feasible, check_radius
 from dro_temp._modes import evaluating
 from dro_temp.evaluation._batches import (
     Batch,
@@ -165,23 +165,17 @@ def evaluate_language(
         for rows in _token_rows(host, test, rho, "test" if progress else None):
             for s in sums.values():
                 s.add(rows)
-    schemes = tuple(_scheme(name, sums, rho) for name in sums)
-    return LanguageReport(sums[ONE].rows, rows.rows.support_size, rho, schemes)
-
-
-def _scheme(name: str, sums: dict[str, TemperatureSums], rho: float | None) -> TemperatureScheme:
-    own, robust = sums[name], {} if rho is None else {key: s.means[1] for key, s in sums.items()}
-    nll, _, tau_mean = own.means
-    return TemperatureScheme(
-        name=name,
-        perplexity=math.exp(min(nll, 700.0)),  # a larger one overflows float64
-        ece=own.reliability.error,
-        robust_loss=robust[name] if robust else None,
-        gap=robust[name] - robust[OPTIMUM] if robust else None,
-        recovered=recovered_share(robust[name], robust[BY_ROBUST], robust[OPTIMUM]) if robust else None,
-        tau_mean=tau_mean,
-        tau_quantiles=own.quantiles,
-    )
+    robust = {name: s.means[1] for name, s in sums.items()}
+    schemes = []
+    for name, s in sums.items():
+        nll, loss, tau = s.means
+        gains: tuple[float | None, float | None, float | None] = (None, None, None)
+        if rho is not None:
+            recovered = recovered_share(loss, robust[BY_ROBUST], robust[OPTIMUM])
+            gains = loss, loss - robust[OPTIMUM], recovered
+        perplexity = math.exp(min(nll, 700.0))  # a larger one overflows float64
+        schemes.append(TemperatureScheme(name, perplexity, s.reliability.error, *gains, tau, s.quantiles))
+    return LanguageReport(sums[ONE].rows, rows.rows.support_size, rho, tuple(schemes))
 
 
 def _token_rows(
@@ -189,11 +183,8 @@ def _token_rows(
 ) -> Iterator[ScoredRows]:
     """Rows of tokens, block by block; raise where the ball of radius rho holds every distribution."""
     for rows in row_blocks(host, batches, title, "token to predict"):
-        m = rows.rows.support_size
-        if rho and rho >= math.log(m):
-            raise ValueError(
-                f"expected rho < log m = {math.log(m):.4g} for a vocabulary of {m} tokens, received rho={rho}: every "
-                f"temperature would collapse to tau_min. Pass rho={0.5 * math.log(m):.2g} or so, the rho that the "
-                "predictor was trained with."
-            )
+        if rho is not None:
+            m = rows.rows.support_size
+            instead = f"Pass rho={0.5 * math.log(m):.2g} or so, the rho that the predictor was trained with."
+            check_feasible(rho, m, instead=instead)
         yield rows

@@ -21,8 +21,7 @@ from dro_temp.evaluation._inputs import (
 )
 from dro_temp.functional.ranks import spearman
 
-_BANK = 16_384  # items in a tile of similarities with few queries
-_TILE = 2048  # items on either side of a tile of similarities, 16 MiB in float32
+_BANK = 16_384  # items in a tile of similarities
 
 
 def knn_accuracy(
@@ -75,9 +74,8 @@ def knn_accuracy(
         parts = in_blocks(_BANK, unit(test).to(bank), test_label)
         for queries, label in with_progress(parts, "neighbours" if progress else None):
             similarity, neighbour = nearest(queries, bank, k)
-            weight = (
-                (similarity - similarity[:, :1]) / tau
-            ).exp()  # relative to the nearest: nothing overflows
+            # Relative to the nearest: nothing overflows.
+            weight = ((similarity - similarity[:, :1]) / tau).exp()
             votes = weight.new_zeros(len(queries), classes).scatter_add_(1, train_label[neighbour], weight)
             hits += float(expected_hits(votes, label, (1,)).sum())
     return 100.0 * hits / len(test)
@@ -196,7 +194,7 @@ def near_duplicates(
 ) -> Int[Tensor, "n"]:
     r"""Number of other items whose cosine similarity reaches a threshold, $\#\{j \ne i : \cos(x_i, x_j) \ge t\}$.
 
-    Computed tile by tile, each pair once: time is quadratic in n, memory linear.
+    Computed block by block: time is quadratic in n, memory linear.
 
     Args:
         features: one vector per item, of any length.
@@ -214,17 +212,12 @@ def near_duplicates(
     check_features(features=features)
     check_within("threshold", threshold, 0.0, 1.0)
     with torch.no_grad():
-        tiles = torch.split(unit(features), _TILE)
-        count = [torch.zeros(len(tile), dtype=torch.long, device=features.device) for tile in tiles]
-        for i, tile in enumerate(with_progress(tiles, "near-duplicates" if progress else None)):
-            for j in range(i, len(tiles)):
-                near = tile @ tiles[j].T >= threshold - ROUNDING
-                if i == j:
-                    near.fill_diagonal_(False)
-                else:
-                    count[j] += near.sum(dim=0)
-                count[i] += near.sum(dim=1)
-    return torch.cat(count)
+        bank = unit(features)
+        count = -(bank.square().sum(1) >= threshold - ROUNDING).long()  # an item is no other
+        blocks = in_blocks(len(bank), bank, count)
+        for queries, others in with_progress(blocks, "near-duplicates" if progress else None):
+            others += (queries @ bank.T >= threshold - ROUNDING).sum(dim=1)
+    return count
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from einops import reduce
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dro_temp._checks import check_count, check_integers
+from dro_temp._checks import check_count, check_integers, check_several
 from dro_temp._modes import evaluating
 from dro_temp.evaluation._batches import moved, with_progress
 from dro_temp.evaluation._inputs import (
@@ -99,7 +98,7 @@ def evaluate_zero_shot(
         encode_text, tokenizer, classnames, templates, batch_size=batch_size, progress=progress
     )
     features, labels = [], []
-    with evaluating(*_modules_of(encode_image)):
+    with evaluating(_module_of(encode_image)):
         for images, label in with_progress(batches, "images" if progress else None):
             features.append(_encoded(encode_image, images))
             check_integers("label", label)
@@ -143,18 +142,14 @@ def zero_shot_accuracy(
         >>> report.per_class, round(report.accuracy[1], 1)
         ((100.0, 50.0, nan), 66.7)
     """
-    check_features(classes=classes)
-    ks = check_ks(ks, len(classes), "classes")
     check_features(images=images, classes=classes)
+    ks = check_ks(ks, len(classes), "classes")
     label = check_labels("label", label, len(images), len(classes)).to(images.device)
-    count, hits = (
-        label.bincount(minlength=len(classes)),
-        torch.zeros(len(classes), len(ks), dtype=torch.float64),
-    )
+    count = label.bincount(minlength=len(classes))
+    hits = torch.zeros(len(classes), len(ks), dtype=torch.float64)
+    blocks = in_blocks(len(classes), images, label)
     with torch.no_grad():
-        for image, right in with_progress(
-            in_blocks(len(classes), images, label), "images" if progress else None
-        ):
+        for image, right in with_progress(blocks, "images" if progress else None):
             x = unit(image)
             # Not torchmetrics' MulticlassAccuracy: at k = 5 and 1000 classes it took 13 times as long, and among ties
             # it takes the first class, so that a collapsed model is perfect on it.
@@ -208,7 +203,7 @@ def class_embeddings(
     at_once = max(1, check_count("batch_size", batch_size) // len(templates))
     parts = [classnames[i : i + at_once] for i in range(0, len(classnames), at_once)]
     weights = []
-    with evaluating(*_modules_of(encode_text)):
+    with evaluating(_module_of(encode_text)):
         for names in with_progress(parts, "classes" if progress else None):
             prompts = [
                 t.replace("{}", name) if isinstance(t, str) else t(name) for name in names for t in templates
@@ -220,32 +215,27 @@ def class_embeddings(
                     f"expected one vector for each of {len(prompts)} prompts, received {len(vectors)}. "
                     "Let the tokenizer return one row per string."
                 )
-            weights.append(
-                unit(reduce(unit(vectors), "(name template) d -> name d", "mean", name=len(names)))
-            )
+            weights.append(unit(unit(vectors).reshape(len(names), len(templates), -1).mean(1)))
     return torch.cat(weights)
 
 
-def _modules_of(encode: Encode) -> list[nn.Module]:
-    """The module that this function is, or is a method of."""
+def _module_of(encode: Encode) -> nn.Module:
+    """The module that this function is, or is a method of; an empty one where there is none."""
     owner = encode if isinstance(encode, nn.Module) else getattr(encode, "__self__", None)
-    return [owner] if isinstance(owner, nn.Module) else []
+    return owner if isinstance(owner, nn.Module) else nn.Module()
 
 
 def _encoded(encode: Encode, inputs: Any) -> Tensor:
     """Vectors of a batch, which is moved to the encoder's device first."""
-    device = next((p.device for module in _modules_of(encode) for p in module.parameters()), None)
-    if device is not None and isinstance(inputs, Tensor | Mapping):
+    device = next((p.device for p in _module_of(encode).parameters()), None)
+    if device is not None:
         inputs = moved(inputs, device)
-    # `HFDualEncoder.encode_text`, for one, takes nothing but keywords.
-    if isinstance(inputs, Mapping) and _takes_keywords_only(encode):
-        return encode(**inputs)
+    if isinstance(inputs, Mapping):
+        kinds = {p.kind for p in inspect.signature(encode).parameters.values()}
+        # `HFDualEncoder.encode_text`, for one, takes nothing but keywords.
+        if kinds <= {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}:
+            return encode(**inputs)
     return encode(inputs)
-
-
-def _takes_keywords_only(encode: Encode) -> bool:
-    kinds = {p.kind for p in inspect.signature(encode).parameters.values()}
-    return kinds <= {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
 
 def _check_prompts(classnames: Sequence[str], templates: Sequence[Template]) -> None:
@@ -253,8 +243,7 @@ def _check_prompts(classnames: Sequence[str], templates: Sequence[Template]) -> 
         ("classnames", classnames, "class name", ["cat", "dog"]),
         ("templates", templates, "template", ["a photo of a {}."]),
     ):
-        if isinstance(values, str):
-            raise TypeError(f"expected {name} as a list, received one string, {values!r}. Pass [{values!r}].")
+        check_several(name, values, f"Pass [{values!r}].")
         if len(values) == 0:
             raise ValueError(f"expected at least one {what}, received none. Pass {name}={example}.")
     for i, name in enumerate(classnames):
