@@ -17,9 +17,6 @@ _PAIRS = 20_000  # more change no line
 _LETTERS = 38  # of a name
 
 
-# --- By concept -------------------------------------------------------------------------------------------------
-
-
 def temperature_by_concept(
     tau: PerRow,
     concept: Int[Tensor, "n"],
@@ -83,11 +80,9 @@ def temperature_by_concept(
     ]
     left.set_yticks(height[shown].tolist(), labels, fontsize=8)
     left.set_title(f"{len(different):,} concepts of {len(values):,} rows", fontsize=10, loc="left")
-    left.set_xlabel("temperature τ")
-    _draw_differences(right, values, place)
-    for axes in (left, right):
-        tidy(axes)
+    tidy(left, xlabel="temperature τ")
     left.grid(False, axis="y")
+    _draw_differences(right, values, place)
     return figure
 
 
@@ -141,18 +136,14 @@ def _draw_differences(axes: Axes, tau: Tensor, place: Tensor) -> None:
         (within, "two rows of one concept", COLOURS[0], "-"),
         (between, "of two concepts", COLOURS[1], "--"),
     ):
-        share = torch.linspace(0, 100, len(x) + 1)[1:]
-        axes.plot(
-            [0.0, *x.sort().values.tolist()], [0.0, *share.tolist()], color=colour, linestyle=line, linewidth=1.8,
-            label=f"{label}: {float(x.mean()):#.2g}", drawstyle="steps-post",
-        )  # fmt: skip
+        label = f"{label}: {float(x.mean()):#.2g}"
+        axes.ecdf(x.numpy(), color=colour, linestyle=line, linewidth=1.8, label=label)
     end = float(torch.cat([within, between]).quantile(0.99))
-    axes.set_xlim(0.0, end if end > 0 else None)
-    axes.set_ylim(0, 101)
     axes.locator_params(axis="x", nbins=4)
-    axes.set_xlabel("difference of two temperatures")
-    axes.set_ylabel("share of pairs that differ by less (%)")
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}")
     axes.legend(loc="lower right", frameon=False, fontsize=8, title="mean difference", title_fontsize=8)
+    labels = {"xlabel": "difference of two temperatures", "ylabel": "share of pairs that differ by less (%)"}
+    tidy(axes, xlim=(0, end if end > 0 else None), ylim=(0, 1.01), **labels)
 
 
 def _differences(tau: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,9 +160,6 @@ def _differences(tau: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
     a, b = torch.randint(len(tau), (2, 2 * _PAIRS), generator=rng)
     apart = place[a] != place[b]
     return within, (tau[a] - tau[b])[apart].abs()[:_PAIRS]
-
-
-# --- By near-duplicates -----------------------------------------------------------------------------------------
 
 
 def temperature_by_duplicates(
@@ -227,15 +215,12 @@ def temperature_by_duplicates(
         xlabel, resampled = "number of others of the same concept", "concepts"
     r, low, high = (f"{x:.2f}".replace("-", "−") for x in spearman(values, count, group, resamples))
     title = f"Spearman r = {r} [{low}, {high}]   (95 % bootstrap over {resampled})"
+    title = "Spearman r undefined: one side is all one value" if r == "nan" else title
     figure = new_figure(7.0, 4.0)
     axes = figure.subplots()
     _draw_boxes(axes, values, torch.frexp(count.double()).exponent.long())  # 0, 1, 2-3, 4-7, ...
-    axes.set_title(
-        title if r != "nan" else "Spearman r undefined: one side is all one value", fontsize=10, loc="left"
-    )
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel("temperature τ")
-    tidy(axes)
+    axes.set_title(title, fontsize=10, loc="left")
+    tidy(axes, xlabel=xlabel, ylabel="temperature τ")
     axes.grid(False, axis="x")
     return figure
 

@@ -69,18 +69,14 @@ def image_extremes(
             left = _GAP + n % columns * (_CELL + _GAP)
             bottom = top - _HEAD - n // columns * cell - _CELL
             axes = figure.add_axes((left / width, bottom / height, _CELL / width, _CELL / height))
-            _show(axes, images[i], cmap)
+            image = images[i].detach().cpu()
+            image = image.movedim(0, -1) if image.dim() == 3 else image
+            axes.imshow(image.numpy(), cmap=cmap, vmin=0, vmax=1 if image.is_floating_point() else 255)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_color("0.8")
             _write_below(axes, f"τ = {float(values[i]):.4f}", points=5, fontsize=9)
             _write_below(axes, texts[i], points=20, fontsize=8.5, color="0.25")
     return figure
-
-
-def _show(axes: Axes, image: Tensor, cmap: str) -> None:
-    image = image.detach().cpu()
-    image = image.movedim(0, -1) if image.dim() == 3 else image
-    axes.imshow(image.numpy(), cmap=cmap, vmin=0, vmax=1 if image.is_floating_point() else 255)
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_color("0.8")
 
 
 def _write_below(axes: Axes, text: str, *, points: float, **style: Any) -> None:

@@ -51,9 +51,8 @@ def reliability_diagram(schemes: Mapping[str, Reliability]) -> Figure:
         width, total = 100.0 / len(bins.count), sum(bins.count)
         middle = [(b + 0.5) * width for b in range(len(bins.count))]
         below.bar(middle, [100 * count / total for count in bins.count], 0.94 * width, color="0.55")
-        tidy(below)
+        tidy(below, xlabel="confidence (%)")
         above.set_title(f"{label}\nECE {100 * bins.error:.1f} %", fontsize=10)
-        below.set_xlabel("confidence (%)")
     grid[0, 0].set_ylabel("accuracy (%)")
     grid[1, 0].set_ylabel("rows (%)")
     handles, labels = grid[0, 0].get_legend_handles_labels()
@@ -77,8 +76,7 @@ def _draw_accuracies(axes: Axes, bins: Reliability) -> None:
     low, high = zip(*(_wilson(bins.correct[b], bins.count[b]) for b in filled), strict=True)
     axes.vlines(middle, low, high, color="0.25", linewidth=1.1, label="95 % interval")
     axes.plot([0, 100], [0, 100], color="0.4", linestyle="--", linewidth=1.0)
-    axes.set(xlim=(0, 100), ylim=(0, 100), xticks=(0, 25, 50, 75))
-    tidy(axes)
+    tidy(axes, xlim=(0, 100), ylim=(0, 100), xticks=(0, 25, 50, 75))
 
 
 def _wilson(right: float, count: float) -> tuple[float, float]:

@@ -303,7 +303,7 @@ def test_pairs_of_one_concept_and_of_two_are_what_they_say():
     for line, mask in zip(figure.axes[1].lines, (same, other), strict=True):
         shown, share = torch.tensor(line.get_xdata()), torch.tensor(line.get_ydata())
         assert bool((shown.diff() >= 0).all())
-        assert float(share[-1]) == 100
+        assert float(share[-1]) == 1
         for q in (0.1, 0.5, 0.9):
             expected = float(difference[mask].quantile(q))
             assert float(shown.quantile(q)) == pytest.approx(expected, rel=0.08)

@@ -1,11 +1,14 @@
 """The parts of the page that exist before any script runs, coloured by temperature."""
 
+import html
+import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from dro_temp.plotting.token_page.escaping import escaped, shown
+import torch
 
 _SHADES = 6  # on either side of the middle
 _STRONGEST = 75  # per cent of the colour; the text on it must stay readable
@@ -14,6 +17,47 @@ _BARS, _WIDTH, _HEIGHT = 40, 640, 120
 _EXTREMES = 10
 _BEFORE, _AFTER = 6, 3  # tokens of context in the tables,
 _CONTEXT = 32  # and characters of either side
+_LONGEST = 40  # characters of a token in a card or table
+_VISIBLE = {"\n": "↵", "\t": "⇥", "\r": "␍"}
+
+# Controls, surrogates and codes that are no characters; marks that reverse what follows them.
+_UNFIT = ((0x7F, 0x9F), (0xD800, 0xDFFF), (0xFDD0, 0xFDEF), (0x202A, 0x202E), (0x2066, 0x2069))
+
+
+def harmless(text: str) -> str:
+    """The text, with pictures in place of what HTML cannot hold or what would reverse it; newlines and tabs stay."""
+    return "".join(c if c in "\n\t" else _picture(ord(c)) for c in text)
+
+
+def _picture(code: int) -> str:
+    if code < 0x20:
+        return chr(0x2400 + code)
+    unfit = code & 0xFFFE == 0xFFFE or any(first <= code <= last for first, last in _UNFIT)
+    return "\ufffd" if unfit else chr(code)
+
+
+def escaped(text: str) -> str:
+    """For the content of an element, or an attribute in double quotes."""
+    return html.escape(harmless(text))
+
+
+def shown(token: str) -> str:
+    """A token on one line, with its whitespace made visible and its end cut where it is long."""
+    inner = token.strip()
+    start = token.index(inner) if inner else len(token)
+    ends = (token[:start], token[start + len(inner) :])
+    before, after = (end.replace(" ", "·") for end in ends)
+    visible = "".join(_VISIBLE.get(c, c) for c in before + inner + after)
+    cut = visible if len(visible) <= _LONGEST else visible[: _LONGEST - 1] + "…"
+    return harmless(cut) or "∅"
+
+
+def as_json(value: Any) -> str:
+    """JSON for a script element, which `</script>` and `<!--` would end or confuse."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
 
 
 @dataclass(frozen=True)
@@ -114,10 +158,10 @@ def histogram(taus: list[float], scale: ColourScale) -> str:
     low, high = min(known), max(known)
     if high <= low * (1 + 1e-6):
         low, high = 0.95 * low, 1.05 * low
-    counts = [0] * _BARS
-    for tau in known:
-        counts[min(int((tau - low) / (high - low) * _BARS), _BARS - 1)] += 1
-    edges = [low + (high - low) * i / _BARS for i in range(_BARS + 1)]
+    heights, edges = (
+        x.tolist() for x in torch.histogram(torch.tensor(known).double(), _BARS, range=(low, high))
+    )
+    counts = list(map(int, heights))
     bars, width = [], _WIDTH / _BARS
     for i, count in enumerate(counts):
         height = max(1.5, _HEIGHT * count / max(counts))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dro_temp.plotting.token_page import markup
-from dro_temp.plotting.token_page.escaping import as_json, escaped, shown
+from dro_temp.plotting.token_page.markup import as_json, escaped, shown
 
 #: The most likely tokens at one place: (token, probability), in falling order.
 Candidates = Sequence[tuple[str, float]]
@@ -59,7 +59,8 @@ def text_page(
     data = [_card(*row) for row in zip(tokens, taus, candidates_before, candidates_after, strict=True)]
     body = [markup.header(title, taus), markup.legend(scale), markup.text(tokens, taus, scale)]
     body += [markup.histogram(taus, scale), markup.extremes(tokens, taus, scale)]
-    return _PAGE.format(
+    # Only the script with this hash may run, and nothing may be loaded: a text that is shown cannot do anything.
+    return _file("page.html").format(
         hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         title=escaped(title),
         style=_file("page.css") + scale.style(),
@@ -69,45 +70,17 @@ def text_page(
     )
 
 
-# Only the script with this hash may run, and nothing may be loaded: a text that is shown cannot do anything.
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; \
-script-src 'sha256-{hash}'; img-src data:; base-uri 'none'; form-action 'none'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<link rel="icon" href="data:,">
-<style>
-{style}</style>
-</head>
-<body>
-{content}
-<div id="card" role="tooltip" hidden></div>
-<script type="application/json" id="data">{data}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
-
-
 def _file(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _card(token: str, tau: float, before: Candidates, after: Candidates) -> dict[str, object]:
+def _card(token: str, tau: float, *candidates: Candidates) -> dict[str, object]:
     """Content of the hover card."""
-
-    def listed(candidates: Candidates) -> list[tuple[str, float, int]]:
-        return [(shown(word), round(float(p), 4), int(word == token)) for word, p in candidates]
-
-    return {
-        "token": shown(token),
-        "tau": None if math.isnan(tau) else markup.number(tau),
-        "before": listed(before),
-        "after": listed(after),
-    }
+    before, after = (
+        [(shown(word), round(float(p), 4), int(word == token)) for word, p in listed] for listed in candidates
+    )
+    known = None if math.isnan(tau) else markup.number(tau)
+    return {"token": shown(token), "tau": known, "before": before, "after": after}
 
 
 def _check(
