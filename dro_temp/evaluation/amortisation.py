@@ -204,7 +204,7 @@ def amortisation_gap(
     Source: arXiv 2404.04575, equation 6, for $F_i$.
     """
     options = rows, seed, tau_min, tau_max, resamples, confidence, progress
-    return {view: gap for view, (gap, _) in measured(objective, batches, *options).items()}
+    return measured(objective, batches, *options)[0]
 
 
 class GapLog:
@@ -282,14 +282,14 @@ class GapLog:
 
     def measure(self) -> dict[str, AmortisationGap]:
         """Measure and record the gaps now, for example before training or after it."""
-        results = measured(self.objective, self.batches, *self._options)
+        gaps, taus = measured(self.objective, self.batches, *self._options)
         figures: dict[str, float] = {"step": self.steps}
-        for view, (gap, _) in results.items():
+        for view, gap in gaps.items():
             figures |= {f"{view}/{name}": value for name, value in _figures(gap).items()}
         for name, value in figures.items():
             self.history.setdefault(name, []).append(value)
-        self.temperatures.append((self.steps, {view: tau.float() for view, (_, tau) in results.items()}))
-        return {view: gap for view, (gap, _) in results.items()}
+        self.temperatures.append((self.steps, {view: tau.float() for view, tau in taus.items()}))
+        return gaps
 
     def state_dict(self) -> dict[str, Any]:
         """Steps and measurements so far; `torch.load(weights_only=True)` can read them."""
@@ -304,7 +304,7 @@ class GapLog:
 def measured(
     objective: Objective, batches: Iterable[HostBatch], rows: int, seed: int, tau_min: float | None,
     tau_max: float | None, resamples: int, confidence: float, progress: bool = False,
-) -> dict[str, tuple[AmortisationGap, PerRow]]:  # fmt: skip
+) -> tuple[dict[str, AmortisationGap], dict[str, PerRow]]:  # fmt: skip
     """As `amortisation_gap`, with the predicted temperatures of the sampled rows."""
     radii = checked_radii(objective, rows, seed, resamples, confidence)
     samples, bounds = {}, {}
@@ -319,10 +319,11 @@ def measured(
             by_view = rows_of(objective.host, batch)
             for view, sample in samples.items():
                 sample.offer(by_view[view])
-        return {
-            view: _gap(sample, radii[view], bounds[view], resamples, confidence, seed, progress)
-            for view, sample in samples.items()
-        }
+        gaps, taus = {}, {}
+        for view, sample in samples.items():
+            options = bounds[view], resamples, confidence, seed, progress
+            gaps[view], taus[view] = _gap(sample, radii[view], *options)
+    return gaps, taus
 
 
 def checked_radii(
@@ -373,24 +374,19 @@ def _gap(
     low, high = torch.tensor(bounds).tolist()
     wider = min(low, bounds[0]), max(high, bounds[1])
     losses = robust_losses(view, rows, tau, rho, wider, f"best temperatures, {view}" if progress else None)
-    figures, intervals = _bootstrap(losses, resamples, confidence, seed)
     gap = AmortisationGap(
         view=view, rows=len(losses.tau), available=sample.available, outcomes=m,
         rho=rho, tau_min=bounds[0], tau_max=bounds[1], constant=losses.constant,
         loss=losses.mean(losses.at_tau), loss_optimum=losses.mean(losses.at_optimum),
         loss_constant=losses.mean(losses.at_constant), loss_same_mean=losses.mean(losses.at_mean),
-        gap=figures[0], gap_interval=intervals[0],
-        recovered=figures[1], recovered_interval=intervals[1],
-        rank_correlation=figures[2], rank_correlation_interval=intervals[2],
+        **_bootstrap(losses, resamples, confidence, seed),
         tau=_spread(losses, losses.tau, bounds), optimum=_spread(losses, losses.optimum, bounds),
         confidence=confidence,
     )  # fmt: skip
     return gap, losses.tau
 
 
-def _bootstrap(
-    losses: RobustLosses, resamples: int, confidence: float, seed: int
-) -> tuple[list[float], list[Pair]]:
+def _bootstrap(losses: RobustLosses, resamples: int, confidence: float, seed: int) -> dict[str, Any]:
     """Gap, share recovered and rank correlation, with percentile intervals over rows; NaN where undefined."""
     columns = torch.stack([losses.at_tau, losses.at_constant, losses.at_optimum], 1)
     # In the float32 of predictors, in which a constant is constant.
@@ -407,7 +403,11 @@ def _bootstrap(
     whole = figures(torch.ones(n, dtype=torch.float64))
     drawn = torch.tensor([figures(times_drawn(n, rng)) for _ in range(resamples)], dtype=torch.float64)
     drawn += 0.0 * torch.tensor(whole)  # a figure that is undefined for the rows has no interval
-    return whole, [interval(column, confidence) for column in drawn.unbind(1)]
+    names = "gap", "recovered", "rank_correlation"
+    intervals = {
+        f"{name}_interval": interval(x, confidence) for name, x in zip(names, drawn.unbind(1), strict=True)
+    }
+    return dict(zip(names, whole, strict=True)) | intervals
 
 
 def _spread(losses: RobustLosses, tau: PerRow, bounds: Pair) -> TemperatureSpread:

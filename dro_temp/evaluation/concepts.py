@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dro_temp._checks import check_count, check_inside, check_tensor
+from dro_temp._checks import check_count, check_inside
 from dro_temp.evaluation._inputs import check_labels, check_tau
 from dro_temp.functional.resampling import generator, interval, times_drawn
 
@@ -142,12 +142,7 @@ def same_concept(concept: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
         >>> same_concept(torch.tensor([7, 3, 7, 7]))
         tensor([2, 0, 2, 2])
     """
-    check_tensor("concept", concept)
-    if concept.dim() != 1 or len(concept) == 0:
-        raise ValueError(
-            f"expected concept [n] with n > 0, received {list(concept.shape)}. Pass one number per item."
-        )
-    concept = check_labels("concept", concept, len(concept))
+    concept = check_labels("concept", concept)
     _, place, count = torch.unique(concept, return_inverse=True, return_counts=True)
     others: Tensor = count[place] - 1
     return others

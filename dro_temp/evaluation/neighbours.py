@@ -194,7 +194,7 @@ def near_duplicates(
 ) -> Int[Tensor, "n"]:
     r"""Number of other items whose cosine similarity reaches a threshold, $\#\{j \ne i : \cos(x_i, x_j) \ge t\}$.
 
-    Computed block by block: time is quadratic in n, memory linear.
+    Computed tile by tile: time is quadratic in n, memory linear.
 
     Args:
         features: one vector per item, of any length.
@@ -214,9 +214,10 @@ def near_duplicates(
     with torch.no_grad():
         bank = unit(features)
         count = -(bank.square().sum(1) >= threshold - ROUNDING).long()  # an item is no other
-        blocks = in_blocks(len(bank), bank, count)
+        blocks = in_blocks(_BANK, bank, count)
         for queries, others in with_progress(blocks, "near-duplicates" if progress else None):
-            others += (queries @ bank.T >= threshold - ROUNDING).sum(dim=1)
+            for tile in torch.split(bank, _BANK):
+                others += (queries @ tile.T >= threshold - ROUNDING).sum(dim=1)
     return count
 
 
@@ -227,7 +228,7 @@ def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     for start in range(0, len(bank), _BANK):
         tile = queries @ bank[start : start + _BANK].T
         number = torch.arange(start, start + tile.shape[1], device=tile.device).expand_as(tile)
-        best = torch.cat([best, tile], dim=1)
-        best, place = best.topk(min(k, best.shape[1]), dim=1)
+        both = torch.cat([best, tile], dim=1)
+        best, place = both.topk(min(k, both.shape[1]), dim=1)
         rows = torch.cat([rows, number], dim=1).gather(1, place)
     return best, rows

@@ -147,7 +147,8 @@ def test_duplicates_are_counted_as_by_hand(seed, n, tile):
     for threshold in (1.0, 0.5):
         expected = [sum(cosine[i][j] >= threshold - 1e-6 for j in range(n) if j != i) for i in range(n)]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_inputs, "BLOCK", tile * n)
+            patch.setattr(_inputs, "BLOCK", tile * tile)
+            patch.setattr(neighbours, "_BANK", tile)
             assert near_duplicates(x, threshold=threshold, progress=tile == 1).tolist() == expected
 
 
