@@ -1,4 +1,4 @@
-"""What all reports share: tables in Markdown and HTML, plain numbers, and the recovered share of the gain."""
+"""What all reports share: tables in Markdown, plain numbers, and the recovered share of the gain."""
 
 import dataclasses
 import math
@@ -39,21 +39,9 @@ class Report:
         form = " | ".join([f"| {{:<{first}}}", *(f"{{:>{width}}}" for width in rest)]) + " |"
         return "\n".join(form.format(*line) for line in (lines[0], ruler, *lines[1:]))
 
-    def _repr_html_(self) -> str:
-        """The table in a notebook; names are shown as text, whatever they hold."""
-
-        def row(cells: list[str], tag: str) -> str:
-            sides = ["left", *["right"] * (len(cells) - 1)]
-            parts = zip(sides, map(escape, cells), strict=True)
-            inner = "".join(f'<{tag} style="text-align: {side}">{cell}</{tag}>' for side, cell in parts)
-            return f"<tr>{inner}</tr>"
-
-        header, *lines = self._lines()
-        above, below = (
-            f"<p>{escape(text)}</p>\n" if text else "" for text in (self._heading(), self._footnote())
-        )
-        body = "\n".join(row(line, "td") for line in lines)
-        return f"{above}<table>\n<thead>{row(header, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>\n{below}"
+    def _repr_markdown_(self) -> str:
+        """The same in a notebook; names are shown as text, whatever they hold."""
+        return escape(str(self))
 
 
 class _Named(Protocol):

@@ -164,19 +164,15 @@ class _Groups:
     """Centred temperatures in ascending order [N], grouped by concept."""
 
     def __init__(self, values: Tensor, place: Tensor) -> None:
-        count = place.bincount().double()
-        total = torch.zeros_like(count).index_add_(0, place, values)
-        deviation = (values - (total / count)[place]).square()
-        within = torch.zeros_like(count).index_add_(0, place, deviation)
-        # Numbered by size, then mean, then spread: to the statistics, concepts that tie in all three are the same.
-        order = torch.arange(len(count))
-        for key in (within, total, count):
-            order = order[key[order].argsort(stable=True)]
-        count, total, within = count[order], total[order], within[order]
-        self.values, self.place, self.count = values, order.argsort()[place], count
-        self.sums = torch.stack(  # [a 6], what the statistics of resampled concepts need
-            [torch.ones_like(count), count, count.square(), total, total.square() / count, within], 1
-        )
+        parts = torch.split(values[place.argsort(stable=True)], place.bincount().tolist())
+        figures = [(len(x), float(x.sum()), float((x - x.mean()).square().sum())) for x in parts]
+        # By size, mean and spread: to the statistics, concepts that tie in all three are the same.
+        order = sorted(range(len(parts)), key=figures.__getitem__)
+        self.values, self.parts = values, [parts[i] for i in order]
+        n, total, within = torch.tensor([figures[i] for i in order], dtype=torch.float64).unbind(1)
+        self.count = n
+        # [a 6]: what the statistics of resampled concepts need.
+        self.sums = torch.stack([torch.ones_like(n), n, n.square(), total, total.square() / n, within], 1)
 
     def anova(self, times: Tensor) -> tuple[float, float, float]:
         """Intraclass correlation, variance within and variance between, each concept counted `times`, [a]."""
@@ -194,7 +190,6 @@ class _Groups:
         # Permutations leave the sum of squares unchanged, so that the ICC rises with that of the means alone.
         observed = float(self.sums[:, 4].sum())
         least = observed - 1e-10 * float(self.values.square().sum())  # a permutation that ties may be rounded
-        # Not `place`: among rows of equal temperature it depends on the order of the input.
         slots = torch.arange(len(self.count)).repeat_interleave(self.count.long())
         as_high = 0
         for _ in range(resamples):
@@ -205,13 +200,12 @@ class _Groups:
 
     def differences(self) -> tuple[float, float]:
         """Mean absolute difference of two rows of one concept, and of two of different concepts."""
-        n, values = len(self.values), self.values
-        # Of sorted numbers, the sum over all pairs is linear in them.
-        everything = float((2 * torch.arange(n) - n + 1).double() @ values)
-        by_concept = self.place.argsort(stable=True)
-        group = self.place[by_concept]
-        rank = torch.arange(n) - (self.count.cumsum(0) - self.count).long()[group]
-        mean = self.sums[:, 3] / self.count
-        within = float((2 * rank - self.count[group] + 1) @ (values[by_concept] - mean[group]))
-        pairs = float((self.count * (self.count - 1)).sum()) / 2
-        return max(within, 0.0) / pairs, max(everything - within, 0.0) / (n * (n - 1) / 2 - pairs)
+        n, pairs = len(self.values), float((self.count * (self.count - 1)).sum()) / 2
+
+        def summed(ascending: Tensor) -> float:  # over all pairs: linear in the numbers
+            k = len(ascending)
+            return float((2 * torch.arange(k) - k + 1).double() @ ascending)
+
+        within = math.fsum(map(summed, self.parts))
+        between = max(summed(self.values) - within, 0.0)
+        return max(within, 0.0) / pairs, between / (n * (n - 1) / 2 - pairs)

@@ -371,5 +371,5 @@ def test_the_table_shows_no_share_of_next_to_nothing(gap, recovered, cell):
     report = LanguageReport(10, 99, 1.0, (constant, net))
     row = report.table().splitlines()[-1]
     assert [x.strip() for x in row.split("|")][6] == cell
-    assert f">{cell}</td>" in report._repr_html_()
+    assert f"{cell} |" in report._repr_markdown_()
     assert report.asdict()["schemes"][1]["recovered"] is recovered
