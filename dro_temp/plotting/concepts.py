@@ -60,7 +60,15 @@ def temperature_by_concept(
     numbers = per_row("concept", concept, len(values))
     check_count("k", k)
     check_count("min_rows", min_rows, 2)
-    values, numbers = _frequent(values, numbers, min_rows)
+    _, place, count = torch.unique(numbers, return_inverse=True, return_counts=True)
+    enough = int((count >= min_rows).sum())
+    if enough < 2:
+        raise ValueError(
+            f"expected at least two concepts of {min_rows} rows or more, received {enough} among "
+            f"{len(count)} concepts of {len(numbers)} rows. Number concepts more coarsely, or pass more rows."
+        )
+    frequent = count[place] >= min_rows
+    values, numbers = values[frequent], numbers[frequent]
     if names is not None and len(names) <= int(numbers.max()):
         raise ValueError(
             f"expected a name for each concept up to {int(numbers.max())}, received {len(names)} names. "
@@ -84,19 +92,6 @@ def temperature_by_concept(
     left.grid(False, axis="y")
     _draw_differences(right, values, place)
     return figure
-
-
-def _frequent(values: Tensor, concept: Tensor, min_rows: int) -> tuple[Tensor, Tensor]:
-    """The rows of concepts that have enough of them."""
-    _, place, count = torch.unique(concept, return_inverse=True, return_counts=True)
-    enough = int((count >= min_rows).sum())
-    if enough < 2:
-        raise ValueError(
-            f"expected at least two concepts of {min_rows} rows or more, received {enough} among "
-            f"{len(count)} concepts of {len(concept)} rows. Number concepts more coarsely, or pass more rows."
-        )
-    frequent = count[place] >= min_rows
-    return values[frequent], concept[frequent]
 
 
 def _parts(values: Tensor, place: Tensor) -> Sequence[Tensor]:
