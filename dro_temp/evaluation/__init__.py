@@ -11,22 +11,25 @@ from dro_temp.evaluation.classifier import (
     expected_calibration_error,
     reliability,
 )
-from dro_temp.evaluation.concepts import SemanticConsistency, same_concept, semantic_consistency
-from dro_temp.evaluation.language import LanguageReport, TemperatureScheme, evaluate_language
-from dro_temp.evaluation.neighbours import (
+from dro_temp.evaluation.concepts import (
     NeighbourConsistency,
-    knn_accuracy,
+    SemanticConsistency,
     near_duplicates,
     neighbour_consistency,
+    same_concept,
+    semantic_consistency,
 )
-from dro_temp.evaluation.probe import ProbeReport, linear_probe
-from dro_temp.evaluation.retrieval import CaptionRecall, caption_recall, retrieval_recall
-from dro_temp.evaluation.zero_shot import (
+from dro_temp.evaluation.features import (
     ClassAccuracy,
+    ProbeReport,
     class_embeddings,
     evaluate_zero_shot,
+    knn_accuracy,
+    linear_probe,
     zero_shot_accuracy,
 )
+from dro_temp.evaluation.language import LanguageReport, TemperatureScheme, evaluate_language
+from dro_temp.evaluation.retrieval import CaptionRecall, caption_recall, retrieval_recall
 from dro_temp.functional.reliability import Reliability
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""How much of the variance of temperatures lies between concepts: one-way analysis of variance, random effects."""
+"""Do inputs of one concept get one temperature? Variance within concepts, neighbours, near-duplicates."""
 
 import math
 from dataclasses import dataclass
@@ -7,8 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dro_temp._checks import check_count, check_inside
-from dro_temp.evaluation._inputs import check_labels, check_tau
+from dro_temp._checks import check_count, check_inside, check_within
+from dro_temp.evaluation._batches import with_progress
+from dro_temp.evaluation._inputs import ROUNDING, check_features, check_labels, check_tau, in_blocks, unit
+from dro_temp.evaluation.features import BANK, nearest
+from dro_temp.functional.ranks import spearman
 from dro_temp.functional.resampling import generator, interval, times_drawn
 
 
@@ -128,26 +131,6 @@ def semantic_consistency(
     return SemanticConsistency(*figures, concepts, len(values), confidence)
 
 
-def same_concept(concept: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
-    r"""Number of other items with the same concept, $\#\{j \ne i : y_j = y_i\}$.
-
-    Args:
-        concept: number of each item's concept, for example `GlyphCaptions.name_index`.
-
-    Raises:
-        ValueError: no items, not one number per item, or negative numbers.
-        TypeError: numbers of another than an integer dtype.
-
-    Example:
-        >>> same_concept(torch.tensor([7, 3, 7, 7]))
-        tensor([2, 0, 2, 2])
-    """
-    concept = check_labels("concept", concept)
-    _, place, count = torch.unique(concept, return_inverse=True, return_counts=True)
-    others: Tensor = count[place] - 1
-    return others
-
-
 def _repeated(concept: Tensor) -> tuple[Tensor, Tensor]:
     """Numbers without gaps of the concepts that occur more than once, by row, and which rows these are."""
     _, place, count = torch.unique(concept, return_inverse=True, return_counts=True)
@@ -209,3 +192,163 @@ class _Groups:
         within = math.fsum(map(summed, self.parts))
         between = max(summed(self.values) - within, 0.0)
         return max(within, 0.0) / pairs, between / (n * (n - 1) / 2 - pairs)
+
+
+@dataclass(frozen=True)
+class NeighbourConsistency:
+    """Rank correlation of a row's temperature with those of its neighbours.
+
+    Args:
+        correlation: Spearman's rank correlation of a row's temperature and the mean of its neighbours', in [-1, 1];
+            NaN where one side is all one value.
+        low: lower end of its bootstrap interval over concepts.
+        high: upper end.
+        k: number of neighbours.
+        concepts: number of concepts.
+        rows: number of rows.
+        confidence: level of the interval.
+    """
+
+    correlation: float
+    low: float
+    high: float
+    k: int
+    concepts: int
+    rows: int
+    confidence: float
+
+    def __str__(self) -> str:
+        if math.isnan(self.correlation):
+            return f"undefined: one temperature for all of {self.rows:,} rows, or for all their neighbours"
+        return (
+            f"rank correlation {self.correlation:.2f} [{self.low:.2f}, {self.high:.2f}] with the mean of {self.k} "
+            f"nearest neighbours ({100 * self.confidence:g} % bootstrap over {self.concepts:,} concepts of "
+            f"{self.rows:,} rows)"
+        )
+
+
+def neighbour_consistency(
+    tau: Float[Tensor, "n"],
+    features: Float[Tensor, "n d"],
+    *,
+    concept: Int[Tensor, "n"] | None = None,
+    k: int = 10,
+    resamples: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+    progress: bool = False,
+) -> NeighbourConsistency:
+    r"""Rank correlation of temperatures with those of the nearest neighbours from other concepts.
+
+    $$r = \mathrm{Spearman}\Bigl(\tau_i,\ \frac{1}{k} \sum_{j \in \mathrm{top}_k(i)} \tau_j\Bigr), \qquad
+    \mathrm{top}_k(i): \text{ the } k \text{ highest } \cos(x_i, x_j) \text{ with } y_j \ne y_i$$
+
+    A continuous network gives neighbours in *its own* input space similar temperatures, whatever it learned: with the
+    embeddings that it reads, r measures its smoothness on their scale. Features that it never sees (pixels, the other
+    tower, another model) are more informative.
+
+    The interval is that of a percentile bootstrap over concepts. Neighbours are not recomputed, and rows share them,
+    so that it is too narrow. Which of several rows that tie for the k-th place counts is not specified.
+
+    Args:
+        tau: one temperature per row.
+        features: one vector per row, of any length.
+        concept: number of each row's concept; without it each row is one of its own.
+        k: number of neighbours, at most the number of rows of other concepts.
+        resamples: number of bootstrap samples.
+        seed: of the bootstrap.
+        confidence: level of the interval, in (0, 1).
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: temperatures or features that are not finite, other lengths, a k above the number of rows of
+            other concepts, or a confidence outside (0, 1).
+        TypeError: temperatures, features or concepts of a wrong dtype.
+
+    Example:
+        >>> angle = torch.linspace(0, 1.5, 50)
+        >>> circle = torch.stack([angle.cos(), angle.sin()], dim=1)
+        >>> neighbour_consistency(0.1 + 0.01 * angle, circle, k=3).correlation > 0.99
+        True
+    """
+    values, n = check_tau(tau), len(tau)
+    check_features(features=features)
+    concept = torch.arange(n) if concept is None else check_labels("concept", concept, n).cpu()
+    if len(features) != n:
+        raise ValueError(
+            f"expected features [{n} d], received {list(features.shape)}. Index temperatures and features alike."
+        )
+    _, group, size = torch.unique(concept, return_inverse=True, return_counts=True)
+    k, largest = check_count("k", k), int(size.max())
+    if k > n - largest:
+        raise ValueError(
+            f"expected k of at most {n - largest}, the number of rows outside the largest concept, received k={k}. "
+            "Pass a smaller k, or finer concepts."
+        )
+    check_count("resamples", resamples)
+    check_inside("confidence", confidence, 0.0, 1.0)
+    means = []
+    with torch.no_grad():
+        bank = unit(features)
+        blocks = in_blocks(BANK, bank, group)
+        for queries, own in with_progress(blocks, "neighbours" if progress else None):
+            # So many that k of other concepts are among them: a row's own concept takes `largest` places at most.
+            rows = nearest(queries, bank, k + largest)[1].cpu()
+            other = group[rows] != own[:, None]
+            chosen = other & (other.cumsum(dim=1) <= k)
+            # Sorted, so that equal temperatures have equal sums: rounding must not order ties.
+            means.append((values[rows] * chosen).sort(dim=1).values.sum(dim=1) / k)
+    figures = spearman(values, torch.cat(means), group, resamples, seed=seed, confidence=confidence)
+    return NeighbourConsistency(*figures, k, len(size), n, confidence)
+
+
+def same_concept(concept: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+    r"""Number of other items with the same concept, $\#\{j \ne i : y_j = y_i\}$.
+
+    Args:
+        concept: number of each item's concept, for example `GlyphCaptions.name_index`.
+
+    Raises:
+        ValueError: no items, not one number per item, or negative numbers.
+        TypeError: numbers of another than an integer dtype.
+
+    Example:
+        >>> same_concept(torch.tensor([7, 3, 7, 7]))
+        tensor([2, 0, 2, 2])
+    """
+    concept = check_labels("concept", concept)
+    _, place, count = torch.unique(concept, return_inverse=True, return_counts=True)
+    others: Tensor = count[place] - 1
+    return others
+
+
+def near_duplicates(
+    features: Float[Tensor, "n d"], *, threshold: float = 0.95, progress: bool = False
+) -> Int[Tensor, "n"]:
+    r"""Number of other items whose cosine similarity reaches a threshold, $\#\{j \ne i : \cos(x_i, x_j) \ge t\}$.
+
+    Computed tile by tile: time is quadratic in n, memory linear.
+
+    Args:
+        features: one vector per item, of any length.
+        threshold: minimum similarity, in [0, 1], up to rounding ($2^{-20}$): 1 counts exact duplicates.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: features that are no finite matrix, or a threshold outside [0, 1].
+        TypeError: features that are not floating point.
+
+    Example:
+        >>> near_duplicates(torch.tensor([[1.0, 0.0], [2.0, 0.1], [0.0, 1.0]]))
+        tensor([1, 1, 0])
+    """
+    check_features(features=features)
+    check_within("threshold", threshold, 0.0, 1.0)
+    with torch.no_grad():
+        bank = unit(features)
+        count = -(bank.square().sum(1) >= threshold - ROUNDING).long()  # an item is no other
+        blocks = in_blocks(BANK, bank, count)
+        for queries, others in with_progress(blocks, "near-duplicates" if progress else None):
+            for tile in torch.split(bank, BANK):
+                others += (queries @ tile.T >= threshold - ROUNDING).sum(dim=1)
+    return count

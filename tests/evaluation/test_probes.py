@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from dro_temp.evaluation import (
     _inputs,
+    concepts,
+    features,
     knn_accuracy,
     linear_probe,
     near_duplicates,
-    neighbours,
     same_concept,
 )
-from dro_temp.evaluation.probe import fitted
+from dro_temp.evaluation.features import fitted
 
 
 def blobs(seed, n, classes=3, d=5, noise=0.8, dtype=torch.float32):
@@ -118,7 +119,7 @@ def test_neighbours_vote_as_by_hand(seed, m, n, k, tau, tiles):
         by_class = votes(train.tolist(), train_label.tolist(), query, k, tau)
         right += max(by_class, key=by_class.get) == y
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(neighbours, "_BANK", tiles[1])
+        patch.setattr(features, "BANK", tiles[1])
         patch.setattr(_inputs, "BLOCK", tiles[0] * tiles[1])
         got = knn_accuracy(train, train_label, test, test_label, k=k, tau=tau)
     assert got == pytest.approx(100 * right / n)
@@ -148,7 +149,7 @@ def test_duplicates_are_counted_as_by_hand(seed, n, tile):
         expected = [sum(cosine[i][j] >= threshold - 1e-6 for j in range(n) if j != i) for i in range(n)]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(_inputs, "BLOCK", tile * tile)
-            patch.setattr(neighbours, "_BANK", tile)
+            patch.setattr(concepts, "BANK", tile)
             assert near_duplicates(x, threshold=threshold, progress=tile == 1).tolist() == expected
 
 
