@@ -34,18 +34,19 @@ def with_progress(parts: Iterable[T], title: str | None) -> Iterable[T]:
     return tracked
 
 
-def check_batches(name: str, batches: Iterable[HostBatch]) -> None:
+def check_batches(**named: Iterable[HostBatch]) -> None:
     """Raise unless these are batches that can be iterated over more than once."""
-    if isinstance(batches, Tensor):
-        raise TypeError(
-            f"expected {name} as several batches, received one tensor {list(batches.shape)}. Pass blocks.split(8)."
-        )
-    check_several(name, batches, f"Pass {name}=[batch], or a DataLoader.")
-    if iter(batches) is batches:
-        raise TypeError(
-            f"expected {name} that can be iterated over more than once, received {type(batches).__name__}, which is "
-            f"used up after one pass. Pass {name}=list(batches), or a DataLoader."
-        )
+    for name, batches in named.items():
+        if isinstance(batches, Tensor):
+            raise TypeError(
+                f"expected {name} as several batches, received one tensor {list(batches.shape)}. Pass blocks.split(8)."
+            )
+        check_several(name, batches, f"Pass {name}=[batch], or a DataLoader.")
+        if iter(batches) is batches:
+            raise TypeError(
+                f"expected {name} that can be iterated over more than once, received {type(batches).__name__}, which "
+                f"is used up after one pass. Pass {name}=list(batches), or a DataLoader."
+            )
 
 
 def moved(value: Any, device: torch.device | None) -> Any:

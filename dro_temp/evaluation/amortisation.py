@@ -20,8 +20,7 @@ from dro_temp.evaluation._batches import (
 )
 from dro_temp.evaluation._inputs import check_tau
 from dro_temp.evaluation._reports import SHARES, TAU_TITLES, Report, recovered_share, share_cell
-from dro_temp.evaluation._robust_losses import RobustLosses, robust_losses
-from dro_temp.evaluation._row_sample import RowSample
+from dro_temp.evaluation._sampled_rows import RobustLosses, RowSample, robust_losses
 from dro_temp.functional.ranks import places, rank_correlation
 from dro_temp.functional.resampling import generator, interval, times_drawn
 from dro_temp.interfaces import TemperaturePredictor
@@ -270,7 +269,7 @@ class GapLog:
     ) -> None:
         checked_radii(objective, rows, seed, resamples, confidence)
         with without_side_effects(objective):
-            check_batches("batches", batches)
+            check_batches(batches=batches)
         self.objective, self.batches, self.every = objective, batches, check_count("every", every)
         self._options = rows, seed, tau_min, tau_max, resamples, confidence
         self.load_state_dict({"steps": 0, "history": {}, "temperatures": []})
@@ -314,7 +313,7 @@ def measured(
         bounds[view] = _bounds(view, predictor, tau_min, tau_max)
         samples[view] = RowSample(view, predictor, rows, seed)
     with without_side_effects(objective):
-        check_batches("batches", batches)  # inside, since an iterator of a data loader draws a random number
+        check_batches(batches=batches)  # inside, since an iterator of a data loader draws a random number
         for batch in with_progress(batches, "rows" if progress else None):
             by_view = rows_of(objective.host, batch)
             for view, sample in samples.items():

@@ -235,8 +235,7 @@ def evaluate_classifier(
     named = named_predictors(predictors, (ONE, CONSTANT), host, "dt.hosts.Classifier(model)")
     check_bounds(tau_min, tau_max)
     check_count("bins", bins)
-    check_batches("test", test)
-    check_batches("validation", validation)
+    check_batches(test=test, validation=validation)
     metrics = optional_module("torchmetrics.classification", "which counts right answers", extra="vision")
     accuracy: Any = None
     title = "constant" if progress else None

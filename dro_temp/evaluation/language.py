@@ -151,8 +151,7 @@ def evaluate_language(
     low = min(p.tau_min for p in named.values()) if tau_min is None else tau_min
     high = max(p.tau_max for p in named.values()) if tau_max is None else tau_max
     check_bounds(low, high)
-    check_batches("test", test)
-    check_batches("validation", validation)
+    check_batches(test=test, validation=validation)
     title = "constants" if progress else None
     with evaluating(host, *named.values()):
         best = best_constants(lambda: _token_rows(host, validation, rho, title), rho, low, high)

@@ -162,20 +162,19 @@ def temperature_by_duplicates(
     *,
     count: Int[Tensor, "n"] | None = None,
     concept: Int[Tensor, "n"] | None = None,
-    resamples: int = 1000,
 ) -> Figure:
     r"""Temperatures against the number of near-duplicates.
 
     A box per power of two of the count holds the middle half, its whiskers 5 % and 95 %; the line joins the medians.
-    The title gives Spearman's rank correlation r with a 95 % bootstrap interval. With `concept`, whole concepts are
-    resampled, which is right where items of one concept have similar temperatures; with `count`, items.
+    The title gives Spearman's rank correlation r with a 95 % interval of 1000 bootstrap samples, the same ones on
+    every call. With `concept`, whole concepts are resampled, which is right where items of one concept have similar
+    temperatures; with `count`, items.
 
     Args:
         tau: one temperature per item, [n].
         count: number of others that are nearly the same, for example `evaluation.near_duplicates(features)`, or
             the number of a caption's images.
         concept: number of each item's concept; the count is that of other items with the same. Pass one of the two.
-        resamples: bootstrap samples; the same ones on every call.
 
     Returns:
         A figure with one pair of axes.
@@ -193,7 +192,6 @@ def temperature_by_duplicates(
         ['2–3', '4–7', '8–15', '16–31']
     """
     values = finite("temperatures", tau)
-    check_count("resamples", resamples)
     if (count is None) == (concept is None):
         raise ValueError(
             f"expected one of count and concept, received {'neither' if count is None else 'both'}. "
@@ -208,7 +206,7 @@ def temperature_by_duplicates(
         _, group, size = torch.unique(numbers, return_inverse=True, return_counts=True)
         count = size[group] - 1
         xlabel, resampled = "number of others of the same concept", "concepts"
-    r, low, high = (f"{x:.2f}".replace("-", "−") for x in spearman(values, count, group, resamples))
+    r, low, high = (f"{x:.2f}".replace("-", "−") for x in spearman(values, count, group, resamples=1000))
     title = f"Spearman r = {r} [{low}, {high}]   (95 % bootstrap over {resampled})"
     title = "Spearman r undefined: one side is all one value" if r == "nan" else title
     figure = new_figure(7.0, 4.0)

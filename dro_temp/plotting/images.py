@@ -17,16 +17,15 @@ _CELL, _GAP, _LINE, _HEAD = 1.12, 0.18, 0.15, 0.42
 
 
 def image_extremes(
-    images: Shaped[Tensor, "n ..."], captions: Sequence[str], tau: PerRow, *, k: int = 6, cmap: str = "gray_r"
+    images: Shaped[Tensor, "n ..."], captions: Sequence[str], tau: PerRow, *, k: int = 6
 ) -> Figure:
     """The k inputs of lowest and the k of highest temperature, with temperature and caption under each.
 
     Args:
-        images: [n h w] grey or [n 3 h w] colour; uint8, or floats in [0, 1].
+        images: [n h w] grey, shown with bright pixels as dark ink, or [n 3 h w] colour; uint8, or floats in [0, 1].
         captions: one per image, of any length: long ones are wrapped.
         tau: one temperature per image.
         k: how many at either end; fewer if there are fewer than 2k images.
-        cmap: matplotlib's name of the colours of grey images. The default shows bright pixels as dark ink.
 
     Returns:
         A figure with one small pair of axes per image, the lowest first.
@@ -71,7 +70,7 @@ def image_extremes(
             axes = figure.add_axes((left / width, bottom / height, _CELL / width, _CELL / height))
             image = images[i].detach().cpu()
             image = image.movedim(0, -1) if image.dim() == 3 else image
-            axes.imshow(image.numpy(), cmap=cmap, vmin=0, vmax=1 if image.is_floating_point() else 255)
+            axes.imshow(image.numpy(), cmap="gray_r", vmin=0, vmax=1 if image.is_floating_point() else 255)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_color("0.8")
             _write_below(axes, f"τ = {float(values[i]):.4f}", points=5, fontsize=9)

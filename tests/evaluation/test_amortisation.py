@@ -17,9 +17,8 @@ from torch.utils.data import DataLoader
 
 import dro_temp as dt
 from dro_temp import functional as F
-from dro_temp.evaluation import _robust_losses, amortisation_gap, evaluate_language
-from dro_temp.evaluation._robust_losses import Margins
-from dro_temp.evaluation._row_sample import RowSample
+from dro_temp.evaluation import _sampled_rows, amortisation_gap, evaluate_language
+from dro_temp.evaluation._sampled_rows import Margins, RowSample
 
 RHO, LOW, HIGH = 0.5, 0.05, 1.0
 
@@ -269,7 +268,7 @@ def test_neither_batches_nor_the_order_of_pairs_matter(size, monkeypatch):
         predictor.tau[:] = 0.1 + 0.02 * torch.arange(N)
     whole = amortisation_gap(obj, [(images, texts, torch.arange(N))])
     order = torch.randperm(N, generator=torch.Generator().manual_seed(5))
-    monkeypatch.setattr(_robust_losses, "OUTCOMES_AT_A_TIME", 3 * N)
+    monkeypatch.setattr(_sampled_rows, "OUTCOMES_AT_A_TIME", 3 * N)
     for index in (torch.arange(N), order):
         given = [(images[i], texts[i], i) for i in index.split(size)]
         assert figures(amortisation_gap(obj, given)) == pytest.approx(figures(whole), rel=1e-9, abs=1e-12)
@@ -475,7 +474,7 @@ def test_holds_margins_of_one_block(language, monkeypatch):
         init(self, rows, rho)
 
     monkeypatch.setattr(Margins, "__init__", noted)
-    monkeypatch.setattr(_robust_losses, "OUTCOMES_AT_A_TIME", 10 * 37)
+    monkeypatch.setattr(_sampled_rows, "OUTCOMES_AT_A_TIME", 10 * 37)
     amortisation_gap(language, TEXT.split(5), rows=40)
     assert max(n for _, n in seen) == 10
     assert {kind for kind, _ in seen} == {dt.LinearScores}

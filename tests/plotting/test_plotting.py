@@ -199,7 +199,6 @@ def test_the_interval_is_that_of_resampling_whole_groups():
         (torch.rand(3), {"concept": torch.tensor([0, 1, -1])}, ValueError, "from -1 on"),
         (torch.rand(3), {"count": torch.rand(3)}, TypeError, "count.long()"),
         (torch.tensor([0.1, math.nan]), {"count": torch.ones(2).long()}, ValueError, "finite temperatures"),
-        (torch.rand(3), {"count": torch.ones(3).long(), "resamples": 0}, ValueError, "resamples=0"),
     ],
 )
 def test_duplicates_refuse(tau, given_, error, said):
