@@ -114,14 +114,21 @@ def semantic_consistency(
     Source: Fisher 1925, chapter 7; Shrout and Fleiss 1979 (the name ICC(1)); Donner 1986 (unequal sizes).
     """
     values = check_tau(tau)
-    place, repeated = _repeated(check_labels("concept", concept, len(values)).cpu())
+    concept = check_labels("concept", concept, len(values)).cpu()
     check_count("resamples", resamples)
     check_inside("confidence", confidence, 0.0, 1.0)
+    _, place, count = torch.unique(concept, return_inverse=True, return_counts=True)
+    repeated, concepts = count[place] > 1, int((count > 1).sum())
+    if concepts < 2:
+        raise ValueError(
+            f"expected at least two concepts that occur more than once, received {concepts} among "
+            f"{len(count)} concepts of {len(concept)} rows. Number concepts more coarsely, or pass more rows."
+        )
+    _, place = torch.unique(place[repeated], return_inverse=True)
     # By size of the temperature: neither sums nor what is drawn may depend on the order of the rows.
     values, order = values[repeated].sort()
     values = values - values[0]  # exactly zero where all are equal
-    place, concepts, rng = place[order], 1 + int(place.max()), generator(seed)
-    groups = _Groups(values - values.mean(), place)
+    rng, groups = generator(seed), _Groups(values - values.mean(), place[order])
     icc, within, between = groups.anova(torch.ones(concepts, dtype=torch.float64))
     drawn = [groups.anova(times_drawn(concepts, rng))[0] for _ in range(resamples)]
     low, high = interval(torch.tensor(drawn, dtype=torch.float64), confidence)
@@ -129,18 +136,6 @@ def semantic_consistency(
     deviations = math.sqrt(within), math.sqrt(max(between, 0.0))
     figures = icc, low, high, p_value, *deviations, *groups.differences()
     return SemanticConsistency(*figures, concepts, len(values), confidence)
-
-
-def _repeated(concept: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers without gaps of the concepts that occur more than once, by row, and which rows these are."""
-    _, place, count = torch.unique(concept, return_inverse=True, return_counts=True)
-    repeated = count[place] > 1
-    if int((count > 1).sum()) < 2:
-        raise ValueError(
-            f"expected at least two concepts that occur more than once, received {int((count > 1).sum())} among "
-            f"{len(count)} concepts of {len(concept)} rows. Number concepts more coarsely, or pass more rows."
-        )
-    return torch.unique(place[repeated], return_inverse=True)[1], repeated
 
 
 class _Groups:

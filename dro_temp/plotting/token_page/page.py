@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 _SHADES = 6  # on either side of the middle
-_STRONGEST = 75  # per cent of the colour; the text on it must stay readable
 _TAIL = 0.02  # share of tokens at either end that share the strongest colour
 _BARS = 40  # of the histogram
 _EXTREMES = 10
@@ -25,6 +24,9 @@ _VISIBLE = {"\n": "↵", "\t": "⇥", "\r": "␍"}
 
 # Controls, surrogates and codes that are no characters; marks that reverse what follows them.
 _UNFIT = ((0x7F, 0x9F), (0xD800, 0xDFFF), (0xFDD0, 0xFDEF), (0x202A, 0x202E), (0x2066, 0x2069))
+_HARMLESS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
+_HARMLESS |= {code: 0xFFFD for first, last in _UNFIT for code in range(first, last + 1)}
+_HARMLESS |= {plane + code: 0xFFFD for plane in range(0, 0x110000, 0x10000) for code in (0xFFFE, 0xFFFF)}
 
 #: The most likely tokens at one place: (token, probability), in falling order.
 Candidates = Sequence[tuple[str, float]]
@@ -86,7 +88,7 @@ def text_page(
         scale=scale,
         bars=_bars(known) if known else [],
         extremes={heading: [(i, *_context(tokens, i)) for i in rows] for heading, rows in ends.items() if k},
-        style=_file("page.css") + scale.style(),
+        style=_file("page.css"),
         data=_as_json(cards),
         script=script,
         hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -155,15 +157,6 @@ class ColourScale:
         share = min(1.0, distance / end) if abs(end) > 1e-4 else 0.0  # equal up to rounding: one colour
         return self.classes[_SHADES + round(math.copysign(share * _SHADES, distance))]
 
-    def style(self) -> str:
-        """The classes as a style sheet."""
-        rules = []
-        for name, shade in zip(self.classes, range(-_SHADES, _SHADES + 1), strict=True):
-            colour, percent = f"var(--{'warm' if shade > 0 else 'cool'})", abs(shade) * _STRONGEST / _SHADES
-            mixed = f"color-mix(in srgb, {colour} {percent:g}%, transparent)"
-            rules.append(f".{name} {{ background: {mixed}; fill: {mixed}; }}\n")
-        return "".join(rules)
-
 
 def number(tau: float) -> str:
     """Three significant digits."""
@@ -197,14 +190,7 @@ def _context(tokens: Sequence[str], i: int) -> tuple[str, str]:
 
 def harmless(text: str) -> str:
     """The text, with pictures in place of what HTML cannot hold or what would reverse it; newlines and tabs stay."""
-    return "".join(c if c in "\n\t" else _picture(ord(c)) for c in text)
-
-
-def _picture(code: int) -> str:
-    if code < 0x20:
-        return chr(0x2400 + code)
-    unfit = code & 0xFFFE == 0xFFFE or any(first <= code <= last for first, last in _UNFIT)
-    return "\ufffd" if unfit else chr(code)
+    return text.translate(_HARMLESS)
 
 
 def shown(token: str) -> str:
