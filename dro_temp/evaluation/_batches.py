@@ -34,18 +34,19 @@ def with_progress(parts: Iterable[T], title: str | None) -> Iterable[T]:
     return tracked
 
 
-def check_batches(name: str, batches: Iterable[HostBatch]) -> None:
+def check_batches(**named: Iterable[HostBatch]) -> None:
     """Raise unless these are batches that can be iterated over more than once."""
-    if isinstance(batches, Tensor):
-        raise TypeError(
-            f"expected {name} as several batches, received one tensor {list(batches.shape)}. Pass blocks.split(8)."
-        )
-    check_several(name, batches, f"Pass {name}=[batch], or a DataLoader.")
-    if iter(batches) is batches:
-        raise TypeError(
-            f"expected {name} that can be iterated over more than once, received {type(batches).__name__}, which is "
-            f"used up after one pass. Pass {name}=list(batches), or a DataLoader."
-        )
+    for name, batches in named.items():
+        if isinstance(batches, Tensor):
+            raise TypeError(
+                f"expected {name} as several batches, received one tensor {list(batches.shape)}. Pass blocks.split(8)."
+            )
+        check_several(name, batches, f"Pass {name}=[batch], or a DataLoader.")
+        if iter(batches) is batches:
+            raise TypeError(
+                f"expected {name} that can be iterated over more than once, received {type(batches).__name__}, which "
+                f"is used up after one pass. Pass {name}=list(batches), or a DataLoader."
+            )
 
 
 def moved(value: Any, device: torch.device | None) -> Any:
@@ -70,10 +71,21 @@ def weight_of(rows: Rows) -> PerRow:
     return torch.ones(len(rows), device=rows.target.device) if rows.weight is None else rows.weight
 
 
+class ScoredRows:
+    """What every temperature needs of a block of rows: computed once for all of them."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows, self.scores = rows, rows.dense_scores
+        self.label, self.weight = rows.target.long(), weight_of(rows)
+        self.target_score = self.scores.gather(1, self.label[:, None])[:, 0]
+        self.top, self.predicted = self.scores.max(1)
+        self.correct = self.predicted == self.label
+
+
 def row_blocks(
     host: HostAdapter, batches: Iterable[HostBatch], title: str | None, what: str = "row"
-) -> Iterator[Rows]:
-    """The valid rows of a host with one view, with their scores, block by block; raise if there is no `what`."""
+) -> Iterator[ScoredRows]:
+    """The valid rows of a host with one view, block by block; raise if there is no `what`."""
     count = 0
     for batch in with_progress(batches, title):
         (rows,) = rows_of(host, {"input_ids": batch} if isinstance(batch, Tensor) else batch).values()
@@ -81,7 +93,7 @@ def row_blocks(
         for index in torch.split(rows.valid.nonzero()[:, 0], size):
             if len(index):  # a batch of padding alone has no rows
                 count += len(index)
-                yield rows.select(index).dense()
+                yield ScoredRows(rows.select(index).dense())
     if count == 0:
         raise ValueError(
             f"expected data with at least one {what}, received none. Pass batches with labels other than -100."

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dro_temp._checks import check_count, check_floats, check_integers, check_real, check_several
+from dro_temp._checks import check_count, check_floats, check_integers, check_several, check_tensor
 
 BLOCK = 2**22  # numbers in memory at once, 16 MiB in float32
 ROUNDING = 2.0**-20  # of a cosine; a float32 dot product of a few hundred numbers is exact to a tenth of it
@@ -33,13 +33,15 @@ def check_features(**named: Tensor) -> None:
         )
 
 
-def check_labels(name: str, label: Tensor, n: int, classes: int | None = None) -> Tensor:
-    """The labels as int64; raise unless these are n class numbers below `classes`."""
-    check_integers(name, label)
-    if label.shape != (n,):
+def check_labels(name: str, label: Tensor, n: int | None = None, classes: int | None = None) -> Tensor:
+    """The labels as int64; raise unless these are n class numbers (at least one, if None) below `classes`."""
+    check_tensor(name, label)
+    if label.dim() != 1 or len(label) == 0 or n not in (None, len(label)):
         raise ValueError(
-            f"expected {name} [{n}], one number per item, received {list(label.shape)}. Index items and labels alike."
+            f"expected {name} [{n or 'n'}], one number per item, received {list(label.shape)}. Index items and labels "
+            "alike."
         )
+    check_integers(name, label)
     low, high = int(label.min()), int(label.max())
     if low < 0 or (classes is not None and high >= classes):
         upper = "" if classes is None else f" to {classes - 1}"
@@ -78,15 +80,6 @@ def check_tau(tau: Tensor) -> Tensor:
         )
     spread, rounding = values.max() - values.min(), 4 * torch.finfo(tau.dtype).eps * values.abs().max()
     return torch.full_like(values, float(values[0])) if bool(spread <= rounding) else values
-
-
-def check_confidence(confidence: float) -> None:
-    """Raise unless `0 < confidence < 1`."""
-    check_real("confidence", confidence, "Pass confidence=0.95.")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(
-            f"expected a confidence above 0 and below 1, received confidence={confidence}. Pass confidence=0.95."
-        )
 
 
 def unit(x: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
-"""What all reports share: tables in Markdown and HTML, plain numbers, and the recovered share of the gain."""
+"""What all reports share: tables in Markdown, plain numbers, and the recovered share of the gain."""
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from html import escape
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -24,6 +23,9 @@ class Report:
     def _footnote(self) -> str:
         return ""
 
+    def __str__(self) -> str:
+        return "\n\n".join(filter(None, (self._heading(), self.table(), self._footnote())))
+
     def asdict(self) -> dict[str, Any]:
         """Plain numbers, strings, tuples and dicts, for JSON."""
         plain: dict[str, Any] = dataclasses.asdict(self)  # type: ignore[call-overload]  # subclasses are dataclasses
@@ -32,39 +34,22 @@ class Report:
     def table(self) -> str:
         """A Markdown table, aligned to be read as plain text too."""
         lines = self._lines()
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        ruler = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-        padded = [[x.rjust(w) if i else x.ljust(w) for i, (x, w) in enumerate(zip(line, widths, strict=True))]
-                  for line in lines]  # fmt: skip
-        return "\n".join(f"| {' | '.join(line)} |" for line in (padded[0], ruler, *padded[1:]))
+        first, *rest = (max(map(len, column)) for column in zip(*lines, strict=True))
+        ruler = ["-" * first, *("-" * (width - 1) + ":" for width in rest)]
+        form = " | ".join([f"| {{:<{first}}}", *(f"{{:>{width}}}" for width in rest)]) + " |"
+        return "\n".join(form.format(*line) for line in (lines[0], ruler, *lines[1:]))
 
-    def _repr_html_(self) -> str:
-        """The table in a notebook; names are shown as text, whatever they hold."""
-
-        def row(cells: Sequence[str], tag: str) -> str:
-            sides = ["left", *["right"] * (len(cells) - 1)]
-            parts = (f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>'
-                     for side, cell in zip(sides, cells, strict=True))  # fmt: skip
-            return f"<tr>{''.join(parts)}</tr>"
-
-        header, *lines = self._lines()
-        above, below = (
-            f"<p>{escape(text)}</p>\n" if text else "" for text in (self._heading(), self._footnote())
-        )
-        body = "\n".join(row(line, "td") for line in lines)
-        return f"{above}<table>\n<thead>{row(header, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>\n{below}"
+    def _repr_markdown_(self) -> str:
+        """The same in a notebook; names are shown as text, whatever they hold."""
+        return escape(str(self))
 
 
-class _Scheme(Protocol):
+class _Named(Protocol):
     @property
     def name(self) -> str: ...
-    @property
-    def tau_mean(self) -> float: ...
-    @property
-    def tau_quantiles(self) -> dict[float, float]: ...
 
 
-S = TypeVar("S", bound=_Scheme)
+S = TypeVar("S", bound=_Named)
 
 
 class Comparison(Report, Generic[S]):
@@ -84,10 +69,9 @@ class Comparison(Report, Generic[S]):
         return by_name[name]
 
 
-def tau_cells(scheme: _Scheme) -> list[str]:
-    """Mean and quantiles of a scheme's temperatures, below `TAU_TITLES`."""
-    quantiles = (scheme.tau_quantiles[share] for share in (0.05, 0.5, 0.95))
-    return [f"{scheme.tau_mean:.3f}", " / ".join(f"{tau:.3f}" for tau in quantiles)]
+def tau_cells(mean: float, quantiles: dict[float, float]) -> list[str]:
+    """Mean and quantiles of temperatures, below `TAU_TITLES`."""
+    return [f"{mean:.3f}", " / ".join(f"{quantiles[share]:.3f}" for share in (0.05, 0.5, 0.95))]
 
 
 def recovered_share(loss: float, constant: float, optimum: float) -> float:

@@ -2,65 +2,47 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from dro_temp._typing import PerRow
+from dro_temp.evaluation._batches import ScoredRows
+from dro_temp.evaluation._reports import SHARES
 from dro_temp.functional.reliability import Reliability, reliability_sums
-from dro_temp.interfaces import Rows, TemperaturePredictor
+from dro_temp.interfaces import TemperaturePredictor
 
-
-class ScoredRows:
-    """What every temperature needs of a block of rows: computed once for all of them."""
-
-    def __init__(self, rows: Rows) -> None:
-        self.rows, self.scores, self.outcomes = rows, rows.dense_scores, rows.support_size
-        self.label = rows.target.long()
-        self.target_score = self.scores.gather(1, self.label[:, None])[:, 0]
-        self.top, self.predicted = self.scores.max(1)
-        self.correct = self.predicted == rows.target
-        self.weight = torch.ones_like(self.top) if rows.weight is None else rows.weight
-
-
-#: From a block of rows to their temperatures.
-Temperatures: TypeAlias = Callable[[ScoredRows], PerRow]
-
-
-def constant(tau: float) -> Temperatures:
-    """One temperature for all rows."""
-    return lambda rows: torch.full_like(rows.top, tau)
-
-
-def predicted(predictor: TemperaturePredictor) -> Temperatures:
-    """The predictor's own."""
-    return lambda rows: predictor.predict(rows.rows)
+_POINTS = 13  # temperatures per pass, which narrows the interval six-fold
+_PASSES = 3  # to a step of 1/432 of its width in log tau; a parabola does the rest
 
 
 class TemperatureSums:
-    r"""Sums over rows whose temperatures are chosen in one way.
+    r"""Sums over rows at one temperature, or at those of a predictor.
 
     With $z = s / \tau$: the negative log-likelihood is $\log \sum_j e^{z_j} - z_y$, the confidence
     $e^{\max_j z_j} / \sum_j e^{z_j}$, and the robust loss $\tau (\mathrm{nll} - \log m + \rho)$.
     """
 
-    def __init__(self, rho: float, bins: int) -> None:
-        self.rho, self._bins = rho, torch.zeros(3, bins, dtype=torch.float64)
+    def __init__(self, tau: float | TemperaturePredictor, rho: float, bins: int) -> None:
+        self._tau, self._rho = tau, rho
+        self._bins = torch.zeros(3, bins, dtype=torch.float64)
         self._sums = torch.zeros(4, dtype=torch.float64)
         self._taus: list[Tensor] = []  # one number per row: exact quantiles are worth it
 
-    def add(self, rows: ScoredRows, tau: PerRow) -> None:
-        """Add a block of rows."""
+    def add(self, rows: ScoredRows) -> PerRow:
+        """Add a block of rows; their temperatures."""
+        chosen = self._tau
+        tau = torch.full_like(rows.top, chosen) if isinstance(chosen, float) else chosen.predict(rows.rows)
         tau = tau.to(rows.scores.dtype)
         # Relative to the largest score: nothing is lost at a low temperature.
         log_partition = ((rows.scores - rows.top[:, None]) / tau[:, None]).logsumexp(1)
         nll = (rows.top - rows.target_score) / tau + log_partition
-        robust = tau * (nll - math.log(rows.outcomes) + self.rho)
+        robust = tau * (nll - math.log(rows.rows.support_size) + self._rho)
         confidence, correct, weight = (x.cpu() for x in ((-log_partition).exp(), rows.correct, rows.weight))
         self._bins += reliability_sums(confidence, correct, weight, self._bins.shape[1])
         self._sums += torch.stack([torch.ones_like(nll), nll, robust, tau]).cpu().double() @ weight.double()
         self._taus.append(tau.cpu().float())
+        return tau
 
     @property
     def rows(self) -> int:
@@ -78,28 +60,23 @@ class TemperatureSums:
         """Confidence and accuracy by bins of confidence."""
         return Reliability(*(tuple(column) for column in self._bins.tolist()))
 
-    def quantiles(self, shares: tuple[float, ...]) -> dict[float, float]:
-        """Temperatures below which these shares of the rows lie; each is one that occurred."""
+    @property
+    def quantiles(self) -> dict[float, float]:
+        """Temperatures below which the `SHARES` of the rows lie; each is one that occurred."""
         taus = torch.cat(self._taus).sort().values
-        return {share: float(taus[round(share * (len(taus) - 1))]) for share in shares}
-
-
-# --- The best constant -----------------------------------------------------------------------------------------
-
-_POINTS = 13  # temperatures per pass, which narrows the interval six-fold
-_PASSES = 3  # to a step of 1/432 of its width in log tau; a parabola does the rest
+        return {share: float(taus[round(share * (len(taus) - 1))]) for share in SHARES}
 
 
 def best_constants(
-    blocks: Callable[[], Iterable[Rows]], rho: float | None, tau_min: float, tau_max: float
+    blocks: Callable[[], Iterable[ScoredRows]], rho: float | None, tau_min: float, tau_max: float
 ) -> list[float]:
     """The constant of highest likelihood, and with a radius that of lowest robust loss; three passes over the data."""
 
     def losses(taus: list[float]) -> list[tuple[float, ...]]:
-        sums = [TemperatureSums(rho or 0.0, 1) for _ in taus]
-        for rows in map(ScoredRows, blocks()):
-            for total, tau in zip(sums, taus, strict=True):
-                total.add(rows, constant(tau)(rows))
+        sums = [TemperatureSums(tau, rho or 0.0, 1) for tau in taus]
+        for rows in blocks():
+            for s in sums:
+                s.add(rows)
         return [s.means for s in sums]
 
     return minimisers(losses, 1 if rho is None else 2, tau_min, tau_max)

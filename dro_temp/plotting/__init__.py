@@ -5,11 +5,11 @@ not imported at all: no backend is chosen, no figure stays open. Save one with `
 """
 
 from dro_temp.plotting.concepts import temperature_by_concept, temperature_by_duplicates
-from dro_temp.plotting.histogram import temperature_histogram
 from dro_temp.plotting.images import image_extremes
-from dro_temp.plotting.over_training import temperature_history, training_curves
 from dro_temp.plotting.reliability import reliability_diagram
-from dro_temp.plotting.token_page import TokenTemperatures, text_page, token_temperatures
+from dro_temp.plotting.token_page.page import text_page
+from dro_temp.plotting.token_page.reading import TokenTemperatures, token_temperatures
+from dro_temp.plotting.training import temperature_histogram, temperature_history, training_curves
 
 __all__ = [
     "TokenTemperatures",

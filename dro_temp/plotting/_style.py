@@ -1,12 +1,12 @@
 """What the plots share: figures without global state, colours, and checks of what is drawn."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sized
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from dro_temp._checks import check_several, holds_integers
+from dro_temp._checks import check_integers, check_several
 from dro_temp._optional import optional_module
 
 if TYPE_CHECKING:
@@ -21,28 +21,23 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", "-.", ":")
 
 
-def new_figure(
-    width: float, height: float, *, layout: Literal["constrained"] | None = "constrained"
-) -> Figure:
+def new_figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
     """A figure outside of pyplot's global state; width and height in inches."""
     module = optional_module("matplotlib.figure", "which dro_temp.plotting draws with", extra="recipes")
     figure: Figure = module.Figure(figsize=(width, height), dpi=150, layout=layout, facecolor="white")
     return figure
 
 
-def tidy(axes: Axes) -> None:
-    """Remove what is not data, and draw a light grid."""
+def tidy(axes: Axes, **properties: Any) -> None:
+    """Set properties, such as labels, remove what is not data, and draw a light grid."""
+    axes.set(**properties)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
 
 
-def check_not_empty(what: str, values: Any) -> None:
+def check_not_empty(what: str, values: Sized) -> None:
     """Raise where there is nothing to draw."""
-    if not isinstance(values, Mapping | list | tuple):
-        raise TypeError(
-            f"expected at least one {what}, received {type(values).__name__} ({values!r}). Pass {{label: values}}."
-        )
     if len(values) == 0:
         raise ValueError(f"expected at least one {what}, received none. Pass {{label: values}}.")
 
@@ -63,8 +58,7 @@ def per_row(name: str, x: Tensor, n: int) -> Tensor:
     """The numbers as int64 on the CPU; raise unless these are n whole numbers >= 0."""
     check_several(name, x, "Pass a tensor of one number per row.")
     x = torch.as_tensor(x).detach().cpu()
-    if not holds_integers(x):
-        raise TypeError(f"expected {name} of an integer dtype, received {x.dtype}. Pass {name}.long().")
+    check_integers(name, x)
     if x.shape != (n,) or int(x.min()) < 0:
         raise ValueError(
             f"expected {name} [{n}], one number >= 0 per temperature, received {list(x.shape)}"

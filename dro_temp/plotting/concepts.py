@@ -17,9 +17,6 @@ _PAIRS = 20_000  # more change no line
 _LETTERS = 38  # of a name
 
 
-# --- By concept -------------------------------------------------------------------------------------------------
-
-
 def temperature_by_concept(
     tau: PerRow,
     concept: Int[Tensor, "n"],
@@ -63,7 +60,15 @@ def temperature_by_concept(
     numbers = per_row("concept", concept, len(values))
     check_count("k", k)
     check_count("min_rows", min_rows, 2)
-    values, numbers = _frequent(values, numbers, min_rows)
+    _, place, count = torch.unique(numbers, return_inverse=True, return_counts=True)
+    enough = int((count >= min_rows).sum())
+    if enough < 2:
+        raise ValueError(
+            f"expected at least two concepts of {min_rows} rows or more, received {enough} among "
+            f"{len(count)} concepts of {len(numbers)} rows. Number concepts more coarsely, or pass more rows."
+        )
+    frequent = count[place] >= min_rows
+    values, numbers = values[frequent], numbers[frequent]
     if names is not None and len(names) <= int(numbers.max()):
         raise ValueError(
             f"expected a name for each concept up to {int(numbers.max())}, received {len(names)} names. "
@@ -83,25 +88,10 @@ def temperature_by_concept(
     ]
     left.set_yticks(height[shown].tolist(), labels, fontsize=8)
     left.set_title(f"{len(different):,} concepts of {len(values):,} rows", fontsize=10, loc="left")
-    left.set_xlabel("temperature τ")
-    _draw_differences(right, values, place)
-    for axes in (left, right):
-        tidy(axes)
+    tidy(left, xlabel="temperature τ")
     left.grid(False, axis="y")
+    _draw_differences(right, values, place)
     return figure
-
-
-def _frequent(values: Tensor, concept: Tensor, min_rows: int) -> tuple[Tensor, Tensor]:
-    """The rows of concepts that have enough of them."""
-    _, place, count = torch.unique(concept, return_inverse=True, return_counts=True)
-    enough = int((count >= min_rows).sum())
-    if enough < 2:
-        raise ValueError(
-            f"expected at least two concepts of {min_rows} rows or more, received {enough} among "
-            f"{len(count)} concepts of {len(concept)} rows. Number concepts more coarsely, or pass more rows."
-        )
-    frequent = count[place] >= min_rows
-    return values[frequent], concept[frequent]
 
 
 def _parts(values: Tensor, place: Tensor) -> Sequence[Tensor]:
@@ -141,18 +131,14 @@ def _draw_differences(axes: Axes, tau: Tensor, place: Tensor) -> None:
         (within, "two rows of one concept", COLOURS[0], "-"),
         (between, "of two concepts", COLOURS[1], "--"),
     ):
-        share = torch.linspace(0, 100, len(x) + 1)[1:]
-        axes.plot(
-            [0.0, *x.sort().values.tolist()], [0.0, *share.tolist()], color=colour, linestyle=line, linewidth=1.8,
-            label=f"{label}: {float(x.mean()):#.2g}", drawstyle="steps-post",
-        )  # fmt: skip
+        label = f"{label}: {float(x.mean()):#.2g}"
+        axes.ecdf(x.numpy(), color=colour, linestyle=line, linewidth=1.8, label=label)
     end = float(torch.cat([within, between]).quantile(0.99))
-    axes.set_xlim(0.0, end if end > 0 else None)
-    axes.set_ylim(0, 101)
     axes.locator_params(axis="x", nbins=4)
-    axes.set_xlabel("difference of two temperatures")
-    axes.set_ylabel("share of pairs that differ by less (%)")
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}")
     axes.legend(loc="lower right", frameon=False, fontsize=8, title="mean difference", title_fontsize=8)
+    labels = {"xlabel": "difference of two temperatures", "ylabel": "share of pairs that differ by less (%)"}
+    tidy(axes, xlim=(0, end if end > 0 else None), ylim=(0, 1.01), **labels)
 
 
 def _differences(tau: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,28 +157,24 @@ def _differences(tau: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
     return within, (tau[a] - tau[b])[apart].abs()[:_PAIRS]
 
 
-# --- By near-duplicates -----------------------------------------------------------------------------------------
-
-
 def temperature_by_duplicates(
     tau: PerRow,
     *,
     count: Int[Tensor, "n"] | None = None,
     concept: Int[Tensor, "n"] | None = None,
-    resamples: int = 1000,
 ) -> Figure:
     r"""Temperatures against the number of near-duplicates.
 
     A box per power of two of the count holds the middle half, its whiskers 5 % and 95 %; the line joins the medians.
-    The title gives Spearman's rank correlation r with a 95 % bootstrap interval. With `concept`, whole concepts are
-    resampled, which is right where items of one concept have similar temperatures; with `count`, items.
+    The title gives Spearman's rank correlation r with a 95 % interval of 1000 bootstrap samples, the same ones on
+    every call. With `concept`, whole concepts are resampled, which is right where items of one concept have similar
+    temperatures; with `count`, items.
 
     Args:
         tau: one temperature per item, [n].
         count: number of others that are nearly the same, for example `evaluation.near_duplicates(features)`, or
             the number of a caption's images.
         concept: number of each item's concept; the count is that of other items with the same. Pass one of the two.
-        resamples: bootstrap samples; the same ones on every call.
 
     Returns:
         A figure with one pair of axes.
@@ -210,7 +192,6 @@ def temperature_by_duplicates(
         ['2–3', '4–7', '8–15', '16–31']
     """
     values = finite("temperatures", tau)
-    check_count("resamples", resamples)
     if (count is None) == (concept is None):
         raise ValueError(
             f"expected one of count and concept, received {'neither' if count is None else 'both'}. "
@@ -225,17 +206,14 @@ def temperature_by_duplicates(
         _, group, size = torch.unique(numbers, return_inverse=True, return_counts=True)
         count = size[group] - 1
         xlabel, resampled = "number of others of the same concept", "concepts"
-    r, low, high = (f"{x:.2f}".replace("-", "−") for x in spearman(values, count, group, resamples))
+    r, low, high = (f"{x:.2f}".replace("-", "−") for x in spearman(values, count, group, resamples=1000))
     title = f"Spearman r = {r} [{low}, {high}]   (95 % bootstrap over {resampled})"
+    title = "Spearman r undefined: one side is all one value" if r == "nan" else title
     figure = new_figure(7.0, 4.0)
     axes = figure.subplots()
     _draw_boxes(axes, values, torch.frexp(count.double()).exponent.long())  # 0, 1, 2-3, 4-7, ...
-    axes.set_title(
-        title if r != "nan" else "Spearman r undefined: one side is all one value", fontsize=10, loc="left"
-    )
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel("temperature τ")
-    tidy(axes)
+    axes.set_title(title, fontsize=10, loc="left")
+    tidy(axes, xlabel=xlabel, ylabel="temperature τ")
     axes.grid(False, axis="x")
     return figure
 

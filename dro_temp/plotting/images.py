@@ -17,16 +17,15 @@ _CELL, _GAP, _LINE, _HEAD = 1.12, 0.18, 0.15, 0.42
 
 
 def image_extremes(
-    images: Shaped[Tensor, "n ..."], captions: Sequence[str], tau: PerRow, *, k: int = 6, cmap: str = "gray_r"
+    images: Shaped[Tensor, "n ..."], captions: Sequence[str], tau: PerRow, *, k: int = 6
 ) -> Figure:
     """The k inputs of lowest and the k of highest temperature, with temperature and caption under each.
 
     Args:
-        images: [n h w] grey or [n 3 h w] colour; uint8, or floats in [0, 1].
+        images: [n h w] grey, shown with bright pixels as dark ink, or [n 3 h w] colour; uint8, or floats in [0, 1].
         captions: one per image, of any length: long ones are wrapped.
         tau: one temperature per image.
         k: how many at either end; fewer if there are fewer than 2k images.
-        cmap: matplotlib's name of the colours of grey images. The default shows bright pixels as dark ink.
 
     Returns:
         A figure with one small pair of axes per image, the lowest first.
@@ -69,18 +68,14 @@ def image_extremes(
             left = _GAP + n % columns * (_CELL + _GAP)
             bottom = top - _HEAD - n // columns * cell - _CELL
             axes = figure.add_axes((left / width, bottom / height, _CELL / width, _CELL / height))
-            _show(axes, images[i], cmap)
+            image = images[i].detach().cpu()
+            image = image.movedim(0, -1) if image.dim() == 3 else image
+            axes.imshow(image.numpy(), cmap="gray_r", vmin=0, vmax=1 if image.is_floating_point() else 255)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_color("0.8")
             _write_below(axes, f"τ = {float(values[i]):.4f}", points=5, fontsize=9)
             _write_below(axes, texts[i], points=20, fontsize=8.5, color="0.25")
     return figure
-
-
-def _show(axes: Axes, image: Tensor, cmap: str) -> None:
-    image = image.detach().cpu()
-    image = image.movedim(0, -1) if image.dim() == 3 else image
-    axes.imshow(image.numpy(), cmap=cmap, vmin=0, vmax=1 if image.is_floating_point() else 255)
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_color("0.8")
 
 
 def _write_below(axes: Axes, text: str, *, points: float, **style: Any) -> None:

@@ -1,7 +1,8 @@
 """Reliability diagrams: is a probability of 80 % right four times in five?"""
 
-import math
 from collections.abc import Mapping
+
+import torch
 
 from dro_temp._checks import check_kind
 from dro_temp.functional.reliability import Reliability
@@ -11,7 +12,7 @@ _NORMAL = 1.96  # 95 %
 
 
 def reliability_diagram(schemes: Mapping[str, Reliability]) -> Figure:
-    r"""Accuracy against confidence by bins of confidence, with the share of the rows in each bin below.
+    """Accuracy against confidence by bins of confidence, with the share of the rows in each bin below.
 
     A bar reaches to the accuracy of a bin's rows. The red piece on top is the excess of their mean confidence over it
     (overconfident), the green piece its deficit (underconfident). The whisker is the 95 % interval of the accuracy
@@ -51,9 +52,8 @@ def reliability_diagram(schemes: Mapping[str, Reliability]) -> Figure:
         width, total = 100.0 / len(bins.count), sum(bins.count)
         middle = [(b + 0.5) * width for b in range(len(bins.count))]
         below.bar(middle, [100 * count / total for count in bins.count], 0.94 * width, color="0.55")
-        tidy(below)
+        tidy(below, xlabel="confidence (%)")
         above.set_title(f"{label}\nECE {100 * bins.error:.1f} %", fontsize=10)
-        below.set_xlabel("confidence (%)")
     grid[0, 0].set_ylabel("accuracy (%)")
     grid[1, 0].set_ylabel("rows (%)")
     handles, labels = grid[0, 0].get_legend_handles_labels()
@@ -63,27 +63,19 @@ def reliability_diagram(schemes: Mapping[str, Reliability]) -> Figure:
 
 
 def _draw_accuracies(axes: Axes, bins: Reliability) -> None:
-    width = 100.0 / len(bins.count)
-    filled = [b for b, count in enumerate(bins.count) if count > 0]
-    middle = [(b + 0.5) * width for b in filled]
-    pairs = [
-        (100 * bins.confidence[b] / bins.count[b], 100 * bins.correct[b] / bins.count[b]) for b in filled
-    ]
-    lower = [min(pair) for pair in pairs]
+    count, confidence, right = torch.tensor([bins.count, bins.confidence, bins.correct], dtype=torch.float64)
+    filled, width = (count > 0).nonzero()[:, 0], 100.0 / len(count)
+    count, middle = count[filled], ((filled + 0.5) * width).numpy()
+    share, excess = right[filled] / count, (confidence[filled] - right[filled]) / count
+    lower = 100 * (share + excess.clamp(max=0)).numpy()
     axes.bar(middle, lower, 0.94 * width, color=COLOURS[5], label="accuracy")
     for label, colour, sign in (("overconfident", COLOURS[1], 1), ("underconfident", COLOURS[2], -1)):
-        gaps = [max(sign * (confidence - accuracy), 0.0) for confidence, accuracy in pairs]
+        gaps = 100 * (sign * excess).clamp(min=0).numpy()
         axes.bar(middle, gaps, 0.94 * width, bottom=lower, color=(colour, 0.55), label=label)
-    low, high = zip(*(_wilson(bins.correct[b], bins.count[b]) for b in filled), strict=True)
+    # Wilson's interval; unlike the plain one it is not empty where all rows are right.
+    z = _NORMAL**2 / count
+    half = (share * (1 - share) * z + z * z / 4).sqrt()
+    low, high = (100 * ((share + z / 2 + side) / (1 + z)).clamp(0, 1).numpy() for side in (-half, half))
     axes.vlines(middle, low, high, color="0.25", linewidth=1.1, label="95 % interval")
     axes.plot([0, 100], [0, 100], color="0.4", linestyle="--", linewidth=1.0)
-    axes.set(xlim=(0, 100), ylim=(0, 100), xticks=(0, 25, 50, 75))
-    tidy(axes)
-
-
-def _wilson(right: float, count: float) -> tuple[float, float]:
-    """Interval of a share, in percent; unlike the plain one it is not empty where all rows are right."""
-    share, z = right / count, _NORMAL**2 / count
-    middle = (share + z / 2) / (1 + z)
-    half = math.sqrt(share * (1 - share) * z + z * z / 4) / (1 + z)
-    return 100 * max(middle - half, 0.0), 100 * min(middle + half, 1.0)
+    tidy(axes, xlim=(0, 100), ylim=(0, 100), xticks=(0, 25, 50, 75))

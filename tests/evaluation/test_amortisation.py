@@ -17,10 +17,8 @@ from torch.utils.data import DataLoader
 
 import dro_temp as dt
 from dro_temp import functional as F
-from dro_temp.evaluation import amortisation_gap, evaluate_language
-from dro_temp.evaluation.gap import robust_losses
-from dro_temp.evaluation.gap.robust_losses import Margins
-from dro_temp.evaluation.gap.row_sample import RowSample
+from dro_temp.evaluation import _sampled_rows, amortisation_gap, evaluate_language
+from dro_temp.evaluation._sampled_rows import Margins, RowSample
 
 RHO, LOW, HIGH = 0.5, 0.05, 1.0
 
@@ -197,7 +195,7 @@ def test_optima_are_those_of_the_functional(seed, rho, scale, pairs):
     best = F.optimal_tau(rows.margins, rho=rho, tau_min=0.01 * scale, tau_max=2.0 * scale, mask=rows.mask)
     torch.testing.assert_close(found, best, rtol=1e-6, atol=0)
     values = F.kl_dual(rows.margins, best, rho=rho, mask=rows.mask)
-    torch.testing.assert_close(Margins(rows, rho).at(best).loss, values, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(Margins(rows, rho).at(best)[0], values, rtol=1e-9, atol=1e-9)
 
 
 # --- Properties ----------------------------------------------------------------------------------------------
@@ -270,7 +268,7 @@ def test_neither_batches_nor_the_order_of_pairs_matter(size, monkeypatch):
         predictor.tau[:] = 0.1 + 0.02 * torch.arange(N)
     whole = amortisation_gap(obj, [(images, texts, torch.arange(N))])
     order = torch.randperm(N, generator=torch.Generator().manual_seed(5))
-    monkeypatch.setattr(robust_losses, "OUTCOMES_AT_A_TIME", 3 * N)
+    monkeypatch.setattr(_sampled_rows, "OUTCOMES_AT_A_TIME", 3 * N)
     for index in (torch.arange(N), order):
         given = [(images[i], texts[i], i) for i in index.split(size)]
         assert figures(amortisation_gap(obj, given)) == pytest.approx(figures(whole), rel=1e-9, abs=1e-12)
@@ -476,7 +474,7 @@ def test_holds_margins_of_one_block(language, monkeypatch):
         init(self, rows, rho)
 
     monkeypatch.setattr(Margins, "__init__", noted)
-    monkeypatch.setattr(robust_losses, "OUTCOMES_AT_A_TIME", 10 * 37)
+    monkeypatch.setattr(_sampled_rows, "OUTCOMES_AT_A_TIME", 10 * 37)
     amortisation_gap(language, TEXT.split(5), rows=40)
     assert max(n for _, n in seen) == 10
     assert {kind for kind, _ in seen} == {dt.LinearScores}
@@ -622,7 +620,7 @@ def generator():
         ({"rows": 1.5}, TypeError, "rows as an int"),
         ({"seed": -1}, ValueError, "seed >= 0"),
         ({"resamples": 0}, ValueError, "resamples >= 1"),
-        ({"confidence": 1.0}, ValueError, "confidence above 0 and below 1"),
+        ({"confidence": 1.0}, ValueError, "confidence between 0.0 and 1.0, both excluded"),
     ],
 )  # fmt: skip
 def test_refuses(change, error, said):

@@ -142,7 +142,7 @@ def test_training_narrows_the_gap():
         ({"rows": 0}, ValueError, "rows >= 1"),
         ({"resamples": 0}, ValueError, "resamples >= 1"),
         ({"seed": -1}, ValueError, "seed >= 0"),
-        ({"confidence": 0.0}, ValueError, "confidence above 0"),
+        ({"confidence": 0.0}, ValueError, "confidence between 0.0 and 1.0"),
         ({"batches": data()[0]}, TypeError, "as several batches"),
         ({"batches": iter([data()])}, TypeError, "more than once"),
         ({"objective": torch.nn.Linear(2, 2)}, TypeError, "to be an Objective"),

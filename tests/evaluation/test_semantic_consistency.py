@@ -11,8 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dro_temp.evaluation import _inputs, neighbour_consistency, semantic_consistency
-from dro_temp.evaluation.features import nearest
+from dro_temp.evaluation import _inputs, features, neighbour_consistency, semantic_consistency
 
 
 def grouped(seed, concepts=30, icc=0.5, most=6, least=1):
@@ -213,7 +212,11 @@ BOTH = [
     ({"resamples": 0}, ValueError, "resamples=0"),
     ({"seed": -1}, ValueError, "seed=-1"),
     ({"confidence": 1.0}, ValueError, "confidence=1.0"),
-    ({"confidence": 0.0}, ValueError, "confidence=0.95"),
+    (
+        {"confidence": 0.0},
+        ValueError,
+        "confidence between 0.0 and 1.0, both excluded, received confidence=0.0",
+    ),
 ]
 
 
@@ -253,7 +256,7 @@ def test_neighbours_are_the_nearest_of_other_concepts(seed, k, concepts, tiles):
     tau = torch.rand(25, generator=g, dtype=torch.float64) + x[:, 0]
     with pytest.MonkeyPatch.context() as patch:
         if tiles:
-            patch.setattr(nearest, "BANK", 11)
+            patch.setattr(features, "BANK", 11)
             patch.setattr(_inputs, "BLOCK", 7 * 16_384)
         found = neighbour_consistency(tau, x, concept=concept, k=k, resamples=5)
     assert found.correlation == pytest.approx(neighbours_by_hand(tau, x, concept, k), abs=1e-12)

@@ -192,7 +192,7 @@ def letters(texts):
         (["a", "b"], [], ValueError, "templates=['a photo of a {}.']"),
         (["a", "b"], ["a photo"], ValueError, "'a photo {}'"),
         (["a", "b"], "{}", TypeError, "['{}']"),
-        ("ab", ["{}"], TypeError, "one string"),
+        ("ab", ["{}"], TypeError, "classnames as a sequence"),
         ([], ["{}"], ValueError, "at least one class name"),
         (["a", " "], ["{}"], ValueError, "as number 1"),
     ],

@@ -1,16 +1,32 @@
-"""The page: pieces of HTML, one style sheet, one script, and what the hover card shows as data."""
+"""A text as a web page: what its template shows."""
 
 import base64
 import hashlib
+import json
 import math
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dro_temp.plotting.token_page import markup
-from dro_temp.plotting.token_page.escaping import as_json, escaped, shown
+_SHADES = 6  # on either side of the middle
+_TAIL = 0.02  # share of tokens at either end that share the strongest colour
+_BARS = 40  # of the histogram
+_EXTREMES = 10
+_BEFORE, _AFTER = 6, 3  # tokens of context in the tables,
+_CONTEXT = 32  # and characters of either side
+_LONGEST = 40  # characters of a token in a card or table
+_VISIBLE = {"\n": "↵", "\t": "⇥", "\r": "␍"}
+
+# Controls, surrogates and codes that are no characters; marks that reverse what follows them.
+_UNFIT = ((0x7F, 0x9F), (0xD800, 0xDFFF), (0xFDD0, 0xFDEF), (0x202A, 0x202E), (0x2066, 0x2069))
+_HARMLESS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
+_HARMLESS |= {code: 0xFFFD for first, last in _UNFIT for code in range(first, last + 1)}
+_HARMLESS |= {plane + code: 0xFFFD for plane in range(0, 0x110000, 0x10000) for code in (0xFFFE, 0xFFFF)}
 
 #: The most likely tokens at one place: (token, probability), in falling order.
 Candidates = Sequence[tuple[str, float]]
@@ -54,60 +70,29 @@ def text_page(
     """
     taus = torch.as_tensor(tau).detach().cpu().double().flatten().tolist()
     _check(tokens, taus, candidates_before, candidates_after)
-    scale = markup.ColourScale.from_temperatures([t for t in taus if not math.isnan(t)])
-    script = _file("page.js")
-    data = [_card(*row) for row in zip(tokens, taus, candidates_before, candidates_after, strict=True)]
-    body = [markup.header(title, taus), markup.legend(scale), markup.text(tokens, taus, scale)]
-    body += [markup.histogram(taus, scale), markup.extremes(tokens, taus, scale)]
-    return _PAGE.format(
-        hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        title=escaped(title),
-        style=_file("page.css") + scale.style(),
-        content="\n".join(body),
-        data=as_json(data),
-        script=script,
+    from jinja2 import Environment, StrictUndefined  # a dependency of torch
+
+    ranked = sorted((i for i, t in enumerate(taus) if not math.isnan(t)), key=taus.__getitem__)
+    known, k = [taus[i] for i in ranked], min(_EXTREMES, len(ranked) // 2)
+    ends = {"Lowest temperatures": ranked[:k], "Highest temperatures": ranked[::-1][:k]}
+    scale, script = ColourScale.from_temperatures(known), _file("page.js")
+    cards = [_card(*row) for row in zip(tokens, taus, candidates_before, candidates_after, strict=True)]
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, finalize=lambda x: harmless(x) if type(x) is str else x
     )
-
-
-# Only the script with this hash may run, and nothing may be loaded: a text that is shown cannot do anything.
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; \
-script-src 'sha256-{hash}'; img-src data:; base-uri 'none'; form-action 'none'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<link rel="icon" href="data:,">
-<style>
-{style}</style>
-</head>
-<body>
-{content}
-<div id="card" role="tooltip" hidden></div>
-<script type="application/json" id="data">{data}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
-
-
-def _file(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-def _card(token: str, tau: float, before: Candidates, after: Candidates) -> dict[str, object]:
-    """Content of the hover card."""
-
-    def listed(candidates: Candidates) -> list[tuple[str, float, int]]:
-        return [(shown(word), round(float(p), 4), int(word == token)) for word, p in candidates]
-
-    return {
-        "token": shown(token),
-        "tau": None if math.isnan(tau) else markup.number(tau),
-        "before": listed(before),
-        "after": listed(after),
-    }
+    environment.filters |= {"number": number, "shown": shown}
+    return environment.from_string(_file("page.html")).render(
+        title=title,
+        tokens=list(zip(tokens, taus, strict=True)),
+        known=known,
+        scale=scale,
+        bars=_bars(known) if known else [],
+        extremes={heading: [(i, *_context(tokens, i)) for i in rows] for heading, rows in ends.items() if k},
+        style=_file("page.css"),
+        data=_as_json(cards),
+        script=script,
+        hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
 
 
 def _check(
@@ -134,3 +119,94 @@ def _check(
             raise ValueError(
                 f"expected probabilities in [0, 1], received {p} for {word!r}. Pass (logits / tau).softmax(-1)."
             )
+
+
+def _file(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class ColourScale:
+    """Blue below the median, orange above, both stronger further away.
+
+    Args:
+        low: temperature up to which the blue is strongest.
+        middle: the median, without colour.
+        high: temperature from which the orange is strongest.
+    """
+
+    low: float
+    middle: float
+    high: float
+
+    #: Names of the classes, from the lowest temperatures to the highest.
+    classes = tuple(f"c{i}" for i in range(2 * _SHADES + 1))
+
+    @classmethod
+    def from_temperatures(cls, taus: list[float]) -> "ColourScale":
+        """The scale of these temperatures; of temperature 1 if there are none."""
+        ranked = sorted(taus) or [1.0]
+        return cls(*(ranked[round(q * (len(ranked) - 1))] for q in (_TAIL, 0.5, 1 - _TAIL)))
+
+    def class_of(self, tau: float) -> str:
+        """Class of a temperature; the empty string for NaN."""
+        if math.isnan(tau):
+            return ""
+        distance = math.log(tau / self.middle)
+        end = math.log((self.high if distance > 0 else self.low) / self.middle)
+        share = min(1.0, distance / end) if abs(end) > 1e-4 else 0.0  # equal up to rounding: one colour
+        return self.classes[_SHADES + round(math.copysign(share * _SHADES, distance))]
+
+
+def number(tau: float) -> str:
+    """Three significant digits."""
+    return f"{tau:#.3g}" if tau < 1000 else f"{tau:.0f}"
+
+
+def _card(token: str, tau: float, *candidates: Candidates) -> dict[str, object]:
+    """Content of the hover card."""
+    before, after = (
+        [(shown(word), round(float(p), 4), int(word == token)) for word, p in listed] for listed in candidates
+    )
+    known = None if math.isnan(tau) else number(tau)
+    return {"token": shown(token), "tau": known, "before": before, "after": after}
+
+
+def _bars(known: list[float]) -> list[tuple[float, float, int]]:
+    """The ends of each bar of the histogram of ascending temperatures, and how many lie in it."""
+    low, high = known[0], known[-1]
+    if high <= low * (1 + 1e-6):
+        low, high = 0.95 * low, 1.05 * low
+    counts, edges = torch.histogram(torch.tensor(known, dtype=torch.float64), _BARS, range=(low, high))
+    return list(zip(edges[:-1].tolist(), edges[1:].tolist(), counts.int().tolist(), strict=True))
+
+
+def _context(tokens: Sequence[str], i: int) -> tuple[str, str]:
+    """What stands before and after a token, on one line."""
+    sides = tokens[max(0, i - _BEFORE) : i], tokens[i + 1 : i + 1 + _AFTER]
+    before, after = (re.sub(r"\s+", " ", "".join(side)) for side in sides)
+    return before[-_CONTEXT:].lstrip(), after[:_CONTEXT]
+
+
+def harmless(text: str) -> str:
+    """The text, with pictures in place of what HTML cannot hold or what would reverse it; newlines and tabs stay."""
+    return text.translate(_HARMLESS)
+
+
+def shown(token: str) -> str:
+    """A token on one line, with its whitespace made visible and its end cut where it is long."""
+    inner = token.strip()
+    start = token.index(inner) if inner else len(token)
+    ends = (token[:start], token[start + len(inner) :])
+    before, after = (end.replace(" ", "·") for end in ends)
+    visible = "".join(_VISIBLE.get(c, c) for c in before + inner + after)
+    cut = visible if len(visible) <= _LONGEST else visible[: _LONGEST - 1] + "…"
+    return harmless(cut) or "∅"
+
+
+def _as_json(value: Any) -> str:
+    """JSON for a script element, which `</script>` and `<!--` would end or confuse."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text

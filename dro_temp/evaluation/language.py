@@ -1,29 +1,23 @@
-"""Perplexity, calibration and robust loss of a language model under several temperatures."""
+"""What are temperatures worth to a language model? Perplexity, calibration and robust loss."""
 
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from dro_temp import functional as F
-from dro_temp._checks import check_bounds, check_count, check_radius
+from dro_temp._checks import check_bounds, check_count, check_feasible, check_radius
 from dro_temp._modes import evaluating
-from dro_temp.evaluation._batches import Batch, Predictors, check_batches, named_predictors, row_blocks
-from dro_temp.evaluation._reports import (
-    SHARES,
-    TAU_TITLES,
-    Comparison,
-    recovered_share,
-    share_cell,
-    tau_cells,
-)
-from dro_temp.evaluation._temperature_sums import (
+from dro_temp.evaluation._batches import (
+    Batch,
+    Predictors,
     ScoredRows,
-    TemperatureSums,
-    best_constants,
-    constant,
-    predicted,
+    check_batches,
+    named_predictors,
+    row_blocks,
 )
-from dro_temp.interfaces import HostAdapter, Rows
+from dro_temp.evaluation._reports import TAU_TITLES, Comparison, recovered_share, share_cell, tau_cells
+from dro_temp.evaluation._temperature_sums import TemperatureSums, best_constants
+from dro_temp.interfaces import HostAdapter, TemperaturePredictor
+from dro_temp.predictors import OptimalTemperature
 
 ONE, BY_LIKELIHOOD, BY_ROBUST = "tau = 1", "best constant (likelihood)", "best constant (robust)"
 OPTIMUM = "optimum"
@@ -88,7 +82,7 @@ class LanguageReport(Comparison[TemperatureScheme]):
             cells = [s.name, f"{s.perplexity:.2f}", f"{100 * s.ece:.2f}"]
             if s.robust_loss is not None and s.gap is not None and s.recovered is not None:
                 cells += [f"{s.robust_loss:.4f}", f"{s.gap:.4f}", share_cell(s.recovered, gain)]
-            lines.append([*cells, *tau_cells(s)])
+            lines.append([*cells, *tau_cells(s.tau_mean, s.tau_quantiles)])
         return lines
 
 
@@ -157,49 +151,39 @@ def evaluate_language(
     low = min(p.tau_min for p in named.values()) if tau_min is None else tau_min
     high = max(p.tau_max for p in named.values()) if tau_max is None else tau_max
     check_bounds(low, high)
-    check_batches("test", test)
-    check_batches("validation", validation)
+    check_batches(test=test, validation=validation)
     title = "constants" if progress else None
     with evaluating(host, *named.values()):
         best = best_constants(lambda: _token_rows(host, validation, rho, title), rho, low, high)
-        # Without a radius there is one constant only.
-        fixed = {ONE: 1.0, **dict(zip((BY_LIKELIHOOD, BY_ROBUST), best, strict=False))}
-        choices = {name: constant(tau) for name, tau in fixed.items()}
-        choices |= {name: predicted(predictor) for name, predictor in named.items()}
+        names = ONE, BY_LIKELIHOOD, BY_ROBUST  # the last only with a radius
+        taus: dict[str, float | TemperaturePredictor] = dict(zip(names, (1.0, *best), strict=False))
+        taus |= named
         if rho is not None:
-            choices[OPTIMUM] = lambda rows: F.optimal_tau(rows.scores, rho=rho, tau_min=low, tau_max=high)
-        sums = {name: TemperatureSums(rho or 0.0, bins) for name in choices}
-        for rows in map(ScoredRows, _token_rows(host, test, rho, "test" if progress else None)):
-            for name, choose in choices.items():
-                sums[name].add(rows, choose(rows))
-    schemes = tuple(_scheme(name, sums, rho) for name in sums)
-    return LanguageReport(sums[ONE].rows, rows.outcomes, rho, schemes)
-
-
-def _scheme(name: str, sums: dict[str, TemperatureSums], rho: float | None) -> TemperatureScheme:
-    own, robust = sums[name], {} if rho is None else {key: s.means[1] for key, s in sums.items()}
-    nll, _, tau_mean = own.means
-    return TemperatureScheme(
-        name=name,
-        perplexity=math.exp(min(nll, 700.0)),  # a larger one overflows float64
-        ece=own.reliability.error,
-        robust_loss=robust[name] if robust else None,
-        gap=robust[name] - robust[OPTIMUM] if robust else None,
-        recovered=recovered_share(robust[name], robust[BY_ROBUST], robust[OPTIMUM]) if robust else None,
-        tau_mean=tau_mean,
-        tau_quantiles=own.quantiles(SHARES),
-    )
+            taus[OPTIMUM] = OptimalTemperature(rho, tau_min=low, tau_max=high)
+        sums = {name: TemperatureSums(tau, rho or 0.0, bins) for name, tau in taus.items()}
+        for rows in _token_rows(host, test, rho, "test" if progress else None):
+            for s in sums.values():
+                s.add(rows)
+    robust = {name: s.means[1] for name, s in sums.items()}
+    schemes = []
+    for name, s in sums.items():
+        nll, loss, tau = s.means
+        gains: tuple[float | None, float | None, float | None] = (None, None, None)
+        if rho is not None:
+            recovered = recovered_share(loss, robust[BY_ROBUST], robust[OPTIMUM])
+            gains = loss, loss - robust[OPTIMUM], recovered
+        perplexity = math.exp(min(nll, 700.0))  # a larger one overflows float64
+        schemes.append(TemperatureScheme(name, perplexity, s.reliability.error, *gains, tau, s.quantiles))
+    return LanguageReport(sums[ONE].rows, rows.rows.support_size, rho, tuple(schemes))
 
 
 def _token_rows(
     host: HostAdapter, batches: Iterable[Batch], rho: float | None, title: str | None
-) -> Iterator[Rows]:
+) -> Iterator[ScoredRows]:
     """Rows of tokens, block by block; raise where the ball of radius rho holds every distribution."""
     for rows in row_blocks(host, batches, title, "token to predict"):
-        if rho and rho >= math.log(rows.support_size):
-            raise ValueError(
-                f"expected rho < log m = {math.log(rows.support_size):.4g} for a vocabulary of {rows.support_size} "
-                f"tokens, received rho={rho}: every temperature would collapse to tau_min. "
-                f"Pass rho={0.5 * math.log(rows.support_size):.2g} or so, the rho that the predictor was trained with."
-            )
+        if rho is not None:
+            m = rows.rows.support_size
+            instead = f"Pass rho={0.5 * math.log(m):.2g} or so, the rho that the predictor was trained with."
+            check_feasible(rho, m, instead=instead)
         yield rows

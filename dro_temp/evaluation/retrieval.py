@@ -54,8 +54,21 @@ def retrieval_recall(
     """
     ks = check_ks(ks)
     _check(queries, gallery, query_label, gallery_label)
+    queries, gallery = queries.float(), gallery.float()
+    slack = ROUNDING * queries.norm(dim=1) * gallery.norm(dim=1).max()
+    blocks = in_blocks(len(gallery), queries, query_label, slack)
+    ranks = []  # of the best right item of each query
+    # Not torchmetrics' RetrievalHitRate: it wants all n x m similarities as one list with a query number each, then
+    # loops over queries in Python; ties go to whichever a sort puts first.
     with torch.no_grad():
-        rank = _ranks(queries.float(), gallery.float(), query_label, gallery_label, progress)
+        for query, label, tie in with_progress(blocks, "retrieval" if progress else None):
+            similarity = query @ gallery.T
+            right = label[:, None] == gallery_label
+            best = similarity.masked_fill(~right, -torch.inf).amax(dim=1)
+            # "not below" in place of "at least": it also holds for NaN
+            before = ~(similarity < (best - tie)[:, None]) & ~right
+            ranks.append(1 + before.sum(dim=1))
+    rank = torch.cat(ranks)
     return {k: 100.0 * int((rank <= k).sum()) / len(rank) for k in ks}
 
 
@@ -128,42 +141,21 @@ def caption_recall(
     )
 
 
-def _ranks(
-    queries: Tensor, gallery: Tensor, query_label: Tensor, gallery_label: Tensor, progress: bool
-) -> Tensor:
-    """Rank of the best right item, [n]."""
-    # Not torchmetrics' RetrievalHitRate: it wants all n x m similarities as one list with a query number each, then
-    # loops over queries in Python; ties go to whichever a sort puts first.
-    slack = ROUNDING * queries.norm(dim=1) * gallery.norm(dim=1).max()
-    ranks = []
-    blocks = in_blocks(len(gallery), queries, query_label, slack)
-    for query, label, tie in with_progress(blocks, "retrieval" if progress else None):
-        similarity = query @ gallery.T
-        right = label[:, None] == gallery_label[None, :]
-        best = similarity.masked_fill(~right, -torch.inf).amax(dim=1)
-        # "not below" in place of "at least": it also holds for NaN
-        before = ~(similarity < (best - tie)[:, None]) & ~right
-        ranks.append(1 + before.sum(dim=1))
-    return torch.cat(ranks)
-
-
 def _check(queries: Tensor, gallery: Tensor, query_label: Tensor, gallery_label: Tensor) -> None:
     check_floats("queries", queries)
     check_floats("gallery", gallery)
     check_integers("query_label", query_label)
     check_integers("gallery_label", gallery_label)
-    shapes = [list(x.shape) for x in (queries, gallery, query_label, gallery_label)]
-    matrices = queries.dim() == gallery.dim() == 2 and shapes[0][1] == shapes[1][1]
-    if not matrices or shapes[2] != shapes[0][:1] or shapes[3] != shapes[1][:1] or 0 in shapes[0][:1]:
+    shapes = q, g, *labels = [list(x.shape) for x in (queries, gallery, query_label, gallery_label)]
+    if not (len(q) == len(g) == 2 and q[1] == g[1] and labels == [q[:1], g[:1]] and len(queries) > 0):
         raise ValueError(
             "expected queries [n d], gallery [m d], query_label [n] and gallery_label [m] with n > 0, received "
             f"{', '.join(map(str, shapes))}. Give one embedding and one label per item, in the same order."
         )
-    missing = ~torch.isin(query_label, gallery_label)
-    if bool(missing.any()):
-        row = int(missing.nonzero()[0])
+    missing = (~torch.isin(query_label, gallery_label)).nonzero()[:, 0].tolist()
+    if missing:
         raise ValueError(
-            f"expected the label of every query in the gallery, received label {int(query_label[row])} of query {row} "
-            f"(and {int(missing.sum()) - 1} more), which no item has. Leave those queries out, or enlarge the gallery: "
-            "keep = torch.isin(query_label, gallery_label)."
+            f"expected the label of every query in the gallery, received label {int(query_label[missing[0]])} of query "
+            f"{missing[0]} (and {len(missing) - 1} more), which no item has. Leave those queries out, or enlarge the "
+            "gallery: keep = torch.isin(query_label, gallery_label)."
         )

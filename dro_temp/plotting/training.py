@@ -1,4 +1,4 @@
-"""Training curves, and distributions of temperatures over training."""
+"""What training did: curves of metrics, distributions of temperatures."""
 
 import itertools
 import math
@@ -53,12 +53,60 @@ def training_curves(runs: Mapping[str, Mapping[str, Sequence[float]]], *, step: 
                     color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i % len(DASHES)],
                     marker="o" if len(points) < 3 else None,  # a single point has no line
                 )  # fmt: skip
-        axes.set_xlabel(step)
-        axes.set_ylabel(metric)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        tidy(axes)
+        tidy(axes, xlabel=step, ylabel=metric)
     columns = min(4, len(handles))
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=columns, frameon=False)
+    return figure
+
+
+def temperature_histogram(tau: Mapping[str, PerRow], *, bins: int = 40) -> Figure:
+    r"""Distribution of the temperatures under each label, on common bins.
+
+    Args:
+        tau: temperatures by label, [n] each, > 0; lengths may differ, since shares are shown and not counts.
+            A label with one temperature only (`LearnableTemperature`) becomes a vertical line.
+        bins: number of bins, from the lowest to the highest temperature of the labels that have several.
+
+    Returns:
+        A figure with one pair of axes.
+
+    Raises:
+        ValueError: no label, no temperature under a label, or temperatures that are not finite.
+
+    Example:
+        >>> import torch
+        >>> from dro_temp.plotting import temperature_histogram
+        >>> figure = temperature_histogram({"images": 0.1 + 0.01 * torch.randn(500)})
+        >>> figure.axes[0].get_xlabel()
+        'temperature τ'
+    """
+    check_kind("tau", tau, Mapping, "Pass {label: values}.")
+    check_not_empty("label", tau)
+    check_count("bins", bins)
+    values = {label: finite(f"temperatures of {label!r}", x) for label, x in tau.items()}
+    single = {label for label, x in values.items() if float(x.max() - x.min()) <= 1e-6 * float(x.abs().max())}
+    spread = [x for label, x in values.items() if label not in single]
+    low = min((float(x.min()) for x in spread), default=0.0)
+    high = max((float(x.max()) for x in spread), default=1.0)
+    figure = new_figure(7.0, 3.8)
+    axes = figure.subplots()
+    for i, (label, x) in enumerate(values.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        if label in single:
+            label = f"{label}: {float(x[0]):#.3g}"
+            axes.axvline(float(x[0]), color=colour, linestyle="--", linewidth=2, label=label)
+            continue
+        axes.hist(
+            x.numpy(), bins=bins, range=(low, high), weights=[100.0 / len(x)] * len(x), histtype="stepfilled",
+            facecolor=(colour, 0.25), edgecolor=colour, linestyle=DASHES[i % len(DASHES)], linewidth=1.8,
+            label=f"{label}: {float(x.mean()):#.3g} ± {float(x.std(correction=0)):#.2g}",
+        )  # fmt: skip
+    axes.margins(x=0.03)
+    tidy(axes, xlabel="temperature τ", ylabel="share of inputs (%)")
+    # Above the axes, where no bar can be behind it.
+    columns, title = min(2, len(values)), "mean ± standard deviation"
+    figure.legend(loc="outside upper center", ncols=columns, frameon=False, title=title)
     return figure
 
 
@@ -94,6 +142,7 @@ def temperature_history(
         ['image', 'text']
     """
     check_count("bins", bins)
+    check_kind("history", history, Sequence, "Pass [(0, {view: tau}), (100, {view: tau})], say.")
     check_not_empty("step", history)
     steps, views = _steps_and_views(history)
     values = {view: [finite(f"temperatures of {view!r}", tau[view]) for _, tau in history] for view in views}

@@ -1,13 +1,15 @@
-"""What is lost by predicting temperatures instead of solving for them."""
+"""What is lost by predicting temperatures instead of solving for them, at one time and over training."""
 
+import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dro_temp._checks import check_bounds, check_count, check_kind
+from dro_temp._checks import check_bounds, check_count, check_inside, check_kind
 from dro_temp._typing import PerRow
 from dro_temp.evaluation._batches import (
     HostBatch,
@@ -16,10 +18,9 @@ from dro_temp.evaluation._batches import (
     with_progress,
     without_side_effects,
 )
-from dro_temp.evaluation._inputs import check_confidence, check_tau
-from dro_temp.evaluation._reports import SHARES, Report, recovered_share, share_cell
-from dro_temp.evaluation.gap.robust_losses import RobustLosses, robust_losses
-from dro_temp.evaluation.gap.row_sample import RowSample
+from dro_temp.evaluation._inputs import check_tau
+from dro_temp.evaluation._reports import SHARES, TAU_TITLES, Report, recovered_share, share_cell
+from dro_temp.evaluation._sampled_rows import RobustLosses, RowSample, robust_losses
 from dro_temp.functional.ranks import places, rank_correlation
 from dro_temp.functional.resampling import generator, interval, times_drawn
 from dro_temp.interfaces import TemperaturePredictor
@@ -27,8 +28,6 @@ from dro_temp.losses import KLRobustLoss
 from dro_temp.objective import Objective
 
 Pair = tuple[float, float]
-
-_TIMES_AT_A_TIME = 2**20  # resamples times rows, 8 MiB
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,10 @@ class TemperatureSpread:
     std: float
     quantiles: dict[float, float]
     at_bound: float
+
+    def _cells(self) -> list[str]:
+        shares = " / ".join(f"{self.quantiles[share]:.4g}" for share in (0.05, 0.5, 0.95))
+        return [f"{self.mean:.4g} ({self.std:.2g})", shares, f"{100 * self.at_bound:.1f}"]
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,6 @@ class AmortisationGap(Report):
         """Share recovered by the mean of the predictions as a constant, at most 0; the rest depends on the row."""
         return recovered_share(self.loss_same_mean, self.loss_constant, self.loss_optimum)
 
-    def __str__(self) -> str:
-        return f"{self._heading()}\n{self.table()}\n{self._footnote()}"
-
     def _heading(self) -> str:
         return (
             f"{self.view}: {self.rows:,} of {self.available:,} rows, m = {self.outcomes:,}, rho = {self.rho:g}, "
@@ -117,18 +117,17 @@ class AmortisationGap(Report):
         )
 
     def _lines(self) -> list[list[str]]:
-        header = ["temperature", "robust loss", "gap", "recovered (%)", "τ mean (std)", "τ 5 % / 50 % / 95 %"]
-        gain = self.loss_constant - self.loss_optimum
+        header = ["temperature", "robust loss", "gap", "recovered (%)", "τ mean (std)", TAU_TITLES[1]]
         lines = [[*header, "at a bound (%)"]]
+        constant, optimum = self.loss_constant, self.loss_optimum
         for name, loss, tau in (
-            ("best constant", self.loss_constant, self.constant),
-            ("same mean, constant", self.loss_same_mean, self.tau.mean),
-            ("predicted", self.loss, self.tau),
-            ("optimum", self.loss_optimum, self.optimum),
+            ("best constant", constant, [f"{self.constant:.4g}", "", ""]),
+            ("same mean, constant", self.loss_same_mean, [f"{self.tau.mean:.4g}", "", ""]),
+            ("predicted", self.loss, self.tau._cells()),
+            ("optimum", optimum, self.optimum._cells()),
         ):
-            share = recovered_share(loss, self.loss_constant, self.loss_optimum)
-            losses = [f"{loss:.4f}", f"{loss - self.loss_optimum:.4f}", share_cell(share, gain)]
-            lines.append([name, *losses, *_tau_cells(tau)])
+            share = share_cell(recovered_share(loss, constant, optimum), constant - optimum)
+            lines.append([name, f"{loss:.4f}", f"{loss - optimum:.4f}", share, *tau])
         return lines
 
     def _footnote(self) -> str:
@@ -140,13 +139,6 @@ class AmortisationGap(Report):
         correlation = self.rank_correlation, *self.rank_correlation_interval
         rank = "rank correlation {:.2f} [{:.2f}, {:.2f}]".format(*correlation)
         return f"{gap}, {share}, {rank} ({100 * self.confidence:g} % bootstrap over rows)"
-
-
-def _tau_cells(tau: float | TemperatureSpread) -> list[str]:
-    if not isinstance(tau, TemperatureSpread):
-        return [f"{tau:.4g}", "", ""]
-    shares = " / ".join(f"{tau.quantiles[share]:.4g}" for share in (0.05, 0.5, 0.95))
-    return [f"{tau.mean:.4g} ({tau.std:.2g})", shares, f"{100 * tau.at_bound:.1f}"]
 
 
 def amortisation_gap(
@@ -210,19 +202,110 @@ def amortisation_gap(
 
     Source: arXiv 2404.04575, equation 6, for $F_i$.
     """
-    gaps = measured(objective, batches, rows, seed, tau_min, tau_max, resamples, confidence, progress)
-    return {view: gap for view, (gap, _) in gaps.items()}
+    options = rows, seed, tau_min, tau_max, resamples, confidence, progress
+    return measured(objective, batches, *options)[0]
+
+
+class GapLog:
+    """Measures `amortisation_gap` at regular intervals of training, without side effects.
+
+    Call `step` after each optimizer step. A run with the log is, bit for bit, the run without it, provided that the
+    log's batches share no sampler or generator with training.
+
+    Args:
+        objective: as for `amortisation_gap`.
+        batches: as for `amortisation_gap`; a few thousand held-out rows, say. For pairs all of them are the support.
+        every: steps between two measurements.
+        rows: rows of each view; the same ones each time, if the batches are.
+        seed: of the sample, and of the bootstrap.
+        tau_min: lower bound of the optimum; by default that of each view's predictor.
+        tau_max: upper bound.
+        resamples: bootstrap samples.
+        confidence: level of the intervals.
+
+    Attributes:
+        steps: optimizer steps so far.
+        history: "step", and figures of each view, "image/gap" or "image/recovered_low": one per measurement, as JSON
+            holds them, and as `plotting.training_curves` draws them.
+        temperatures: pairs of a step and the sampled rows' temperatures at it, as `plotting.temperature_history` draws
+            them.
+
+    Raises:
+        TypeError: as `amortisation_gap`.
+        ValueError: a count below 1, or a confidence outside (0, 1).
+
+    Example:
+        >>> import dro_temp as dt
+        >>> host = dt.hosts.Classifier(torch.nn.Linear(6, 8), torch.nn.Linear(8, 10))
+        >>> objective = dt.Objective(host, dt.TempNet(8, tau_min=0.01, tau_max=4.0), dt.KLRobustLoss(rho=1.0))
+        >>> optimizer = dt.CompositionalOptimizer(torch.optim.AdamW(objective.param_groups(lr=1e-3)), objective)
+        >>> inputs, labels = torch.randn(64, 6), torch.randint(10, (64,))
+        >>> log = GapLog(objective, [(inputs, labels)], every=2, rows=32)
+        >>> for _ in range(4):
+        ...     objective(inputs, labels).loss.backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        ...     gaps = log.step()
+        >>> log.history["step"], len(log.history["class/recovered"])
+        ([2, 4], 2)
+    """
+
+    steps: int
+    history: dict[str, list[float]]
+    temperatures: list[tuple[int, dict[str, Tensor]]]
+
+    def __init__(
+        self,
+        objective: Objective,
+        batches: Iterable[HostBatch],
+        *,
+        every: int = 500,
+        rows: int = 500,
+        seed: int = 0,
+        tau_min: float | None = None,
+        tau_max: float | None = None,
+        resamples: int = 200,
+        confidence: float = 0.95,
+    ) -> None:
+        checked_radii(objective, rows, seed, resamples, confidence)
+        with without_side_effects(objective):
+            check_batches(batches=batches)
+        self.objective, self.batches, self.every = objective, batches, check_count("every", every)
+        self._options = rows, seed, tau_min, tau_max, resamples, confidence
+        self.load_state_dict({"steps": 0, "history": {}, "temperatures": []})
+
+    def step(self) -> dict[str, AmortisationGap] | None:
+        """Count an optimizer step; the gaps after it where it is time to measure, else None."""
+        self.steps += 1
+        return self.measure() if self.steps % self.every == 0 else None
+
+    def measure(self) -> dict[str, AmortisationGap]:
+        """Measure and record the gaps now, for example before training or after it."""
+        gaps, taus = measured(self.objective, self.batches, *self._options)
+        figures: dict[str, float] = {"step": self.steps}
+        for view, gap in gaps.items():
+            figures |= {f"{view}/{name}": value for name, value in _figures(gap).items()}
+        for name, value in figures.items():
+            self.history.setdefault(name, []).append(value)
+        self.temperatures.append((self.steps, {view: tau.float() for view, tau in taus.items()}))
+        return gaps
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps and measurements so far; `torch.load(weights_only=True)` can read them."""
+        return copy.deepcopy({name: getattr(self, name) for name in ("steps", "history", "temperatures")})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+        state = copy.deepcopy(state)
+        self.steps, self.history, self.temperatures = state["steps"], state["history"], state["temperatures"]
 
 
 def measured(
     objective: Objective, batches: Iterable[HostBatch], rows: int, seed: int, tau_min: float | None,
     tau_max: float | None, resamples: int, confidence: float, progress: bool = False,
-) -> dict[str, tuple[AmortisationGap, PerRow]]:  # fmt: skip
+) -> tuple[dict[str, AmortisationGap], dict[str, PerRow]]:  # fmt: skip
     """As `amortisation_gap`, with the predicted temperatures of the sampled rows."""
-    check_count("resamples", resamples)
-    check_confidence(confidence)
-    radii = radii_of(objective)
-    check_count("rows", rows)
+    radii = checked_radii(objective, rows, seed, resamples, confidence)
     samples, bounds = {}, {}
     for view in objective.host.views:
         predictor = objective.predictors[view]
@@ -230,51 +313,28 @@ def measured(
         bounds[view] = _bounds(view, predictor, tau_min, tau_max)
         samples[view] = RowSample(view, predictor, rows, seed)
     with without_side_effects(objective):
-        check_batches("batches", batches)  # inside, since an iterator of a data loader draws a random number
+        check_batches(batches=batches)  # inside, since an iterator of a data loader draws a random number
         for batch in with_progress(batches, "rows" if progress else None):
             by_view = rows_of(objective.host, batch)
             for view, sample in samples.items():
                 sample.offer(by_view[view])
-        return {
-            view: _gap(sample, radii[view], bounds[view], resamples, confidence, seed, progress)
-            for view, sample in samples.items()
-        }
+        gaps, taus = {}, {}
+        for view, sample in samples.items():
+            options = bounds[view], resamples, confidence, seed, progress
+            gaps[view], taus[view] = _gap(sample, radii[view], *options)
+    return gaps, taus
 
 
-def _gap(
-    sample: RowSample, rho: float, bounds: Pair, resamples: int, confidence: float, seed: int, progress: bool
-) -> tuple[AmortisationGap, PerRow]:
-    view, (rows, tau) = sample.view, sample.drawn()
-    m = min(r.support_size for r in rows)
-    if m == 0 or 0 < rho >= math.log(m):
-        more = "" if rows[0].target_in_support else "more data, all that the loss was trained on, or "
-        raise ValueError(
-            f"expected rho < log m in view {view!r}, received rho={rho} and m={m} outcomes in a row's support, "
-            f"log m = {math.log(max(m, 1)):.4g}: every temperature would collapse to tau_min. Pass {more}a smaller rho."
-        )
-    # A little wider where float32 rounds the bounds so: a prediction at its bound is not outside.
-    low, high = torch.tensor(bounds).tolist()
-    wider = min(low, bounds[0]), max(high, bounds[1])
-    losses = robust_losses(view, rows, tau, rho, wider, f"best temperatures, {view}" if progress else None)
-    figures, intervals = _bootstrap(losses, resamples, confidence, seed)
-    gap = AmortisationGap(
-        view=view, rows=len(losses.tau), available=sample.available, outcomes=m,
-        rho=rho, tau_min=bounds[0], tau_max=bounds[1], constant=losses.constant,
-        loss=losses.mean(losses.at_tau), loss_optimum=losses.mean(losses.at_optimum),
-        loss_constant=losses.mean(losses.at_constant), loss_same_mean=losses.mean(losses.at_mean),
-        gap=figures[0], gap_interval=intervals[0],
-        recovered=figures[1], recovered_interval=intervals[1],
-        rank_correlation=figures[2], rank_correlation_interval=intervals[2],
-        tau=_spread(losses, losses.tau, bounds), optimum=_spread(losses, losses.optimum, bounds),
-        confidence=confidence,
-    )  # fmt: skip
-    return gap, losses.tau
-
-
-def radii_of(objective: Objective) -> dict[str, float]:
-    """The radius of each view's loss; raise unless every row has a best temperature."""
-    advice = "Pass the Objective itself, model.module of DistributedDataParallel, say."
-    check_kind("objective", objective, Objective, advice)
+def checked_radii(
+    objective: Objective, rows: int, seed: int, resamples: int, confidence: float
+) -> dict[str, float]:
+    """The radius of each view's loss; raise on a wrong argument, and unless every row has a best temperature."""
+    check_count("rows", rows)
+    check_count("seed", seed, 0)
+    check_count("resamples", resamples)
+    check_inside("confidence", confidence, 0.0, 1.0)
+    instead = "Pass the Objective itself, model.module of DistributedDataParallel, say."
+    check_kind("objective", objective, Objective, instead)
     radii = {}
     for view, loss in objective.losses.items():
         if not isinstance(loss, KLRobustLoss):
@@ -298,33 +358,55 @@ def _bounds(view: str, predictor: TemperaturePredictor, low: float | None, high:
     return low, high
 
 
-def _bootstrap(
-    losses: RobustLosses, resamples: int, confidence: float, seed: int
-) -> tuple[tuple[float, float, float], list[Pair]]:
+def _gap(
+    sample: RowSample, rho: float, bounds: Pair, resamples: int, confidence: float, seed: int, progress: bool
+) -> tuple[AmortisationGap, PerRow]:
+    view, (rows, tau) = sample.view, sample.drawn()
+    m = min(r.support_size for r in rows)
+    if m == 0 or 0 < rho >= math.log(m):
+        more = "" if rows[0].target_in_support else "more data, all that the loss was trained on, or "
+        raise ValueError(
+            f"expected rho < log m in view {view!r}, received rho={rho} and m={m} outcomes in a row's support, "
+            f"log m = {math.log(max(m, 1)):.4g}: every temperature would collapse to tau_min. Pass {more}a smaller rho."
+        )
+    # A little wider where float32 rounds the bounds so: a prediction at its bound is not outside.
+    low, high = torch.tensor(bounds).tolist()
+    wider = min(low, bounds[0]), max(high, bounds[1])
+    losses = robust_losses(view, rows, tau, rho, wider, f"best temperatures, {view}" if progress else None)
+    gap = AmortisationGap(
+        view=view, rows=len(losses.tau), available=sample.available, outcomes=m,
+        rho=rho, tau_min=bounds[0], tau_max=bounds[1], constant=losses.constant,
+        loss=losses.mean(losses.at_tau), loss_optimum=losses.mean(losses.at_optimum),
+        loss_constant=losses.mean(losses.at_constant), loss_same_mean=losses.mean(losses.at_mean),
+        **_bootstrap(losses, resamples, confidence, seed),
+        tau=_spread(losses, losses.tau, bounds), optimum=_spread(losses, losses.optimum, bounds),
+        confidence=confidence,
+    )  # fmt: skip
+    return gap, losses.tau
+
+
+def _bootstrap(losses: RobustLosses, resamples: int, confidence: float, seed: int) -> dict[str, Any]:
     """Gap, share recovered and rank correlation, with percentile intervals over rows; NaN where undefined."""
     columns = torch.stack([losses.at_tau, losses.at_constant, losses.at_optimum], 1)
     # In the float32 of predictors, in which a constant is constant.
     ranks = places(check_tau(losses.tau.float())), places(check_tau(losses.optimum.float()))
 
-    def figures(times: Tensor) -> list[tuple[float, float, float]]:
-        """Of rows that are counted so many times, [resamples n]."""
+    def figures(times: Tensor) -> list[float]:
+        """Of rows that are counted so many times, [n]."""
         weight = losses.weight * times
-        means = (weight @ columns / weight.sum(1, keepdim=True)).tolist()
-        correlations = rank_correlation(*ranks, weight).tolist()
-        return [
-            (loss - optimum, recovered_share(loss, constant, optimum), correlation)
-            for (loss, constant, optimum), correlation in zip(means, correlations, strict=True)
-        ]
+        loss, constant, optimum = (weight @ columns / weight.sum()).tolist()
+        correlation = float(rank_correlation(*ranks, weight))
+        return [loss - optimum, recovered_share(loss, constant, optimum), correlation]
 
     rng, n = generator(seed), len(losses.tau)
-    (whole,) = figures(torch.ones(1, n, dtype=torch.float64))
-    drawn: list[tuple[float, float, float]] = []
-    while len(drawn) < resamples:
-        several = min(max(1, _TIMES_AT_A_TIME // n), resamples - len(drawn))
-        drawn += figures(torch.stack([times_drawn(n, rng) for _ in range(several)]))
-    # A figure that is undefined for the rows has no interval.
-    resampled = torch.tensor(drawn, dtype=torch.float64) + 0.0 * torch.tensor(whole)
-    return whole, [interval(column, confidence) for column in resampled.unbind(1)]
+    whole = figures(torch.ones(n, dtype=torch.float64))
+    drawn = torch.tensor([figures(times_drawn(n, rng)) for _ in range(resamples)], dtype=torch.float64)
+    drawn += 0.0 * torch.tensor(whole)  # a figure that is undefined for the rows has no interval
+    names = "gap", "recovered", "rank_correlation"
+    intervals = {
+        f"{name}_interval": interval(x, confidence) for name, x in zip(names, drawn.unbind(1), strict=True)
+    }
+    return dict(zip(names, whole, strict=True)) | intervals
 
 
 def _spread(losses: RobustLosses, tau: PerRow, bounds: Pair) -> TemperatureSpread:
@@ -338,3 +420,14 @@ def _spread(losses: RobustLosses, tau: PerRow, bounds: Pair) -> TemperatureSprea
     std = losses.mean((tau - mean).square()) ** 0.5
     quantiles = dict(zip(SHARES, value[place].tolist(), strict=True))
     return TemperatureSpread(mean, std, quantiles, losses.mean(near.double()))
+
+
+def _figures(gap: AmortisationGap) -> dict[str, float]:
+    names = ("loss", "loss_optimum", "loss_constant", "loss_same_mean", "constant")
+    figures = {name: getattr(gap, name) for name in names}
+    for prefix, spread in (("tau", gap.tau), ("optimum", gap.optimum)):
+        figures |= {f"{prefix}_{name}": getattr(spread, name) for name in ("mean", "std", "at_bound")}
+    for name in ("gap", "recovered", "rank_correlation"):
+        low, high = getattr(gap, f"{name}_interval")
+        figures |= {name: getattr(gap, name), f"{name}_low": low, f"{name}_high": high}
+    return figures

@@ -1,4 +1,4 @@
-"""Accuracy, likelihood and calibration of a classifier under several temperatures."""
+"""How good are a classifier's probabilities? Accuracy, likelihood, Brier score and calibration."""
 
 import math
 import warnings
@@ -7,33 +7,101 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dro_temp._checks import check_bounds, check_count, check_kind
+from dro_temp._checks import check_bounds, check_count, check_floats, check_kind, check_tensor
 from dro_temp._modes import evaluating
 from dro_temp._optional import optional_module
 from dro_temp._typing import PerRow
 from dro_temp.evaluation._batches import (
     HostBatch,
     Predictors,
+    ScoredRows,
     check_batches,
     named_predictors,
     row_blocks,
     with_progress,
 )
-from dro_temp.evaluation._reports import SHARES, TAU_TITLES, Comparison, tau_cells
-from dro_temp.evaluation._temperature_sums import (
-    ScoredRows,
-    TemperatureSums,
-    best_constants,
-    constant,
-    predicted,
-)
-from dro_temp.functional.reliability import Reliability
-from dro_temp.interfaces import HostAdapter, Rows
+from dro_temp.evaluation._reports import TAU_TITLES, Comparison, tau_cells
+from dro_temp.evaluation._temperature_sums import TemperatureSums, best_constants
+from dro_temp.functional.reliability import Reliability, reliability_sums
+from dro_temp.interfaces import HostAdapter, TemperaturePredictor
 from dro_temp.objective import Objective, TemperatureWarning
 
 ONE, CONSTANT = "tau = 1", "best constant"
+
+
+def expected_calibration_error(
+    confidence: Float[Tensor, "n"], correct: Bool[Tensor, "n"], *, bins: int = 15
+) -> float:
+    r"""Mean distance between confidence and accuracy, over bins of equal width.
+
+    $$\mathrm{ECE} = \sum_b \frac{|B_b|}{n}\, \bigl|\mathrm{acc}(B_b) - \mathrm{conf}(B_b)\bigr|$$
+
+    It takes confidences, and so also serves tokens, whose probabilities do not fit into memory.
+    `torchmetrics.classification.MulticlassCalibrationError` takes all probabilities, gathers over processes, and has
+    other norms. The two differ only for a confidence of exactly 1, frequent in float32 for an overconfident model: it
+    belongs to the last bin here and has a bin of its own there, which makes their value the same or larger.
+
+    Args:
+        confidence: probability of the most probable outcome of each row, in [0, 1].
+        correct: True where that outcome is the target.
+        bins: number of bins of [0, 1]; a confidence on an edge belongs to the bin above it.
+
+    Returns:
+        A number in [0, 1].
+
+    Raises:
+        ValueError: no rows, shapes that differ, or a confidence outside [0, 1].
+        TypeError: `correct` is not boolean, or `bins` no int.
+
+    Example:
+        >>> confidence = torch.ones(4)
+        >>> expected_calibration_error(confidence, torch.tensor([True, True, True, False]))
+        0.25
+
+    Source: Naeini et al. 2015; Guo et al., arXiv 1706.04599.
+    """
+    return reliability(confidence, correct, bins=bins).error
+
+
+def reliability(confidence: Float[Tensor, "n"], correct: Bool[Tensor, "n"], *, bins: int = 15) -> Reliability:
+    """Confidence and accuracy by bins of confidence: what `plotting.reliability_diagram` draws.
+
+    Args:
+        confidence: probability of the most probable outcome of each row, in [0, 1].
+        correct: True where that outcome is the target.
+        bins: number of bins of [0, 1]; a confidence on an edge belongs to the bin above it.
+
+    Raises:
+        ValueError: no rows, shapes that differ, or a confidence outside [0, 1].
+        TypeError: `correct` is not boolean, or `bins` no int.
+
+    Example:
+        >>> by_bin = reliability(torch.tensor([0.25, 0.75, 1.0]), torch.tensor([True, False, True]), bins=2)
+        >>> by_bin.count, by_bin.confidence, by_bin.correct
+        ((1.0, 2.0), (0.25, 1.75), (1.0, 1.0))
+
+    Source: Guo et al., arXiv 1706.04599.
+    """
+    check_floats("confidence", confidence)
+    check_tensor("correct", correct)
+    if confidence.dim() != 1 or confidence.shape != correct.shape or len(confidence) == 0:
+        raise ValueError(
+            "expected confidence [n] and correct [n] with n > 0, received "
+            f"{list(confidence.shape)} and {list(correct.shape)}. Give both one number per row."
+        )
+    if correct.dtype != torch.bool:
+        raise TypeError(f"expected correct as booleans, received {correct.dtype}. Pass predicted == target.")
+    if not bool(((confidence >= 0) & (confidence <= 1)).all()):
+        raise ValueError(
+            f"expected confidences in [0, 1], received some from {float(confidence.min()):.4g} to "
+            f"{float(confidence.max()):.4g}. Pass logits.softmax(1).amax(1)."
+        )
+    confidence, correct = confidence.detach().cpu(), correct.cpu()
+    sums = reliability_sums(confidence, correct, torch.ones_like(confidence), check_count("bins", bins))
+    return Reliability(*(tuple(column) for column in sums.tolist()))
 
 
 @dataclass(frozen=True)
@@ -85,9 +153,6 @@ class ClassifierReport(Comparison[CalibrationScheme]):
         """By scheme name: what `plotting.reliability_diagram` takes."""
         return {scheme.name: scheme.reliability for scheme in self.schemes}
 
-    def __str__(self) -> str:
-        return f"{self._heading()}\n\n{self.table()}"
-
     def _heading(self) -> str:
         return (
             f"{self.samples:,} rows, {self.classes:,} classes: accuracy {self.accuracy:.2f} %, "
@@ -96,7 +161,13 @@ class ClassifierReport(Comparison[CalibrationScheme]):
 
     def _lines(self) -> list[list[str]]:
         rows = (
-            [s.name, f"{s.nll:.4f}", f"{100 * s.ece:.2f}", f"{s.brier:.4f}", *tau_cells(s)]
+            [
+                s.name,
+                f"{s.nll:.4f}",
+                f"{100 * s.ece:.2f}",
+                f"{s.brier:.4f}",
+                *tau_cells(s.tau_mean, s.tau_quantiles),
+            ]
             for s in self.schemes
         )
         return [["temperature", "NLL (nats)", "ECE (%)", "Brier", *TAU_TITLES], *rows]
@@ -164,63 +235,48 @@ def evaluate_classifier(
     named = named_predictors(predictors, (ONE, CONSTANT), host, "dt.hosts.Classifier(model)")
     check_bounds(tau_min, tau_max)
     check_count("bins", bins)
-    check_batches("test", test)
-    check_batches("validation", validation)
-    hits = _Hits()
+    check_batches(test=test, validation=validation)
+    metrics = optional_module("torchmetrics.classification", "which counts right answers", extra="vision")
+    accuracy: Any = None
     title = "constant" if progress else None
     with evaluating(host, *named.values()):
         (best,) = best_constants(lambda: _labelled_rows(host, validation, title), None, tau_min, tau_max)
         _warn_at_bound(best, tau_min, tau_max)
-        choices = {ONE: constant(1.0), CONSTANT: constant(best)}
-        choices |= {name: predicted(predictor) for name, predictor in named.items()}
-        sums = {name: _BrierSums(bins) for name in choices}
-        for rows in map(ScoredRows, _labelled_rows(host, test, "test" if progress else None)):
-            hits.add(rows)
-            for name, choose in choices.items():
-                sums[name].add(rows, choose(rows))
-    schemes = tuple(s.scheme(name) for name, s in sums.items())
-    return ClassifierReport(sums[ONE].rows, *hits.figures(), schemes)
-
-
-class _Hits:
-    """Accuracies by torchmetrics, whose absence is reported before anything is computed."""
-
-    def __init__(self) -> None:
-        self._torchmetrics = optional_module(
-            "torchmetrics.classification", "which counts right answers", extra="vision"
-        )
-        self._accuracy: Any = None
-
-    def add(self, rows: ScoredRows) -> None:
-        if self._accuracy is None:
+        sums = {ONE: _BrierSums(1.0, bins), CONSTANT: _BrierSums(best, bins)}
+        sums |= {name: _BrierSums(predictor, bins) for name, predictor in named.items()}
+        for rows in _labelled_rows(host, test, "test" if progress else None):
             # Not average="macro": it counts a class without rows, once it is predicted, as one always missed.
-            self._accuracy = self._torchmetrics.MulticlassAccuracy(rows.outcomes, average="none")
-        self._accuracy.update(rows.predicted.cpu(), rows.label.cpu())
-
-    def figures(self) -> tuple[int, float, float]:
-        """Number of classes; accuracy, and its mean over the classes that have rows, in percent."""
-        rows = self._accuracy.tp + self._accuracy.fn
-        accuracy = 100.0 * int(self._accuracy.tp.sum()) / int(rows.sum())
-        balanced = 100.0 * float(self._accuracy.compute()[rows > 0].double().mean())
-        return int(self._accuracy.num_classes), accuracy, balanced
+            accuracy = accuracy or metrics.MulticlassAccuracy(rows.rows.support_size, average="none")
+            accuracy.update(rows.predicted.cpu(), rows.label.cpu())
+            for s in sums.values():
+                s.add(rows)
+    of_class = accuracy.tp + accuracy.fn
+    return ClassifierReport(
+        samples=sums[ONE].rows,
+        classes=int(accuracy.num_classes),
+        accuracy=100.0 * int(accuracy.tp.sum()) / int(of_class.sum()),
+        balanced_accuracy=100.0 * float(accuracy.compute()[of_class > 0].double().mean()),
+        schemes=tuple(s.scheme(name) for name, s in sums.items()),
+    )
 
 
 class _BrierSums(TemperatureSums):
     """With the Brier score, which torchmetrics 1.9 has for two classes only."""
 
-    def __init__(self, bins: int) -> None:
-        super().__init__(0.0, bins)
+    def __init__(self, tau: float | TemperaturePredictor, bins: int) -> None:
+        super().__init__(tau, 0.0, bins)
         self._brier = 0.0
 
-    def add(self, rows: ScoredRows, tau: PerRow) -> None:
-        super().add(rows, tau)
-        difference = ((rows.scores - rows.top[:, None]) / tau.to(rows.scores.dtype)[:, None]).softmax(1)
+    def add(self, rows: ScoredRows) -> PerRow:
+        tau = super().add(rows)
+        difference = ((rows.scores - rows.top[:, None]) / tau[:, None]).softmax(1)
         difference[torch.arange(len(difference)), rows.label] -= 1
         self._brier += float(difference.square().sum(1).double().sum())
+        return tau
 
     def scheme(self, name: str) -> CalibrationScheme:
         (nll, _, tau), brier, bins = self.means, self._brier / self.rows, self.reliability
-        return CalibrationScheme(name, nll, bins.error, brier, tau, self.quantiles(SHARES), bins)
+        return CalibrationScheme(name, nll, bins.error, brier, tau, self.quantiles, bins)
 
 
 def _warn_at_bound(best: float, tau_min: float, tau_max: float) -> None:
@@ -235,18 +291,18 @@ def _warn_at_bound(best: float, tau_min: float, tau_max: float) -> None:
             )
 
 
-def _labelled_rows(host: HostAdapter, batches: Iterable[HostBatch], title: str | None) -> Iterator[Rows]:
+def _labelled_rows(
+    host: HostAdapter, batches: Iterable[HostBatch], title: str | None
+) -> Iterator[ScoredRows]:
     """Labelled rows, block by block, checked to be those of a classifier."""
     for rows in row_blocks(host, map(_with_labels, with_progress(batches, title)), None, "label"):
-        if not rows.target_in_support or (rows.weight is not None and bool((rows.weight != 1).any())):
+        if not rows.rows.target_in_support or bool((rows.weight != 1).any()):
             raise ValueError(
                 f"expected rows of classes, each of weight 1, received rows of {type(host).__name__} that are pairs "
                 "or weighted. Pass dt.hosts.Classifier(model), and label what is not to count with -100."
             )
-        scores = rows.dense_scores
-        target_score = scores.gather(1, rows.target.long()[:, None])
         # -inf is an outcome that cannot happen: a class that a model has masked.
-        if not bool((scores < torch.inf).all() & (target_score > -torch.inf).all()):
+        if not bool((rows.scores < torch.inf).all() & (rows.target_score > -torch.inf).all()):
             raise FloatingPointError(
                 "expected finite scores, or -inf for a class that is masked and no label, received NaN or infinity. "
                 "Look at the inputs, or load a checkpoint from before the model diverged; label rows of a masked class "

@@ -1,1 +1,0 @@
-"""How good are a classifier's probabilities? Accuracy, likelihood, Brier score and calibration."""

@@ -1,1 +1,0 @@
-"""What do frozen features tell about classes? Class names, neighbours and linear probes as classifiers."""

@@ -1,1 +1,0 @@
-"""How near do predicted temperatures come to the best one of every row? The amortisation gap."""

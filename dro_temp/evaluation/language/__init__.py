@@ -1,1 +1,0 @@
-"""What are temperatures worth to a language model? Perplexity, calibration and robust loss."""

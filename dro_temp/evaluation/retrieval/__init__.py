@@ -1,1 +1,0 @@
-"""Does a query find its own item? Recall at k."""
