@@ -1,8 +1,7 @@
 """A Hugging Face dual encoder as a host."""
 
 import inspect
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -94,12 +93,8 @@ class HFDualEncoder(HostAdapter):
                 f"{self._text.method} ({', '.join(self._text.takes)}), received {', '.join(unknown)}. "
                 "Take them out of the batch: host(**{name: batch[name] for name in ...}, index=index)."
             )
-        return pair_rows(
-            self._encode(self._image, image),
-            self._encode(self._text, text),
-            index,
-            gathers=self.objective_trains,
-        )
+        images, texts = self._encode(self._image, image), self._encode(self._text, text)
+        return pair_rows(images, texts, index, gathers=self.objective_trains)
 
     @property
     def width(self) -> int:
@@ -116,11 +111,19 @@ class HFDualEncoder(HostAdapter):
                 f"{', '.join(given) or 'nothing'} for it. Pass both sides of the pairs, as the model's processor "
                 "returns them; for one side alone use encode_image or encode_text."
             )
-        return unit(_pooled(getattr(self.model, tower.method)(**given), tower.method), tower.method)
+        output = getattr(self.model, tower.method)(**given)
+        vectors = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
+        if not isinstance(vectors, Tensor):
+            raise TypeError(
+                f"expected {tower.method} to return a tensor or an output with pooler_output, received "
+                f"{type(output).__name__} without it. Such a model has no contrastive form of its own (or its config "
+                "says return_dict=False): use TwoTower with modules that pool and project."
+            )
+        # Of one vector per position, the first stands for the whole input.
+        return unit(vectors[:, 0] if vectors.dim() == 3 else vectors, tower.method)
 
 
-@dataclass(frozen=True)
-class _Tower:
+class _Tower(NamedTuple):
     """A method that encodes one side, and the arguments that it takes, its main input first."""
 
     method: str
@@ -139,16 +142,3 @@ def _tower(model: nn.Module, *methods: str) -> _Tower:
         "Pass the model that holds both towers, unwrapped (CLIPModel, or the .flava of FlavaForPreTraining), or "
         "use TwoTower(image_encoder, text_encoder)."
     )
-
-
-def _pooled(output: Any, method: str) -> Tensor:
-    """One vector per input out of what the method returned: a tensor, or an output with `pooler_output`."""
-    vectors = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
-    if not isinstance(vectors, Tensor):
-        raise TypeError(
-            f"expected {method} to return a tensor or an output with pooler_output, received "
-            f"{type(output).__name__} without it. Such a model has no contrastive form of its own (or its config "
-            "says return_dict=False): use TwoTower with modules that pool and project."
-        )
-    # Of one vector per position, the first stands for the whole input.
-    return vectors[:, 0] if vectors.dim() == 3 else vectors

@@ -63,21 +63,21 @@ class InChunks(HostAdapter):
 
     def rows(self, *args: Any, **batch: Any) -> dict[str, Rows]:
         """Rows of the whole batch; arguments are the host's own."""
-        n = _number_of_samples((*args, *batch.values()))
-        parts = []
+        lengths = [len(tensor) for tensor in _leaves((*args, *batch.values())) if tensor.dim() > 0]
+        if not lengths:
+            raise ValueError(
+                "expected at least one tensor with a row per sample among the arguments, received none. Pass batches "
+                "of tensors, or mappings of them, as a processor returns with return_tensors='pt'."
+            )
+        n, parts = lengths[0], []
         for start in range(0, max(n, 1), self.size):  # a process without samples takes part in the gathering
             chunk = slice(start, start + self.size)
             inputs = _cut(args, chunk, n), _cut(batch, chunk, n)
-            with_gradient = torch.is_grad_enabled()
-            parts.append(
-                checkpoint(self._features, *inputs, use_reentrant=False)
-                if with_gradient
-                else self._features(*inputs)
-            )
+            parts.append(checkpoint(self._features, *inputs, use_reentrant=False))
         first, second, numbers = zip(*parts, strict=True)
         index = None if numbers[0] is None else torch.cat(numbers)
-        together = pair_rows(torch.cat(first), torch.cat(second), index, gathers=self.objective_trains)
-        return dict(zip(self.views, together.values(), strict=True))
+        (one, other), gathers = self.views, self.objective_trains
+        return pair_rows(torch.cat(first), torch.cat(second), index, gathers=gathers, views=(one, other))
 
     def _features(self, args: Any, batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         rows = self.host(*args, **batch)
@@ -93,21 +93,8 @@ class InChunks(HostAdapter):
         return first.queries, second.queries, rows[self.views[0]].index
 
 
-# --- Cutting a batch -----------------------------------------------------------------------------------------------
-
-
-def _number_of_samples(values: Any) -> int:
-    for tensor in _leaves(values):
-        if tensor.dim() > 0:
-            return len(tensor)
-    raise ValueError(
-        "expected at least one tensor with a row per sample among the arguments, received none. Pass batches of "
-        "tensors, or mappings of them, as a processor returns with return_tensors='pt'."
-    )
-
-
 def _leaves(value: Any) -> Iterator[Tensor]:
-    """Tensors with an entry per sample."""
+    """The tensors inside, of a bag of tokens its offsets."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):

@@ -60,5 +60,4 @@ class TwoTower(HostAdapter):
             index: the pairs' numbers in the data set, also as a list or an array.
         """
         image, text = self.encode_image(images), self.encode_text(texts)
-        # An evaluation may run on one process only.
         return pair_rows(image, text, index, gathers=self.objective_trains)
