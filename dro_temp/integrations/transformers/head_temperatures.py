@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dro_temp.functional import Scale
 from dro_temp.hosts._modules import foreign_hooks
 from dro_temp.hosts.causal_lm.model_head import HeadSnapshot, ModelHead
-from dro_temp.hosts.causal_lm.trial_runs import probe_head
+from dro_temp.hosts.causal_lm.trial_runs import probe_head, trial_run
 from dro_temp.interfaces import Decoder, FrozenHead, ScoreStatistics, TemperaturePredictor
 
 
@@ -52,7 +52,9 @@ class HeadTemperatures:
         return self._decode(hidden, logits)  # type: ignore[arg-type]  # a predictor of features raises by itself
 
     def _examine(self, model: nn.Module) -> None:
-        self._snapshot, self.head = HeadSnapshot(model), probe_head(model)
+        self._snapshot = HeadSnapshot(model)
+        with trial_run(model) as trial:
+            self.head = probe_head(model, trial)
         self._prepare()
 
     def _prepare(self) -> None:
