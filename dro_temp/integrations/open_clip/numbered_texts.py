@@ -158,15 +158,7 @@ def _hand_numbers_on(model: nn.Module, args: Any, kwargs: Any, output: Any = Non
 
 
 def with_number(tokens: Tensor, number: int) -> Tensor:
-    """A text that carries a number.
-
-    Args:
-        tokens: [L] integers.
-        number: of the sample.
-
-    Returns:
-        int64 [1, L + 1].
-    """
+    """Tokens [L] with the sample's number at their end, int64 [1, L + 1]."""
     if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.dtype == torch.bool:
         what = str(tokens.dtype) if isinstance(tokens, Tensor) else type(tokens).__name__
         raise TypeError(f"expected tokens as integers, received {what}. Tokenise first: tokenizer(text)[0].")

@@ -17,20 +17,12 @@ if TYPE_CHECKING:
 def memory_callback(
     loss: torch.nn.Module, objective: Objective, name: str, resume_from: Path | None
 ) -> "TrainerCallback":
-    """A callback for one loss.
+    """A callback for one loss: see `RobustRankingLoss.callback`.
 
-    Args:
-        loss: whose state is saved.
-        objective: the loss's, whose memory is committed.
-        name: of the file in a checkpoint's folder, and of the entry in the trainer's own state.
-        resume_from: folder of the checkpoint that is resumed, if it is not in the trainer's output folder.
-
-    Raises:
-        ImportError: transformers is not installed.
+    `name` is that of the file in a checkpoint's folder, and of the entry in the trainer's own state.
     """
-    base: Any = optional_module(
-        "transformers", "whose trainer runs the callback", extra="clip"
-    ).TrainerCallback
+    use = "whose trainer runs the callback"
+    base: Any = optional_module("transformers", use, extra="clip").TrainerCallback
 
     class MemoryCallback(base):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

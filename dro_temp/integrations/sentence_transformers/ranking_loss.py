@@ -119,12 +119,8 @@ class RobustRankingLoss(nn.Module):
         self._check_columns(columns)
         anchor, positive, *negatives = columns
         batch = {"negatives": tuple(negatives), "index": self._numbers(labels)}
-        if torch.is_grad_enabled():
-            self._prepare()
-            output = self.objective(anchor, positive, **batch)
-        else:
-            with self._held_out() as objective:
-                output = objective(anchor, positive, **batch)
+        with self._training() if torch.is_grad_enabled() else self._held_out() as objective:
+            output = objective(anchor, positive, **batch)
         self.metrics = output.metrics
         if self.temperatures is not None:
             for view, tau in output.tau.items():
@@ -168,12 +164,10 @@ class RobustRankingLoss(nn.Module):
 
     def _numbers(self, labels: Any) -> Any:
         """The labels, if a table reads them as sample numbers."""
-        predictors = [p for p in self.objective.predictors.values() if isinstance(p, TemperaturePredictor)]
-        required = any("index" in p.reads for p in predictors)
+        predictors: Any = self.objective.predictors.values()
         # Held-out data have no place in a memory, and their labels may be anything.
-        if torch.is_grad_enabled() and self.training:
-            required = required or bool(self.objective.memory_modules())
-        if not required:
+        remembers = torch.is_grad_enabled() and self.training and self.objective.memory_modules()
+        if not (remembers or any("index" in p.reads for p in predictors)):
             return None
         if labels is None:
             raise ValueError(
@@ -195,8 +189,8 @@ class RobustRankingLoss(nn.Module):
                 "these options out, or the hard negatives: dataset.select_columns(['anchor', 'positive', 'label'])."
             )
 
-    def _prepare(self) -> None:
-        """Before a forward that trains."""
+    @contextmanager
+    def _training(self) -> Iterator[Objective]:
         # The trainer wraps the model in DistributedDataParallel, not its loss.
         own = [self.objective.predictors, self.objective.losses, self.objective.penalties]
         self._replicas.synchronise(nn.ModuleList(own))
@@ -207,6 +201,7 @@ class RobustRankingLoss(nn.Module):
                 "expected a trainer that writes the memory after each step, received one that did not. Write "
                 "SentenceTransformerTrainer(..., loss=loss, callbacks=[loss.callback()])."
             ) from error
+        yield self.objective
 
     @contextmanager
     def _held_out(self) -> Iterator[Objective]:
@@ -215,11 +210,8 @@ class RobustRankingLoss(nn.Module):
         objective = shadow_copy(self.objective, sharing=self.model)
         parts = objective.predictors, objective.losses, objective.tau_losses, objective.risks
         objective._transaction = Transaction(*parts)
-        for part in objective.modules():
-            if isinstance(part, HostAdapter):
-                part.objective_trains = False
-        with evaluating(objective):
-            yield objective
+        with evaluating(self.model):
+            yield objective.eval()
 
 
 def number_samples(dataset: "Dataset") -> "Dataset":

@@ -2,12 +2,13 @@
 
 import threading
 import weakref
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from dro_temp.hosts.causal_lm.model_head import output_embeddings
+from dro_temp.hosts.causal_lm.model_head import outcomes_of, output_embeddings
 from dro_temp.integrations.transformers.head_temperatures import HeadTemperatures
 from dro_temp.integrations.transformers.hidden_hook import HiddenHook, LastPosition
 from dro_temp.interfaces import TemperaturePredictor
@@ -71,7 +72,7 @@ class TemperatureLogitsProcessor:
         head = output_embeddings(model)
         if isinstance(tempnet, TempNet):
             tempnet.check_fits(model)
-        with HiddenHook(model, head) as hook:
+        with closing(HiddenHook(model, head)) as hook:
             self._temperatures_of = HeadTemperatures(model, tempnet)
             example = hook.take()
         if example is None:
@@ -146,8 +147,7 @@ class TemperatureLogitsProcessor:
         if model is None:
             return
         head = output_embeddings(model)
-        weight = getattr(head, "weight", None)
-        outcomes = len(weight) if isinstance(weight, Tensor) else self._outcomes
+        outcomes = outcomes_of(head)
         if head is not self._head or outcomes != self._outcomes:
             raise ValueError(
                 f"expected the head of {self._name} that the processor was made for, with {self._outcomes} outcomes, "

@@ -1,6 +1,7 @@
 """Temperatures of the few rows that a language model's head makes in generation, as training would predict them."""
 
 import weakref
+from types import SimpleNamespace
 from typing import cast
 
 import torch
@@ -17,10 +18,6 @@ class HeadTemperatures:
     """A predictor bound to a model's head; how heads are named in this library, see `hosts.causal_lm.model_head`.
 
     What can be prepared is prepared once, and again after a weight has changed. The model is not kept alive.
-
-    Args:
-        model: the model.
-        predictor: whose temperatures.
 
     Raises:
         TypeError: the model has no head.
@@ -43,12 +40,7 @@ class HeadTemperatures:
             self._prepare()
 
     def __call__(self, hidden: Tensor | None, logits: Tensor) -> Tensor:
-        """Temperatures, [n].
-
-        Args:
-            hidden: what the head was given, [n d].
-            logits: what the model returned, [n vocabulary].
-        """
+        """Temperatures, [n], from what the head was given, [n d], and what the model returned, [n vocabulary]."""
         return self._decode(hidden, logits)  # type: ignore[arg-type]  # a predictor of features raises by itself
 
     def _examine(self, model: nn.Module) -> None:
@@ -76,14 +68,6 @@ def _version(weight: Tensor) -> tuple[object, ...]:
     return weight.data_ptr(), version, weight.dtype, weight.device
 
 
-class _LogitsAlone:
-    """In place of a `FrozenHead` where nothing can be prepared: the predictor reads the model's logits."""
-
-    def statistics(self, queries: Tensor | None, scores: Tensor) -> ScoreStatistics:
-        """Of the logits."""
-        return ScoreStatistics(scores)
-
-
 def _decoder(head: ModelHead, predictor: TemperaturePredictor) -> Decoder:
     transform = head.transform
     hooked = foreign_hooks(head.module, "_forward_hooks")  # which may change logits at times
@@ -95,4 +79,6 @@ def _decoder(head: ModelHead, predictor: TemperaturePredictor) -> Decoder:
             factor, bias = transform.factor, head.bias
             scaled = predictor.decoder(FrozenHead(head.weight, None if bias is None else bias * factor))
             return lambda hidden, logits: scaled(hidden * factor, logits)
-    return TemperaturePredictor.decoder(predictor, cast(FrozenHead, _LogitsAlone()))
+    # Nothing can be prepared: the predictor reads the model's logits.
+    logits_alone = SimpleNamespace(statistics=lambda queries, scores: ScoreStatistics(scores))
+    return TemperaturePredictor.decoder(predictor, cast(FrozenHead, logits_alone))

@@ -12,19 +12,16 @@ from dro_temp.hosts._modules import add_hook, foreign_hooks
 
 
 class LastPosition(NamedTuple):
-    """Every sequence's last position in one forward.
+    """Every sequence's last position in one forward."""
 
-    Args:
-        logits: what the model returned, soft-capped or scaled, [n vocabulary].
-        hidden: what its head was given, [n d]; None if the head was not called once, position by position.
-        positions: how many positions the model was given.
-        by_generate: True if the forward was asked for a dictionary, as `generate` asks for all of its own.
-    """
-
-    logits: Tensor
-    hidden: Tensor | None
-    positions: int
-    by_generate: bool
+    logits: Tensor  #: what the model returned, soft-capped or scaled, [n vocabulary]
+    hidden: (
+        Tensor | None
+    )  #: what its head was given, [n d]; None if it was not called once, position by position
+    positions: int  #: how many positions the model was given
+    by_generate: (
+        bool  #: True if the forward was asked for a dictionary, as `generate` asks for all of its own
+    )
 
 
 class _Captured:
@@ -49,11 +46,7 @@ class HiddenHook:
     """Hooks on a model and its head that hold the last position of a thread's latest forward until it is taken.
 
     Forwards that record gradients are ignored, so that training is neither slowed nor remembered. The model is not
-    kept alive, and of a longer sequence one position alone.
-
-    Args:
-        model: the model; it may wrap the one that generates (PEFT), or be wrapped.
-        head: its output embeddings.
+    kept alive, and of a longer sequence one position alone. It may be wrapped (PEFT), or wrap the one that generates.
     """
 
     def __init__(self, model: nn.Module, head: nn.Module) -> None:
@@ -63,16 +56,10 @@ class HiddenHook:
         self._after_ids: dict[int, int] = {}  # ids of the hooks after a model, by the module's
         # A wrapper may call what it wraps, its forward without hooks, or have it generate: each gets hooks.
         for module in model.modules():
-            if module is model or _head_of(module) is head:
+            if module is model or getattr(module, "get_output_embeddings", lambda: None)() is head:
                 after = add_hook(module.register_forward_hook, self._after_model)
                 self._after_ids[id(module)] = after.id
                 self._handles += [add_hook(module.register_forward_pre_hook, self._before_model), after]
-
-    def __enter__(self) -> "HiddenHook":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def take(self) -> LastPosition | None:
         """This thread's latest forward's last position, once; None if there was no forward since."""
@@ -140,11 +127,6 @@ class HiddenHook:
 @outside_graphs
 def _of_this_thread(hook: HiddenHook) -> _Captured:
     return hook._threads.captured
-
-
-def _head_of(module: nn.Module) -> Any:
-    find = getattr(module, "get_output_embeddings", None)
-    return find() if callable(find) else None
 
 
 def _last_of(x: Any) -> Tensor | None:
