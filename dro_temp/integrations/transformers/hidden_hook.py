@@ -73,9 +73,9 @@ class HiddenHook:
             handle.remove()
         self._threads = _PerThread()
 
+    @outside_graphs  # the compiler does not know whose attributes these are, and would lose what is written to them
     def _captured(self) -> _Captured:
-        # The compiler does not know whose attributes these are, and would lose what is written to them.
-        return _of_this_thread(self) if torch.compiler.is_compiling() else self._threads.captured
+        return self._threads.captured
 
     def _before_model(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
         if kwargs is not None and "logits_processor_args" in kwargs:
@@ -122,11 +122,6 @@ class HiddenHook:
         inputs = (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
         positions = next((x.shape[1] for x in inputs if isinstance(x, Tensor)), 0)
         captured.last = LastPosition(logits, hidden, positions, by_generate)
-
-
-@outside_graphs
-def _of_this_thread(hook: HiddenHook) -> _Captured:
-    return hook._threads.captured
 
 
 def _last_of(x: Any) -> Tensor | None:

@@ -194,7 +194,6 @@ def _check_labels(labels: Tensor | None, attention_mask: Tensor | None, inputs: 
         )
 
 
-# --- State without what was never trained ------------------------------------------------------------------------
 # The weights of a frozen host would be written again at every checkpoint, and safetensors refuses a tensor that has
 # two names, as a head has that is tied to the embeddings.
 
