@@ -14,14 +14,10 @@ from dro_temp.hosts._modules import add_hook, foreign_hooks
 class LastPosition(NamedTuple):
     """Every sequence's last position in one forward."""
 
-    logits: Tensor  #: what the model returned, soft-capped or scaled, [n vocabulary]
-    hidden: (
-        Tensor | None
-    )  #: what its head was given, [n d]; None if it was not called once, position by position
-    positions: int  #: how many positions the model was given
-    by_generate: (
-        bool  #: True if the forward was asked for a dictionary, as `generate` asks for all of its own
-    )
+    logits: Tensor  #: as the model returned them, soft-capped or scaled, [n vocabulary]
+    hidden: Tensor | None  #: the head's input, [n d]; None if it was not called once, position by position
+    positions: int  #: number of positions that the model was given
+    by_generate: bool  #: whether the forward was asked for a dictionary, as `generate` asks for all of its own
 
 
 class _Captured:
@@ -102,10 +98,9 @@ class HiddenHook:
     def _after_head(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
         if output is None or torch.is_grad_enabled():
             return
-        hidden = args[0] if args else next(iter(kwargs.values()))
         captured = self._captured()
         captured.head_calls += 1
-        captured.hidden = _last_of(hidden)
+        captured.hidden = _last_of(args[0] if args else next(iter(kwargs.values())))
 
     def _after_model(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
         logits = None if torch.is_grad_enabled() else _last_of(getattr(output, "logits", None))
