@@ -1,6 +1,5 @@
 """Rows with labels (class numbers, some ignored, or distributions over the classes), and their sample numbers."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -63,8 +62,7 @@ def labelled_rows(
         (tensor([4, 0, 0]), tensor([1., 0., 0.]))
     """
     check_tensor("labels", labels)
-    if not isinstance(index, Tensor | None):
-        index = as_index(index, labels.device)
+    index = None if index is None else as_index(index, labels.device)
     if len(labels.shape) not in (1, 2) or labels.shape[0] != scores.shape[0]:
         raise ValueError(
             f"expected labels of shape [{scores.shape[0]}], or probabilities of shape {list(scores.shape)}, "
@@ -84,18 +82,16 @@ def labelled_rows(
         distribution = labels.float() if labels.dtype.itemsize < 4 else labels
         if values_can_be_read(distribution):
             check_distribution("soft labels", distribution, mask)
-        weight = None if mask is None else mask.float()
+        weight: Tensor | None = None if mask is None else mask.float()
         target = distribution.argmax(1)
         return Rows(scores, target, features, index, weight=weight, target_distribution=distribution)
     check_integers("labels", labels)
     counted = labels != IGNORE if mask is None else (labels != IGNORE) & mask
+    weight = None
     if torch.compiler.is_compiling() or not _all_counted(labels, counted, classes, advice):
-        rows = Rows(scores, labels.masked_fill(~counted, 0), features, index, weight=counted.float())
-    else:
-        rows = Rows(scores, labels, features, index)
-    if not smoothing:
-        return rows
-    return replace(rows, target_distribution=F.smoothed_distribution(rows.target, classes, smoothing))
+        labels, weight = labels.masked_fill(~counted, 0), counted.float()
+    smoothed = F.smoothed_distribution(labels, classes, smoothing) if smoothing else None
+    return Rows(scores, labels, features, index, weight=weight, target_distribution=smoothed)
 
 
 def _all_counted(labels: Tensor, counted: Tensor, classes: int, advice: str) -> bool:

@@ -91,23 +91,15 @@ def log_temperatures(trainer: Trainer) -> Trainer:
         >>> trainer.callback_handler.callbacks[0].__class__.__name__
         'TemperatureLog'
     """
-    moments = _moments_of(trainer)
-    # Before all others: those that write the entry are there already, and read it in this order.
-    trainer.callback_handler.callbacks.insert(0, _callback(moments))  # type: ignore[attr-defined]
-    return trainer
-
-
-def _moments_of(trainer: Any) -> TemperatureMoments:
-    """Those of the loss that the trainer trains with, which adds to them from now on."""
-    loss = getattr(trainer, "loss", None)
+    loss, model = getattr(trainer, "loss", None), getattr(trainer, "model", None)
     losses = list(loss.values()) if isinstance(loss, Mapping) else [loss]
-    model = getattr(trainer, "model", None)
     parts: list[Any] = [model, getattr(trainer, "compute_loss_func", None), *losses]
     for part in parts:
         if hasattr(part, "temperatures") and hasattr(part, "views"):
             part.temperatures = part.temperatures or TemperatureMoments(part.views)
-            moments: TemperatureMoments = part.temperatures
-            return moments
+            # Before all others: those that write the entry are there already, and read it in this order.
+            trainer.callback_handler.callbacks.insert(0, _callback(part.temperatures))  # type: ignore[attr-defined]
+            return trainer
     of_what = "without a model" if model is None else f"of {with_article(type(model))}"
     raise TypeError(
         f"expected a trainer of a TrainableLM, a robust_loss_func or a RobustRankingLoss, received "

@@ -44,9 +44,7 @@ class ModelHead:
     @property
     def weight(self) -> Tensor:
         """[vocabulary d]; of a linear head."""
-        weight = self.module.weight
-        assert isinstance(weight, Tensor)
-        return weight
+        return self.module.weight  # type: ignore[return-value]
 
     @property
     def bias(self) -> Tensor | None:
@@ -164,17 +162,7 @@ def _identity(output: Any) -> tuple[int, int]:
 
 
 class HeadSnapshot:
-    """All that trial runs of a model depend on: its head, what wraps it, and the numbers that may go into its logits.
-
-    Example:
-        >>> import transformers
-        >>> config = transformers.GPT2Config(vocab_size=99, n_embd=16, n_layer=1, n_head=2)
-        >>> model = transformers.GPT2LMHeadModel(config)
-        >>> before = HeadSnapshot(model)
-        >>> model.config.logit_scale = 2.0
-        >>> before.is_outdated(model)
-        True
-    """
+    """All that trial runs of a model depend on: its head, what wraps it, numbers that may go into its logits."""
 
     def __init__(self, model: nn.Module) -> None:
         head = output_embeddings(model)

@@ -19,9 +19,6 @@ from dro_temp.hosts.causal_lm.model_head import (
     output_embeddings,
 )
 
-_POSITIONS = 16
-_LABELLED = (5, 10)  # positions whose labels are tried
-_PADDED = 2  # positions that a mask hides
 _REFUSALS = (RuntimeError, TypeError, ValueError, IndexError)
 
 #: What a model does to its head's output: a transform, None for nothing, or "other" for anything else.
@@ -41,7 +38,7 @@ class TrialRun:
         named = [v for k, v in known.items() if k.endswith(("token_id", "token_index"))]
         special = {number for v in named for number in (v if isinstance(v, list) else [v])}
         plain = torch.tensor([k for k in range(min(vocabulary, 4096)) if k not in special] or [0])
-        chosen = torch.randint(len(plain), (1, _POSITIONS), generator=torch.Generator().manual_seed(0))
+        chosen = torch.randint(len(plain), (1, 16), generator=torch.Generator().manual_seed(0))
         self.model, self.tokens = model, plain[chosen].to(next(model.parameters()).device)
         # A cache is memory that is not read here, and recurrent models write into theirs, which autograd rejects.
         # Some models compute something else without one (Dory) and are left as they are.
@@ -239,7 +236,7 @@ def probe_shift(trial: TrialRun) -> bool:
         ValueError: the model's own loss is neither.
     """
     logits = logits_of(trial())[0].float()
-    answers = {_is_shifted(trial, logits, at) for at in _LABELLED}
+    answers = {_is_shifted(trial, logits, at) for at in (5, 10)}
     if len(answers) == 1 and None not in answers:
         return bool(answers.pop())
     raise ValueError(
@@ -276,7 +273,7 @@ def _loss_of_label(trial: TrialRun, at: int, token: Tensor) -> Tensor | None:
 def probe_decoder(trial: TrialRun) -> bool:
     """True if the head is given just what `decoder_states` returns, with padding and without."""
     mask = torch.ones_like(trial.tokens)
-    mask[:, -_PADDED:] = 0
+    mask[:, -2:] = 0
     try:
         for inputs in ({}, {"attention_mask": mask}):
             hidden = capture(output_embeddings(trial.model), partial(trial, **inputs)).hidden

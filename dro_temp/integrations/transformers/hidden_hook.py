@@ -17,7 +17,7 @@ class LastPosition(NamedTuple):
     logits: Tensor  #: as the model returned them, soft-capped or scaled, [n vocabulary]
     hidden: Tensor | None  #: the head's input, [n d]; None if it was not called once, position by position
     positions: int  #: number of positions that the model was given
-    by_generate: bool  #: whether the forward was asked for a dictionary, as `generate` asks for all of its own
+    by_generate: bool  #: whether a dictionary was asked for, as `generate` does in all forwards of its own
 
 
 class _Captured:

@@ -91,8 +91,16 @@ class TrainableLM(nn.Module):
         Raises:
             ValueError: no labels, labels at padding, or labels that were shifted already.
         """
-        _check_labels(labels, attention_mask, inputs)
-        assert labels is not None
+        if labels is None or "shift_labels" in inputs:
+            received = "none" if labels is None else "shift_labels"
+            raise ValueError(
+                f"expected labels, unshifted, in every batch, received {received}. Collate with "
+                "DataCollatorForLanguageModeling(tokenizer, mlm=False), and leave out label_smoothing_factor (at 0), "
+                "compute_loss_func and context parallelism, which take the labels away: a robust loss has no smoothed "
+                "labels of tokens."
+            )
+        if attention_mask is not None and not torch.compiler.is_compiling():
+            _refuse_labels_at_padding(labels, attention_mask)
         inputs.update({} if position_ids is None else {"position_ids": position_ids})
         output = self.objective(
             input_ids=input_ids,
@@ -173,17 +181,7 @@ class TrainableLM(nn.Module):
         self._host.model.activation_checkpointing_enable(*args, **kwargs)  # type: ignore[operator]
 
 
-def _check_labels(labels: Tensor | None, attention_mask: Tensor | None, inputs: dict[str, Any]) -> None:
-    if labels is None or "shift_labels" in inputs:
-        received = "none" if labels is None else "shift_labels"
-        raise ValueError(
-            f"expected labels, unshifted, in every batch, received {received}. Collate with "
-            "DataCollatorForLanguageModeling(tokenizer, mlm=False), and leave out label_smoothing_factor (at 0), "
-            "compute_loss_func and context parallelism, which take the labels away: a robust loss has no smoothed "
-            "labels of tokens."
-        )
-    if attention_mask is None or torch.compiler.is_compiling():
-        return
+def _refuse_labels_at_padding(labels: Tensor, attention_mask: Tensor) -> None:
     wrong = (labels != IGNORE) & (attention_mask == 0)
     wrong[:, 0] = False
     if bool(wrong.any()):
