@@ -63,16 +63,17 @@ def labelled_rows(
     """
     check_tensor("labels", labels)
     index = None if index is None else as_index(index, labels.device)
-    if len(labels.shape) not in (1, 2) or labels.shape[0] != scores.shape[0]:
+    shape = scores.shape
+    if len(labels.shape) not in (1, 2) or labels.shape[0] != shape[0]:
         raise ValueError(
-            f"expected labels of shape [{scores.shape[0]}], or probabilities of shape {list(scores.shape)}, "
-            f"received {list(labels.shape)}. Pass one label for each row of scores."
+            f"expected labels of shape [{shape[0]}], or probabilities of shape {list(shape)}, received "
+            f"{list(labels.shape)}. Pass one label for each row of scores."
         )
+    classes = shape[1]
     if mask is not None:
         check_tensor("mask", mask)
         check_shape("mask", mask, labels.shape[:1], "Flatten it together with the labels.")
         mask = mask != 0
-    classes = scores.shape[1]
     if labels.is_floating_point() and labels.dim() == 2:
         if labels.shape[1] != classes:
             raise ValueError(
