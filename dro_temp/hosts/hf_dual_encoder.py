@@ -46,8 +46,7 @@ class HFDualEncoder(HostAdapter):
         (['image', 'text'], 3, 24)
     """
 
-    views = ("image", "text")
-    mirrored = ("image", "text")
+    views = mirrored = ("image", "text")
 
     def __init__(self, model: nn.Module, *, frozen: bool = False) -> None:
         super().__init__(frozen=frozen)

@@ -50,8 +50,7 @@ class InChunks(HostAdapter):
                 f"expected a host of pairs, whose two views score each other, received {type(host).__name__} with "
                 f"{list(host.views)}: the rows of others do not depend on the batch. Accumulate gradients instead."
             )
-        self.views = host.mirrored  # type: ignore[misc]  # a wrapper has those of what it wraps
-        self.mirrored = host.mirrored  # type: ignore[misc]
+        self.views = self.mirrored = host.mirrored  # type: ignore[misc]  # a wrapper has those of what it wraps
         self.host, self.size = host, check_count("size", size)
         self.train(host.objective_trains)
 

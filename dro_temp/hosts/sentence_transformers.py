@@ -38,8 +38,7 @@ class SentenceTransformers(HostAdapter):
         (15, 7)
     """
 
-    views = ("anchor", "positive")
-    mirrored = ("anchor", "positive")
+    views = mirrored = ("anchor", "positive")
 
     def __init__(self, model: nn.Module, *, frozen: bool = False) -> None:
         super().__init__(frozen=frozen)

@@ -32,9 +32,8 @@ class TwoTower(HostAdapter):
         (['image', 'text'], 7)
     """
 
-    views = ("image", "text")
+    views = mirrored = ("image", "text")
     checks_values = True
-    mirrored = ("image", "text")
 
     def __init__(self, image_encoder: nn.Module, text_encoder: nn.Module, *, frozen: bool = False) -> None:
         super().__init__(frozen=frozen)

@@ -13,10 +13,7 @@ class Replicas:
 
     They start as those of the first process, and each gradient becomes the mean over processes, as in
     DistributedDataParallel. In backward, not at the step: a gradient scaler looks for overflow between the two, and
-    must find the same everywhere.
-
-    Args:
-        backwards: number of backwards of the same rows that go into one step; their mean counts.
+    must find the same everywhere. Of several `backwards` of the same rows that go into one step, the mean counts.
     """
 
     def __init__(self, backwards: int = 1) -> None:

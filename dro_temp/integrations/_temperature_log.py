@@ -39,12 +39,7 @@ class TemperatureMoments:
         self._sums[training] = {}
 
     def read(self, *, training: bool, device: torch.device) -> dict[str, float]:
-        """Means and standard deviations over all processes' rows, then clear. All processes call it together.
-
-        Args:
-            training: whether of training batches.
-            device: where processes add up.
-        """
+        """Means and standard deviations over all processes' rows, then clear. All processes call it together."""
         own, nothing = self._sums[training], torch.zeros(3)
         self.clear(training=training)
         sums = torch.stack([own.get(view, nothing).cpu().double() for view in self.views])

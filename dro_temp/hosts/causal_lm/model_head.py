@@ -54,11 +54,7 @@ class ModelHead:
 
 
 def output_embeddings(model: nn.Module) -> nn.Module:
-    """The model's head.
-
-    Raises:
-        TypeError: there is none, or the model is not a causal language model.
-    """
+    """The model's head."""
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise TypeError(
             f"expected a decoder-only causal language model, received {type(model).__name__}, an encoder-decoder, "

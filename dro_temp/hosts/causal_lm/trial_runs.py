@@ -26,11 +26,7 @@ _Found = ScoreTransform | Literal["other"] | None
 
 
 class TrialRun:
-    """A model, or a copy of its modules; tokens, [1 16], none of them special; and options to call the model with.
-
-    Raises:
-        TypeError: the model does not run on tokens alone.
-    """
+    """A model, or a copy of its modules; tokens, [1 16], none of them special; and options to call the model with."""
 
     def __init__(self, model: nn.Module) -> None:
         known = config_values(model)
@@ -73,9 +69,6 @@ def trial_run(model: nn.Module) -> Iterator[TrialRun]:
     """Without gradient, in eval mode, of a copy of the model's modules: other threads may run the model meanwhile.
 
     Where a copy does not do what the model does, the model itself is run, and then restored.
-
-    Raises:
-        TypeError: the model does not run on tokens alone.
     """
     with torch.no_grad():
         trial = _trial_of_copy(model)
@@ -126,11 +119,7 @@ def _close(first: Tensor, second: Tensor) -> bool:
 
 
 def probe_head(model: nn.Module, trial: TrialRun) -> ModelHead:
-    """What the model's head computes: its output is replaced by known numbers, with which the logits are compared.
-
-    Raises:
-        TypeError: the model has no head.
-    """
+    """What the model's head computes: its output is replaced by known numbers, with which the logits are compared."""
     head, tried = output_embeddings(model), output_embeddings(trial.model)
     transform = _transform(trial, tried) if _is_matrix_product(head) else "other"
     output, hidden, *_ = capture(tried, trial)
@@ -231,9 +220,6 @@ def probe_shift(trial: TrialRun) -> bool:
 
     The loss is computed for one label alone, at two tokens: the two losses differ by the difference of two logits,
     whatever else a loss consists of (that of a router, say).
-
-    Raises:
-        ValueError: the model's own loss is neither.
     """
     logits = logits_of(trial())[0].float()
     answers = {_is_shifted(trial, logits, at) for at in (5, 10)}

@@ -24,8 +24,7 @@ _OTHER_LOSSES = {"logits": "CoCa's caption loss", "dist_image_features": "distil
 class FeaturesHost(HostAdapter):
     """Image rows and text rows of vectors that another loop's model made."""
 
-    views = ("image", "text")
-    mirrored = ("image", "text")
+    views = mirrored = ("image", "text")
 
     def __init__(self) -> None:
         super().__init__()

@@ -129,11 +129,9 @@ _NUMBERS = "_dro_temp_index"
 
 def _take_numbers(model: nn.Module, args: Any, kwargs: Any = None) -> Any:
     """Take the numbers off the texts before a model's forward."""
-    if kwargs is None:
+    texts = args[1] if len(args) > 1 else (kwargs or {}).get("text")
+    if kwargs is None or not isinstance(texts, Tensor) or texts.dim() != 3:
         return None
-    texts = args[1] if len(args) > 1 else kwargs.get("text")
-    if not isinstance(texts, Tensor) or texts.dim() != 3:
-        return args, kwargs
     index, texts = texts[:, 0, -1], texts[:, 0, :-1]
     setattr(texts, _NUMBERS, index)
     if len(args) > 1:

@@ -18,10 +18,6 @@ class HeadTemperatures:
     """A predictor bound to a model's head; how heads are named in this library, see `hosts.causal_lm.model_head`.
 
     What can be prepared is prepared once, and again after a weight has changed. The model is not kept alive.
-
-    Raises:
-        TypeError: the model has no head.
-        ValueError: the predictor is in training mode, or reads sample numbers.
     """
 
     #: As last examined.

@@ -102,43 +102,29 @@ class TrainableLM(nn.Module):
         if attention_mask is not None and not torch.compiler.is_compiling():
             _refuse_labels_at_padding(labels, attention_mask)
         inputs.update({} if position_ids is None else {"position_ids": position_ids})
+        # An objective makes up for data parallel training's mean over processes, and so does the Trainer.
+        processes, items = distributed.world_size() if self.training else 1, num_items_in_batch
+        count = None if items is None else torch.as_tensor(items).clamp(min=1) * processes
         output = self.objective(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            labels=labels,
-            count=self._count(num_items_in_batch),
-            **inputs,
+            input_ids=input_ids, attention_mask=attention_mask, labels=labels, count=count, **inputs
         )
+        values, tau = output.values["token"], output.tau["token"]
+        first = int(self._host.shifted)
+        counted = labels[:, first:] != IGNORE
         if self.temperatures is not None and not torch.compiler.is_compiling():
-            counted = labels[:, int(self._host.shifted) :] != IGNORE
-            self.temperatures.add("token", output.tau["token"], counted.flatten(), training=self.training)
+            self.temperatures.add("token", tau, counted.flatten(), training=self.training)
         if self.training:
             return {"loss": output.loss}
-        return {
-            "loss": output.loss,
-            "values": self._at_labels(output.values["token"], labels),
-            "tau": self._at_labels(output.tau["token"], labels),
-        }
+        # [batch length], each row's number at the label that it predicts.
+        values, tau = (x.reshape(counted.shape).masked_fill(~counted, IGNORE) for x in (values, tau))
+        values, tau = (nn.functional.pad(x, (first, 0), value=IGNORE) for x in (values, tau))
+        return {"loss": output.loss, "values": values, "tau": tau}
 
     @property
     def _host(self) -> CausalLM:
         host = self.objective.host
         assert isinstance(host, CausalLM)
         return host
-
-    def _count(self, items: Tensor | int | None) -> Tensor | None:
-        if items is None:
-            return None
-        # An objective makes up for data parallel training's mean over processes, and so does the Trainer.
-        processes = distributed.world_size() if self.training else 1
-        return torch.as_tensor(items).clamp(min=1) * processes
-
-    def _at_labels(self, rows: Tensor, labels: Tensor) -> Tensor:
-        """[batch length], each row's number at the label that it predicts."""
-        first = int(self._host.shifted)
-        counted = labels[:, first:] != IGNORE
-        x = rows.reshape(counted.shape).masked_fill(~counted, IGNORE)
-        return nn.functional.pad(x, (first, 0), value=IGNORE)
 
     @property
     def loss_type(self) -> str | None:
