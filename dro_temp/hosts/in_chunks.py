@@ -1,6 +1,6 @@
 """A host whose encoders see a few samples at a time, while its loss sees the whole batch."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -113,8 +113,7 @@ def _cut(value: Any, chunk: slice, n: int) -> Any:
     if isinstance(value, list | tuple):
         if value and len(value) == n and not any(isinstance(part, Tensor) for part in value):
             return value[chunk]
-        again: Callable[[Any], Any] = type(value) if type(value) in (list, tuple) else tuple
-        return again(_cut(part, chunk, n) for part in value)
+        return (list if isinstance(value, list) else tuple)(_cut(part, chunk, n) for part in value)
     return value
 
 

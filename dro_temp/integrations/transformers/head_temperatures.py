@@ -25,43 +25,36 @@ class HeadTemperatures:
 
     def __init__(self, model: nn.Module, predictor: TemperaturePredictor) -> None:
         self._model, self._predictor = weakref.ref(model), predictor
-        self._examine(model)
+        self._snapshot: HeadSnapshot | None = None
+        self.refresh()
 
     def refresh(self) -> None:
         """Prepare again if anything has changed; not needed between the tokens of one text."""
         model = self._model()
-        if model is not None and self._snapshot.is_outdated(model):
-            self._examine(model)
-        elif self._versions() != self._prepared_for:
-            self._prepare()
+        if model is not None and (self._snapshot is None or self._snapshot.is_outdated(model)):
+            self._snapshot = HeadSnapshot(model)
+            with trial_run(model) as trial:
+                self.head = probe_head(model, trial)
+            self._prepared_for: list[object] = []
+        versions = (
+            self._versions()
+        )  # read first: a weight that changes meanwhile is then noticed the next time
+        if versions != self._prepared_for:
+            self._decode = _decoder(self.head, self._predictor)
+            self._prepared_for = versions
 
     def __call__(self, hidden: Tensor | None, logits: Tensor) -> Tensor:
         """Temperatures, [n], from what the head was given, [n d], and what the model returned, [n vocabulary]."""
         return self._decode(hidden, logits)  # type: ignore[arg-type]  # a predictor of features raises by itself
 
-    def _examine(self, model: nn.Module) -> None:
-        self._snapshot = HeadSnapshot(model)
-        with trial_run(model) as trial:
-            self.head = probe_head(model, trial)
-        self._prepare()
-
-    def _prepare(self) -> None:
-        # First of all: a weight that changes meanwhile is then noticed the next time.
-        versions = self._versions()
-        self._decode = _decoder(self.head, self._predictor)
-        self._prepared_for = versions
-
     def _versions(self) -> list[object]:
         weights = [*self._predictor.parameters(), *self._predictor.buffers()]
         if self.head.linear:
-            weights += [self.head.weight] + ([] if self.head.bias is None else [self.head.bias])
+            weights += [x for x in (self.head.weight, self.head.bias) if x is not None]
+        versions = [-1 if torch.is_inference(x) else x._version for x in weights]
+        where = [(x.data_ptr(), x.dtype, x.device) for x in weights]
         modes = [part.training for part in self._predictor.modules()]
-        return [modes, foreign_hooks(self.head.module, "_forward_hooks"), *map(_version, weights)]
-
-
-def _version(weight: Tensor) -> tuple[object, ...]:
-    version = -1 if torch.is_inference(weight) else weight._version
-    return weight.data_ptr(), version, weight.dtype, weight.device
+        return [modes, foreign_hooks(self.head.module, "_forward_hooks"), versions, where]
 
 
 def _decoder(head: ModelHead, predictor: TemperaturePredictor) -> Decoder:
