@@ -1,7 +1,7 @@
 """A Hugging Face dual encoder as a host."""
 
 import inspect
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +50,8 @@ class HFDualEncoder(HostAdapter):
 
     def __init__(self, model: nn.Module, *, frozen: bool = False) -> None:
         super().__init__(frozen=frozen)
-        self._image = _tower(model, "get_image_features", "get_audio_features", "get_video_features")
-        self._text = _tower(model, "get_text_features")
+        self._image = _Tower(model, "get_image_features", "get_audio_features", "get_video_features")
+        self._text = _Tower(model, "get_text_features")
         self.model = model
         freeze_own_scale(model)
 
@@ -122,22 +122,17 @@ class HFDualEncoder(HostAdapter):
         return unit(vectors[:, 0] if vectors.dim() == 3 else vectors, tower.method)
 
 
-class _Tower(NamedTuple):
-    """A method that encodes one side, and the arguments that it takes, its main input first."""
+class _Tower:
+    """The first of some methods that a model has, and the arguments that it takes, its main input first."""
 
-    method: str
-    takes: tuple[str, ...]
-
-
-def _tower(model: nn.Module, *methods: str) -> _Tower:
-    """The first of these methods that the model has."""
-    for name in methods:
-        if hasattr(model, name):
-            parameters = inspect.signature(getattr(model, name)).parameters.values()
-            takes = tuple(p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD)
-            return _Tower(name, takes)
-    raise TypeError(
-        f"expected a model with {' or '.join(methods)}, received {type(model).__name__}, which has none. "
-        "Pass the model that holds both towers, unwrapped (CLIPModel, or the .flava of FlavaForPreTraining), or "
-        "use TwoTower(image_encoder, text_encoder)."
-    )
+    def __init__(self, model: nn.Module, *methods: str) -> None:
+        found = [name for name in methods if hasattr(model, name)]
+        if not found:
+            raise TypeError(
+                f"expected a model with {' or '.join(methods)}, received {type(model).__name__}, which has none. "
+                "Pass the model that holds both towers, unwrapped (CLIPModel, or the .flava of FlavaForPreTraining), "
+                "or use TwoTower(image_encoder, text_encoder)."
+            )
+        parameters = inspect.signature(getattr(model, found[0])).parameters.values()
+        self.method = found[0]
+        self.takes = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
