@@ -27,7 +27,7 @@ class TemperatureMoments:
     @torch.no_grad()
     def add(self, view: str, tau: Tensor, valid: Tensor | None = None, *, training: bool) -> None:
         """Add a batch of temperatures [n], of which the valid ones count, [n]; None: all do."""
-        # Sums of squares would lose a small spread to rounding; Apple's devices have no float64.
+        # In float32, sums of squares would lose a small spread to rounding; Apple's devices have no float64.
         tau = tau.float() if tau.device.type == "mps" else tau.double()
         weight = torch.ones_like(tau) if valid is None else valid.to(tau)
         sums = torch.stack([weight.sum(), (weight * tau).sum(), (weight * tau.square()).sum()])

@@ -158,7 +158,7 @@ def _identity(output: Any) -> tuple[int, int]:
 
 
 class HeadSnapshot:
-    """All that trial runs of a model depend on: its head, what wraps it, numbers that may go into its logits."""
+    """All that trial runs of a model depend on: its head, what wraps it, and numbers that may go into its logits."""
 
     def __init__(self, model: nn.Module) -> None:
         head = output_embeddings(model)

@@ -36,9 +36,8 @@ class HeadTemperatures:
             with trial_run(model) as trial:
                 self.head = probe_head(model, trial)
             self._prepared_for: list[object] = []
-        versions = (
-            self._versions()
-        )  # read first: a weight that changes meanwhile is then noticed the next time
+        # Read first: a weight that changes meanwhile is then noticed the next time.
+        versions = self._versions()
         if versions != self._prepared_for:
             self._decode = _decoder(self.head, self._predictor)
             self._prepared_for = versions
