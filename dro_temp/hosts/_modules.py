@@ -12,12 +12,10 @@ from torch.utils.hooks import RemovableHandle
 
 M = TypeVar("M", bound=nn.Module)
 
-# --- Hooks -------------------------------------------------------------------------------------------------------
-
 # torch reads a hook's number and increments it in two steps: two threads could get one number on one module.
 _REGISTERING = threading.Lock()
 _KINDS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_OURS = __name__.partition(".")[0] + "."
+_CONTAINERS = (dict, OrderedDict, list, tuple, set)
 
 
 def add_hook(register: Callable[..., RemovableHandle], hook: Callable[..., Any]) -> RemovableHandle:
@@ -25,27 +23,21 @@ def add_hook(register: Callable[..., RemovableHandle], hook: Callable[..., Any])
 
     Another thread, in the middle of a call, may run the hook without keyword arguments, before torch has recorded (or
     after it has removed) that it takes them: a hook must do nothing where it gets one argument less than it takes.
-
-    Args:
-        register: a module's `register_forward_hook` or `register_forward_pre_hook`.
-        hook: the hook.
     """
     with _REGISTERING:
         return register(hook, with_kwargs=True)
 
 
 def foreign_hooks(module: nn.Module, *kinds: str) -> tuple[int, ...]:
-    """Ids of the hooks on a module that are not this package's own; an id is unique within a process.
+    """Ids, unique within a process, of the hooks on a module that are not this package's own.
 
-    Args:
-        module: the module.
-        *kinds: names of torch's hook tables; by default all that can see or change what a call computes.
+    `kinds` are names of torch's hook tables; by default all that can see or change what a call computes.
     """
     return tuple(
         number
         for kind in kinds or _KINDS
         for number, hook in list(getattr(module, kind).items())
-        if not (getattr(hook, "__module__", None) or "").startswith(_OURS)
+        if not (getattr(hook, "__module__", None) or "").startswith("dro_temp.")
     )
 
 
@@ -59,20 +51,12 @@ def is_unmodified(module: object, *types: type[nn.Module]) -> bool:
     return "forward" not in vars(module) and not foreign_hooks(module)
 
 
-# --- Copies ------------------------------------------------------------------------------------------------------
-
-_CONTAINERS = (dict, OrderedDict, list, tuple, set)
-
-
 def shadow_copy(module: M, *, sharing: nn.Module | None = None) -> M:
     """A module with submodules, modes, hooks and attributes of its own, over the same parameters and buffers.
 
     Modes that are set, hooks that are added and layers that a forward swaps concern the copy alone; writing into a
-    tensor in place does not. Compiled submodules are copied uncompiled: their graphs run the original.
-
-    Args:
-        module: what is copied, in a time that does not depend on the size of its tensors.
-        sharing: a submodule that the copy shares.
+    tensor in place does not. Compiled submodules are copied uncompiled: their graphs run the original. The submodule
+    `sharing` is not copied.
     """
     shared = set() if sharing is None else set(sharing.modules())
     parts = [part for part in module.modules() if part not in shared]

@@ -7,29 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp import distributed
-from dro_temp._tensors import LOW, at_least_float32
+from dro_temp._tensors import LOW
 from dro_temp.hosts.labels import as_index
 from dro_temp.interfaces import LinearScores, Rows
 
 
 def unit(vectors: Any, encoder: str) -> Tensor:
-    """Vectors of length one, in float32 or better, also under autocast.
-
-    Args:
-        vectors: the output of an encoder, [n d].
-        encoder: its name, for the error.
-
-    Raises:
-        TypeError: the output is not a tensor.
-    """
+    """An encoder's output [n d] as vectors of length one, in float32 or better, also under autocast."""
     if not isinstance(vectors, Tensor):
         raise TypeError(
             f"expected the {encoder} to return a tensor [n, d], received {type(vectors).__name__}. "
             "Wrap it in a module that returns the pooled vectors alone."
         )
     with torch.autocast(vectors.device.type, enabled=False):
-        vectors = at_least_float32(vectors) if vectors.dtype in LOW else vectors
-        return nn.functional.normalize(vectors, dim=-1)
+        return nn.functional.normalize(vectors.float() if vectors.dtype in LOW else vectors, dim=-1)
 
 
 def pair_rows(
@@ -72,7 +63,17 @@ def pair_rows(
     together = gathers and distributed.world_size() > 1
     with distributed.raising_together(image.device) if together else nullcontext():
         index = index if isinstance(index, Tensor) else as_index(index, image.device)
-        _check_pairs(image, text, index)
+        if image.dim() != 2 or image.shape != text.shape:
+            raise ValueError(
+                f"expected both encoders to return [n, d] with the same n and d, received {list(image.shape)} for "
+                f"view {views[0]!r} and {list(text.shape)} for view {views[1]!r}. Pool to one vector per input, "
+                "project both to one width, and pass as many images as texts, or two views of each sample."
+            )
+        if index is not None and index.shape != image.shape[:1]:
+            raise ValueError(
+                f"expected index of shape [{len(image)}], one per pair, received {list(index.shape)}. Pass each "
+                "pair's number in the data set."
+            )
     if gathers and not together:
         distributed.refuse_missing_group()
     start, image_scores = 0, LinearScores(image, text)
@@ -93,25 +94,8 @@ def pair_rows(
     }
 
 
-def _check_pairs(image: Tensor, text: Tensor, index: Tensor | None) -> None:
-    if image.dim() != 2 or image.shape != text.shape:
-        raise ValueError(
-            "expected both encoders to return [n, d] with the same n and d, received "
-            f"{list(image.shape)} from the image encoder and {list(text.shape)} from the text encoder. "
-            "Pool to one vector per input, project both to one width, and pass as many images as texts."
-        )
-    if index is not None and index.shape != image.shape[:1]:
-        raise ValueError(
-            f"expected index of shape [{len(image)}], one per pair, received {list(index.shape)}. Pass each pair's "
-            "number in the data set."
-        )
-
-
 def freeze_own_scale(model: nn.Module) -> None:
-    """Freeze the model's own temperature: its scalar parameters, such as `logit_scale`.
-
-    Temperatures come from predictors, so these never get a gradient, over which DistributedDataParallel raises.
-    """
+    """Freeze the model's scalar parameters, such as `logit_scale`: DistributedDataParallel raises over unused ones."""
     for parameter in model.parameters(recurse=False):
         if parameter.numel() == 1:
             parameter.requires_grad_(False)

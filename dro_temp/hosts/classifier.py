@@ -47,13 +47,12 @@ class Classifier(HostAdapter):
         frozen: bool = False,
     ) -> None:
         super().__init__(frozen=frozen)
-        check_kind(
-            "model", model, nn.Module, "Pass a torch.nn.Module; nn.Identity() where inputs are logits."
-        )
+        instead = "Pass a torch.nn.Module; nn.Identity() where inputs are logits."
+        check_kind("model", model, nn.Module, instead)
         if head is not None:
             check_kind("head", head, nn.Module, "Pass the last layer, nn.Linear(d, classes), or None.")
         check_within("label_smoothing", label_smoothing, 0.0, 1.0)
-        self.model = model
+        self.model: Any = model
         self.head = head
         self.label_smoothing = float(label_smoothing)
 
@@ -65,6 +64,12 @@ class Classifier(HostAdapter):
             labels: class numbers [n], of which -100 is ignored; or probabilities [n classes].
             index: the samples' numbers in the data set, also as a list or an array.
         """
+        scores, features = self._scores(inputs)
+        smoothing = self.label_smoothing if self.objective_trains else 0.0
+        return {"class": labelled_rows(scores, labels, features, index, smoothing=smoothing)}
+
+    def _scores(self, inputs: Any) -> tuple[Tensor | LinearScores, Tensor | None]:
+        """Scores [n classes], and features [n d] if there are any."""
         output = self.model(inputs)
         if not isinstance(output, Tensor) or output.dim() != 2:
             raise ValueError(
@@ -72,12 +77,8 @@ class Classifier(HostAdapter):
                 f"{list(output.shape) if isinstance(output, Tensor) else type(output).__name__}. "
                 "Pool over space first, or wrap the model so that it does."
             )
-        smoothing = self.label_smoothing if self.objective_trains else 0.0
         if self.head is None:
-            return {"class": labelled_rows(output, labels, None, index, smoothing=smoothing)}
-        scores: Tensor | LinearScores
+            return output, None
         if isinstance(self.head, nn.Linear) and is_unmodified(self.head, nn.Linear):
-            scores = LinearScores(output, self.head.weight, self.head.bias)
-        else:
-            scores = self.head(output)
-        return {"class": labelled_rows(scores, labels, output, index, smoothing=smoothing)}
+            return LinearScores(output, self.head.weight, self.head.bias), output
+        return self.head(output), output

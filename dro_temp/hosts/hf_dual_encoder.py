@@ -1,7 +1,6 @@
 """A Hugging Face dual encoder as a host."""
 
 import inspect
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,13 +46,12 @@ class HFDualEncoder(HostAdapter):
         (['image', 'text'], 3, 24)
     """
 
-    views = ("image", "text")
-    mirrored = ("image", "text")
+    views = mirrored = ("image", "text")
 
     def __init__(self, model: nn.Module, *, frozen: bool = False) -> None:
         super().__init__(frozen=frozen)
-        self._image = _tower(model, "get_image_features", "get_audio_features", "get_video_features")
-        self._text = _tower(model, "get_text_features")
+        self._image = _Tower(model, "get_image_features", "get_audio_features", "get_video_features")
+        self._text = _Tower(model, "get_text_features")
         self.model = model
         freeze_own_scale(model)
 
@@ -94,12 +92,8 @@ class HFDualEncoder(HostAdapter):
                 f"{self._text.method} ({', '.join(self._text.takes)}), received {', '.join(unknown)}. "
                 "Take them out of the batch: host(**{name: batch[name] for name in ...}, index=index)."
             )
-        return pair_rows(
-            self._encode(self._image, image),
-            self._encode(self._text, text),
-            index,
-            gathers=self.objective_trains,
-        )
+        images, texts = self._encode(self._image, image), self._encode(self._text, text)
+        return pair_rows(images, texts, index, gathers=self.objective_trains)
 
     @property
     def width(self) -> int:
@@ -116,39 +110,29 @@ class HFDualEncoder(HostAdapter):
                 f"{', '.join(given) or 'nothing'} for it. Pass both sides of the pairs, as the model's processor "
                 "returns them; for one side alone use encode_image or encode_text."
             )
-        return unit(_pooled(getattr(self.model, tower.method)(**given), tower.method), tower.method)
+        output = getattr(self.model, tower.method)(**given)
+        vectors = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
+        if not isinstance(vectors, Tensor):
+            raise TypeError(
+                f"expected {tower.method} to return a tensor or an output with pooler_output, received "
+                f"{type(output).__name__} without it. Such a model has no contrastive form of its own (or its config "
+                "says return_dict=False): use TwoTower with modules that pool and project."
+            )
+        # Of one vector per position, the first stands for the whole input.
+        return unit(vectors[:, 0] if vectors.dim() == 3 else vectors, tower.method)
 
 
-@dataclass(frozen=True)
 class _Tower:
-    """A method that encodes one side, and the arguments that it takes, its main input first."""
+    """The first of some methods that a model has, and the arguments that it takes, its main input first."""
 
-    method: str
-    takes: tuple[str, ...]
-
-
-def _tower(model: nn.Module, *methods: str) -> _Tower:
-    """The first of these methods that the model has."""
-    for name in methods:
-        if hasattr(model, name):
-            parameters = inspect.signature(getattr(model, name)).parameters.values()
-            takes = tuple(p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD)
-            return _Tower(name, takes)
-    raise TypeError(
-        f"expected a model with {' or '.join(methods)}, received {type(model).__name__}, which has none. "
-        "Pass the model that holds both towers, unwrapped (CLIPModel, or the .flava of FlavaForPreTraining), or "
-        "use TwoTower(image_encoder, text_encoder)."
-    )
-
-
-def _pooled(output: Any, method: str) -> Tensor:
-    """One vector per input out of what the method returned: a tensor, or an output with `pooler_output`."""
-    vectors = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
-    if not isinstance(vectors, Tensor):
-        raise TypeError(
-            f"expected {method} to return a tensor or an output with pooler_output, received "
-            f"{type(output).__name__} without it. Such a model has no contrastive form of its own (or its config "
-            "says return_dict=False): use TwoTower with modules that pool and project."
-        )
-    # Of one vector per position, the first stands for the whole input.
-    return vectors[:, 0] if vectors.dim() == 3 else vectors
+    def __init__(self, model: nn.Module, *methods: str) -> None:
+        found = [name for name in methods if hasattr(model, name)]
+        if not found:
+            raise TypeError(
+                f"expected a model with {' or '.join(methods)}, received {type(model).__name__}, which has none. "
+                "Pass the model that holds both towers, unwrapped (CLIPModel, or the .flava of FlavaForPreTraining), "
+                "or use TwoTower(image_encoder, text_encoder)."
+            )
+        parameters = inspect.signature(getattr(model, found[0])).parameters.values()
+        self.method = found[0]
+        self.takes = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]

@@ -1,6 +1,6 @@
 """A host whose encoders see a few samples at a time, while its loss sees the whole batch."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -50,8 +50,7 @@ class InChunks(HostAdapter):
                 f"expected a host of pairs, whose two views score each other, received {type(host).__name__} with "
                 f"{list(host.views)}: the rows of others do not depend on the batch. Accumulate gradients instead."
             )
-        self.views = host.mirrored  # type: ignore[misc]  # a wrapper has those of what it wraps
-        self.mirrored = host.mirrored  # type: ignore[misc]
+        self.views = self.mirrored = host.mirrored  # type: ignore[misc]  # a wrapper has those of what it wraps
         self.host, self.size = host, check_count("size", size)
         self.train(host.objective_trains)
 
@@ -63,21 +62,21 @@ class InChunks(HostAdapter):
 
     def rows(self, *args: Any, **batch: Any) -> dict[str, Rows]:
         """Rows of the whole batch; arguments are the host's own."""
-        n = _number_of_samples((*args, *batch.values()))
-        parts = []
+        lengths = [len(tensor) for tensor in _leaves((*args, *batch.values())) if tensor.dim() > 0]
+        if not lengths:
+            raise ValueError(
+                "expected at least one tensor with a row per sample among the arguments, received none. Pass batches "
+                "of tensors, or mappings of them, as a processor returns with return_tensors='pt'."
+            )
+        n, parts = lengths[0], []
         for start in range(0, max(n, 1), self.size):  # a process without samples takes part in the gathering
             chunk = slice(start, start + self.size)
             inputs = _cut(args, chunk, n), _cut(batch, chunk, n)
-            with_gradient = torch.is_grad_enabled()
-            parts.append(
-                checkpoint(self._features, *inputs, use_reentrant=False)
-                if with_gradient
-                else self._features(*inputs)
-            )
+            parts.append(checkpoint(self._features, *inputs, use_reentrant=False))
         first, second, numbers = zip(*parts, strict=True)
         index = None if numbers[0] is None else torch.cat(numbers)
-        together = pair_rows(torch.cat(first), torch.cat(second), index, gathers=self.objective_trains)
-        return dict(zip(self.views, together.values(), strict=True))
+        (one, other), gathers = self.views, self.objective_trains
+        return pair_rows(torch.cat(first), torch.cat(second), index, gathers=gathers, views=(one, other))
 
     def _features(self, args: Any, batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         rows = self.host(*args, **batch)
@@ -93,21 +92,8 @@ class InChunks(HostAdapter):
         return first.queries, second.queries, rows[self.views[0]].index
 
 
-# --- Cutting a batch -----------------------------------------------------------------------------------------------
-
-
-def _number_of_samples(values: Any) -> int:
-    for tensor in _leaves(values):
-        if tensor.dim() > 0:
-            return len(tensor)
-    raise ValueError(
-        "expected at least one tensor with a row per sample among the arguments, received none. Pass batches of "
-        "tensors, or mappings of them, as a processor returns with return_tensors='pt'."
-    )
-
-
 def _leaves(value: Any) -> Iterator[Tensor]:
-    """Tensors with an entry per sample."""
+    """The tensors inside, of a bag of tokens its offsets."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -127,8 +113,7 @@ def _cut(value: Any, chunk: slice, n: int) -> Any:
     if isinstance(value, list | tuple):
         if value and len(value) == n and not any(isinstance(part, Tensor) for part in value):
             return value[chunk]
-        again: Callable[[Any], Any] = type(value) if type(value) in (list, tuple) else tuple
-        return again(_cut(part, chunk, n) for part in value)
+        return (list if isinstance(value, list) else tuple)(_cut(part, chunk, n) for part in value)
     return value
 
 

@@ -1,6 +1,5 @@
 """Rows with labels (class numbers, some ignored, or distributions over the classes), and their sample numbers."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -63,50 +62,37 @@ def labelled_rows(
         (tensor([4, 0, 0]), tensor([1., 0., 0.]))
     """
     check_tensor("labels", labels)
-    if not isinstance(index, Tensor | None):
-        index = as_index(index, labels.device)
-    if len(labels.shape) not in (1, 2) or labels.shape[0] != scores.shape[0]:
+    index = None if index is None else as_index(index, labels.device)
+    shape = scores.shape
+    if len(labels.shape) not in (1, 2) or labels.shape[0] != shape[0]:
         raise ValueError(
-            f"expected labels of shape [{scores.shape[0]}], or probabilities of shape {list(scores.shape)}, "
-            f"received {list(labels.shape)}. Pass one label for each row of scores."
+            f"expected labels of shape [{shape[0]}], or probabilities of shape {list(shape)}, received "
+            f"{list(labels.shape)}. Pass one label for each row of scores."
         )
+    classes = shape[1]
     if mask is not None:
         check_tensor("mask", mask)
         check_shape("mask", mask, labels.shape[:1], "Flatten it together with the labels.")
         mask = mask != 0
     if labels.is_floating_point() and labels.dim() == 2:
-        return _distributed(scores, labels, features, index, mask)
+        if labels.shape[1] != classes:
+            raise ValueError(
+                f"expected soft labels over the model's {classes} classes, received {labels.shape[1]} of them. "
+                f"Make both with num_classes={classes}."
+            )
+        distribution = labels.float() if labels.dtype.itemsize < 4 else labels
+        if values_can_be_read(distribution):
+            check_distribution("soft labels", distribution, mask)
+        weight: Tensor | None = None if mask is None else mask.float()
+        target = distribution.argmax(1)
+        return Rows(scores, target, features, index, weight=weight, target_distribution=distribution)
     check_integers("labels", labels)
-    classes = scores.shape[1]
     counted = labels != IGNORE if mask is None else (labels != IGNORE) & mask
+    weight = None
     if torch.compiler.is_compiling() or not _all_counted(labels, counted, classes, advice):
-        rows = Rows(scores, labels.masked_fill(~counted, 0), features, index, weight=counted.float())
-    else:
-        rows = Rows(scores, labels, features, index)
-    if not smoothing:
-        return rows
-    return replace(rows, target_distribution=F.smoothed_distribution(rows.target, classes, smoothing))
-
-
-def _distributed(
-    scores: Tensor | LinearScores,
-    labels: Tensor,
-    features: Tensor | None,
-    index: Tensor | None,
-    mask: Tensor | None,
-) -> Rows:
-    """Rows whose labels are distributions, as Mixup and CutMix make them."""
-    if labels.shape[1] != scores.shape[1]:
-        raise ValueError(
-            f"expected soft labels over the model's {scores.shape[1]} classes, received {labels.shape[1]} of them. "
-            f"Make both with num_classes={scores.shape[1]}."
-        )
-    distribution = labels.float() if labels.dtype.itemsize < 4 else labels
-    if values_can_be_read(distribution):
-        check_distribution("soft labels", distribution, mask)
-    weight = None if mask is None else mask.float()
-    target = distribution.argmax(1)
-    return Rows(scores, target, features, index, weight=weight, target_distribution=distribution)
+        labels, weight = labels.masked_fill(~counted, 0), counted.float()
+    smoothed = F.smoothed_distribution(labels, classes, smoothing) if smoothing else None
+    return Rows(scores, labels, features, index, weight=weight, target_distribution=smoothed)
 
 
 def _all_counted(labels: Tensor, counted: Tensor, classes: int, advice: str) -> bool:
@@ -123,15 +109,7 @@ def _all_counted(labels: Tensor, counted: Tensor, classes: int, advice: str) -> 
 
 
 def as_index(index: Any, device: torch.device) -> Tensor | None:
-    """Sample numbers as a tensor: also those that come as a list, a tuple or a NumPy array.
-
-    Args:
-        index: the numbers, or None.
-        device: where they are put, unless they are a tensor already.
-
-    Raises:
-        TypeError: something else than whole numbers.
-    """
+    """Sample numbers that come as a list, a tuple or a NumPy array as a tensor on the device; a tensor as it is."""
     if index is None or isinstance(index, Tensor):
         return index
     received, cause = type(index).__name__, None

@@ -38,8 +38,7 @@ class OpenCLIP(HostAdapter):
         (['image', 'text'], 3, 24)
     """
 
-    views = ("image", "text")
-    mirrored = ("image", "text")
+    views = mirrored = ("image", "text")
 
     def __init__(self, model: nn.Module, *, frozen: bool = False) -> None:
         missing = [name for name in ("encode_image", "encode_text") if not hasattr(model, name)]

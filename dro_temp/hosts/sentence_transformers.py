@@ -38,8 +38,7 @@ class SentenceTransformers(HostAdapter):
         (15, 7)
     """
 
-    views = ("anchor", "positive")
-    mirrored = ("anchor", "positive")
+    views = mirrored = ("anchor", "positive")
 
     def __init__(self, model: nn.Module, *, frozen: bool = False) -> None:
         super().__init__(frozen=frozen)
@@ -81,12 +80,8 @@ class SentenceTransformers(HostAdapter):
                 f"expected as many texts in every column, received {[len(column) for column in columns]}. Give each "
                 "anchor one positive, and one negative in each further column."
             )
-        # An evaluation may run on one process only.
-        made = pair_rows(
-            columns[0],
-            columns[1],
-            index,
-            negatives=torch.cat(columns[2:]) if negatives else None,
-            gathers=self.objective_trains,
+        further = torch.cat(columns[2:]) if negatives else None
+        gathers = self.objective_trains  # an evaluation may run on one process only
+        return pair_rows(
+            columns[0], columns[1], index, negatives=further, gathers=gathers, views=("anchor", "positive")
         )
-        return dict(zip(self.views, made.values(), strict=True))

@@ -6,14 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp._autograd import RandomState
-from dro_temp._checks import check_within
 from dro_temp._optional import optional_module
 from dro_temp.hosts._modules import is_unmodified, shadow_copy
-from dro_temp.hosts.labels import labelled_rows
-from dro_temp.interfaces import HostAdapter, LinearScores, Rows
+from dro_temp.hosts.classifier import Classifier
+from dro_temp.interfaces import LinearScores
 
 
-class Timm(HostAdapter):
+class Timm(Classifier):
     r"""A classifier of timm: one row per image, whose scores are the model's own logits.
 
     Predictors read the input of the classifier, `forward_head(..., pre_logits=True)`, of width `width`. Where the
@@ -43,14 +42,20 @@ class Timm(HostAdapter):
         torch.Size([4])
     """
 
-    views = ("class",)
-
     def __init__(self, model: nn.Module, *, label_smoothing: float = 0.0, frozen: bool = False) -> None:
-        super().__init__(frozen=frozen)
-        _check_model(model)
-        check_within("label_smoothing", label_smoothing, 0.0, 1.0)
-        self.model: Any = model
-        self.label_smoothing = float(label_smoothing)
+        missing = [x for x in ("forward_features", "forward_head", "get_classifier") if not hasattr(model, x)]
+        if missing:
+            raise TypeError(
+                f"expected a classifier of timm, received {type(model).__name__}, which has no {missing[0]}. Create it "
+                "without features_only=True; wrap any other module in dro_temp.hosts.Classifier."
+            )
+        if not getattr(model, "num_classes", 0):
+            raise ValueError(
+                f"expected a model that scores classes, received {type(model).__name__} with num_classes=0. Pass "
+                "num_classes to create_model, call model.reset_classifier(10), or put a head on its features: "
+                "dro_temp.hosts.Classifier(model, torch.nn.Linear(model.num_features, 10))."
+            )
+        super().__init__(model, label_smoothing=label_smoothing, frozen=frozen)
         layers = optional_module("timm.layers", "whose linear layer may be the model's head", extra="vision")
         # Another subclass, or a wrapped layer, may compute something else.
         self._plain = (nn.Linear, layers.Linear)
@@ -62,19 +67,9 @@ class Timm(HostAdapter):
         """Number of features that predictors read."""
         return int(self.model.head_hidden_size)
 
-    def rows(self, inputs: Tensor, labels: Tensor, index: Any = None) -> dict[str, Rows]:
-        """One row per image.
-
-        Args:
-            inputs: images, as the model takes them.
-            labels: class numbers [n], of which -100 is ignored; or probabilities of the classes [n classes].
-            index: the samples' numbers in the data set, also as a list or an array.
-        """
-        smoothing = self.label_smoothing if self.objective_trains else 0.0
-        scores, hidden = self._scores(inputs) if len(inputs) else self._no_images(inputs)
-        return {"class": labelled_rows(scores, labels, hidden, index, smoothing=smoothing)}
-
     def _scores(self, inputs: Tensor) -> tuple[Tensor | LinearScores, Tensor]:
+        if len(inputs) == 0:  # many models cannot reshape a batch of no images
+            return inputs.new_zeros(0, self.model.num_classes), inputs.new_zeros(0, self.width)
         maps = self.model.forward_features(inputs)
         if self._head_is_linear(maps):
             hidden = _hidden(self.model, maps)
@@ -85,10 +80,6 @@ class Timm(HostAdapter):
         with torch.no_grad():  # no gradient passes through what predictors read
             hidden = _hidden(self.model, maps)
         return scores, hidden
-
-    def _no_images(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        # Many models cannot reshape a batch of no images.
-        return inputs.new_zeros(0, self.model.num_classes), inputs.new_zeros(0, self.width)
 
     def _head_is_linear(self, maps: Any) -> bool:
         classifier = self.model.get_classifier()
@@ -127,19 +118,3 @@ def _hidden(model: Any, maps: Any) -> Tensor:
     """What the classifier is given."""
     hidden: Tensor = model.forward_head(maps, pre_logits=True)
     return hidden.flatten(1)
-
-
-def _check_model(model: nn.Module) -> None:
-    wanted = ("forward_features", "forward_head", "get_classifier")
-    missing = [name for name in wanted if not hasattr(model, name)]
-    if missing:
-        raise TypeError(
-            f"expected a classifier of timm, received {type(model).__name__}, which has no {missing[0]}. Create it "
-            "without features_only=True; wrap any other module in dro_temp.hosts.Classifier."
-        )
-    if not getattr(model, "num_classes", 0):
-        raise ValueError(
-            f"expected a model that scores classes, received {type(model).__name__} with num_classes=0. Pass "
-            "num_classes to create_model, call model.reset_classifier(10), or put a head on its features: "
-            "dro_temp.hosts.Classifier(model, torch.nn.Linear(model.num_features, 10))."
-        )

@@ -32,9 +32,8 @@ class TwoTower(HostAdapter):
         (['image', 'text'], 7)
     """
 
-    views = ("image", "text")
+    views = mirrored = ("image", "text")
     checks_values = True
-    mirrored = ("image", "text")
 
     def __init__(self, image_encoder: nn.Module, text_encoder: nn.Module, *, frozen: bool = False) -> None:
         super().__init__(frozen=frozen)
@@ -60,5 +59,4 @@ class TwoTower(HostAdapter):
             index: the pairs' numbers in the data set, also as a list or an array.
         """
         image, text = self.encode_image(images), self.encode_text(texts)
-        # An evaluation may run on one process only.
         return pair_rows(image, text, index, gathers=self.objective_trains)

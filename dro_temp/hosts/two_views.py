@@ -1,16 +1,14 @@
 """One encoder, two augmented views of every sample."""
 
-from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dro_temp import distributed
 from dro_temp._checks import check_kind
-from dro_temp.hosts._pairs import unit
-from dro_temp.hosts.labels import as_index
-from dro_temp.interfaces import HostAdapter, Rows
+from dro_temp.hosts._pairs import pair_rows, unit
+from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 
 
 class TwoViews(HostAdapter):
@@ -58,32 +56,18 @@ class TwoViews(HostAdapter):
             second: another view of the same samples, in the same order.
             index: the samples' numbers in the data set, also as a list or an array.
         """
-        x, y = self.encode(first), self.encode(second)
-        with distributed.raising_together(x.device) if self.objective_trains else nullcontext():
-            index = as_index(index, x.device)
-            if x.dim() != 2 or x.shape != y.shape:
-                raise ValueError(
-                    "expected the encoder to return [n, d] for both views with the same n and d, received "
-                    f"{list(x.shape)} and {list(y.shape)}. Pool to one vector per input, and pass two views of each "
-                    "sample."
-                )
-        all_x, all_y, start = x, y, 0
-        if self.objective_trains:
-            distributed.refuse_missing_group()
-            all_x, start = distributed.gather_rows_with_gradient(x)
-            all_y, _ = distributed.gather_rows_with_gradient(y)
-        return {
-            "first": _rows(x, all_x, all_y, start, index),
-            "second": _rows(y, all_y, all_x, start, index),
-        }
+        x, y, gathers = self.encode(first), self.encode(second), self.objective_trains
+        x_rows, y_rows = pair_rows(x, y, index, gathers=gathers, views=("first", "second")).values()
+        return {"first": _against_both(x_rows, y_rows), "second": _against_both(y_rows, x_rows)}
 
 
-def _rows(x: Tensor, own_view: Tensor, other_view: Tensor, start: int, index: Tensor | None) -> Rows:
+def _against_both(rows: Rows, mirror: Rows) -> Rows:
     """Scores against the row's own view without itself, then against the other view."""
-    n, m = len(x), len(own_view)
-    itself = torch.arange(start, start + n, device=x.device)
-    others = torch.arange(max(m - 1, 0), device=x.device).expand(n, -1)
-    others = others + (others >= itself[:, None])
+    assert isinstance(rows.scores, LinearScores)
+    assert isinstance(mirror.scores, LinearScores)
+    x, own_view, other_view = rows.scores.queries, mirror.scores.keys, rows.scores.keys
+    others = torch.arange(max(len(own_view) - 1, 0), device=x.device).expand(len(x), -1)
+    others = others + (others >= rows.target[:, None])
     with torch.autocast(x.device.type, enabled=False):
         scores = torch.cat([(x @ own_view.T).gather(1, others), x @ other_view.T], 1)
-    return Rows(scores, itself + max(m - 1, 0), x, index, target_in_support=False)
+    return replace(rows, scores=scores, target=rows.target + others.shape[1])

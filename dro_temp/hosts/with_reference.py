@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dro_temp._checks import check_kind
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
@@ -47,7 +46,22 @@ class WithReference(HostAdapter):
         check_kind("host", host, HostAdapter, "Wrap the model: dro_temp.hosts.TwoTower(...).")
         check_kind("reference", reference, HostAdapter, "Wrap it: dro_temp.hosts.TwoTower(..., frozen=True).")
         super().__init__(frozen=host.frozen)
-        _check_pair(host, reference)
+        if not reference.frozen:
+            raise ValueError(
+                "expected a frozen reference, received one that would train. Build it with frozen=True, for example "
+                "TwoTower(image_encoder, text_encoder, frozen=True)."
+            )
+        if reference.views != host.views:
+            raise ValueError(
+                f"expected a reference with the host's views {list(host.views)}, received one with "
+                f"{list(reference.views)}. Wrap both models in the same kind of host."
+            )
+        ours = {id(p) for p in host.parameters()}
+        if any(id(p) in ours for p in reference.parameters()):
+            raise ValueError(
+                "expected a reference with parameters of its own, received one that shares some with the host, which "
+                "would be frozen with it. Pass copy.deepcopy of the encoders."
+            )
         self.views = host.views  # type: ignore[misc]  # a wrapper has those of what it wraps
         self.host, self.reference = host, reference.requires_grad_(False)
         self.train(host.objective_trains)
@@ -65,25 +79,6 @@ class WithReference(HostAdapter):
         return self
 
 
-def _check_pair(host: HostAdapter, reference: HostAdapter) -> None:
-    if not reference.frozen:
-        raise ValueError(
-            "expected a frozen reference, received one that would train. Build it with frozen=True, for example "
-            "TwoTower(image_encoder, text_encoder, frozen=True)."
-        )
-    if reference.views != host.views:
-        raise ValueError(
-            f"expected a reference with the host's views {list(host.views)}, received one with "
-            f"{list(reference.views)}. Wrap both models in the same kind of host."
-        )
-    ours = {id(p) for p in host.parameters()}
-    if any(id(p) in ours for p in reference.parameters()):
-        raise ValueError(
-            "expected a reference with parameters of its own, received one that shares some with the host, which "
-            "would be frozen with it. Pass copy.deepcopy of the encoders."
-        )
-
-
 def _less(view: str, rows: Rows, reference: Rows) -> Rows:
     if rows.scores.shape != reference.scores.shape:
         raise ValueError(
@@ -96,18 +91,9 @@ def _less(view: str, rows: Rows, reference: Rows) -> Rows:
             f"expected a reference with the host's targets and support in view {view!r}, received others. Wrap "
             "both models in the same kind of host, and pass both the same batch."
         )
-    return replace(rows, scores=_difference(rows, reference))
-
-
-def _difference(rows: Rows, reference: Rows) -> Tensor | LinearScores:
     s, r = rows.scores, reference.scores
     if not isinstance(s, LinearScores) or not isinstance(r, LinearScores) or s.transform or r.transform:
-        return rows.dense_scores - reference.dense_scores
+        return replace(rows, scores=rows.dense_scores - reference.dense_scores)
     queries, keys = torch.cat([s.queries, -r.queries], 1), torch.cat([s.keys, r.keys], 1)
-    if s.bias is None and r.bias is None:
-        return LinearScores(queries, keys)
-    return LinearScores(queries, keys, _or_zero(s) - _or_zero(r))
-
-
-def _or_zero(scores: LinearScores) -> Tensor:
-    return scores.keys.new_zeros(len(scores.keys)) if scores.bias is None else scores.bias
+    bias = s.bias if r.bias is None else -r.bias if s.bias is None else s.bias - r.bias
+    return replace(rows, scores=LinearScores(queries, keys, bias))

@@ -13,15 +13,12 @@ class Replicas:
 
     They start as those of the first process, and each gradient becomes the mean over processes, as in
     DistributedDataParallel. In backward, not at the step: a gradient scaler looks for overflow between the two, and
-    must find the same everywhere.
-
-    Args:
-        backwards: number of backwards of the same rows that go into one step; their mean counts.
+    must find the same everywhere. Of several `backwards` of the same rows that go into one step, the mean counts.
     """
 
     def __init__(self, backwards: int = 1) -> None:
         self._backwards = backwards
-        self._hooked: list[nn.Parameter] = []
+        self._hooked: set[nn.Parameter] = set()
         self._equal = False
 
     def synchronise(self, module: nn.Module) -> None:
@@ -30,11 +27,10 @@ class Replicas:
             for parameter in module.parameters():
                 dist.broadcast(parameter.data, 0)
             self._equal = True
-        hooked = {id(p) for p in self._hooked}
         for parameter in module.parameters():
-            if parameter.requires_grad and id(parameter) not in hooked:
+            if parameter.requires_grad and parameter not in self._hooked:
                 parameter.register_hook(self._mean)  # type: ignore[no-untyped-call]
-                self._hooked.append(parameter)
+                self._hooked.add(parameter)
 
     def _mean(self, gradient: Tensor) -> Tensor:
         share = distributed.world_size() * self._backwards
@@ -42,4 +38,4 @@ class Replicas:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies have parameters of their own, without hooks."""
-        return {**self.__dict__, "_hooked": []}
+        return {**self.__dict__, "_hooked": set()}

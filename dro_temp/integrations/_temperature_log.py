@@ -1,7 +1,7 @@
 """Temperatures in a trainer's own log: beside its loss, for TensorBoard, W&B and every other logger it writes to."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,57 +12,37 @@ from dro_temp._optional import optional_module
 
 Trainer = TypeVar("Trainer")
 
-#: Count, mean, and sum of squared distances from the mean.
-_Moments = tuple[Tensor, Tensor, Tensor]
-
 
 class TemperatureMoments:
     """Mean and spread of temperatures per view since they were last read; training and evaluation apart.
 
     Nothing waits for the device until they are read.
-
-    Args:
-        views: names of the views.
     """
 
     def __init__(self, views: tuple[str, ...]) -> None:
         self.views = views
-        self._moments: dict[bool, dict[str, _Moments]] = {True: {}, False: {}}
+        #: Count, sum, and sum of squares; of training, and of evaluation.
+        self._sums: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
 
     @torch.no_grad()
     def add(self, view: str, tau: Tensor, valid: Tensor | None = None, *, training: bool) -> None:
-        """Add a batch.
-
-        Args:
-            view: its view.
-            tau: [n].
-            valid: [n] True where a row counts; None: all do.
-            training: whether it is a training batch.
-        """
-        tau = tau.detach().float()
+        """Add a batch of temperatures [n], of which the valid ones count, [n]; None: all do."""
+        # In float32, sums of squares would lose a small spread to rounding; Apple's devices have no float64.
+        tau = tau.float() if tau.device.type == "mps" else tau.double()
         weight = torch.ones_like(tau) if valid is None else valid.to(tau)
-        count = weight.sum()
-        mean = (weight * tau).sum() / count.clamp(min=1)
-        batch = count, mean, (weight * (tau - mean).square()).sum()
-        before = self._moments[training].get(view)
-        self._moments[training][view] = batch if before is None else _merged(before, batch)
+        sums = torch.stack([weight.sum(), (weight * tau).sum(), (weight * tau.square()).sum()])
+        before = self._sums[training].get(view)
+        self._sums[training][view] = sums if before is None else before + sums
 
     def clear(self, *, training: bool) -> None:
         """Forget the batches so far."""
-        self._moments[training] = {}
+        self._sums[training] = {}
 
     def read(self, *, training: bool, device: torch.device) -> dict[str, float]:
-        """Means and standard deviations over all processes' rows, then clear. All processes call it together.
-
-        Args:
-            training: whether of training batches.
-            device: where processes add up.
-        """
-        moments = self._moments[training]
+        """Means and standard deviations over all processes' rows, then clear. All processes call it together."""
+        own, nothing = self._sums[training], torch.zeros(3)
         self.clear(training=training)
-        sums = torch.stack(
-            [_sums(moments[v]) if v in moments else torch.zeros(3).double() for v in self.views]
-        )
+        sums = torch.stack([own.get(view, nothing).cpu().double() for view in self.views])
         if distributed.world_size() > 1:
             sums = distributed.sum_over_processes(sums.to(device))
         result: dict[str, float] = {}
@@ -73,28 +53,6 @@ class TemperatureMoments:
                 result[f"{prefix}tau_mean"] = mean
                 result[f"{prefix}tau_std"] = max(squares / count - mean**2, 0.0) ** 0.5
         return result
-
-
-def _merged(a: _Moments, b: _Moments) -> _Moments:
-    """Moments of two sets together; sums of squares would lose a small spread to rounding."""
-    count = a[0] + b[0]
-    share = b[0] / count.clamp(min=1)
-    gap = b[1] - a[1]
-    return count, a[1] + share * gap, a[2] + b[2] + gap.square() * a[0] * share
-
-
-def _sums(moments: _Moments) -> Tensor:
-    """Count, sum, and sum of squares."""
-    count, mean, spread = torch.stack(moments).cpu().double()
-    return torch.stack([count, count * mean, spread + count * mean.square()])
-
-
-@runtime_checkable
-class _LogsTemperatures(Protocol):
-    """A loss that adds to `temperatures` once it is set."""
-
-    views: tuple[str, ...]
-    temperatures: TemperatureMoments | None
 
 
 def log_temperatures(trainer: Trainer) -> Trainer:
@@ -128,22 +86,15 @@ def log_temperatures(trainer: Trainer) -> Trainer:
         >>> trainer.callback_handler.callbacks[0].__class__.__name__
         'TemperatureLog'
     """
-    moments = _moments_of(trainer)
-    # Before all others: those that write the entry are there already, and read it in this order.
-    trainer.callback_handler.callbacks.insert(0, _callback(moments))  # type: ignore[attr-defined]
-    return trainer
-
-
-def _moments_of(trainer: Any) -> TemperatureMoments:
-    """Those of the loss that the trainer trains with, which adds to them from now on."""
-    loss = getattr(trainer, "loss", None)
+    loss, model = getattr(trainer, "loss", None), getattr(trainer, "model", None)
     losses = list(loss.values()) if isinstance(loss, Mapping) else [loss]
-    model = getattr(trainer, "model", None)
-    for part in (model, getattr(trainer, "compute_loss_func", None), *losses):
-        if isinstance(part, _LogsTemperatures):
-            if part.temperatures is None:
-                part.temperatures = TemperatureMoments(part.views)
-            return part.temperatures
+    parts: list[Any] = [model, getattr(trainer, "compute_loss_func", None), *losses]
+    for part in parts:
+        if hasattr(part, "temperatures") and hasattr(part, "views"):
+            part.temperatures = part.temperatures or TemperatureMoments(part.views)
+            # Before all others: those that write the entry are there already, and read it in this order.
+            trainer.callback_handler.callbacks.insert(0, _callback(part.temperatures))  # type: ignore[attr-defined]
+            return trainer
     of_what = "without a model" if model is None else f"of {with_article(type(model))}"
     raise TypeError(
         f"expected a trainer of a TrainableLM, a robust_loss_func or a RobustRankingLoss, received "

@@ -1,6 +1,5 @@
 """A Hugging Face causal language model as a host."""
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -111,8 +110,7 @@ class CausalLM(HostAdapter):
         inputs.update({} if input_ids is None else {"input_ids": input_ids})
         inputs.update({} if attention_mask is None else {"attention_mask": attention_mask})
         head, hidden, logits = self._run(inputs)
-        scored = hidden if logits is None else logits
-        assert scored is not None
+        scored: Any = hidden if logits is None else logits
         if scored.shape[:2] != labels.shape:
             raise ValueError(
                 f"expected labels of shape {list(scored.shape[:2])}, one per position of the model, received "
@@ -130,12 +128,9 @@ class CausalLM(HostAdapter):
             index = as_index(index, target.device)
             index = (index[:, None].expand_as(labels) if index.dim() == 1 else index)[:, there].flatten()
         features = None if hidden is None else hidden[:, here].flatten(0, 1)
-        scores: Tensor | LinearScores
-        if logits is not None:
-            scores = logits[:, here].flatten(0, 1)
-        else:
-            assert features is not None
-            scores = LinearScores(features, head.weight, head.bias, head.transform)
+        scores = scored[:, here].flatten(0, 1)
+        if logits is None:
+            scores = LinearScores(scores, head.weight, head.bias, head.transform)
         return {"token": labelled_rows(scores, target.flatten(), features, index, mask=mask, advice=_ADVICE)}
 
     def _run(self, inputs: dict[str, Any]) -> tuple[ModelHead, Tensor | None, Tensor | None]:
@@ -147,18 +142,18 @@ class CausalLM(HostAdapter):
             else self._snapshot.is_outdated(self.model)
         ):  # adapters were added, the vocabulary was resized, a hook was put on the head, ...
             self._probe(self.shifted)
-        head, module = self.head, self.head.module
+        head = self.head
+        module, linear = head.module, head.linear
         if self._changing_hooks and self._changing_hooks == foreign_hooks(module, "_forward_hooks"):
-            head = replace(head, linear=False)
+            linear = False
         inputs = {**self.options, **inputs}
         hooked = module._forward_hooks or module._forward_pre_hooks or self.model._forward_hooks
-        if compiling and head.linear and self.decodes and not hooked:
+        if compiling and linear and self.decodes and not hooked:
             # A hook of ours would break the graph, and those of others would not run.
             return head, decoder_states(self.model, inputs), None
+        run, skip = partial(self.model, **inputs), linear and head.skippable
         try:
-            output, hidden, _, changed = capture(
-                module, partial(self.model, **inputs), skip=head.linear and head.skippable
-            )
+            output, hidden, _, changed = capture(module, run, skip=skip)
         except IndexError as error:
             tokens = inputs.get("input_ids")
             if tokens is None or int(tokens.max()) < self.vocabulary:
@@ -166,10 +161,10 @@ class CausalLM(HostAdapter):
             raise ValueError(
                 f"expected tokens from 0 to {self.vocabulary - 1}, received {int(tokens.max())}. {_ADVICE}"
             ) from error
-        if head.linear and changed:  # by a user's hook: while it is there, logits are the model's own
+        if linear and changed:  # by a user's hook: while it is there, logits are the model's own
             self._changing_hooks = foreign_hooks(module, "_forward_hooks")
             return self._run(inputs)
-        if head.linear and hidden is not None:
+        if linear and hidden is not None:
             return head, hidden, None
         logits = logits_of(output)
         placed = hidden is not None and hidden.shape[:2] == logits.shape[:2]

@@ -23,8 +23,6 @@ from torch.utils.hooks import RemovableHandle
 from dro_temp.functional import ScoreTransform
 from dro_temp.hosts._modules import add_hook, foreign_hooks
 
-_BEFORE_AND_BACKWARD = ("_forward_pre_hooks", "_backward_pre_hooks", "_backward_hooks")
-
 
 @dataclass(frozen=True)
 class ModelHead:
@@ -46,9 +44,7 @@ class ModelHead:
     @property
     def weight(self) -> Tensor:
         """[vocabulary d]; of a linear head."""
-        weight = self.module.weight
-        assert isinstance(weight, Tensor)
-        return weight
+        return self.module.weight  # type: ignore[return-value]
 
     @property
     def bias(self) -> Tensor | None:
@@ -57,15 +53,8 @@ class ModelHead:
         return bias if isinstance(bias, Tensor) else None
 
 
-# --- Finding the head --------------------------------------------------------------------------------------------
-
-
 def output_embeddings(model: nn.Module) -> nn.Module:
-    """The model's head.
-
-    Raises:
-        TypeError: there is none, or the model is not a causal language model.
-    """
+    """The model's head."""
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise TypeError(
             f"expected a decoder-only causal language model, received {type(model).__name__}, an encoder-decoder, "
@@ -89,10 +78,10 @@ def output_embeddings(model: nn.Module) -> nn.Module:
 
 def outcomes_of(head: nn.Module) -> int:
     """Size of a head's vocabulary."""
-    weight = getattr(head, "weight", None)
-    if isinstance(weight, Tensor) and weight.dim() == 2:
-        outcomes, width = weight.shape
-        return outcomes if width == getattr(head, "in_features", width) else int(head.out_features)  # type: ignore[arg-type]
+    weight: Any = getattr(head, "weight", None)
+    plain = isinstance(weight, Tensor) and weight.dim() == 2
+    if plain and weight.shape[1] == getattr(head, "in_features", weight.shape[1]):
+        return len(weight)
     return int(head.out_features)  # type: ignore[arg-type]  # a linear layer that packs its weight
 
 
@@ -103,32 +92,19 @@ def config_values(model: nn.Module) -> dict[str, Any]:
     return {} if config is None else {**vars(config), **vars(text)}
 
 
-# --- Its input in a forward ----------------------------------------------------------------------------------------
-
-
 class Captured(NamedTuple):
-    """What went through a head in one forward of its model.
+    """What went through a head in one forward of its model."""
 
-    Args:
-        output: of the model.
-        hidden: the head's input; None if it was not called exactly once.
-        called: whether it was called at all.
-        changed: whether a user's hook replaced what the head returned.
-    """
-
-    output: Any
-    hidden: Tensor | None
-    called: bool
-    changed: bool
+    output: Any  #: of the model
+    hidden: Tensor | None  #: the head's input; None if it was not called exactly once
+    called: bool  #: whether it was called at all
+    changed: bool  #: whether a user's hook replaced what the head returned
 
 
 def capture(head: nn.Module, run: Callable[[], Any], *, skip: bool = False) -> Captured:
-    """Run the model and capture the input of its head, in this thread.
+    """Call `run`, which runs the model, and capture the input of its head, in this thread.
 
-    Args:
-        head: the module.
-        run: calls the model.
-        skip: True to pass the head the first position only, if its output is not needed.
+    With `skip` the head is passed the first position only: its output is not needed.
     """
     inputs: list[Tensor] = []
     compiling = torch.compiler.is_compiling()
@@ -137,13 +113,11 @@ def capture(head: nn.Module, run: Callable[[], Any], *, skip: bool = False) -> C
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         if kwargs is None or (thread is not None and threading.get_ident() != thread):
             return None
-        name = next(iter(kwargs)) if not args else None
-        hidden = kwargs[name] if name is not None else args[0]
-        inputs.append(hidden)
+        inputs.append(args[0] if args else next(iter(kwargs.values())))
         if not skip:
             return None
-        first = hidden[..., :1, :]
-        return ((first, *args[1:]), kwargs) if name is None else (args, kwargs | {name: first})
+        first = inputs[-1][..., :1, :]
+        return ((first, *args[1:]), kwargs) if args else (args, kwargs | {next(iter(kwargs)): first})
 
     changed: list[bool] = []
     if compiling:  # one thread traces, and cannot take a lock
@@ -183,24 +157,8 @@ def _identity(output: Any) -> tuple[int, int]:
     return id(output), output._version if counted else 0
 
 
-# --- Whether it has changed ----------------------------------------------------------------------------------------
-
-
 class HeadSnapshot:
-    """All that trial runs of a model depend on: its head, what wraps it, and the numbers that may go into its logits.
-
-    Args:
-        model: the model, as it is now.
-
-    Example:
-        >>> import transformers
-        >>> config = transformers.GPT2Config(vocab_size=99, n_embd=16, n_layer=1, n_head=2)
-        >>> model = transformers.GPT2LMHeadModel(config)
-        >>> before = HeadSnapshot(model)
-        >>> model.config.logit_scale = 2.0
-        >>> before.is_outdated(model)
-        True
-    """
+    """All that trial runs of a model depend on: its head, what wraps it, and numbers that may go into its logits."""
 
     def __init__(self, model: nn.Module) -> None:
         head = output_embeddings(model)
@@ -212,35 +170,27 @@ class HeadSnapshot:
     def is_outdated(self, model: nn.Module) -> bool:
         """Whether trial runs might come out differently now."""
         modules = [module for reference in self._modules if (module := reference()) is not None]
-        if len(modules) < len(self._modules) or output_embeddings(model) is not modules[0]:
+        if not modules or len(modules) < len(self._modules) or output_embeddings(model) is not modules[0]:
             return True
         return _state(model, modules) != self._state
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles belong to another model, of which nothing is known yet."""
-        return {"_modules": (_no_module,), "_state": ()}
-
-
-def _no_module() -> None:
-    """A reference that is dead."""
+        return {"_modules": (), "_state": ()}
 
 
 def _state(model: nn.Module, modules: list[nn.Module]) -> tuple[Any, ...]:
     head, *around = modules
     weight = getattr(head, "weight", None)
     shape = (weight.shape, weight.dtype) if isinstance(weight, Tensor) else type(weight)
-    hooked = head._forward_pre_hooks or head._backward_pre_hooks or head._backward_hooks
-    # The type, since a layer that is parametrised keeps its identity; hooks after the head are watched in each forward.
-    of_head = (
-        type(head),
-        id(vars(head).get("forward")),
-        shape,
-        foreign_hooks(head, *_BEFORE_AND_BACKWARD) if hooked else (),
-    )
+    # Hooks after the head are watched in each forward.
+    hooks = foreign_hooks(head, "_forward_pre_hooks", "_backward_pre_hooks", "_backward_hooks")
+    # The type, since a layer that is parametrised keeps its identity.
+    of_head = type(head), id(vars(head).get("forward")), shape, hooks
     of_others = [
         (
             id(vars(m).get("forward")),
-            foreign_hooks(m, "_forward_hooks") if m._forward_hooks else (),
+            foreign_hooks(m, "_forward_hooks"),
             # Some models keep a scale as an attribute. Integers may be counters, which change with every forward.
             {name: x for name, x in vars(m).items() if type(x) is float},
         )

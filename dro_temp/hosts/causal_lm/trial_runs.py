@@ -2,8 +2,8 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,27 +19,40 @@ from dro_temp.hosts.causal_lm.model_head import (
     output_embeddings,
 )
 
-_POSITIONS = 16
-_LABELLED = (5, 10)  # positions whose labels are tried
-_PADDED = 2  # positions that a mask hides
 _REFUSALS = (RuntimeError, TypeError, ValueError, IndexError)
 
-# --- Running a model without a trace -------------------------------------------------------------------------------
+#: What a model does to its head's output: a transform, None for nothing, or "other" for anything else.
+_Found = ScoreTransform | Literal["other"] | None
 
 
-@dataclass(frozen=True)
 class TrialRun:
-    """A model, some tokens, and the options to call it with.
+    """A model, or a copy of its modules; tokens, [1 16], none of them special; and options to call the model with."""
 
-    Args:
-        model: the model, or a copy of its modules.
-        tokens: [1 16], none of them special.
-        options: what to call the model with beside its inputs.
-    """
+    def __init__(self, model: nn.Module) -> None:
+        known = config_values(model)
+        vocabulary = int(known.get("vocab_size") or outcomes_of(output_embeddings(model)))
+        named = [v for k, v in known.items() if k.endswith(("token_id", "token_index"))]
+        special = {number for v in named for number in (v if isinstance(v, list) else [v])}
+        plain = torch.tensor([k for k in range(min(vocabulary, 4096)) if k not in special] or [0])
+        chosen = torch.randint(len(plain), (1, 16), generator=torch.Generator().manual_seed(0))
+        self.model, self.tokens = model, plain[chosen].to(next(model.parameters()).device)
+        # A cache is memory that is not read here, and recurrent models write into theirs, which autograd rejects.
+        # Some models compute something else without one (Dory) and are left as they are.
+        usual, uncached = self._outcome({}), self._outcome({"use_cache": False})
+        if isinstance(usual, Exception) and isinstance(uncached, Exception):
+            raise TypeError(
+                f"expected a causal language model that runs on input_ids alone, received {type(model).__name__}, "
+                f"which raised {type(usual).__name__}: {usual} Write a HostAdapter of your own for what else it needs."
+            ) from usual
+        same = isinstance(usual, Exception) or (isinstance(uncached, Tensor) and _close(usual, uncached))
+        self.options = {"use_cache": False} if same else {}
 
-    model: nn.Module
-    tokens: Tensor
-    options: dict[str, Any]
+    def _outcome(self, options: dict[str, Any]) -> Tensor | Exception:
+        self.options = options
+        try:
+            return logits_of(self())
+        except Exception as error:  # whatever a user's model may raise
+            return error
 
     def __call__(self, **inputs: Any) -> Any:
         """The model's output, the same at every call: some models draw random numbers in eval mode too (Reformer)."""
@@ -56,24 +69,21 @@ def trial_run(model: nn.Module) -> Iterator[TrialRun]:
     """Without gradient, in eval mode, of a copy of the model's modules: other threads may run the model meanwhile.
 
     Where a copy does not do what the model does, the model itself is run, and then restored.
-
-    Raises:
-        TypeError: the model does not run on tokens alone.
     """
     with torch.no_grad():
         trial = _trial_of_copy(model)
-        if trial is not None:
-            yield trial
-            return
-        with _restored(model):
-            yield _trial(model.eval())
+        with nullcontext() if trial else _restored(model):
+            yield trial or TrialRun(model.eval())
 
 
 def _trial_of_copy(model: nn.Module) -> TrialRun | None:
     """None if the copy fails, or does not call its own head: some wrappers hold on to the original."""
     try:
-        trial = _trial(shadow_copy(model).eval())
-        return trial if capture(output_embeddings(trial.model), trial).called else None
+        trial = TrialRun(shadow_copy(model).eval())
+        head = output_embeddings(trial.model)
+        for number in foreign_hooks(head, "_forward_hooks"):  # checked in each forward of the host
+            del head._forward_hooks[number]
+        return trial if capture(head, trial).called else None
     except Exception:  # whatever a user's model may raise
         return None
 
@@ -94,38 +104,6 @@ def _restored(model: nn.Module) -> Iterator[None]:
                     state[name] = value
 
 
-def _trial(model: nn.Module) -> TrialRun:
-    known = config_values(model)
-    vocabulary = int(known.get("vocab_size") or outcomes_of(output_embeddings(model)))
-    named = [v for k, v in known.items() if k.endswith(("token_id", "token_index"))]
-    special = {number for v in named for number in (v if isinstance(v, list) else [v])}
-    plain = torch.tensor([k for k in range(min(vocabulary, 4096)) if k not in special] or [0])
-    chosen = torch.randint(len(plain), (1, _POSITIONS), generator=torch.Generator().manual_seed(0))
-    tokens = plain[chosen].to(next(model.parameters()).device)
-    return TrialRun(model, tokens, _options(model, tokens))
-
-
-def _options(model: nn.Module, tokens: Tensor) -> dict[str, Any]:
-    # A cache is memory that is not read here, and recurrent models write into theirs, which autograd rejects.
-    # Some models compute something else without one (Dory) and are left as they are.
-    usual, uncached = (_outcome(TrialRun(model, tokens, options)) for options in ({}, {"use_cache": False}))
-    if not isinstance(uncached, Exception):
-        return {"use_cache": False} if isinstance(usual, Exception) or _close(usual, uncached) else {}
-    if isinstance(usual, Exception):
-        raise TypeError(
-            f"expected a causal language model that runs on input_ids alone, received {type(model).__name__}, "
-            f"which raised {type(usual).__name__}: {usual} Write a HostAdapter of your own for what else it needs."
-        ) from usual
-    return {}
-
-
-def _outcome(trial: TrialRun) -> Tensor | Exception:
-    try:
-        return logits_of(trial())
-    except Exception as error:  # whatever a user's model may raise
-        return error
-
-
 def logits_of(output: Any) -> Tensor:
     """The logits of a model's output."""
     logits = output.logits if hasattr(output, "logits") else output[0]
@@ -140,29 +118,9 @@ def _close(first: Tensor, second: Tensor) -> bool:
     return same and bool(((first - second).abs() <= slack * (1 + first.abs())).all())
 
 
-# --- The head: replace its output by known numbers, and compare the model's logits ---------------------------------
-
-#: What a model does to its head's output: a transform, None for nothing, or "other" for anything else.
-_Found = ScoreTransform | Literal["other"] | None
-
-
-def probe_head(model: nn.Module, trial: TrialRun | None = None) -> ModelHead:
-    """What the model's head computes.
-
-    Args:
-        model: the model.
-        trial: a run of it; made here if None.
-
-    Raises:
-        TypeError: the model has no head, or does not run on tokens alone.
-    """
-    if trial is None:
-        with trial_run(model) as trial:
-            return probe_head(model, trial)
+def probe_head(model: nn.Module, trial: TrialRun) -> ModelHead:
+    """What the model's head computes: its output is replaced by known numbers, with which the logits are compared."""
     head, tried = output_embeddings(model), output_embeddings(trial.model)
-    if trial.model is not model:  # a user's hooks are checked in each forward, and need not run in this one
-        for number in foreign_hooks(tried, "_forward_hooks"):
-            del tried._forward_hooks[number]
     transform = _transform(trial, tried) if _is_matrix_product(head) else "other"
     output, hidden, *_ = capture(tried, trial)
     if transform == "other" or hidden is None:
@@ -257,20 +215,14 @@ def _is_skippable(trial: TrialRun, head: nn.Module, hidden: Tensor) -> bool:
     return again is not None and torch.equal(again, hidden)
 
 
-# --- Labels, and the part below the head ---------------------------------------------------------------------------
-
-
 def probe_shift(trial: TrialRun) -> bool:
     """True if the label of a position is the next token, False if it is a label of its own (BART, XLNet).
 
     The loss is computed for one label alone, at two tokens: the two losses differ by the difference of two logits,
     whatever else a loss consists of (that of a router, say).
-
-    Raises:
-        ValueError: the model's own loss is neither.
     """
     logits = logits_of(trial())[0].float()
-    answers = {_is_shifted(trial, logits, at) for at in _LABELLED}
+    answers = {_is_shifted(trial, logits, at) for at in (5, 10)}
     if len(answers) == 1 and None not in answers:
         return bool(answers.pop())
     raise ValueError(
@@ -307,8 +259,17 @@ def _loss_of_label(trial: TrialRun, at: int, token: Tensor) -> Tensor | None:
 def probe_decoder(trial: TrialRun) -> bool:
     """True if the head is given just what `decoder_states` returns, with padding and without."""
     mask = torch.ones_like(trial.tokens)
-    mask[:, -_PADDED:] = 0
-    return all(_decoder_is_all(trial, inputs) for inputs in ({}, {"attention_mask": mask}))
+    mask[:, -2:] = 0
+    try:
+        for inputs in ({}, {"attention_mask": mask}):
+            hidden = capture(output_embeddings(trial.model), partial(trial, **inputs)).hidden
+            with _same_random_numbers(trial.model):
+                states = decoder_states(trial.model, {"input_ids": trial.tokens, **trial.options, **inputs})
+            if hidden is None or not torch.equal(states, hidden):
+                return False
+    except Exception:  # whatever a user's model may raise; states that are no tensor, or of another dtype
+        return False
+    return True
 
 
 def decoder_states(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
@@ -316,15 +277,3 @@ def decoder_states(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     output = model.get_decoder()(**inputs)  # type: ignore[operator]
     states: Tensor = output[0]
     return states
-
-
-def _decoder_is_all(trial: TrialRun, inputs: dict[str, Any]) -> bool:
-    try:
-        hidden = capture(output_embeddings(trial.model), lambda: trial(**inputs)).hidden
-        with _same_random_numbers(trial.model):
-            states = decoder_states(trial.model, {"input_ids": trial.tokens, **trial.options, **inputs})
-    except Exception:  # whatever a user's model may raise
-        return False
-    if hidden is None or not isinstance(states, Tensor) or states.dtype != hidden.dtype:
-        return False
-    return torch.equal(states, hidden)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dro_temp._checks import check_count
+from dro_temp._checks import check_count, first_wrong
 from dro_temp._tensors import at_least_float32
 from dro_temp.estimators.moving_average import Schedule
 from dro_temp.hosts._pairs import pair_rows
@@ -24,8 +24,7 @@ _OTHER_LOSSES = {"logits": "CoCa's caption loss", "dist_image_features": "distil
 class FeaturesHost(HostAdapter):
     """Image rows and text rows of vectors that another loop's model made."""
 
-    views = ("image", "text")
-    mirrored = ("image", "text")
+    views = mirrored = ("image", "text")
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,13 +33,7 @@ class FeaturesHost(HostAdapter):
         self.step_marker = nn.Parameter(torch.zeros(1))
 
     def rows(self, image: Tensor, text: Tensor, index: Any = None) -> dict[str, Rows]:
-        """Rows of both sides.
-
-        Args:
-            image: unit vectors [n d].
-            text: unit vectors [n d].
-            index: the pairs' numbers in the data set, also as a list or an array.
-        """
+        """Rows of both sides, of unit vectors [n d]."""
         image, text = at_least_float32(image), at_least_float32(text)
         return pair_rows(image, text, index, gathers=self.objective_trains)
 
@@ -129,7 +122,11 @@ class OpenClipLoss(nn.Module):
             **ignored: whatever else the model returns, except what needs a loss of its own.
         """
         training = self.training and torch.is_grad_enabled()
-        _check_outputs(ignored)
+        for name in ignored.keys() & _OTHER_LOSSES:
+            raise TypeError(
+                f"expected what a plain CLIP returns, received {name!r} as well, which is for {_OTHER_LOSSES[name]}. "
+                "Train without it, or write a loss that adds it to OpenClipLoss."
+            )
         self._check_index(index, training)
         self._check_features(image_features=image_features, text_features=text_features)
         if training:
@@ -177,8 +174,8 @@ class OpenClipLoss(nn.Module):
             )
 
     def _check_index(self, index: Any, training: bool) -> None:
-        predictors = [p for p in self.objective.predictors.values() if isinstance(p, TemperaturePredictor)]
-        required = any("index" in p.reads for p in predictors) or bool(self.objective.memory_modules())
+        predictors: Any = self.objective.predictors.values()
+        required = any("index" in p.reads for p in predictors) or self.objective.memory_modules()
         if index is None and training and required:
             raise ValueError(
                 "expected sample numbers for a loss or predictor that remembers samples, received index=None. Wrap "
@@ -194,28 +191,17 @@ class OpenClipLoss(nn.Module):
                     f"expected {name} [n, d], received {received}. Pool to one vector per input, and pass both images "
                     "and texts to the model."
                 )
-        if self._lengths_checked:  # a property of the model: one wait for the device is enough
-            return
-        for name, x in features.items():
+            if self._lengths_checked:
+                continue
             length = torch.linalg.vector_norm(x.detach().float(), dim=1)
             wrong = (length - 1).abs() > _ROUNDING  # False of NaN, which other checks report
             if bool(wrong.any()):
-                row = int(wrong.nonzero()[0])
+                row, value = first_wrong(wrong, length)
                 raise ValueError(
-                    f"expected {name} of length one, received {float(length[row]):.3g} in row {row}. Call the model "
-                    "itself, whose forward normalises, or encode_image(images, normalize=True)."
+                    f"expected {name} of length one, received {value:.3g} in row {row}. Call the model itself, whose "
+                    "forward normalises, or encode_image(images, normalize=True)."
                 )
-        self._lengths_checked = True
-
-
-def _check_outputs(names: dict[str, Any]) -> None:
-    """Raise where the model or loop returned what needs a loss of its own."""
-    for name in names:
-        if name in _OTHER_LOSSES:
-            raise TypeError(
-                f"expected what a plain CLIP returns, received {name!r} as well, which is for {_OTHER_LOSSES[name]}. "
-                "Train without it, or write a loss that adds it to OpenClipLoss."
-            )
+        self._lengths_checked = True  # a property of the model: one wait for the device is enough
 
 
 class ModelGroups:

@@ -129,11 +129,9 @@ _NUMBERS = "_dro_temp_index"
 
 def _take_numbers(model: nn.Module, args: Any, kwargs: Any = None) -> Any:
     """Take the numbers off the texts before a model's forward."""
-    if kwargs is None:
+    texts = args[1] if len(args) > 1 else (kwargs or {}).get("text")
+    if kwargs is None or not isinstance(texts, Tensor) or texts.dim() != 3:
         return None
-    texts = args[1] if len(args) > 1 else kwargs.get("text")
-    if not isinstance(texts, Tensor) or texts.dim() != 3:
-        return args, kwargs
     index, texts = texts[:, 0, -1], texts[:, 0, :-1]
     setattr(texts, _NUMBERS, index)
     if len(args) > 1:
@@ -158,15 +156,7 @@ def _hand_numbers_on(model: nn.Module, args: Any, kwargs: Any, output: Any = Non
 
 
 def with_number(tokens: Tensor, number: int) -> Tensor:
-    """A text that carries a number.
-
-    Args:
-        tokens: [L] integers.
-        number: of the sample.
-
-    Returns:
-        int64 [1, L + 1].
-    """
+    """Tokens [L] with the sample's number at their end, int64 [1, L + 1]."""
     if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.dtype == torch.bool:
         what = str(tokens.dtype) if isinstance(tokens, Tensor) else type(tokens).__name__
         raise TypeError(f"expected tokens as integers, received {what}. Tokenise first: tokenizer(text)[0].")

@@ -1,6 +1,7 @@
 """An objective as a loss of `SentenceTransformerTrainer`, and sample numbers that reach it."""
 
 import os
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dro_temp._files import whole_file
 from dro_temp._modes import evaluating
+from dro_temp._optional import optional_module
 from dro_temp.hosts import InChunks, SentenceTransformers
 from dro_temp.hosts._modules import shadow_copy
 from dro_temp.integrations._replicas import Replicas
 from dro_temp.integrations._temperature_log import TemperatureMoments
-from dro_temp.integrations.sentence_transformers.memory_callback import memory_callback
 from dro_temp.interfaces import HostAdapter, RobustLoss, TemperaturePredictor
 from dro_temp.objective import Objective
 from dro_temp.objective.views import PerView
@@ -119,12 +121,8 @@ class RobustRankingLoss(nn.Module):
         self._check_columns(columns)
         anchor, positive, *negatives = columns
         batch = {"negatives": tuple(negatives), "index": self._numbers(labels)}
-        if torch.is_grad_enabled():
-            self._prepare()
-            output = self.objective(anchor, positive, **batch)
-        else:
-            with self._held_out() as objective:
-                output = objective(anchor, positive, **batch)
+        with self._training() if torch.is_grad_enabled() else self._held_out() as objective:
+            output = objective(anchor, positive, **batch)
         self.metrics = output.metrics
         if self.temperatures is not None:
             for view, tau in output.tau.items():
@@ -150,8 +148,7 @@ class RobustRankingLoss(nn.Module):
             FileNotFoundError: when the trainer resumes, a checkpoint without the loss.
             ValueError: then, the loss of another run, step or shape.
         """
-        folder = None if resume_from is None else Path(resume_from)
-        return memory_callback(self, self.objective, f"{name}.pt", folder)
+        return _memory_callback(self, f"{name}.pt", resume_from)
 
     def get_config_dict(self) -> dict[str, Any]:
         """The loss, for the model card."""
@@ -168,12 +165,10 @@ class RobustRankingLoss(nn.Module):
 
     def _numbers(self, labels: Any) -> Any:
         """The labels, if a table reads them as sample numbers."""
-        predictors = [p for p in self.objective.predictors.values() if isinstance(p, TemperaturePredictor)]
-        required = any("index" in p.reads for p in predictors)
+        predictors: Any = self.objective.predictors.values()
         # Held-out data have no place in a memory, and their labels may be anything.
-        if torch.is_grad_enabled() and self.training:
-            required = required or bool(self.objective.memory_modules())
-        if not required:
+        remembers = torch.is_grad_enabled() and self.training and self.objective.memory_modules()
+        if not (remembers or any("index" in p.reads for p in predictors)):
             return None
         if labels is None:
             raise ValueError(
@@ -195,8 +190,8 @@ class RobustRankingLoss(nn.Module):
                 "these options out, or the hard negatives: dataset.select_columns(['anchor', 'positive', 'label'])."
             )
 
-    def _prepare(self) -> None:
-        """Before a forward that trains."""
+    @contextmanager
+    def _training(self) -> Iterator[Objective]:
         # The trainer wraps the model in DistributedDataParallel, not its loss.
         own = [self.objective.predictors, self.objective.losses, self.objective.penalties]
         self._replicas.synchronise(nn.ModuleList(own))
@@ -207,6 +202,7 @@ class RobustRankingLoss(nn.Module):
                 "expected a trainer that writes the memory after each step, received one that did not. Write "
                 "SentenceTransformerTrainer(..., loss=loss, callbacks=[loss.callback()])."
             ) from error
+        yield self.objective
 
     @contextmanager
     def _held_out(self) -> Iterator[Objective]:
@@ -215,11 +211,8 @@ class RobustRankingLoss(nn.Module):
         objective = shadow_copy(self.objective, sharing=self.model)
         parts = objective.predictors, objective.losses, objective.tau_losses, objective.risks
         objective._transaction = Transaction(*parts)
-        for part in objective.modules():
-            if isinstance(part, HostAdapter):
-                part.objective_trains = False
-        with evaluating(objective):
-            yield objective
+        with evaluating(self.model):
+            yield objective.eval()
 
 
 def number_samples(dataset: "Dataset") -> "Dataset":
@@ -263,3 +256,72 @@ def _leave_model_out(module: nn.Module, state: dict[str, Any], prefix: str, meta
 
 def _do_not_miss_model(module: nn.Module, keys: Any) -> None:
     keys.missing_keys[:] = [key for key in keys.missing_keys if _HOST not in key]
+
+
+def _memory_callback(
+    loss: RobustRankingLoss, name: str, resume_from: str | os.PathLike[str] | None
+) -> "TrainerCallback":
+    """What the trainer does not do for a loss: commit its memory after each step, save it, load it again.
+
+    `name` is that of the file in a checkpoint's folder, and of the entry in the trainer's own state.
+    """
+    objective = loss.objective
+    use = "whose trainer runs the callback"
+    base: Any = optional_module("transformers", use, extra="clip").TrainerCallback
+
+    class MemoryCallback(base):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            objective.discard()
+            run = _run_of(state, name)
+            if state.global_step > 0:
+                file = Path(resume_from or _folder(args, state)) / name
+                saved = _load(file)
+                if run is None or (saved["run"], saved["step"]) != (run, state.global_step):
+                    raise ValueError(
+                        f"expected the loss of the run that is resumed, at step {state.global_step}, received in "
+                        f"{str(file)!r} that of another run, at step {saved['step']}. Write loss.callback(resume_from="
+                        "folder) with the folder that trainer.train(resume_from_checkpoint=folder) is given."
+                    )
+                loss.load_state_dict(saved["loss"])
+            # An id in the trainer's own file tells this run's checkpoints from those of others.
+            state.stateful_callbacks[name] = {"args": {}, "attributes": {"run": run or uuid.uuid4().hex}}
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if getattr(kwargs.get("optimizer"), "step_was_skipped", False):  # by a gradient scaler
+                objective.discard()
+            elif objective.pending:  # unless a CompositionalOptimizer has committed it already
+                objective.commit()
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if args.should_save:
+                saved = {"run": _run_of(state, name), "step": state.global_step, "loss": loss.state_dict()}
+                with whole_file(_folder(args, state) / name) as file:
+                    torch.save(saved, file)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+                loss.load_state_dict(_load(Path(state.best_model_checkpoint) / name)["loss"])
+
+    callback: TrainerCallback = MemoryCallback()
+    return callback
+
+
+def _folder(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+
+def _run_of(state: Any, name: str) -> str | None:
+    run: str | None = state.stateful_callbacks.get(name, {}).get("attributes", {}).get("run")
+    return run
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"expected the loss in {str(path)!r}, received a checkpoint without it: a loss that starts afresh would "
+            "not match the model. Resume from a checkpoint that was saved with loss.callback(); if it is in another "
+            "folder, write loss.callback(resume_from=folder); if the save of this one was interrupted, remove it and "
+            "resume from the one before."
+        )
+    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return saved

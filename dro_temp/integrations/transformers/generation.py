@@ -2,12 +2,13 @@
 
 import threading
 import weakref
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from dro_temp.hosts.causal_lm.model_head import output_embeddings
+from dro_temp.hosts.causal_lm.model_head import outcomes_of, output_embeddings
 from dro_temp.integrations.transformers.head_temperatures import HeadTemperatures
 from dro_temp.integrations.transformers.hidden_hook import HiddenHook, LastPosition
 from dro_temp.interfaces import TemperaturePredictor
@@ -18,9 +19,14 @@ from dro_temp.predictors import TempNet
 class _Text:
     """A text since its prompt: the last step's sizes, whether scores are log-probabilities, and its temperatures."""
 
-    seen: tuple[torch.Size, int] | None = None
+    seen: tuple[tuple[int, ...], int] = (-1, -1), 0
     normalised: bool = False
     tau: list[Tensor] = field(default_factory=list)
+
+    def continues(self, input_ids: Tensor, positions: int) -> bool:
+        """Whether this is the token after the last one, given to the model alone or after all the others."""
+        (rows, length), before = self.seen
+        return input_ids.shape == (rows, length + 1) and positions in (1, before + 1)
 
 
 class _PerThread(threading.local):
@@ -71,7 +77,7 @@ class TemperatureLogitsProcessor:
         head = output_embeddings(model)
         if isinstance(tempnet, TempNet):
             tempnet.check_fits(model)
-        with HiddenHook(model, head) as hook:
+        with closing(HiddenHook(model, head)) as hook:
             self._temperatures_of = HeadTemperatures(model, tempnet)
             example = hook.take()
         if example is None:
@@ -109,7 +115,7 @@ class TemperatureLogitsProcessor:
         if last is None or len(last.logits) != len(scores):
             raise self._refusal(last, scores)
         text = self._own.text
-        if text is None or not _continues(text, input_ids, last):
+        if text is None or not text.continues(input_ids, last.positions):
             self._check_head()
             self._temperatures_of.refresh()
             text = self._own.text = self._latest = _Text(normalised=not _are_logits(scores, last.logits))
@@ -146,8 +152,7 @@ class TemperatureLogitsProcessor:
         if model is None:
             return
         head = output_embeddings(model)
-        weight = getattr(head, "weight", None)
-        outcomes = len(weight) if isinstance(weight, Tensor) else self._outcomes
+        outcomes = outcomes_of(head)
         if head is not self._head or outcomes != self._outcomes:
             raise ValueError(
                 f"expected the head of {self._name} that the processor was made for, with {self._outcomes} outcomes, "
@@ -169,14 +174,6 @@ class TemperatureLogitsProcessor:
             "call generate without assistant_model and prompt_lookup_num_tokens. Otherwise: call the model that the "
             "processor was made for, with GenerationConfig(disable_compile=True) if generate compiles it."
         )
-
-
-def _continues(text: _Text, input_ids: Tensor, last: LastPosition) -> bool:
-    """Whether this is the token after the last one, given to the model alone or after all the others."""
-    if text.seen is None:
-        return False
-    (rows, length), positions = text.seen
-    return input_ids.shape == (rows, length + 1) and last.positions in (1, positions + 1)
 
 
 def _are_logits(scores: Tensor, logits: Tensor) -> bool:

@@ -1,6 +1,7 @@
 """Temperatures of the few rows that a language model's head makes in generation, as training would predict them."""
 
 import weakref
+from types import SimpleNamespace
 from typing import cast
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from dro_temp.functional import Scale
 from dro_temp.hosts._modules import foreign_hooks
 from dro_temp.hosts.causal_lm.model_head import HeadSnapshot, ModelHead
-from dro_temp.hosts.causal_lm.trial_runs import probe_head
+from dro_temp.hosts.causal_lm.trial_runs import probe_head, trial_run
 from dro_temp.interfaces import Decoder, FrozenHead, ScoreStatistics, TemperaturePredictor
 
 
@@ -17,14 +18,6 @@ class HeadTemperatures:
     """A predictor bound to a model's head; how heads are named in this library, see `hosts.causal_lm.model_head`.
 
     What can be prepared is prepared once, and again after a weight has changed. The model is not kept alive.
-
-    Args:
-        model: the model.
-        predictor: whose temperatures.
-
-    Raises:
-        TypeError: the model has no head.
-        ValueError: the predictor is in training mode, or reads sample numbers.
     """
 
     #: As last examined.
@@ -32,54 +25,35 @@ class HeadTemperatures:
 
     def __init__(self, model: nn.Module, predictor: TemperaturePredictor) -> None:
         self._model, self._predictor = weakref.ref(model), predictor
-        self._examine(model)
+        self._snapshot: HeadSnapshot | None = None
+        self.refresh()
 
     def refresh(self) -> None:
         """Prepare again if anything has changed; not needed between the tokens of one text."""
         model = self._model()
-        if model is not None and self._snapshot.is_outdated(model):
-            self._examine(model)
-        elif self._versions() != self._prepared_for:
-            self._prepare()
+        if model is not None and (self._snapshot is None or self._snapshot.is_outdated(model)):
+            self._snapshot = HeadSnapshot(model)
+            with trial_run(model) as trial:
+                self.head = probe_head(model, trial)
+            self._prepared_for: list[object] = []
+        # Read first: a weight that changes meanwhile is then noticed the next time.
+        versions = self._versions()
+        if versions != self._prepared_for:
+            self._decode = _decoder(self.head, self._predictor)
+            self._prepared_for = versions
 
     def __call__(self, hidden: Tensor | None, logits: Tensor) -> Tensor:
-        """Temperatures, [n].
-
-        Args:
-            hidden: what the head was given, [n d].
-            logits: what the model returned, [n vocabulary].
-        """
+        """Temperatures, [n], from what the head was given, [n d], and what the model returned, [n vocabulary]."""
         return self._decode(hidden, logits)  # type: ignore[arg-type]  # a predictor of features raises by itself
-
-    def _examine(self, model: nn.Module) -> None:
-        self._snapshot, self.head = HeadSnapshot(model), probe_head(model)
-        self._prepare()
-
-    def _prepare(self) -> None:
-        # First of all: a weight that changes meanwhile is then noticed the next time.
-        versions = self._versions()
-        self._decode = _decoder(self.head, self._predictor)
-        self._prepared_for = versions
 
     def _versions(self) -> list[object]:
         weights = [*self._predictor.parameters(), *self._predictor.buffers()]
         if self.head.linear:
-            weights += [self.head.weight] + ([] if self.head.bias is None else [self.head.bias])
+            weights += [x for x in (self.head.weight, self.head.bias) if x is not None]
+        versions = [-1 if torch.is_inference(x) else x._version for x in weights]
+        where = [(x.data_ptr(), x.dtype, x.device) for x in weights]
         modes = [part.training for part in self._predictor.modules()]
-        return [modes, foreign_hooks(self.head.module, "_forward_hooks"), *map(_version, weights)]
-
-
-def _version(weight: Tensor) -> tuple[object, ...]:
-    version = -1 if torch.is_inference(weight) else weight._version
-    return weight.data_ptr(), version, weight.dtype, weight.device
-
-
-class _LogitsAlone:
-    """In place of a `FrozenHead` where nothing can be prepared: the predictor reads the model's logits."""
-
-    def statistics(self, queries: Tensor | None, scores: Tensor) -> ScoreStatistics:
-        """Of the logits."""
-        return ScoreStatistics(scores)
+        return [modes, foreign_hooks(self.head.module, "_forward_hooks"), versions, where]
 
 
 def _decoder(head: ModelHead, predictor: TemperaturePredictor) -> Decoder:
@@ -93,4 +67,6 @@ def _decoder(head: ModelHead, predictor: TemperaturePredictor) -> Decoder:
             factor, bias = transform.factor, head.bias
             scaled = predictor.decoder(FrozenHead(head.weight, None if bias is None else bias * factor))
             return lambda hidden, logits: scaled(hidden * factor, logits)
-    return TemperaturePredictor.decoder(predictor, cast(FrozenHead, _LogitsAlone()))
+    # Nothing can be prepared: the predictor reads the model's logits.
+    logits_alone = SimpleNamespace(statistics=lambda queries, scores: ScoreStatistics(scores))
+    return TemperaturePredictor.decoder(predictor, cast(FrozenHead, logits_alone))

@@ -12,19 +12,12 @@ from dro_temp.hosts._modules import add_hook, foreign_hooks
 
 
 class LastPosition(NamedTuple):
-    """Every sequence's last position in one forward.
+    """Every sequence's last position in one forward."""
 
-    Args:
-        logits: what the model returned, soft-capped or scaled, [n vocabulary].
-        hidden: what its head was given, [n d]; None if the head was not called once, position by position.
-        positions: how many positions the model was given.
-        by_generate: True if the forward was asked for a dictionary, as `generate` asks for all of its own.
-    """
-
-    logits: Tensor
-    hidden: Tensor | None
-    positions: int
-    by_generate: bool
+    logits: Tensor  #: as the model returned them, soft-capped or scaled, [n vocabulary]
+    hidden: Tensor | None  #: the head's input, [n d]; None if it was not called once, position by position
+    positions: int  #: number of positions that the model was given
+    by_generate: bool  #: whether a dictionary was asked for, as `generate` does in all forwards of its own
 
 
 class _Captured:
@@ -49,11 +42,7 @@ class HiddenHook:
     """Hooks on a model and its head that hold the last position of a thread's latest forward until it is taken.
 
     Forwards that record gradients are ignored, so that training is neither slowed nor remembered. The model is not
-    kept alive, and of a longer sequence one position alone.
-
-    Args:
-        model: the model; it may wrap the one that generates (PEFT), or be wrapped.
-        head: its output embeddings.
+    kept alive, and of a longer sequence one position alone. It may be wrapped (PEFT), or wrap the one that generates.
     """
 
     def __init__(self, model: nn.Module, head: nn.Module) -> None:
@@ -63,16 +52,10 @@ class HiddenHook:
         self._after_ids: dict[int, int] = {}  # ids of the hooks after a model, by the module's
         # A wrapper may call what it wraps, its forward without hooks, or have it generate: each gets hooks.
         for module in model.modules():
-            if module is model or _head_of(module) is head:
+            if module is model or getattr(module, "get_output_embeddings", lambda: None)() is head:
                 after = add_hook(module.register_forward_hook, self._after_model)
                 self._after_ids[id(module)] = after.id
                 self._handles += [add_hook(module.register_forward_pre_hook, self._before_model), after]
-
-    def __enter__(self) -> "HiddenHook":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def take(self) -> LastPosition | None:
         """This thread's latest forward's last position, once; None if there was no forward since."""
@@ -86,9 +69,9 @@ class HiddenHook:
             handle.remove()
         self._threads = _PerThread()
 
+    @outside_graphs  # the compiler does not know whose attributes these are, and would lose what is written to them
     def _captured(self) -> _Captured:
-        # The compiler does not know whose attributes these are, and would lose what is written to them.
-        return _of_this_thread(self) if torch.compiler.is_compiling() else self._threads.captured
+        return self._threads.captured
 
     def _before_model(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
         if kwargs is not None and "logits_processor_args" in kwargs:
@@ -115,10 +98,9 @@ class HiddenHook:
     def _after_head(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
         if output is None or torch.is_grad_enabled():
             return
-        hidden = args[0] if args else next(iter(kwargs.values()))
         captured = self._captured()
         captured.head_calls += 1
-        captured.hidden = _last_of(hidden)
+        captured.hidden = _last_of(args[0] if args else next(iter(kwargs.values())))
 
     def _after_model(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
         logits = None if torch.is_grad_enabled() else _last_of(getattr(output, "logits", None))
@@ -135,16 +117,6 @@ class HiddenHook:
         inputs = (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
         positions = next((x.shape[1] for x in inputs if isinstance(x, Tensor)), 0)
         captured.last = LastPosition(logits, hidden, positions, by_generate)
-
-
-@outside_graphs
-def _of_this_thread(hook: HiddenHook) -> _Captured:
-    return hook._threads.captured
-
-
-def _head_of(module: nn.Module) -> Any:
-    find = getattr(module, "get_output_embeddings", None)
-    return find() if callable(find) else None
 
 
 def _last_of(x: Any) -> Tensor | None:

@@ -91,46 +91,40 @@ class TrainableLM(nn.Module):
         Raises:
             ValueError: no labels, labels at padding, or labels that were shifted already.
         """
-        _check_labels(labels, attention_mask, inputs)
-        assert labels is not None
+        if labels is None or "shift_labels" in inputs:
+            received = "none" if labels is None else "shift_labels"
+            raise ValueError(
+                f"expected labels, unshifted, in every batch, received {received}. Collate with "
+                "DataCollatorForLanguageModeling(tokenizer, mlm=False), and leave out label_smoothing_factor (at 0), "
+                "compute_loss_func and context parallelism, which take the labels away: a robust loss has no smoothed "
+                "labels of tokens."
+            )
+        if attention_mask is not None and not torch.compiler.is_compiling():
+            _refuse_labels_at_padding(labels, attention_mask)
         inputs.update({} if position_ids is None else {"position_ids": position_ids})
+        # An objective makes up for data parallel training's mean over processes, and so does the Trainer.
+        processes, items = distributed.world_size() if self.training else 1, num_items_in_batch
+        count = None if items is None else torch.as_tensor(items).clamp(min=1) * processes
         output = self.objective(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            labels=labels,
-            count=self._count(num_items_in_batch),
-            **inputs,
+            input_ids=input_ids, attention_mask=attention_mask, labels=labels, count=count, **inputs
         )
+        values, tau = output.values["token"], output.tau["token"]
+        first = int(self._host.shifted)
+        counted = labels[:, first:] != IGNORE
         if self.temperatures is not None and not torch.compiler.is_compiling():
-            counted = labels[:, int(self._host.shifted) :] != IGNORE
-            self.temperatures.add("token", output.tau["token"], counted.flatten(), training=self.training)
+            self.temperatures.add("token", tau, counted.flatten(), training=self.training)
         if self.training:
             return {"loss": output.loss}
-        return {
-            "loss": output.loss,
-            "values": self._at_labels(output.values["token"], labels),
-            "tau": self._at_labels(output.tau["token"], labels),
-        }
+        # [batch length], each row's number at the label that it predicts.
+        values, tau = (x.reshape(counted.shape).masked_fill(~counted, IGNORE) for x in (values, tau))
+        values, tau = (nn.functional.pad(x, (first, 0), value=IGNORE) for x in (values, tau))
+        return {"loss": output.loss, "values": values, "tau": tau}
 
     @property
     def _host(self) -> CausalLM:
         host = self.objective.host
         assert isinstance(host, CausalLM)
         return host
-
-    def _count(self, items: Tensor | int | None) -> Tensor | None:
-        if items is None:
-            return None
-        # An objective makes up for data parallel training's mean over processes, and so does the Trainer.
-        processes = distributed.world_size() if self.training else 1
-        return torch.as_tensor(items).clamp(min=1) * processes
-
-    def _at_labels(self, rows: Tensor, labels: Tensor) -> Tensor:
-        """[batch length], each row's number at the label that it predicts."""
-        first = int(self._host.shifted)
-        counted = labels[:, first:] != IGNORE
-        x = rows.reshape(counted.shape).masked_fill(~counted, IGNORE)
-        return nn.functional.pad(x, (first, 0), value=IGNORE)
 
     @property
     def loss_type(self) -> str | None:
@@ -173,17 +167,7 @@ class TrainableLM(nn.Module):
         self._host.model.activation_checkpointing_enable(*args, **kwargs)  # type: ignore[operator]
 
 
-def _check_labels(labels: Tensor | None, attention_mask: Tensor | None, inputs: dict[str, Any]) -> None:
-    if labels is None or "shift_labels" in inputs:
-        received = "none" if labels is None else "shift_labels"
-        raise ValueError(
-            f"expected labels, unshifted, in every batch, received {received}. Collate with "
-            "DataCollatorForLanguageModeling(tokenizer, mlm=False), and leave out label_smoothing_factor (at 0), "
-            "compute_loss_func and context parallelism, which take the labels away: a robust loss has no smoothed "
-            "labels of tokens."
-        )
-    if attention_mask is None or torch.compiler.is_compiling():
-        return
+def _refuse_labels_at_padding(labels: Tensor, attention_mask: Tensor) -> None:
     wrong = (labels != IGNORE) & (attention_mask == 0)
     wrong[:, 0] = False
     if bool(wrong.any()):
@@ -194,7 +178,6 @@ def _check_labels(labels: Tensor | None, attention_mask: Tensor | None, inputs: 
         )
 
 
-# --- State without what was never trained ------------------------------------------------------------------------
 # The weights of a frozen host would be written again at every checkpoint, and safetensors refuses a tensor that has
 # two names, as a head has that is tied to the embeddings.
 
