@@ -1,12 +1,9 @@
 """The contrastive baseline."""
 
-from dro_temp._typing import PerRow
-from dro_temp.interfaces import Rows
-from dro_temp.losses.likelihood import target_log_loss
-from dro_temp.losses.log_mean_exp import LogMeanExpLoss
+from dro_temp.losses.likelihood import LikelihoodLoss
 
 
-class InfoNCELoss(LogMeanExpLoss):
+class InfoNCELoss(LikelihoodLoss):
     r"""Cross-entropy of the target among all columns, $\log \sum_j e^{h_j / \tau}$ with the target included.
 
     With one global learnable temperature this is CLIP's loss. Unlike the robust loss it is not scaled by tau,
@@ -23,7 +20,3 @@ class InfoNCELoss(LogMeanExpLoss):
 
     Source: arXiv 1807.03748 (CPC); arXiv 2103.00020 (CLIP).
     """
-
-    def from_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
-        """Minus the log-probability of the target."""
-        return target_log_loss(rows, log_g)

@@ -8,13 +8,6 @@ from dro_temp.interfaces import Rows
 from dro_temp.losses.log_mean_exp import LogMeanExpLoss
 
 
-def target_log_loss(rows: Rows, log_g: PerRow) -> PerRow:
-    """Minus the log-probability of the target among all columns, from the log-mean-exp over the support."""
-    log_sum = log_g + log_of_size(rows.support_size, log_g)
-    # The target's own margin is zero; a support without it gets it back.
-    return log_sum if rows.target_in_support else torch.logaddexp(log_sum, torch.zeros_like(log_sum))
-
-
 class LikelihoodLoss(LogMeanExpLoss):
     r"""$-\log \mathrm{softmax}(s_i / \tau_i)_{t_i} = \log \sum_j e^{h_{ij}/\tau_i}$: how unlikely the label is.
 
@@ -43,5 +36,7 @@ class LikelihoodLoss(LogMeanExpLoss):
     """
 
     def from_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
-        """Minus the log-probability of the target."""
-        return target_log_loss(rows, log_g)
+        """Minus the log-probability of the target among all columns."""
+        log_sum = log_g + log_of_size(rows.support_size, log_g)
+        # The target's own margin is zero; a support without it gets it back.
+        return log_sum if rows.target_in_support else torch.logaddexp(log_sum, torch.zeros_like(log_sum))

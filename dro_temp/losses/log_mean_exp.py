@@ -98,15 +98,14 @@ class LogMeanExpLoss(RobustLoss):
             )
         if option != "auto":
             return BackendChoice(option, f"backend={option!r}")
-        dtype = scores.dtype
-        size = n * m * dtype.itemsize
+        size = n * m * scores.dtype.itemsize
         # A number in the text would specialise a compiled graph on it.
         compiling = torch.compiler.is_compiling()
         if size <= SMALL_MATRIX:
             few = "few" if compiling else size
             return BackendChoice("reference", f"the score matrix takes {few} bytes only")
         many = "too many" if compiling else size
-        name = fastest_backend(scores.queries.device, dtype)
+        name = fastest_backend(scores.queries.device, scores.dtype)
         return BackendChoice(name, f"the score matrix would take {many} bytes")
 
     # Rows: tokens, classes
@@ -157,9 +156,7 @@ class LogMeanExpLoss(RobustLoss):
                 weight = torch.ones_like(values)
                 if rows.weight is not None:
                     weight = rows.weight[block].to(values.dtype)
-                u, v = torch.autograd.grad(
-                    values, (log_g, tau), weight, allow_unused=True, materialize_grads=True
-                )
+                u, v = torch.autograd.grad(values, (log_g, tau), weight, materialize_grads=True)
             return u, v
 
         return gradient
@@ -223,11 +220,12 @@ class LogMeanExpLoss(RobustLoss):
                 tau if isinstance(tau, Tensor) else tau.predict(r) for tau, r in zip(taus, rows, strict=True)
             ]
             log_sums = _pair_log_sums(rows, tensors, backends[0].name)
-            for k, loss in enumerate((self, other)):
-                log_g = log_sums[k] - log_of_size(rows[k].support_size, log_sums[k])
-                values = loss.from_log_mean_exp(rows[k], log_g, tensors[k].to(log_g.dtype))
-                values = loss.one_per_row(values, rows[k])
-                outputs.append(LossOutput(values, tensors[k], backends[k]))
+            for loss, r, tau, log_sum, backend in zip(
+                (self, other), rows, tensors, log_sums, backends, strict=True
+            ):
+                log_g = log_sum - log_of_size(r.support_size, log_sum)
+                values = loss.from_log_mean_exp(r, log_g, tau.to(log_g.dtype))
+                outputs.append(LossOutput(loss.one_per_row(values, r), tau, backend))
         return outputs[0], outputs[1]
 
 

@@ -154,21 +154,17 @@ class QueuedLoss(RobustLoss):
             joined_rows = replace(rows, scores=joined, target=target)
             output = self.loss.evaluate(joined_rows, tau, statistics=statistics, check=False)
             if isinstance(tau, Tensor) and not scores.requires_grad:
-                release(
-                    _JOINED, joined.keys
-                )  # for temperatures that are an input, backward needs their slopes alone
+                # For temperatures that are an input, backward needs their slopes alone.
+                release(_JOINED, joined.keys)
         else:
-            output = self._zero(rows, tau)
+            # No gradient is better than that of a batch's few outcomes, for which the radius may not even be feasible.
+            tau = tau.predict(rows) if isinstance(tau, TemperaturePredictor) else tau
+            values = (0.0 * tau).masked_fill(~rows.valid, 0.0)
+            output = LossOutput(values, tau, BackendChoice("reference", "the queue is not full yet"))
         if self._learning:
             queries = [_queries(rows, scores)] if self.replay else []
             self.queue.stage(scores.keys, *queries, number)
         return output
-
-    def _zero(self, rows: Rows, tau: Tensor | TemperaturePredictor) -> LossOutput:
-        # No gradient is better than that of a batch's few outcomes, for which the radius may not even be feasible.
-        tau = tau.predict(rows) if isinstance(tau, TemperaturePredictor) else tau
-        values = (0.0 * tau).masked_fill(~rows.valid, 0.0)
-        return LossOutput(values, tau, BackendChoice("reference", "the queue is not full yet"))
 
     def _joined(self, scores: LinearScores, number: RowIndex) -> LinearScores:
         """Scores over the keys of all other samples, then the batch's own, whose sample numbers are `number`."""

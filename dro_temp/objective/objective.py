@@ -341,18 +341,14 @@ class Objective(Committable):
         Raises:
             ValueError: there is nothing to train; groups of the host that leave out a parameter or hold another's.
         """
-        if tau_lr is not None:
-            check_rate("tau_lr", tau_lr)
+        check_rate("lr", lr)
+        tau_lr = lr if tau_lr is None else tau_lr
+        check_rate("tau_lr", tau_lr)
         temperature = trained(self.predictors, self.risks)
         loss = trained(self.losses, self.tau_losses, self.penalties, without=temperature)
         rest = trained(self, without=temperature + loss)
         return parameter_groups(
             *host_groups(self.host, rest, host, {"lr": lr, **host_options}),
             {"name": "loss", "params": loss, "lr": lr, "weight_decay": 0.0},
-            {
-                "name": "temperature",
-                "params": temperature,
-                "lr": lr if tau_lr is None else tau_lr,
-                "weight_decay": 0.0,
-            },
+            {"name": "temperature", "params": temperature, "lr": tau_lr, "weight_decay": 0.0},
         )

@@ -1,6 +1,7 @@
 """From one value per row to one number per view, by a weighted mean or a risk; and the metrics."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,16 +49,10 @@ def row_weight(rows: Rows, valid: Tensor, dtype: torch.dtype) -> Tensor:
     return valid.to(dtype) if rows.weight is None else rows.weight.to(dtype) * valid
 
 
-def checked_count(count: float | Tensor | None) -> float | Tensor | None:
-    """The divisor of sums, as one number > 0.
-
-    Raises:
-        TypeError: it is not a number.
-        ValueError: it is not positive, or several numbers.
-    """
+def checked_count(count: float | Tensor) -> float | Tensor:
+    """The divisor of sums, or raise unless it is one number > 0."""
     if not isinstance(count, Tensor):
-        if count is not None:
-            check_positive("count", count)
+        check_positive("count", count)
         return count
     if count.numel() != 1 or count.is_complex() or count.dtype == torch.bool:
         raise ValueError(
@@ -81,11 +76,6 @@ def weighted_mean(values: Tensor, weight: Tensor, count: float | Tensor | None, 
     if count is not None:
         return total / count
     return total / total_weight.clamp(min=torch.finfo(values.dtype).tiny)
-
-
-def whole_weight(weight: Tensor, trains: bool) -> Tensor:
-    """Weight of all rows, in training those of all processes."""
-    return distributed.sum_over_processes(weight.sum()) if trains else weight.sum()
 
 
 @torch.no_grad()
@@ -164,30 +154,18 @@ def view_means(
 ) -> dict[str, Tensor]:
     """One number per view: its risk, or the weighted mean of its values where there are no risks."""
     means: dict[str, Tensor] = {}
-    if not risks:
-        for view, x in values.items():
-            weight = rows[view].weight
-            counted = valid[view].to(x.dtype)
-            weight = counted if weight is None else weight.to(x.dtype) * counted
-            means[view] = weighted_mean(x, weight, count, trains)
-        return means
     for view, x in values.items():
-        risk, r = risks[view], rows[view]
-        assert isinstance(risk, SampleRisk)
-        means[view] = _risk_of_all(
-            risk, x, row_weight(r, valid[view], x.dtype), group if risk.needs_groups else None, trains
-        )
+        weight = row_weight(rows[view], valid[view], x.dtype)
+        if not risks:
+            means[view] = weighted_mean(x, weight, count, trains)
+            continue
+        risk: Any = risks[view]
+        members = group if risk.needs_groups else None
+        if trains:
+            # Every process takes the risk of all rows. Gradients come back summed over processes, and data parallel
+            # training averages them: that is the gradient of the one risk. An evaluation waits for no other process.
+            x, _ = distributed.gather_rows_with_gradient(x)
+            weight, _ = distributed.gather_rows(weight)
+            members = None if members is None else distributed.gather_rows(members)[0]
+        means[view] = risk.reduced(x, weight=weight, group=members)
     return means
-
-
-def _risk_of_all(
-    risk: SampleRisk, values: Tensor, weight: Tensor, group: Tensor | None, trains: bool
-) -> Tensor:
-    if trains:
-        # Every process takes the risk of all rows. Gradients come back summed over processes, and data parallel
-        # training averages them: that is the gradient of the one risk. An evaluation waits for no other process.
-        values, _ = distributed.gather_rows_with_gradient(values)
-        weight, _ = distributed.gather_rows(weight)
-        group = None if group is None else distributed.gather_rows(group)[0]
-    result: Tensor = risk.reduced(values, weight=weight, group=group)
-    return result

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
-from dro_temp._typing import PerRow, Scalar
-from dro_temp.interfaces import LossOutput, RobustLoss, Rows, TemperaturePredictor
-from dro_temp.objective.reduction import weighted_mean, whole_weight
+from dro_temp import distributed
+from dro_temp._typing import Scalar
+from dro_temp.interfaces import LossOutput, Rows, TemperaturePredictor
+from dro_temp.objective.reduction import weighted_mean
 from dro_temp.objective.views import evaluate_views
 
 
@@ -36,15 +36,9 @@ def evaluate_separately(
 
 
 def register_tau_grad_hook(predictor: TemperaturePredictor, rows: Rows, output: LossOutput) -> None:
-    """Pass each row's dF/dtau to the predictor during backward, if it updates itself from it.
-
-    Args:
-        predictor: the predictor.
-        rows: their rows.
-        output: of the loss that the temperatures learn from.
-    """
+    """Pass each row's dF/dtau to a predictor that updates itself from it, during backward."""
     values, tau = output.values, output.tau
-    if not (predictor.observes_gradient and values.requires_grad and tau.requires_grad):
+    if not (values.requires_grad and tau.requires_grad):
         return
     assert rows.index is not None
     # d(loss)/d(values): reduction, accumulation and loss scale together
@@ -67,42 +61,18 @@ def tau_loss_terms(
     count: float | Tensor | None,
     trains: bool,
 ) -> dict[str, Scalar]:
-    """The mean of each view's `tau_loss`, over the batch's rows and those that it replays.
-
-    Args:
-        rows: the batch's, of each view.
-        tau_outputs: output of each view's `tau_loss` on them.
-        predictors: of each view.
-        tau_losses: of each view.
-        count: see `Objective.forward`.
-        trains: whether other processes take part.
-    """
-    means = {}
+    """The mean of each view's `tau_loss`, over the batch's rows and those that it replays."""
+    means: dict[str, Scalar] = {}
     for view, output in tau_outputs.items():
-        loss = tau_losses[view]
-        assert isinstance(loss, RobustLoss)
-        replayed = loss.replayed(predictors[view])  # type: ignore[arg-type]
-        weight = _weight(rows[view], output.values.dtype)
-        mean = weighted_mean(output.values, weight, count, trains)
+        r, values = rows[view], output.values
+        # A row without outcomes in its batch may have some in a queue, and has the value 0 otherwise.
+        weight = (r.has_weight if r.weight is None else r.weight).to(values.dtype)
+        means[view] = weighted_mean(values, weight, count, trains)
+        replayed = tau_losses[view].replayed(predictors[view])  # type: ignore[operator]
         if replayed is not None and len(replayed.values):
-            mean = _with_replayed(mean, weight, replayed.values, count, trains)
-        means[view] = mean
+            # Replayed rows have weight one. Every process replays the same, and has its own part of the batch.
+            batch = distributed.sum_over_processes(weight.sum()) if trains else weight.sum()
+            share = len(replayed.values) / (len(replayed.values) + batch)
+            term = share * replayed.values.mean() * (1.0 if count is None else batch / count)
+            means[view] = (1 - share) * means[view] + term
     return means
-
-
-def _weight(rows: Rows, dtype: torch.dtype) -> PerRow:
-    """Weight of each row. One without outcomes in its batch may have some in a queue, and has the value 0 otherwise."""
-    return rows.has_weight.to(dtype) if rows.weight is None else rows.weight.to(dtype)
-
-
-def _with_replayed(
-    mean: Scalar, weight: PerRow, replayed: PerRow, count: float | Tensor | None, trains: bool
-) -> Scalar:
-    """The mean over the batch and the replayed rows, each of weight one; with a count, this batch's part of it.
-
-    Every process replays the same rows, and has its own part of the batch.
-    """
-    batch = whole_weight(weight, trains)
-    share = len(replayed) / (len(replayed) + batch)
-    term: Scalar = share * replayed.mean() * (1.0 if count is None else batch / count)
-    return (1 - share) * mean + term

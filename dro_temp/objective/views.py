@@ -66,11 +66,7 @@ def named_penalties(penalties: Iterable[Penalty], host: HostAdapter) -> dict[str
 
 
 def refuse_shared_memory(**parts: nn.ModuleDict) -> None:
-    """Raise if two views, or two parts of one view, share a memory.
-
-    Args:
-        **parts: modules by view, under the name of their argument.
-    """
+    """Raise if two views, or two parts of one view, share a memory."""
     owner: dict[int, tuple[str, str]] = {}
     for part, modules in parts.items():
         for view, module in modules.items():
@@ -97,14 +93,7 @@ def evaluate_views(
     taus: Mapping[str, Tensor | TemperaturePredictor],
     losses: nn.ModuleDict,
 ) -> dict[str, LossOutput]:
-    """Temperatures and values of each view's rows; scores that two views share are computed once.
-
-    Args:
-        mirrored: the two views of the host whose scores are each other's transpose, or None.
-        rows: rows of each view, whose values were checked.
-        taus: temperatures of each view, or their predictor.
-        losses: the loss of each view.
-    """
+    """Temperatures and values of each view's rows, which were checked; scores of `mirrored` views are computed once."""
     outputs: dict[str, LossOutput] = {}
     if mirrored is not None and all(view in rows for view in mirrored):
         first, second = mirrored
