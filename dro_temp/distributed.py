@@ -157,7 +157,7 @@ class _GatherWithGradient(torch.autograd.Function):
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         # Every rank's loss depends on every rank's rows: their gradients add up.
-        return sum_over_processes(grads[0].contiguous())[ctx.rows], None
+        return sum_over_processes(grads[0])[ctx.rows], None
 
 
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:
@@ -201,7 +201,7 @@ def sum_over_processes(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x.detach()
-    total = x.detach().clone()
+    total = x.detach().clone(memory_format=torch.contiguous_format)
     _count(reduced=total)
     dist.all_reduce(total)
     return total

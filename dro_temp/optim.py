@@ -81,10 +81,9 @@ class CompositionalOptimizer(Optimizer):
                 "them. Build it from objective.param_groups(lr=..., tau_lr=...), or, for a risk by itself, from "
                 "[*model.parameters(), *risk.parameters()]."
             )
-        if gamma is not None:
-            self._set_gamma(checked_gamma(gamma))
-
-    def _set_gamma(self, gamma: float | Schedule) -> None:
+        if gamma is None:
+            return
+        gamma = checked_gamma(gamma)
         estimators = [m for m in self.objective.memory_modules() if isinstance(m, LogMovingAverage)]
         if not estimators:
             raise ValueError(

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Collection
 from dataclasses import replace
-from typing import final
+from typing import TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from dro_temp.interfaces import (
 from dro_temp.kernels.dispatch import BackendOption, check_backend, fastest_backend, streaming_backend
 from dro_temp.kernels.pairs import exchanged_log_sums, pair_log_sums
 from dro_temp.kernels.rows import GradOutput, log_mean_exp_rows
+
+#: Temperatures of some rows, or what predicts them.
+Taus: TypeAlias = Tensor | TemperaturePredictor
 
 # Below this, the score matrix costs less than the Python that avoids it.
 SMALL_MATRIX = 2**20
@@ -64,8 +67,6 @@ class LogMeanExpLoss(RobustLoss):
         # Rows without outcomes have log g = -inf; finite numbers keep them inert.
         return self.from_log_mean_exp(rows, log_g.masked_fill(~rows.valid, 0.0), tau)
 
-    # Which backend
-
     @final
     def choose_backend(self, rows: Rows) -> BackendChoice:
         """The backend for these rows.
@@ -98,26 +99,21 @@ class LogMeanExpLoss(RobustLoss):
             )
         if option != "auto":
             return BackendChoice(option, f"backend={option!r}")
-        size = n * m * scores.dtype.itemsize
+        dtype = scores.dtype
+        size = n * m * dtype.itemsize
         # A number in the text would specialise a compiled graph on it.
         compiling = torch.compiler.is_compiling()
         if size <= SMALL_MATRIX:
             few = "few" if compiling else size
             return BackendChoice("reference", f"the score matrix takes {few} bytes only")
         many = "too many" if compiling else size
-        name = fastest_backend(scores.queries.device, scores.dtype)
+        name = fastest_backend(scores.queries.device, dtype)
         return BackendChoice(name, f"the score matrix would take {many} bytes")
-
-    # Rows: tokens, classes
 
     @final
     @outside_graphs
     def _streamed(
-        self,
-        rows: Rows,
-        tau: Tensor | TemperaturePredictor,
-        statistics: Collection[Statistic],
-        backend: BackendChoice,
+        self, rows: Rows, tau: Taus, statistics: Collection[Statistic], backend: BackendChoice
     ) -> LossOutput:
         n, counted, all_tau = rows.target.shape[0], None, tau
         if rows.weight is not None:  # rows that do not count are left out of the pass
@@ -161,14 +157,9 @@ class LogMeanExpLoss(RobustLoss):
 
         return gradient
 
-    # Pairs: both sides from one set of tiles
-
     @final
     def evaluate_mirrored(
-        self,
-        other: RobustLoss,
-        rows: tuple[Rows, Rows],
-        taus: tuple[Tensor | TemperaturePredictor, Tensor | TemperaturePredictor],
+        self, other: RobustLoss, rows: tuple[Rows, Rows], taus: tuple[Taus, Taus]
     ) -> tuple[LossOutput, LossOutput] | None:
         """See `RobustLoss.evaluate_mirrored`."""
         if not isinstance(other, LogMeanExpLoss):
@@ -209,7 +200,7 @@ class LogMeanExpLoss(RobustLoss):
         self,
         other: "LogMeanExpLoss",
         rows: tuple[Rows, Rows],
-        taus: tuple[Tensor | TemperaturePredictor, Tensor | TemperaturePredictor],
+        taus: tuple[Taus, Taus],
         backends: tuple[BackendChoice, BackendChoice],
     ) -> tuple[LossOutput, LossOutput]:
         outputs = []

@@ -22,6 +22,7 @@ from dro_temp.kernels import Statistic
 from dro_temp.kernels.memory import acquire, release
 from dro_temp.losses.infonce import InfoNCELoss
 from dro_temp.losses.key_queue import UNNUMBERED, KeyQueue
+from dro_temp.losses.log_mean_exp import Taus
 from dro_temp.state import staged_modules
 
 _JOINED = "queued keys"
@@ -131,11 +132,7 @@ class QueuedLoss(RobustLoss):
 
     @outside_graphs
     def _streamed(
-        self,
-        rows: Rows,
-        tau: Tensor | TemperaturePredictor,
-        statistics: Collection[Statistic],
-        backend: BackendChoice,
+        self, rows: Rows, tau: Taus, statistics: Collection[Statistic], backend: BackendChoice
     ) -> LossOutput:
         scores = rows.scores
         assert isinstance(scores, LinearScores)

@@ -49,15 +49,3 @@ def host_groups(
             "them from the model that the host holds: param_groups_layer_decay(objective.host.model, ...)."
         )
     return groups
-
-
-def parameter_groups(*groups: dict[str, Any]) -> list[dict[str, Any]]:
-    """The groups with parameters, of which there must be one."""
-    nonempty = [group for group in groups if group["params"]]
-    if not nonempty:
-        raise ValueError(
-            "expected something to train, received a frozen host and predictors without parameters. "
-            "Use a TempNet or LearnableTemperature, or frozen=False. A table of individual temperatures with "
-            "an update of its own needs no optimizer: call objective.commit() after backward."
-        )
-    return nonempty

@@ -61,12 +61,13 @@ class TemperatureMonitor:
         mean, std, at_low, at_high = torch.stack([tau.mean(), tau.std(), *shares]).tolist()
         problem = None
         if at_low >= PINNED or at_high >= PINNED:
-            bound = f"tau_min = {low:g}" if at_low >= PINNED else f"tau_max = {high:g}"
-            problem = f"at the bound {bound}"
+            problem = (
+                f"at the bound tau_min = {low:g}" if at_low >= PINNED else f"at the bound tau_max = {high:g}"
+            )
         elif std < SPREAD * mean:
             problem = "one temperature"
-        if problem == "one temperature" and mean == state.tau:
-            return
+            if mean == state.tau:
+                return
         state.times = state.times + 1 if problem == state.problem else 1
         state.problem, state.tau = problem, mean
         if problem is not None and state.times >= PATIENCE:

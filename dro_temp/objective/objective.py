@@ -18,29 +18,11 @@ from dro_temp.interfaces import (
     SampleRisk,
     TemperaturePredictor,
 )
-from dro_temp.objective.groups import check_rate, host_groups, parameter_groups, trained
+from dro_temp.objective import reduction, views
+from dro_temp.objective.groups import check_rate, host_groups, trained
 from dro_temp.objective.monitor import EVERY, TemperatureMonitor
 from dro_temp.objective.output import ObjectiveOutput
-from dro_temp.objective.reduction import (
-    check_for_risks,
-    checked_count,
-    refuse_non_finite,
-    risks_of,
-    row_weight,
-    temperature_metrics,
-    view_means,
-    weighted_mean,
-)
 from dro_temp.objective.sharding import UnreducedGradients
-from dro_temp.objective.tau_loss import evaluate_separately, register_tau_grad_hook, tau_loss_terms
-from dro_temp.objective.views import (
-    PerView,
-    check_views,
-    evaluate_views,
-    named_penalties,
-    per_view,
-    refuse_shared_memory,
-)
 from dro_temp.state import Committable, Staged, Transaction, staged_modules
 
 
@@ -90,12 +72,12 @@ class Objective(Committable):
     def __init__(
         self,
         host: HostAdapter,
-        predictor: PerView[TemperaturePredictor],
-        loss: PerView[RobustLoss],
+        predictor: views.PerView[TemperaturePredictor],
+        loss: views.PerView[RobustLoss],
         *,
         penalties: Iterable[Penalty] = (),
-        tau_loss: PerView[RobustLoss] | None = None,
-        risk: PerView[SampleRisk] | None = None,
+        tau_loss: views.PerView[RobustLoss] | None = None,
+        risk: views.PerView[SampleRisk] | None = None,
         check_finite: bool = True,
         monitor: bool = True,
     ) -> None:
@@ -103,17 +85,19 @@ class Objective(Committable):
         check_kind(
             "host", host, HostAdapter, "Wrap the model: dro_temp.hosts.TwoTower(...) or Classifier(...)."
         )
-        check_views(host)
+        views.check_views(host)
         self.host = host
-        self.predictors = nn.ModuleDict(per_view("predictor", predictor, host.views, TemperaturePredictor))
-        self.losses = nn.ModuleDict(per_view("loss", loss, host.views, RobustLoss))
-        tau_losses = {} if tau_loss is None else per_view("tau_loss", tau_loss, host.views, RobustLoss)
+        self.predictors = nn.ModuleDict(
+            views.per_view("predictor", predictor, host.views, TemperaturePredictor)
+        )
+        self.losses = nn.ModuleDict(views.per_view("loss", loss, host.views, RobustLoss))
+        tau_losses = {} if tau_loss is None else views.per_view("tau_loss", tau_loss, host.views, RobustLoss)
         self.tau_losses = nn.ModuleDict(tau_losses)
-        self.risks = risks_of(risk, host)
-        refuse_shared_memory(
+        self.risks = reduction.risks_of(risk, host)
+        views.refuse_shared_memory(
             predictor=self.predictors, loss=self.losses, tau_loss=self.tau_losses, risk=self.risks
         )
-        self.penalties = nn.ModuleDict(named_penalties(penalties, host))
+        self.penalties = nn.ModuleDict(views.named_penalties(penalties, host))
         check_flag("check_finite", check_finite)
         check_flag("monitor", monitor)
         self.check_finite = check_finite
@@ -153,11 +137,7 @@ class Objective(Committable):
         return output
 
     def _forward(
-        self,
-        args: tuple[Any, ...],
-        count: float | Tensor | None,
-        group: Tensor | None,
-        batch: dict[str, Any],
+        self, args: tuple[Any, ...], count: float | Tensor | None, group: Tensor | None, batch: dict[str, Any]
     ) -> ObjectiveOutput:
         rows = self.host(*args, **batch)
         single = distributed.world_size() == 1
@@ -168,17 +148,17 @@ class Objective(Committable):
             if not single:  # the parts that read or write a table check it otherwise
                 self._check_index(rows)
             if self.risks or group is not None:
-                check_for_risks(self.risks, rows, count, group)
-            count = None if count is None else checked_count(count)
+                reduction.check_for_risks(self.risks, rows, count, group)
+            count = None if count is None else reduction.checked_count(count)
         mirrored = self.host.mirrored
         tau_outputs: dict[str, LossOutput] = {}
         if self.tau_losses:
-            outputs, tau_outputs = evaluate_separately(
+            outputs, tau_outputs = views.evaluate_separately(
                 mirrored, rows, self.predictors, self.losses, self.tau_losses
             )
         else:
             predictors: dict[str, Any] = {view: self.predictors[view] for view in rows}
-            outputs = evaluate_views(mirrored, rows, predictors, self.losses)
+            outputs = views.evaluate_views(mirrored, rows, predictors, self.losses)
         taus = {view: output.tau for view, output in outputs.items()}
         values = {view: output.values for view, output in outputs.items()}
         valid = {view: r.valid for view, r in rows.items()}
@@ -186,19 +166,23 @@ class Objective(Committable):
             self._observe_and_monitor(rows, tau_outputs or outputs)
         if self.check_finite:
             with nullcontext() if single else self._checking(rows):
-                refuse_non_finite(rows, valid, taus, values)
-        means = view_means(self.risks, values, rows, valid, count=count, group=group, trains=self.training)
+                reduction.refuse_non_finite(rows, valid, taus, values)
+        means = reduction.view_means(
+            self.risks, values, rows, valid, count=count, group=group, trains=self.training
+        )
         penalties = self._penalties(rows, count) if self.penalties else {}
         loss = torch.stack(list(means.values())).mean() + sum(penalties.values())
         terms: dict[str, Tensor] = {}
         if tau_outputs:
-            terms = tau_loss_terms(rows, tau_outputs, self.predictors, self.tau_losses, count, self.training)
+            terms = reduction.tau_loss_terms(
+                rows, tau_outputs, self.predictors, self.tau_losses, count, self.training
+            )
             loss = loss + torch.stack(list(terms.values())).mean()
         metrics: dict[str, Tensor] = {"loss": loss.detach()}
         metrics |= {f"{view}/tau_loss": term.detach() for view, term in terms.items()}
         metrics |= {f"penalty/{name}": term.detach() for name, term in penalties.items()}
         for view in self.host.views:
-            metrics |= temperature_metrics(view, means[view], taus[view], valid[view])
+            metrics |= reduction.temperature_metrics(view, means[view], taus[view], valid[view])
         if self.training and not single and not torch.compiler.is_compiling():
             self._unreduced.check_after(loss)
         return ObjectiveOutput(
@@ -225,9 +209,10 @@ class Objective(Committable):
 
     def _penalties(self, rows: dict[str, Rows], count: float | Tensor | None) -> dict[str, Tensor]:
         first = rows[self.host.views[0]]
+        weight = first.valid if first.weight is None else first.weight * first.valid
         terms = {name: penalty(rows).expand(len(first)) for name, penalty in self.penalties.items()}
         return {
-            name: weighted_mean(term, row_weight(first, first.valid, term.dtype), count, self.training)
+            name: reduction.weighted_mean(term, weight.to(term.dtype), count, self.training)
             for name, term in terms.items()
         }
 
@@ -241,7 +226,7 @@ class Objective(Committable):
             predictor = self.predictors[view]
             assert isinstance(predictor, TemperaturePredictor)
             if predictor.observes_gradient:
-                register_tau_grad_hook(predictor, rows[view], output)
+                views.register_tau_grad_hook(predictor, rows[view], output)
             if due and monitor is not None:
                 monitor.check(view, predictor, output.tau)
 
@@ -347,8 +332,15 @@ class Objective(Committable):
         temperature = trained(self.predictors, self.risks)
         loss = trained(self.losses, self.tau_losses, self.penalties, without=temperature)
         rest = trained(self, without=temperature + loss)
-        return parameter_groups(
+        groups = [
             *host_groups(self.host, rest, host, {"lr": lr, **host_options}),
             {"name": "loss", "params": loss, "lr": lr, "weight_decay": 0.0},
             {"name": "temperature", "params": temperature, "lr": tau_lr, "weight_decay": 0.0},
-        )
+        ]
+        if not any(group["params"] for group in groups):
+            raise ValueError(
+                "expected something to train, received a frozen host and predictors without parameters. "
+                "Use a TempNet or LearnableTemperature, or frozen=False. A table of individual temperatures with "
+                "an update of its own needs no optimizer: call objective.commit() after backward."
+            )
+        return [group for group in groups if group["params"]]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dro_temp import distributed
 from dro_temp._checks import check_integers, check_positive, values_can_be_read
-from dro_temp.interfaces import HostAdapter, Rows, SampleRisk
+from dro_temp.interfaces import HostAdapter, LossOutput, Rows, SampleRisk
 from dro_temp.objective.views import PerView, per_view
 from dro_temp.state import Committable, staged_modules
 
@@ -44,11 +44,6 @@ def refuse_non_finite(
             )
 
 
-def row_weight(rows: Rows, valid: Tensor, dtype: torch.dtype) -> Tensor:
-    """Weight of each row; 0 if its support is empty."""
-    return valid.to(dtype) if rows.weight is None else rows.weight.to(dtype) * valid
-
-
 def checked_count(count: float | Tensor) -> float | Tensor:
     """The divisor of sums, or raise unless it is one number > 0."""
     if not isinstance(count, Tensor):
@@ -78,6 +73,31 @@ def weighted_mean(values: Tensor, weight: Tensor, count: float | Tensor | None, 
     return total / total_weight.clamp(min=torch.finfo(values.dtype).tiny)
 
 
+def tau_loss_terms(
+    rows: Mapping[str, Rows],
+    tau_outputs: Mapping[str, LossOutput],
+    predictors: nn.ModuleDict,
+    tau_losses: nn.ModuleDict,
+    count: float | Tensor | None,
+    trains: bool,
+) -> dict[str, Tensor]:
+    """The mean of each view's `tau_loss`, over the batch's rows and those that it replays."""
+    means: dict[str, Tensor] = {}
+    for view, output in tau_outputs.items():
+        r, values = rows[view], output.values
+        # A row without outcomes in its batch may have some in a queue, and has the value 0 otherwise.
+        weight = (r.has_weight if r.weight is None else r.weight).to(values.dtype)
+        means[view] = weighted_mean(values, weight, count, trains)
+        replayed = tau_losses[view].replayed(predictors[view])  # type: ignore[operator]
+        if replayed is not None and len(replayed.values):
+            # Replayed rows have weight one. Every process replays the same, and has its own part of the batch.
+            batch = distributed.sum_over_processes(weight.sum()) if trains else weight.sum()
+            share = len(replayed.values) / (len(replayed.values) + batch)
+            term = share * replayed.values.mean() * (1.0 if count is None else batch / count)
+            means[view] = (1 - share) * means[view] + term
+    return means
+
+
 @torch.no_grad()
 def temperature_metrics(view: str, loss: Tensor, tau: Tensor, valid: Tensor) -> dict[str, Tensor]:
     """Metrics of a view: its loss, and the distribution of its temperatures."""
@@ -93,9 +113,6 @@ def temperature_metrics(view: str, loss: Tensor, tau: Tensor, valid: Tensor) -> 
             "tau_max": tau.masked_fill(~valid, -torch.inf).max(),
         }
     return {f"{view}/{name}": value for name, value in metrics.items()}
-
-
-# Risks in place of the mean
 
 
 def risks_of(risk: PerView[SampleRisk] | None, host: HostAdapter) -> nn.ModuleDict:
@@ -155,7 +172,8 @@ def view_means(
     """One number per view: its risk, or the weighted mean of its values where there are no risks."""
     means: dict[str, Tensor] = {}
     for view, x in values.items():
-        weight = row_weight(rows[view], valid[view], x.dtype)
+        weight, counted = rows[view].weight, valid[view].to(x.dtype)
+        weight = counted if weight is None else weight.to(x.dtype) * counted
         if not risks:
             means[view] = weighted_mean(x, weight, count, trains)
             continue

@@ -106,3 +106,45 @@ def evaluate_views(
         if view not in outputs:
             outputs[view] = losses[view].evaluate(rows[view], taus[view], check=False)  # type: ignore[operator]
     return outputs
+
+
+def evaluate_separately(
+    mirrored: tuple[str, str] | None,
+    rows: Mapping[str, Rows],
+    predictors: nn.ModuleDict,
+    losses: nn.ModuleDict,
+    tau_losses: nn.ModuleDict,
+) -> tuple[dict[str, LossOutput], dict[str, LossOutput]]:
+    """The host's loss at detached temperatures, and the predictors' loss on detached rows.
+
+    A predictor that reads scores runs inside the pass of its own loss, which needs no score matrix; the host's loss
+    uses the temperatures of that pass.
+    """
+    taus: dict[str, Tensor | TemperaturePredictor] = {}
+    for view, r in rows.items():
+        predictor = predictors[view]
+        assert isinstance(predictor, TemperaturePredictor)
+        taus[view] = predictor if predictor.reads_scores else predictor.predict(r)
+    detached = {view: r.detached() for view, r in rows.items()}
+    tau_outputs = evaluate_views(None, detached, taus, tau_losses)
+    fixed: dict[str, Tensor | TemperaturePredictor] = {}
+    fixed |= {view: output.tau.detach() for view, output in tau_outputs.items()}
+    return evaluate_views(mirrored, rows, fixed, losses), tau_outputs
+
+
+def register_tau_grad_hook(predictor: TemperaturePredictor, rows: Rows, output: LossOutput) -> None:
+    """Pass each row's dF/dtau to a predictor that updates itself from it, during backward."""
+    values, tau = output.values, output.tau
+    if not (values.requires_grad and tau.requires_grad):
+        return
+    assert rows.index is not None
+    # d(loss)/d(values): reduction, accumulation and loss scale together
+    upstream: dict[str, Tensor] = {}
+
+    def observe(gradient: Tensor) -> None:
+        scale = upstream["scale"]
+        counted = scale != 0
+        predictor.observe(rows.index[counted], gradient[counted] / scale[counted])  # type: ignore[index]
+
+    values.register_hook(lambda gradient: upstream.__setitem__("scale", gradient))  # type: ignore[no-untyped-call]
+    tau.register_hook(observe)  # type: ignore[no-untyped-call]

@@ -38,7 +38,3 @@ class ChiSquareRisk(StandaloneRisk):
     def value(self, losses: PerRow, weight: PerRow, group: RowIndex | None) -> Scalar:
         """The mean under the worst weights; its gradient is those weights (the envelope theorem)."""
         return F.mean_under(F.chi_square_weights(losses, weight, rho=self.rho), losses)
-
-    def extra_repr(self) -> str:
-        """The radius."""
-        return f"rho={self.rho}"

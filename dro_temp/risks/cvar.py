@@ -35,7 +35,3 @@ class CVaRRisk(StandaloneRisk):
     def value(self, losses: PerRow, weight: PerRow, group: RowIndex | None) -> Scalar:
         """The mean under the worst weights; its gradient is those weights (the envelope theorem)."""
         return F.mean_under(F.cvar_weights(losses, weight, alpha=self.alpha), losses)
-
-    def extra_repr(self) -> str:
-        """The share."""
-        return f"alpha={self.alpha}"

@@ -84,7 +84,3 @@ class KLRisk(StandaloneRisk):
         log_mean = estimated_log_mean(self.estimator, log_g, weight)
         finite = log_mean.masked_fill(log_mean.isinf(), 0.0)
         return torch.where(log_mean.isinf(), fixed_tau * log_mean, tau * (finite + self.rho))
-
-    def extra_repr(self) -> str:
-        """The radius."""
-        return f"rho={self.rho}"

@@ -88,11 +88,6 @@ class Transaction:
             raise
 
     @property
-    def watches(self) -> bool:
-        """True if there are parameters whose versions reveal a step."""
-        return bool(self._versions)
-
-    @property
     def backpropagated(self) -> bool:
         """True if a proposal belongs to a gradient."""
         in_backward = any(staged.pending for staged in self._unrecorded())
