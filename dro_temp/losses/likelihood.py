@@ -1,4 +1,4 @@
-"""Fitting temperatures to labels."""
+"""Cross-entropy: fitting temperatures to labels, and the contrastive baseline."""
 
 import torch
 
@@ -40,3 +40,22 @@ class LikelihoodLoss(LogMeanExpLoss):
         log_sum = log_g + log_of_size(rows.support_size, log_g)
         # The target's own margin is zero; a support without it gets it back.
         return log_sum if rows.target_in_support else torch.logaddexp(log_sum, torch.zeros_like(log_sum))
+
+
+class InfoNCELoss(LikelihoodLoss):
+    r"""Cross-entropy of the target among all columns, $\log \sum_j e^{h_j / \tau}$ with the target included.
+
+    With one global learnable temperature this is CLIP's loss. Unlike the robust loss it is not scaled by tau,
+    and it treats the sampled negatives as the whole population.
+
+    Args:
+        backend: how scores that are products are computed, see `LogMeanExpLoss`.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> rows = dt.Rows(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
+        >>> dt.InfoNCELoss()(rows, 1.0)
+        tensor([0.1269])
+
+    Source: arXiv 1807.03748 (CPC); arXiv 2103.00020 (CLIP).
+    """

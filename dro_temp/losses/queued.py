@@ -20,8 +20,8 @@ from dro_temp.interfaces import (
 )
 from dro_temp.kernels import Statistic
 from dro_temp.kernels.memory import acquire, release
-from dro_temp.losses.infonce import InfoNCELoss
 from dro_temp.losses.key_queue import UNNUMBERED, KeyQueue
+from dro_temp.losses.likelihood import InfoNCELoss
 from dro_temp.losses.log_mean_exp import Taus
 from dro_temp.state import staged_modules
 

@@ -1,7 +1,8 @@
-"""The objective: a host, a predictor and a loss as one number to minimise."""
+"""The objective: a host, a predictor and a loss as one number to minimise; and its output."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,7 +10,10 @@ from torch import Tensor, nn
 
 from dro_temp import distributed
 from dro_temp._checks import check_count, check_flag, check_kind
+from dro_temp._pytree import one_line, pytree
+from dro_temp._typing import PerRow, Scalar
 from dro_temp.interfaces import (
+    BackendChoice,
     HostAdapter,
     LossOutput,
     Penalty,
@@ -21,9 +25,35 @@ from dro_temp.interfaces import (
 from dro_temp.objective import reduction, views
 from dro_temp.objective.groups import check_rate, host_groups, trained
 from dro_temp.objective.monitor import EVERY, TemperatureMonitor
-from dro_temp.objective.output import ObjectiveOutput
 from dro_temp.objective.sharding import UnreducedGradients
 from dro_temp.state import Committable, Staged, Transaction, staged_modules
+
+
+@pytree(static=("backend",))
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """The output of an `Objective`.
+
+    Args:
+        loss: the number to call `backward` on: the mean over views of each view's weighted mean over rows, plus
+            penalties and a `tau_loss`.
+        values: loss of each row, per view.
+        tau: temperature of each row, per view, detached.
+        metrics: numbers to log, `"loss"`, `"{view}/loss"`, `"{view}/tau_mean"` and so on: detached
+            scalars on the device, so that logging waits for it only when they are read.
+        backend: the backend that computed each view's scores, and why.
+        tau_values: with a `tau_loss`, its value of each row, per view; else empty.
+    """
+
+    loss: Scalar
+    values: dict[str, PerRow]
+    tau: dict[str, PerRow]
+    metrics: dict[str, Scalar]
+    backend: dict[str, BackendChoice] = field(default_factory=dict)
+    tau_values: dict[str, PerRow] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 class Objective(Committable):
