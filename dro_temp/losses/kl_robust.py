@@ -8,8 +8,6 @@ from dro_temp.interfaces import Estimator, Rows
 from dro_temp.kernels.dispatch import BackendOption
 from dro_temp.losses.log_mean_exp import LogMeanExpLoss
 
-_LOWER = "Lower rho: the estimator's m is that of the whole data set already, and no larger batch raises it."
-
 
 class EstimatedLoss(LogMeanExpLoss):
     """A loss of the log of the inner mean as estimated, by `Exact()` for None."""
@@ -59,7 +57,10 @@ class KLRobustLoss(EstimatedLoss):
         """Raise if the KL ball contains every distribution over the outcomes."""
         size = rows.support_size
         if size > 0:
-            instead = None if self.row_by_row else _LOWER
+            lower = (
+                "Lower rho: the estimator's m is that of the whole data set, and no larger batch raises it."
+            )
+            instead = None if self.row_by_row else lower
             check_feasible(self.rho, self.estimator.population(size), instead=instead)
 
     def from_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:

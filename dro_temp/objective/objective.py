@@ -1,7 +1,7 @@
 """The objective: a host, a predictor and a loss as one number to minimise; and its output."""
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -171,7 +171,9 @@ class Objective(Committable):
     ) -> ObjectiveOutput:
         rows = self.host(*args, **batch)
         single = distributed.world_size() == 1
-        with nullcontext() if single else self._checking(rows):
+        # In training a check that fails on one process fails on all; an evaluation may run on one alone.
+        alone, device = single or not self.training, rows[self.host.views[0]].target.device
+        with nullcontext() if alone else distributed.raising_together(device):
             if not self.host.checks_values:
                 for r in rows.values():
                     r.check_values()
@@ -195,7 +197,7 @@ class Objective(Committable):
         if self.training:
             self._observe_and_monitor(rows, tau_outputs or outputs)
         if self.check_finite:
-            with nullcontext() if single else self._checking(rows):
+            with nullcontext() if alone else distributed.raising_together(device):
                 reduction.refuse_non_finite(rows, valid, taus, values)
         means = reduction.view_means(
             self.risks, values, rows, valid, count=count, group=group, trains=self.training
@@ -223,12 +225,6 @@ class Objective(Committable):
             backend={view: output.backend for view, output in outputs.items()},
             tau_values={view: output.values for view, output in tau_outputs.items()},
         )
-
-    def _checking(self, rows: dict[str, Rows]) -> AbstractContextManager[None]:
-        """In training a check that fails on one process fails on all; an evaluation may run on one alone."""
-        if not self.training:
-            return nullcontext()
-        return distributed.raising_together(rows[self.host.views[0]].target.device)
 
     def _check_index(self, rows: dict[str, Rows]) -> None:
         for view, r in rows.items():

@@ -74,11 +74,8 @@ def refuse_shared_memory(**parts: nn.ModuleDict) -> None:
                 first_part, first_view = owner.setdefault(id(staged), (part, view))
                 if (first_part, first_view) == (part, view):
                     continue
-                why = (
-                    "it would be written twice a step, at two temperatures"
-                    if first_view == view
-                    else "sample 7 would mean two different rows"
-                )
+                twice = "it would be written twice a step, at two temperatures"
+                why = twice if first_view == view else "sample 7 would mean two different rows"
                 raise ValueError(
                     f"expected a memory of its own for each view, received one {type(staged).__name__} shared "
                     f"by the {first_part} of view {first_view!r} and the {part} of view {view!r}: {why}. Build one per "

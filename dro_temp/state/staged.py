@@ -73,7 +73,15 @@ class Staged(ShapeChecked, ABC):
         check_flag("shrink", shrink)
         size = self._size()
         if optimizer is not None:
-            self._refuse_other(optimizer)
+            instead = "Pass the one that trains the table, or leave it out."
+            check_kind("optimizer", optimizer, torch.optim.Optimizer, instead)
+            trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            if any(p.requires_grad and id(p) not in trained for p in self.memory_parameters()):
+                raise ValueError(
+                    f"expected the optimizer that trains this table, received one without the parameter of this "
+                    f"{type(self).__name__}. Build it from objective.param_groups(lr=..., tau_lr=...), or leave it "
+                    "out if there is none yet."
+                )
         if self.pending:
             raise RuntimeError(
                 "expected no pending proposals before a table is given another size, received some of the last "
@@ -85,17 +93,6 @@ class Staged(ShapeChecked, ABC):
                 "shrink=True to forget the last ones."
             )
         return num_samples
-
-    def _refuse_other(self, optimizer: torch.optim.Optimizer) -> None:
-        instead = "Pass the one that trains the table, or leave it out."
-        check_kind("optimizer", optimizer, torch.optim.Optimizer, instead)
-        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if any(p.requires_grad and id(p) not in trained for p in self.memory_parameters()):
-            raise ValueError(
-                f"expected the optimizer that trains this table, received one without the parameter of this "
-                f"{type(self).__name__}. Build it from objective.param_groups(lr=..., tau_lr=...), or leave it out if "
-                "there is none yet."
-            )
 
     def memory_parameters(self) -> list[nn.Parameter]:
         """The tables that a base optimizer trains."""
