@@ -100,10 +100,10 @@ def check_real(name: str, value: Any, instead: str) -> None:
 
 
 def _check_range(
-    name: str, value: float, inside: Callable[[float], bool], expected: str, instead: str, if_type: str = ""
+    name: str, value: float, inside: Callable[[float], bool], expected: str, instead: str
 ) -> None:
-    """Raise unless `value` is a number inside the range; `if_type` is the advice for another type."""
-    check_real(name, value, if_type or instead)
+    """Raise unless `value` is a number inside the range."""
+    check_real(name, value, instead)
     if not inside(value):
         raise ValueError(f"expected {expected}, received {name}={value}. {instead}")
 
@@ -125,14 +125,14 @@ def check_not_negative(name: str, value: float) -> None:
 
 def check_share(name: str, value: float) -> None:
     """Raise unless `0 < value <= 1`."""
-    instead, if_type = "Pass 0.2 for a fifth of the samples, say.", f"Pass {name}=0.2, say."
-    _check_range(name, value, lambda x: 0.0 < x <= 1.0, f"{name} in (0, 1]", instead, if_type)
+    instead = f"Pass {name}=0.2 for a fifth of the samples, say."
+    _check_range(name, value, lambda x: 0.0 < x <= 1.0, f"{name} in (0, 1]", instead)
 
 
 def check_dropout(dropout: float) -> None:
     """Raise unless `0 <= dropout < 1`: at 1 nothing of the input is left."""
-    instead, if_type = "Pass 0.5, say, or 0.0 for none.", "Pass dropout=0.5, say, or 0.0 for none."
-    _check_range("dropout", dropout, lambda x: 0.0 <= x < 1.0, "dropout in [0, 1)", instead, if_type)
+    instead = "Pass dropout=0.5, say, or 0.0 for none."
+    _check_range("dropout", dropout, lambda x: 0.0 <= x < 1.0, "dropout in [0, 1)", instead)
 
 
 def check_within(
@@ -150,9 +150,8 @@ def check_within(
 
 def check_inside(name: str, value: float, lower: float, upper: float) -> None:
     """Raise unless `lower < value < upper`."""
-    expected, if_type = f"{name} between {lower} and {upper}", f"Pass a number between {lower} and {upper}."
-    instead = "Pass a value in that range."
-    _check_range(name, value, lambda x: lower < x < upper, f"{expected}, both excluded", instead, if_type)
+    expected = f"{name} between {lower} and {upper}, both excluded"
+    _check_range(name, value, lambda x: lower < x < upper, expected, "Pass a number in that range.")
 
 
 def check_interval(lower: float, upper: float) -> None:
@@ -192,9 +191,8 @@ def check_tilt(tilt: float) -> None:
 
 def check_radius(rho: float) -> None:
     """Raise unless `0 <= rho < inf`."""
-    instead = "Useful values lie between 0 and log(number of outcomes), for example rho=1.0."
-    expected, if_type = "a finite radius rho >= 0", "Pass rho=1.0, say."
-    _check_range("rho", rho, lambda x: 0.0 <= x < math.inf, expected, instead, if_type)
+    instead = "Pass rho=1.0, say: useful values lie between 0 and log(number of outcomes)."
+    _check_range("rho", rho, lambda x: 0.0 <= x < math.inf, "a finite radius rho >= 0", instead)
 
 
 def check_feasible(rho: float, support_size: int, *, instead: str | None = None) -> None:

@@ -30,11 +30,7 @@ def default_root() -> Path:
 
 @functools.cache
 def temporary_root() -> Path:
-    """A folder in the temporary one that only this user can write to, shared by processes if that is safe.
-
-    Raises:
-        OSError: there is no temporary folder that can be written to.
-    """
+    """A folder in the temporary one that only this user can write to, shared by processes if that is safe."""
     shared = Path(tempfile.gettempdir()) / f"dro_temp-{_user()}"
     try:
         if shared.is_symlink():
@@ -50,9 +46,7 @@ def temporary_root() -> Path:
 def own_folder(folder: Path) -> None:
     """Create a folder that only this user can write to, or restrict an existing one.
 
-    Raises:
-        PermissionError: it belongs to another user, or another user can replace it.
-        OSError: it can be neither created nor changed.
+    Raises PermissionError if it belongs to another user, or another user can replace it.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     real = folder.resolve()
@@ -63,14 +57,9 @@ def own_folder(folder: Path) -> None:
 
 
 def refuse_if_not_own(path: Path) -> None:
-    """Raise if a user other than this one and the administrator can change what is read from here.
+    """Raise PermissionError if a user other than this one and the administrator can change what is read from here.
 
-    Args:
-        path: a file or folder; its parents are checked as well, since their owners can replace it.
-
-    Raises:
-        PermissionError: another user can.
-        OSError: the path cannot be read.
+    The parents of the file or folder are checked as well, since their owners can replace it.
     """
     if _user() is None:  # Windows, whose folders of a user are closed to others from the start
         return
@@ -99,11 +88,7 @@ def _user() -> int | None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise if a folder can be neither created nor written to; nothing is created.
-
-    Raises:
-        OSError: such a folder.
-    """
+    """Raise OSError if a folder can be neither created nor written to; nothing is created."""
     place = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     if not place.is_dir():
         raise NotADirectoryError(
@@ -119,11 +104,7 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Write to a temporary file, then replace the file atomically.
-
-    Args:
-        path: replaced when the block ends without an error.
-    """
+    """Write to a temporary file, which replaces `path` atomically when the block ends without an error."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with partial.open("xb") as file:

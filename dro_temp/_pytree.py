@@ -26,10 +26,8 @@ def pytree(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
         def flatten(x: T) -> tuple[list[Any], Any]:
             # None is part of the structure: `vmap` would take it for a leaf that it cannot map.
             present = tuple(name for name in names if getattr(x, name) is not None)
-            return [getattr(x, name) for name in present], (
-                present,
-                tuple(getattr(x, name) for name in static),
-            )
+            fixed = tuple(getattr(x, name) for name in static)
+            return [getattr(x, name) for name in present], (present, fixed)
 
         def unflatten(values: Iterable[Any], context: Any) -> T:
             # Not by its constructor, which checks shapes: leaves of a tree may be anything.
@@ -42,8 +40,7 @@ def pytree(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
 
         def flatten_with_keys(x: T) -> tuple[list[tuple[Any, Any]], Any]:
             values, context = flatten(x)
-            keys = map(_pytree.GetAttrKey, context[0])
-            return list(zip(keys, values, strict=True)), context
+            return list(zip(map(_pytree.GetAttrKey, context[0]), values, strict=True)), context
 
         _pytree.register_pytree_node(
             kind,
@@ -63,12 +60,6 @@ def map_tensors(function: Callable[[Any], Any], x: T) -> T:
     return mapped
 
 
-# One line of shapes, dtypes and devices, without numbers
-
-# A mapping of more scalars than this is summarised: the metrics of an objective, say.
-_FEW = 3
-
-
 def described(value: Any) -> str:
     """A tensor as dtype, shape and, unless it is the CPU, device; a mapping of them likewise; the rest as it is.
 
@@ -82,7 +73,8 @@ def described(value: Any) -> str:
         shape = ", ".join(str(size) for size in value.shape)
         return f"{dtype}[{shape}]" + ("" if value.device.type == "cpu" else f" on {value.device}")
     if isinstance(value, Mapping):
-        if len(value) > _FEW and all(isinstance(x, Tensor) and x.dim() == 0 for x in value.values()):
+        # Many scalars, such as the metrics of an objective, are counted.
+        if len(value) > 3 and all(isinstance(x, Tensor) and x.dim() == 0 for x in value.values()):
             return f"{{{len(value)} numbers}}"
         return "{" + ", ".join(f"{key!r}: {described(x)}" for key, x in value.items()) + "}"
     return repr(value)

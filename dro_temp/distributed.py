@@ -137,40 +137,27 @@ def raising_together(device: torch.device) -> Iterator[None]:
         raise error
 
 
-def _row_counts(n: int, device: torch.device) -> list[int]:
-    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
-    local = torch.tensor([n], device=device)
-    _count(gathered=local)
-    dist.all_gather(counts, local)
-    return [int(count) for count in counts]
-
-
-def _gather(x: Tensor, counts: list[int]) -> Tensor:
-    # all_gather needs equal shapes: pad short ranks and remove the padding.
-    padded = x.new_zeros((max(counts), *x.shape[1:]))
-    padded[: x.shape[0]] = x
-    parts = [torch.empty_like(padded) for _ in counts]
-    _count(gathered=padded)
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+def _all_gather(x: Tensor) -> list[Tensor]:
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    _count(gathered=x)
+    dist.all_gather(parts, x)
+    return parts
 
 
 class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, counts: list[int]) -> Tensor:
-        ctx.start = sum(counts[: rank()])
-        ctx.length = x.shape[0]
-        return _gather(x, counts)
+        ctx.rows = slice(sum(counts[: rank()]), sum(counts[: rank() + 1]))
+        # all_gather needs equal shapes: pad short ranks and remove the padding.
+        padded = x.new_zeros((max(counts), *x.shape[1:]))
+        padded[: x.shape[0]] = x
+        return torch.cat([part[:n] for part, n in zip(_all_gather(padded), counts, strict=True)])
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         # Every rank's loss depends on every rank's rows: their gradients add up.
-        # A copy: autograd may use the same gradient for another tensor.
-        total = grads[0].clone(memory_format=torch.contiguous_format)
-        _count(reduced=total)
-        dist.all_reduce(total)
-        return total[ctx.start : ctx.start + ctx.length], None
+        return sum_over_processes(grads[0])[ctx.rows], None
 
 
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:
@@ -182,10 +169,7 @@ def gather_rows(x: Tensor) -> tuple[Tensor, int]:
         >>> gather_rows(torch.tensor([1.0, 2.0]))
         (tensor([1., 2.]), 0)
     """
-    if world_size() == 1:
-        return x.detach(), 0
-    counts = _row_counts(x.shape[0], x.device)
-    return _gather(x.detach(), counts), sum(counts[: rank()])
+    return gather_rows_with_gradient(x.detach())
 
 
 def gather_rows_with_gradient(x: Tensor) -> tuple[Tensor, int]:
@@ -203,7 +187,7 @@ def gather_rows_with_gradient(x: Tensor) -> tuple[Tensor, int]:
     """
     if world_size() == 1:
         return x, 0
-    counts = _row_counts(x.shape[0], x.device)
+    counts = torch.cat(_all_gather(torch.tensor([x.shape[0]], device=x.device))).tolist()
     gathered: Tensor = _GatherWithGradient.apply(x, counts)  # type: ignore[no-untyped-call]
     return gathered, sum(counts[: rank()])
 
@@ -217,7 +201,7 @@ def sum_over_processes(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x.detach()
-    total = x.detach().clone()
+    total = x.detach().clone(memory_format=torch.contiguous_format)
     _count(reduced=total)
     dist.all_reduce(total)
     return total

@@ -73,22 +73,17 @@ class CompositionalOptimizer(Optimizer):
             )
         # Optimizer.__init__ would create a second list of parameter groups; this is the rest of it.
         super().__setstate__({"base": base, "objective": _unwrapped(objective), "defaults": base.defaults})
-        self._refuse_a_base_of_others()
-        if gamma is not None:
-            self._set_gamma(checked_gamma(gamma))
-
-    def _refuse_a_base_of_others(self) -> None:
         ours = {id(p) for p in self.objective.parameters()}
-        if self.objective.trains_others and not ours:
-            return
-        if not any(id(p) in ours for group in self.base.param_groups for p in group["params"]):
+        elsewhere = self.objective.trains_others and not ours
+        if not (elsewhere or any(id(p) in ours for group in base.param_groups for p in group["params"])):
             raise ValueError(
                 "expected a base optimizer over the objective's parameters, received one that trains none of "
                 "them. Build it from objective.param_groups(lr=..., tau_lr=...), or, for a risk by itself, from "
                 "[*model.parameters(), *risk.parameters()]."
             )
-
-    def _set_gamma(self, gamma: float | Schedule) -> None:
+        if gamma is None:
+            return
+        gamma = checked_gamma(gamma)
         estimators = [m for m in self.objective.memory_modules() if isinstance(m, LogMovingAverage)]
         if not estimators:
             raise ValueError(
@@ -101,8 +96,7 @@ class CompositionalOptimizer(Optimizer):
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
         """The base's own groups."""
-        groups: list[dict[str, Any]] = self.base.param_groups
-        return groups
+        return self.base.param_groups
 
     @property
     def state(self) -> Any:  # type: ignore[override]
@@ -130,12 +124,11 @@ class CompositionalOptimizer(Optimizer):
                 state_dict = before(self, state_dict) or state_dict
         groups = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
         ours = [len(group["params"]) for group in self.base.param_groups]
-        theirs = None if groups is None else [len(group["params"]) for group in groups]
+        theirs = "something else" if groups is None else [len(group["params"]) for group in groups]
         if theirs != ours:
             raise ValueError(
-                f"expected the state of an optimizer over {ours} parameters by group, received "
-                f"{'something else' if theirs is None else theirs}. Load what state_dict() returned for the same "
-                "objective.param_groups(...)."
+                f"expected the state of an optimizer over {ours} parameters by group, received {theirs}. Load what "
+                "state_dict() returned for the same objective.param_groups(...)."
             )
         self.base.load_state_dict(state_dict)
         self.objective.discard()
@@ -183,11 +176,8 @@ class CompositionalOptimizer(Optimizer):
         return fresh and all(float(group.get("lr", 1.0)) == 0.0 for group in self.base.param_groups)
 
     def _refuse_without_proposals(self) -> None:
-        silent = [
-            type(staged).__name__
-            for staged in self.objective.memory_modules()
-            if staged.expects_proposals and not staged.pending
-        ]
+        memory = self.objective.memory_modules()
+        silent = [type(m).__name__ for m in memory if m.expects_proposals and not m.pending]
         if silent:
             raise RuntimeError(
                 f"expected a forward and backward of the objective in training mode before each step, received "
@@ -197,8 +187,7 @@ class CompositionalOptimizer(Optimizer):
             )
 
     def _refuse_old_moments(self) -> None:
-        tables = (p for staged in self.objective.memory_modules() for p in staged.memory_parameters())
-        for table in tables:
+        for table in (p for staged in self.objective.memory_modules() for p in staged.memory_parameters()):
             # Some optimizers store other state under the first parameter (LBFGS): only names of moments count.
             for name, x in self.base.state.get(table, {}).items():
                 if name in _MOMENTS and isinstance(x, Tensor) and x.shape != table.shape:

@@ -47,27 +47,21 @@ def hold_temperatures(
 
     Source: this library; docs, "Training temperatures".
     """
-    check_kind(
-        "optimizer", optimizer, Optimizer, "Pass torch.optim.AdamW(objective.param_groups(lr=...)), say."
-    )
+    instead = "Pass torch.optim.AdamW(objective.param_groups(lr=...)), say."
+    check_kind("optimizer", optimizer, Optimizer, instead)
+    tau_factor = schedule if tau_schedule is None else tau_schedule
     check_callable("schedule", schedule)
-    if tau_schedule is not None:
-        check_callable("tau_schedule", tau_schedule)
+    check_callable("tau_schedule", tau_factor)
     check_count("steps", steps)
     ramp = max(1, steps // 10) if ramp is None else check_count("ramp", ramp)
-    if not any(group.get("name") == "temperature" for group in optimizer.param_groups):
+    names = [group.get("name") for group in optimizer.param_groups]
+    if "temperature" not in names:
         raise ValueError(
-            'expected an optimizer with a group named "temperature", received groups '
-            f"{[group.get('name') for group in optimizer.param_groups]}. Build it from "
+            f'expected an optimizer with a group named "temperature", received groups {names}. Build it from '
             "objective.param_groups(lr=..., tau_lr=...), with a predictor that trains."
         )
 
-    factor = schedule if tau_schedule is None else tau_schedule
+    def held(step: int) -> float:
+        return tau_factor(step) * min(1.0, max(0.0, (step - steps + 1) / ramp))
 
-    def tau_factor(step: int) -> float:
-        return factor(step) * min(1.0, max(0.0, (step - steps + 1) / ramp))
-
-    return LambdaLR(
-        optimizer,
-        [tau_factor if group.get("name") == "temperature" else schedule for group in optimizer.param_groups],
-    )
+    return LambdaLR(optimizer, [held if name == "temperature" else schedule for name in names])

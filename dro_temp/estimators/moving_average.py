@@ -15,9 +15,6 @@ from dro_temp._typing import PerRow, RowIndex, RowMask
 from dro_temp.interfaces import Estimator
 from dro_temp.state import Staged
 
-# The inner learning rate
-
-
 #: gamma from the number of optimizer steps (an int64 scalar on any device: nothing waits for it).
 Schedule: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -79,17 +76,10 @@ class CosineGamma:
         )
 
 
-# One log-number per sample
-
-
 class LogTable(Estimator, Staged):
     r"""$\log u_i$ for every sample i of the data set, proposed by forward and written by an optimizer step.
 
     A subclass implements `averaged`, the update rule.
-
-    Args:
-        num_samples: size of the data set; sample numbers run from 0 to num_samples - 1.
-        on_host: True to keep the table in host memory wherever the module goes.
     """
 
     memory = ("log_u",)
@@ -122,15 +112,14 @@ class LogTable(Estimator, Staged):
         index = check_index(index, self.num_samples)
         # Rows that do not count get a number that no sample has.
         index, log_g = index.masked_fill(~valid, -1), log_g.detach()
-        start = 0
-        if learning:
-            n = len(index)
-            if distributed.world_size() > 1:
-                index, start = distributed.gather_rows(index)
-                log_g, _ = distributed.gather_rows(log_g)
-            self.stage(index, log_g)
-            return self._updated(index, log_g)[start : start + n]
-        return self._updated(index, log_g)
+        if not learning:
+            return self._updated(index, log_g)
+        n, start = len(index), 0
+        if distributed.world_size() > 1:
+            index, start = distributed.gather_rows(index)
+            log_g, _ = distributed.gather_rows(log_g)
+        self.stage(index, log_g)
+        return self._updated(index, log_g)[start : start + n]
 
     def _updated(self, index: RowIndex, log_g: PerRow) -> PerRow:
         log_u = self.read("log_u", index.clamp(min=0)).to(log_g.dtype)
@@ -215,32 +204,20 @@ class LogMovingAverage(LogTable):
 
     def averaged(self, log_u: PerRow, log_g: PerRow) -> PerRow:
         """The average, with the current gamma."""
-        schedule = self.gamma
-        if callable(schedule):
-            gamma = schedule(self.steps)
-            if not isinstance(gamma, Tensor):
-                _check_gamma(gamma)
-            elif (
-                gamma.device.type == "cpu" and not torch.compiler.is_compiling()
-            ):  # costs no wait for a device
-                _check_gamma(float(gamma))
-            return F.log_average(log_u, log_g, gamma)
-        return F.log_average(log_u, log_g, self.steps.new_full((), schedule, dtype=torch.float64))
+        if not callable(self.gamma):
+            return F.log_average(log_u, log_g, self.steps.new_full((), self.gamma, dtype=torch.float64))
+        gamma = self.gamma(self.steps)
+        if not isinstance(gamma, Tensor):
+            _check_gamma(gamma)
+        elif gamma.is_cpu and not torch.compiler.is_compiling():  # costs no wait for a device
+            _check_gamma(float(gamma))
+        return F.log_average(log_u, log_g, gamma)
 
     def write(self, *parts: Tensor) -> None:
         """Write the staged averages and advance gamma."""
         super().write(*parts)
         if parts:
             self.steps += 1
-
-
-def _check_alpha(alpha: float) -> None:
-    check_real("alpha", alpha, "Pass alpha=10.0, say.")
-    if not math.isfinite(alpha):
-        raise ValueError(
-            f"expected a finite alpha, received alpha={alpha}. Pass 10.0, as the paper's contrastive runs do: it "
-            "is the log of a step size, of either sign. LogMovingAverage(n, gamma=1.0) forgets the past."
-        )
 
 
 class Scent(LogTable):
@@ -279,7 +256,12 @@ class Scent(LogTable):
 
     def __init__(self, num_samples: int, *, alpha: float = 10.0, on_host: bool = False) -> None:
         super().__init__(num_samples, on_host=on_host)
-        _check_alpha(alpha)
+        check_real("alpha", alpha, "Pass alpha=10.0, say.")
+        if not math.isfinite(alpha):
+            raise ValueError(
+                f"expected a finite alpha, received alpha={alpha}. Pass 10.0, as the paper's contrastive runs do: it "
+                "is the log of a step size, of either sign. LogMovingAverage(n, gamma=1.0) forgets the past."
+            )
         self.alpha = float(alpha)
 
     def averaged(self, log_u: PerRow, log_g: PerRow) -> PerRow:

@@ -42,20 +42,13 @@ class CyclicPenalty(Penalty):
     name = "cyclic"
 
     def __init__(
-        self,
-        in_modal: float = 0.25,
-        cross_modal: float = 0.25,
-        *,
-        views: tuple[str, str] = ("image", "text"),
+        self, in_modal: float = 0.25, cross_modal: float = 0.25, *, views: tuple[str, str] = ("image", "text")
     ) -> None:
         super().__init__()
         check_not_negative("in_modal", in_modal)
         check_not_negative("cross_modal", cross_modal)
-        if (
-            not isinstance(views, tuple | list)
-            or len(set(views)) != 2
-            or not all(isinstance(v, str) for v in views)
-        ):
+        names = isinstance(views, tuple | list) and all(isinstance(view, str) for view in views)
+        if not names or len(set(views)) != 2:
             raise ValueError(
                 f"expected views as the names of two views, received views={views!r}. Pass views=('image', 'text'), "
                 "the names that the host gives them."
@@ -78,9 +71,8 @@ class CyclicPenalty(Penalty):
         total = image.queries.sum() * 0.0
         if self.in_modal:
             # The keys of the text rows are the images of all processes.
-            total = total + self.in_modal * _distance(
-                LinearScores(image.queries, text.keys), LinearScores(text.queries, image.keys)
-            )
+            images, texts = LinearScores(image.queries, text.keys), LinearScores(text.queries, image.keys)
+            total = total + self.in_modal * _distance(images, texts)
         if self.cross_modal:
             total = total + self.cross_modal * _distance(image, text)
         return total

@@ -32,6 +32,8 @@ class KeyQueue(Staged):
     Source: arXiv 1911.05722 (MoCo).
     """
 
+    expects_proposals = False  # rows whose scores are a matrix propose nothing
+
     keys: Features
     queries: Features
     number: RowIndex
@@ -51,11 +53,6 @@ class KeyQueue(Staged):
 
     def __len__(self) -> int:
         return min(int(self.seen), self.size)
-
-    @property
-    def expects_proposals(self) -> bool:
-        """False: rows whose scores are a matrix propose nothing."""
-        return False
 
     def check(self, index: Tensor) -> None:
         """Nothing to check: a sample number is not a position in the queue."""

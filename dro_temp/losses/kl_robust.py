@@ -1,4 +1,4 @@
-"""The robust loss of KL-constrained distributionally robust optimisation."""
+"""The robust loss of KL-constrained distributionally robust optimisation, and its log-mean by itself."""
 
 from dro_temp import functional as F
 from dro_temp._checks import check_feasible, check_kind, check_radius
@@ -8,10 +8,19 @@ from dro_temp.interfaces import Estimator, Rows
 from dro_temp.kernels.dispatch import BackendOption
 from dro_temp.losses.log_mean_exp import LogMeanExpLoss
 
-_LOWER = "Lower rho: the estimator's m is that of the whole data set already, and no larger batch raises it."
+
+class EstimatedLoss(LogMeanExpLoss):
+    """A loss of the log of the inner mean as estimated, by `Exact()` for None."""
+
+    def __init__(self, *, estimator: Estimator | None = None, backend: BackendOption = "auto") -> None:
+        super().__init__(backend=backend)
+        estimator = Exact() if estimator is None else estimator
+        check_kind("estimator", estimator, Estimator, "Pass LogMovingAverage(len(dataset)), or leave it out.")
+        self.estimator = estimator
+        self.row_by_row = estimator.row_by_row
 
 
-class KLRobustLoss(LogMeanExpLoss):
+class KLRobustLoss(EstimatedLoss):
     r"""$F_i(\tau_i) = \tau_i \left(\log \mathbb{E}_j\, e^{h_{ij}/\tau_i} + \rho\right)$ over each row's support.
 
     The dual of the worst case of the margins over all distributions within KL distance rho of uniform. The
@@ -40,19 +49,18 @@ class KLRobustLoss(LogMeanExpLoss):
     def __init__(
         self, rho: float, *, estimator: Estimator | None = None, backend: BackendOption = "auto"
     ) -> None:
-        super().__init__(backend=backend)
+        super().__init__(estimator=estimator, backend=backend)
         check_radius(rho)
         self.rho = float(rho)
-        estimator = Exact() if estimator is None else estimator
-        check_kind("estimator", estimator, Estimator, "Pass LogMovingAverage(len(dataset)), or leave it out.")
-        self.estimator = estimator
-        self.row_by_row = estimator.row_by_row
 
     def check_rows(self, rows: Rows) -> None:
         """Raise if the KL ball contains every distribution over the outcomes."""
         size = rows.support_size
         if size > 0:
-            instead = None if self.row_by_row else _LOWER
+            lower = (
+                "Lower rho: the estimator's m is that of the whole data set, and no larger batch raises it."
+            )
+            instead = None if self.row_by_row else lower
             check_feasible(self.rho, self.estimator.population(size), instead=instead)
 
     def from_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
@@ -63,3 +71,35 @@ class KLRobustLoss(LogMeanExpLoss):
     def extra_repr(self) -> str:
         """The radius."""
         return f"rho={self.rho}"
+
+
+class EntropicRiskLoss(EstimatedLoss):
+    r"""$\log \mathbb{E}_j\, e^{h_{ij}/\tau_i}$ over each row's support: the entropic risk of the scaled margins.
+
+    The global contrastive loss of FastCLIP v0 and the objective of SCENT. Against its neighbours: `KLRobustLoss`
+    multiplies it by tau, which removes the factor 1/tau from the gradient of the scores; `InfoNCELoss` adds the
+    target to the sum and treats the batch as the whole population.
+
+    With an estimator the value is its $\log u$ and the gradient the compositional one, $\nabla g / u$, to scores and
+    temperatures alike.
+
+    Args:
+        estimator: estimate of the inner mean: `Exact()` (the default), or, for pairs, `LogMovingAverage` or `Scent`.
+        backend: how scores that are products are computed, see `LogMeanExpLoss`.
+
+    Raises:
+        TypeError: `estimator` is not an Estimator.
+        ValueError: an estimator needs sample numbers, and there are none.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> rows = dt.Rows(torch.tensor([[2.0, 0.0]]), torch.tensor([0]), target_in_support=False)
+        >>> dt.EntropicRiskLoss()(rows, 0.5)
+        tensor([-4.])
+
+    Source: arXiv 2407.01445 (FastCLIP), v0; arXiv 2602.02877 (SCENT), equation 1.
+    """
+
+    def from_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
+        """The estimated log-mean, with the compositional gradient."""
+        return F.compositional_log_mean(log_g, self.estimator.propose(rows.index, log_g, rows.valid))

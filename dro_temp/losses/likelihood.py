@@ -1,4 +1,4 @@
-"""Fitting temperatures to labels."""
+"""Cross-entropy: fitting temperatures to labels, and the contrastive baseline."""
 
 import torch
 
@@ -6,13 +6,6 @@ from dro_temp._tensors import log_of_size
 from dro_temp._typing import PerRow
 from dro_temp.interfaces import Rows
 from dro_temp.losses.log_mean_exp import LogMeanExpLoss
-
-
-def target_log_loss(rows: Rows, log_g: PerRow) -> PerRow:
-    """Minus the log-probability of the target among all columns, from the log-mean-exp over the support."""
-    log_sum = log_g + log_of_size(rows.support_size, log_g)
-    # The target's own margin is zero; a support without it gets it back.
-    return log_sum if rows.target_in_support else torch.logaddexp(log_sum, torch.zeros_like(log_sum))
 
 
 class LikelihoodLoss(LogMeanExpLoss):
@@ -43,5 +36,26 @@ class LikelihoodLoss(LogMeanExpLoss):
     """
 
     def from_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
-        """Minus the log-probability of the target."""
-        return target_log_loss(rows, log_g)
+        """Minus the log-probability of the target among all columns."""
+        log_sum = log_g + log_of_size(rows.support_size, log_g)
+        # The target's own margin is zero; a support without it gets it back.
+        return log_sum if rows.target_in_support else torch.logaddexp(log_sum, torch.zeros_like(log_sum))
+
+
+class InfoNCELoss(LikelihoodLoss):
+    r"""Cross-entropy of the target among all columns, $\log \sum_j e^{h_j / \tau}$ with the target included.
+
+    With one global learnable temperature this is CLIP's loss. Unlike the robust loss it is not scaled by tau,
+    and it treats the sampled negatives as the whole population.
+
+    Args:
+        backend: how scores that are products are computed, see `LogMeanExpLoss`.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> rows = dt.Rows(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
+        >>> dt.InfoNCELoss()(rows, 1.0)
+        tensor([0.1269])
+
+    Source: arXiv 1807.03748 (CPC); arXiv 2103.00020 (CLIP).
+    """

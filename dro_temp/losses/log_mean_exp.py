@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Collection
 from dataclasses import replace
-from typing import final
+from typing import TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from dro_temp.interfaces import (
 from dro_temp.kernels.dispatch import BackendOption, check_backend, fastest_backend, streaming_backend
 from dro_temp.kernels.pairs import exchanged_log_sums, pair_log_sums
 from dro_temp.kernels.rows import GradOutput, log_mean_exp_rows
+
+#: Temperatures of some rows, or what predicts them.
+Taus: TypeAlias = Tensor | TemperaturePredictor
 
 # Below this, the score matrix costs less than the Python that avoids it.
 SMALL_MATRIX = 2**20
@@ -63,8 +66,6 @@ class LogMeanExpLoss(RobustLoss):
         log_g = F.log_mean_exp(rows.margins / tau[:, None], rows.mask)
         # Rows without outcomes have log g = -inf; finite numbers keep them inert.
         return self.from_log_mean_exp(rows, log_g.masked_fill(~rows.valid, 0.0), tau)
-
-    # Which backend
 
     @final
     def choose_backend(self, rows: Rows) -> BackendChoice:
@@ -109,16 +110,10 @@ class LogMeanExpLoss(RobustLoss):
         name = fastest_backend(scores.queries.device, dtype)
         return BackendChoice(name, f"the score matrix would take {many} bytes")
 
-    # Rows: tokens, classes
-
     @final
     @outside_graphs
     def _streamed(
-        self,
-        rows: Rows,
-        tau: Tensor | TemperaturePredictor,
-        statistics: Collection[Statistic],
-        backend: BackendChoice,
+        self, rows: Rows, tau: Taus, statistics: Collection[Statistic], backend: BackendChoice
     ) -> LossOutput:
         n, counted, all_tau = rows.target.shape[0], None, tau
         if rows.weight is not None:  # rows that do not count are left out of the pass
@@ -157,21 +152,14 @@ class LogMeanExpLoss(RobustLoss):
                 weight = torch.ones_like(values)
                 if rows.weight is not None:
                     weight = rows.weight[block].to(values.dtype)
-                u, v = torch.autograd.grad(
-                    values, (log_g, tau), weight, allow_unused=True, materialize_grads=True
-                )
+                u, v = torch.autograd.grad(values, (log_g, tau), weight, materialize_grads=True)
             return u, v
 
         return gradient
 
-    # Pairs: both sides from one set of tiles
-
     @final
     def evaluate_mirrored(
-        self,
-        other: RobustLoss,
-        rows: tuple[Rows, Rows],
-        taus: tuple[Tensor | TemperaturePredictor, Tensor | TemperaturePredictor],
+        self, other: RobustLoss, rows: tuple[Rows, Rows], taus: tuple[Taus, Taus]
     ) -> tuple[LossOutput, LossOutput] | None:
         """See `RobustLoss.evaluate_mirrored`."""
         if not isinstance(other, LogMeanExpLoss):
@@ -212,7 +200,7 @@ class LogMeanExpLoss(RobustLoss):
         self,
         other: "LogMeanExpLoss",
         rows: tuple[Rows, Rows],
-        taus: tuple[Tensor | TemperaturePredictor, Tensor | TemperaturePredictor],
+        taus: tuple[Taus, Taus],
         backends: tuple[BackendChoice, BackendChoice],
     ) -> tuple[LossOutput, LossOutput]:
         outputs = []
@@ -223,11 +211,12 @@ class LogMeanExpLoss(RobustLoss):
                 tau if isinstance(tau, Tensor) else tau.predict(r) for tau, r in zip(taus, rows, strict=True)
             ]
             log_sums = _pair_log_sums(rows, tensors, backends[0].name)
-            for k, loss in enumerate((self, other)):
-                log_g = log_sums[k] - log_of_size(rows[k].support_size, log_sums[k])
-                values = loss.from_log_mean_exp(rows[k], log_g, tensors[k].to(log_g.dtype))
-                values = loss.one_per_row(values, rows[k])
-                outputs.append(LossOutput(values, tensors[k], backends[k]))
+            for loss, r, tau, log_sum, backend in zip(
+                (self, other), rows, tensors, log_sums, backends, strict=True
+            ):
+                log_g = log_sum - log_of_size(r.support_size, log_sum)
+                values = loss.from_log_mean_exp(r, log_g, tau.to(log_g.dtype))
+                outputs.append(LossOutput(loss.one_per_row(values, r), tau, backend))
         return outputs[0], outputs[1]
 
 

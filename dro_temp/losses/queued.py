@@ -20,8 +20,9 @@ from dro_temp.interfaces import (
 )
 from dro_temp.kernels import Statistic
 from dro_temp.kernels.memory import acquire, release
-from dro_temp.losses.infonce import InfoNCELoss
 from dro_temp.losses.key_queue import UNNUMBERED, KeyQueue
+from dro_temp.losses.likelihood import InfoNCELoss
+from dro_temp.losses.log_mean_exp import Taus
 from dro_temp.state import staged_modules
 
 _JOINED = "queued keys"
@@ -131,11 +132,7 @@ class QueuedLoss(RobustLoss):
 
     @outside_graphs
     def _streamed(
-        self,
-        rows: Rows,
-        tau: Tensor | TemperaturePredictor,
-        statistics: Collection[Statistic],
-        backend: BackendChoice,
+        self, rows: Rows, tau: Taus, statistics: Collection[Statistic], backend: BackendChoice
     ) -> LossOutput:
         scores = rows.scores
         assert isinstance(scores, LinearScores)
@@ -154,21 +151,17 @@ class QueuedLoss(RobustLoss):
             joined_rows = replace(rows, scores=joined, target=target)
             output = self.loss.evaluate(joined_rows, tau, statistics=statistics, check=False)
             if isinstance(tau, Tensor) and not scores.requires_grad:
-                release(
-                    _JOINED, joined.keys
-                )  # for temperatures that are an input, backward needs their slopes alone
+                # For temperatures that are an input, backward needs their slopes alone.
+                release(_JOINED, joined.keys)
         else:
-            output = self._zero(rows, tau)
+            # No gradient is better than that of a batch's few outcomes, for which the radius may not even be feasible.
+            tau = tau.predict(rows) if isinstance(tau, TemperaturePredictor) else tau
+            values = (0.0 * tau).masked_fill(~rows.valid, 0.0)
+            output = LossOutput(values, tau, BackendChoice("reference", "the queue is not full yet"))
         if self._learning:
             queries = [_queries(rows, scores)] if self.replay else []
             self.queue.stage(scores.keys, *queries, number)
         return output
-
-    def _zero(self, rows: Rows, tau: Tensor | TemperaturePredictor) -> LossOutput:
-        # No gradient is better than that of a batch's few outcomes, for which the radius may not even be feasible.
-        tau = tau.predict(rows) if isinstance(tau, TemperaturePredictor) else tau
-        values = (0.0 * tau).masked_fill(~rows.valid, 0.0)
-        return LossOutput(values, tau, BackendChoice("reference", "the queue is not full yet"))
 
     def _joined(self, scores: LinearScores, number: RowIndex) -> LinearScores:
         """Scores over the keys of all other samples, then the batch's own, whose sample numbers are `number`."""

@@ -1,7 +1,6 @@
 """Objective = host + predictor + loss. With optim.py, the only place that knows all three."""
 
 from dro_temp.objective.monitor import TemperatureWarning
-from dro_temp.objective.objective import Objective
-from dro_temp.objective.output import ObjectiveOutput
+from dro_temp.objective.objective import Objective, ObjectiveOutput
 
 __all__ = ["Objective", "ObjectiveOutput", "TemperatureWarning"]

@@ -27,20 +27,14 @@ def host_groups(
     host_params: Iterable[dict[str, Any]] | None,
     options: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """The host's parameters as one group, or as the user's groups with the options as defaults.
-
-    Raises:
-        ValueError: the user's groups do not contain each of the host's parameters once.
-    """
-    check_rate("lr", options["lr"])
+    """The host's parameters as one group, or as the user's groups with the options as defaults."""
     if host_params is None:
         return [{"name": "host", "params": params, **options}]
-    received = type(host_params).__name__
-    iterable = isinstance(host_params, Iterable) and not isinstance(host_params, str)
-    groups = list(host_params) if iterable else []
-    if not iterable or not all(isinstance(group, Mapping) and "params" in group for group in groups):
+    groups = list(host_params) if isinstance(host_params, Iterable) else [host_params]
+    if not all(isinstance(group, Mapping) and "params" in group for group in groups):
         raise TypeError(
-            f'expected host as parameter groups, dicts with a list of "params", received {received}. Pass '
+            'expected host as parameter groups, dicts with a list of "params", received '
+            f"{type(host_params).__name__}. Pass "
             'host=[{"params": list(objective.host.parameters()), "lr": 1e-4}], or leave it out.'
         )
     groups = [{**options, **group, "name": "host", "params": list(group["params"])} for group in groups]
@@ -55,19 +49,3 @@ def host_groups(
             "them from the model that the host holds: param_groups_layer_decay(objective.host.model, ...)."
         )
     return groups
-
-
-def parameter_groups(*groups: dict[str, Any]) -> list[dict[str, Any]]:
-    """The groups with parameters.
-
-    Raises:
-        ValueError: there are none.
-    """
-    nonempty = [group for group in groups if group["params"]]
-    if not nonempty:
-        raise ValueError(
-            "expected something to train, received a frozen host and predictors without parameters. "
-            "Use a TempNet or LearnableTemperature, or frozen=False. A table of individual temperatures with "
-            "an update of its own needs no optimizer: call objective.commit() after backward."
-        )
-    return nonempty

@@ -44,9 +44,6 @@ class TemperatureMonitor:
 
     One temperature that has not changed at all since the last check is held, or has not begun to learn, and does not
     count.
-
-    Args:
-        views: the host's views.
     """
 
     def __init__(self, views: tuple[str, ...]) -> None:
@@ -59,22 +56,19 @@ class TemperatureMonitor:
             return
         low, high = predictor.tau_min, predictor.tau_max
         margin = MARGIN * (high - low)
-        with torch.no_grad():
-            parts = (tau.mean(), tau.std(), (tau < low + margin).double().mean())
-            mean, std, at_low, at_high = torch.stack(
-                [*(x.double() for x in parts), (tau > high - margin).double().mean()]
-            ).tolist()
+        tau = tau.detach().double()
+        shares = (bound.double().mean() for bound in (tau < low + margin, tau > high - margin))
+        mean, std, at_low, at_high = torch.stack([tau.mean(), tau.std(), *shares]).tolist()
         problem = None
         if at_low >= PINNED or at_high >= PINNED:
-            bound = f"tau_min = {low:g}" if at_low >= PINNED else f"tau_max = {high:g}"
-            problem = f"at the bound {bound}"
+            problem = (
+                f"at the bound tau_min = {low:g}" if at_low >= PINNED else f"at the bound tau_max = {high:g}"
+            )
         elif std < SPREAD * mean:
             problem = "one temperature"
-        if problem == "one temperature" and mean == state.tau:
-            return
-        state.times = (
-            state.times + 1 if problem is not None and problem == state.problem else int(problem is not None)
-        )
+            if mean == state.tau:
+                return
+        state.times = state.times + 1 if problem == state.problem else 1
         state.problem, state.tau = problem, mean
         if problem is not None and state.times >= PATIENCE:
             state.warned = True

@@ -1,7 +1,8 @@
-"""The objective: a host, a predictor and a loss as one number to minimise."""
+"""The objective: a host, a predictor and a loss as one number to minimise; and its output."""
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,7 +10,10 @@ from torch import Tensor, nn
 
 from dro_temp import distributed
 from dro_temp._checks import check_count, check_flag, check_kind
+from dro_temp._pytree import one_line, pytree
+from dro_temp._typing import PerRow, Scalar
 from dro_temp.interfaces import (
+    BackendChoice,
     HostAdapter,
     LossOutput,
     Penalty,
@@ -18,30 +22,38 @@ from dro_temp.interfaces import (
     SampleRisk,
     TemperaturePredictor,
 )
-from dro_temp.objective.groups import check_rate, host_groups, parameter_groups, trained
+from dro_temp.objective import reduction, views
+from dro_temp.objective.groups import check_rate, host_groups, trained
 from dro_temp.objective.monitor import EVERY, TemperatureMonitor
-from dro_temp.objective.output import ObjectiveOutput
-from dro_temp.objective.reduction import (
-    check_for_risks,
-    checked_count,
-    refuse_non_finite,
-    risks_of,
-    row_weight,
-    temperature_metrics,
-    view_means,
-    weighted_mean,
-)
 from dro_temp.objective.sharding import UnreducedGradients
-from dro_temp.objective.tau_loss import evaluate_separately, register_tau_grad_hook, tau_loss_terms
-from dro_temp.objective.views import (
-    PerView,
-    check_views,
-    evaluate_views,
-    named_penalties,
-    per_view,
-    refuse_shared_memory,
-)
 from dro_temp.state import Committable, Staged, Transaction, staged_modules
+
+
+@pytree(static=("backend",))
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """The output of an `Objective`.
+
+    Args:
+        loss: the number to call `backward` on: the mean over views of each view's weighted mean over rows, plus
+            penalties and a `tau_loss`.
+        values: loss of each row, per view.
+        tau: temperature of each row, per view, detached.
+        metrics: numbers to log, `"loss"`, `"{view}/loss"`, `"{view}/tau_mean"` and so on: detached
+            scalars on the device, so that logging waits for it only when they are read.
+        backend: the backend that computed each view's scores, and why.
+        tau_values: with a `tau_loss`, its value of each row, per view; else empty.
+    """
+
+    loss: Scalar
+    values: dict[str, PerRow]
+    tau: dict[str, PerRow]
+    metrics: dict[str, Scalar]
+    backend: dict[str, BackendChoice] = field(default_factory=dict)
+    tau_values: dict[str, PerRow] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 class Objective(Committable):
@@ -90,12 +102,12 @@ class Objective(Committable):
     def __init__(
         self,
         host: HostAdapter,
-        predictor: PerView[TemperaturePredictor],
-        loss: PerView[RobustLoss],
+        predictor: views.PerView[TemperaturePredictor],
+        loss: views.PerView[RobustLoss],
         *,
         penalties: Iterable[Penalty] = (),
-        tau_loss: PerView[RobustLoss] | None = None,
-        risk: PerView[SampleRisk] | None = None,
+        tau_loss: views.PerView[RobustLoss] | None = None,
+        risk: views.PerView[SampleRisk] | None = None,
         check_finite: bool = True,
         monitor: bool = True,
     ) -> None:
@@ -103,17 +115,19 @@ class Objective(Committable):
         check_kind(
             "host", host, HostAdapter, "Wrap the model: dro_temp.hosts.TwoTower(...) or Classifier(...)."
         )
-        check_views(host)
+        views.check_views(host)
         self.host = host
-        self.predictors = nn.ModuleDict(per_view("predictor", predictor, host.views, TemperaturePredictor))
-        self.losses = nn.ModuleDict(per_view("loss", loss, host.views, RobustLoss))
-        tau_losses = {} if tau_loss is None else per_view("tau_loss", tau_loss, host.views, RobustLoss)
+        self.predictors = nn.ModuleDict(
+            views.per_view("predictor", predictor, host.views, TemperaturePredictor)
+        )
+        self.losses = nn.ModuleDict(views.per_view("loss", loss, host.views, RobustLoss))
+        tau_losses = {} if tau_loss is None else views.per_view("tau_loss", tau_loss, host.views, RobustLoss)
         self.tau_losses = nn.ModuleDict(tau_losses)
-        self.risks = risks_of(risk, host)
-        refuse_shared_memory(
+        self.risks = reduction.risks_of(risk, host)
+        views.refuse_shared_memory(
             predictor=self.predictors, loss=self.losses, tau_loss=self.tau_losses, risk=self.risks
         )
-        self.penalties = nn.ModuleDict(named_penalties(penalties, host))
+        self.penalties = nn.ModuleDict(views.named_penalties(penalties, host))
         check_flag("check_finite", check_finite)
         check_flag("monitor", monitor)
         self.check_finite = check_finite
@@ -153,52 +167,54 @@ class Objective(Committable):
         return output
 
     def _forward(
-        self,
-        args: tuple[Any, ...],
-        count: float | Tensor | None,
-        group: Tensor | None,
-        batch: dict[str, Any],
+        self, args: tuple[Any, ...], count: float | Tensor | None, group: Tensor | None, batch: dict[str, Any]
     ) -> ObjectiveOutput:
         rows = self.host(*args, **batch)
         single = distributed.world_size() == 1
-        with nullcontext() if single else self._checking(rows):
+        # In training a check that fails on one process fails on all; an evaluation may run on one alone.
+        alone, device = single or not self.training, rows[self.host.views[0]].target.device
+        with nullcontext() if alone else distributed.raising_together(device):
             if not self.host.checks_values:
                 for r in rows.values():
                     r.check_values()
             if not single:  # the parts that read or write a table check it otherwise
                 self._check_index(rows)
             if self.risks or group is not None:
-                check_for_risks(self.risks, rows, count, group)
-            count = None if count is None else checked_count(count)
+                reduction.check_for_risks(self.risks, rows, count, group)
+            count = None if count is None else reduction.checked_count(count)
         mirrored = self.host.mirrored
         tau_outputs: dict[str, LossOutput] = {}
         if self.tau_losses:
-            outputs, tau_outputs = evaluate_separately(
+            outputs, tau_outputs = views.evaluate_separately(
                 mirrored, rows, self.predictors, self.losses, self.tau_losses
             )
         else:
             predictors: dict[str, Any] = {view: self.predictors[view] for view in rows}
-            outputs = evaluate_views(mirrored, rows, predictors, self.losses)
+            outputs = views.evaluate_views(mirrored, rows, predictors, self.losses)
         taus = {view: output.tau for view, output in outputs.items()}
         values = {view: output.values for view, output in outputs.items()}
         valid = {view: r.valid for view, r in rows.items()}
         if self.training:
             self._observe_and_monitor(rows, tau_outputs or outputs)
         if self.check_finite:
-            with nullcontext() if single else self._checking(rows):
-                refuse_non_finite(rows, valid, taus, values)
-        means = view_means(self.risks, values, rows, valid, count=count, group=group, trains=self.training)
+            with nullcontext() if alone else distributed.raising_together(device):
+                reduction.refuse_non_finite(rows, valid, taus, values)
+        means = reduction.view_means(
+            self.risks, values, rows, valid, count=count, group=group, trains=self.training
+        )
         penalties = self._penalties(rows, count) if self.penalties else {}
         loss = torch.stack(list(means.values())).mean() + sum(penalties.values())
         terms: dict[str, Tensor] = {}
         if tau_outputs:
-            terms = tau_loss_terms(rows, tau_outputs, self.predictors, self.tau_losses, count, self.training)
+            terms = reduction.tau_loss_terms(
+                rows, tau_outputs, self.predictors, self.tau_losses, count, self.training
+            )
             loss = loss + torch.stack(list(terms.values())).mean()
         metrics: dict[str, Tensor] = {"loss": loss.detach()}
         metrics |= {f"{view}/tau_loss": term.detach() for view, term in terms.items()}
         metrics |= {f"penalty/{name}": term.detach() for name, term in penalties.items()}
         for view in self.host.views:
-            metrics |= temperature_metrics(view, means[view], taus[view], valid[view])
+            metrics |= reduction.temperature_metrics(view, means[view], taus[view], valid[view])
         if self.training and not single and not torch.compiler.is_compiling():
             self._unreduced.check_after(loss)
         return ObjectiveOutput(
@@ -210,12 +226,6 @@ class Objective(Committable):
             tau_values={view: output.values for view, output in tau_outputs.items()},
         )
 
-    def _checking(self, rows: dict[str, Rows]) -> AbstractContextManager[None]:
-        """In training a check that fails on one process fails on all; an evaluation may run on one alone."""
-        if not self.training:
-            return nullcontext()
-        return distributed.raising_together(rows[self.host.views[0]].target.device)
-
     def _check_index(self, rows: dict[str, Rows]) -> None:
         for view, r in rows.items():
             parts = [part[view] for part in (self.predictors, self.losses, self.tau_losses) if view in part]
@@ -225,9 +235,10 @@ class Objective(Committable):
 
     def _penalties(self, rows: dict[str, Rows], count: float | Tensor | None) -> dict[str, Tensor]:
         first = rows[self.host.views[0]]
+        weight = first.valid if first.weight is None else first.weight * first.valid
         terms = {name: penalty(rows).expand(len(first)) for name, penalty in self.penalties.items()}
         return {
-            name: weighted_mean(term, row_weight(first, first.valid, term.dtype), count, self.training)
+            name: reduction.weighted_mean(term, weight.to(term.dtype), count, self.training)
             for name, term in terms.items()
         }
 
@@ -241,7 +252,7 @@ class Objective(Committable):
             predictor = self.predictors[view]
             assert isinstance(predictor, TemperaturePredictor)
             if predictor.observes_gradient:
-                register_tau_grad_hook(predictor, rows[view], output)
+                views.register_tau_grad_hook(predictor, rows[view], output)
             if due and monitor is not None:
                 monitor.check(view, predictor, output.tau)
 
@@ -341,18 +352,21 @@ class Objective(Committable):
         Raises:
             ValueError: there is nothing to train; groups of the host that leave out a parameter or hold another's.
         """
-        if tau_lr is not None:
-            check_rate("tau_lr", tau_lr)
+        check_rate("lr", lr)
+        tau_lr = lr if tau_lr is None else tau_lr
+        check_rate("tau_lr", tau_lr)
         temperature = trained(self.predictors, self.risks)
         loss = trained(self.losses, self.tau_losses, self.penalties, without=temperature)
         rest = trained(self, without=temperature + loss)
-        return parameter_groups(
+        groups = [
             *host_groups(self.host, rest, host, {"lr": lr, **host_options}),
             {"name": "loss", "params": loss, "lr": lr, "weight_decay": 0.0},
-            {
-                "name": "temperature",
-                "params": temperature,
-                "lr": lr if tau_lr is None else tau_lr,
-                "weight_decay": 0.0,
-            },
-        )
+            {"name": "temperature", "params": temperature, "lr": tau_lr, "weight_decay": 0.0},
+        ]
+        if not any(group["params"] for group in groups):
+            raise ValueError(
+                "expected something to train, received a frozen host and predictors without parameters. "
+                "Use a TempNet or LearnableTemperature, or frozen=False. A table of individual temperatures with "
+                "an update of its own needs no optimizer: call objective.commit() after backward."
+            )
+        return [group for group in groups if group["params"]]

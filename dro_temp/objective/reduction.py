@@ -1,13 +1,14 @@
 """From one value per row to one number per view, by a weighted mean or a risk; and the metrics."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dro_temp import distributed
 from dro_temp._checks import check_integers, check_positive, values_can_be_read
-from dro_temp.interfaces import HostAdapter, Rows, SampleRisk
+from dro_temp.interfaces import HostAdapter, LossOutput, Rows, SampleRisk
 from dro_temp.objective.views import PerView, per_view
 from dro_temp.state import Committable, staged_modules
 
@@ -43,21 +44,10 @@ def refuse_non_finite(
             )
 
 
-def row_weight(rows: Rows, valid: Tensor, dtype: torch.dtype) -> Tensor:
-    """Weight of each row; 0 if its support is empty."""
-    return valid.to(dtype) if rows.weight is None else rows.weight.to(dtype) * valid
-
-
-def checked_count(count: float | Tensor | None) -> float | Tensor | None:
-    """The divisor of sums, as one number > 0.
-
-    Raises:
-        TypeError: it is not a number.
-        ValueError: it is not positive, or several numbers.
-    """
+def checked_count(count: float | Tensor) -> float | Tensor:
+    """The divisor of sums, or raise unless it is one number > 0."""
     if not isinstance(count, Tensor):
-        if count is not None:
-            check_positive("count", count)
+        check_positive("count", count)
         return count
     if count.numel() != 1 or count.is_complex() or count.dtype == torch.bool:
         raise ValueError(
@@ -83,9 +73,29 @@ def weighted_mean(values: Tensor, weight: Tensor, count: float | Tensor | None, 
     return total / total_weight.clamp(min=torch.finfo(values.dtype).tiny)
 
 
-def whole_weight(weight: Tensor, trains: bool) -> Tensor:
-    """Weight of all rows, in training those of all processes."""
-    return distributed.sum_over_processes(weight.sum()) if trains else weight.sum()
+def tau_loss_terms(
+    rows: Mapping[str, Rows],
+    tau_outputs: Mapping[str, LossOutput],
+    predictors: nn.ModuleDict,
+    tau_losses: nn.ModuleDict,
+    count: float | Tensor | None,
+    trains: bool,
+) -> dict[str, Tensor]:
+    """The mean of each view's `tau_loss`, over the batch's rows and those that it replays."""
+    means: dict[str, Tensor] = {}
+    for view, output in tau_outputs.items():
+        r, values = rows[view], output.values
+        # A row without outcomes in its batch may have some in a queue, and has the value 0 otherwise.
+        weight = (r.has_weight if r.weight is None else r.weight).to(values.dtype)
+        means[view] = weighted_mean(values, weight, count, trains)
+        replayed = tau_losses[view].replayed(predictors[view])  # type: ignore[operator]
+        if replayed is not None and len(replayed.values):
+            # Replayed rows have weight one. Every process replays the same, and has its own part of the batch.
+            batch = distributed.sum_over_processes(weight.sum()) if trains else weight.sum()
+            share = len(replayed.values) / (len(replayed.values) + batch)
+            term = share * replayed.values.mean() * (1.0 if count is None else batch / count)
+            means[view] = (1 - share) * means[view] + term
+    return means
 
 
 @torch.no_grad()
@@ -103,9 +113,6 @@ def temperature_metrics(view: str, loss: Tensor, tau: Tensor, valid: Tensor) -> 
             "tau_max": tau.masked_fill(~valid, -torch.inf).max(),
         }
     return {f"{view}/{name}": value for name, value in metrics.items()}
-
-
-# Risks in place of the mean
 
 
 def risks_of(risk: PerView[SampleRisk] | None, host: HostAdapter) -> nn.ModuleDict:
@@ -164,30 +171,19 @@ def view_means(
 ) -> dict[str, Tensor]:
     """One number per view: its risk, or the weighted mean of its values where there are no risks."""
     means: dict[str, Tensor] = {}
-    if not risks:
-        for view, x in values.items():
-            weight = rows[view].weight
-            counted = valid[view].to(x.dtype)
-            weight = counted if weight is None else weight.to(x.dtype) * counted
-            means[view] = weighted_mean(x, weight, count, trains)
-        return means
     for view, x in values.items():
-        risk, r = risks[view], rows[view]
-        assert isinstance(risk, SampleRisk)
-        means[view] = _risk_of_all(
-            risk, x, row_weight(r, valid[view], x.dtype), group if risk.needs_groups else None, trains
-        )
+        weight, counted = rows[view].weight, valid[view].to(x.dtype)
+        weight = counted if weight is None else weight.to(x.dtype) * counted
+        if not risks:
+            means[view] = weighted_mean(x, weight, count, trains)
+            continue
+        risk: Any = risks[view]
+        members = group if risk.needs_groups else None
+        if trains:
+            # Every process takes the risk of all rows. Gradients come back summed over processes, and data parallel
+            # training averages them: that is the gradient of the one risk. An evaluation waits for no other process.
+            x, _ = distributed.gather_rows_with_gradient(x)
+            weight, _ = distributed.gather_rows(weight)
+            members = None if members is None else distributed.gather_rows(members)[0]
+        means[view] = risk.reduced(x, weight=weight, group=members)
     return means
-
-
-def _risk_of_all(
-    risk: SampleRisk, values: Tensor, weight: Tensor, group: Tensor | None, trains: bool
-) -> Tensor:
-    if trains:
-        # Every process takes the risk of all rows. Gradients come back summed over processes, and data parallel
-        # training averages them: that is the gradient of the one risk. An evaluation waits for no other process.
-        values, _ = distributed.gather_rows_with_gradient(values)
-        weight, _ = distributed.gather_rows(weight)
-        group = None if group is None else distributed.gather_rows(group)[0]
-    result: Tensor = risk.reduced(values, weight=weight, group=group)
-    return result

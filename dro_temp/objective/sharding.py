@@ -14,9 +14,6 @@ class UnreducedGradients:
 
     FSDP reduces the gradients of the modules that it shards. A TempNet beside a sharded host, say,
     would train on each process's own rows and drift apart.
-
-    Args:
-        module: the module whose parameters are checked.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -26,11 +23,9 @@ class UnreducedGradients:
     def check_after(self, loss: Tensor) -> None:
         """Check once at the end of this loss's backward, if FSDP shards some of the module."""
         if not self._done and distributed.world_size() > 1 and loss.requires_grad and any(self._sharded()):
-            loss.register_hook(self._at_end)  # type: ignore[no-untyped-call]
-
-    def _at_end(self, gradient: Tensor) -> None:
-        # After FSDP's own callback, which puts the sharded parameters back.
-        Variable._execution_engine.queue_callback(self._refuse)  # type: ignore[attr-defined]
+            # After FSDP's own callback, which puts the sharded parameters back.
+            at_end: Any = Variable._execution_engine.queue_callback  # type: ignore[attr-defined]
+            loss.register_hook(lambda gradient: at_end(self._refuse))  # type: ignore[no-untyped-call]
 
     def _sharded(self) -> list[nn.Module]:
         fsdp: Any = sys.modules.get("torch.distributed.fsdp")

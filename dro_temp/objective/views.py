@@ -66,11 +66,7 @@ def named_penalties(penalties: Iterable[Penalty], host: HostAdapter) -> dict[str
 
 
 def refuse_shared_memory(**parts: nn.ModuleDict) -> None:
-    """Raise if two views, or two parts of one view, share a memory.
-
-    Args:
-        **parts: modules by view, under the name of their argument.
-    """
+    """Raise if two views, or two parts of one view, share a memory."""
     owner: dict[int, tuple[str, str]] = {}
     for part, modules in parts.items():
         for view, module in modules.items():
@@ -78,11 +74,8 @@ def refuse_shared_memory(**parts: nn.ModuleDict) -> None:
                 first_part, first_view = owner.setdefault(id(staged), (part, view))
                 if (first_part, first_view) == (part, view):
                     continue
-                why = (
-                    "it would be written twice a step, at two temperatures"
-                    if first_view == view
-                    else "sample 7 would mean two different rows"
-                )
+                twice = "it would be written twice a step, at two temperatures"
+                why = twice if first_view == view else "sample 7 would mean two different rows"
                 raise ValueError(
                     f"expected a memory of its own for each view, received one {type(staged).__name__} shared "
                     f"by the {first_part} of view {first_view!r} and the {part} of view {view!r}: {why}. Build one per "
@@ -97,14 +90,7 @@ def evaluate_views(
     taus: Mapping[str, Tensor | TemperaturePredictor],
     losses: nn.ModuleDict,
 ) -> dict[str, LossOutput]:
-    """Temperatures and values of each view's rows; scores that two views share are computed once.
-
-    Args:
-        mirrored: the two views of the host whose scores are each other's transpose, or None.
-        rows: rows of each view, whose values were checked.
-        taus: temperatures of each view, or their predictor.
-        losses: the loss of each view.
-    """
+    """Temperatures and values of each view's rows, which were checked; scores of `mirrored` views are computed once."""
     outputs: dict[str, LossOutput] = {}
     if mirrored is not None and all(view in rows for view in mirrored):
         first, second = mirrored
@@ -117,3 +103,45 @@ def evaluate_views(
         if view not in outputs:
             outputs[view] = losses[view].evaluate(rows[view], taus[view], check=False)  # type: ignore[operator]
     return outputs
+
+
+def evaluate_separately(
+    mirrored: tuple[str, str] | None,
+    rows: Mapping[str, Rows],
+    predictors: nn.ModuleDict,
+    losses: nn.ModuleDict,
+    tau_losses: nn.ModuleDict,
+) -> tuple[dict[str, LossOutput], dict[str, LossOutput]]:
+    """The host's loss at detached temperatures, and the predictors' loss on detached rows.
+
+    A predictor that reads scores runs inside the pass of its own loss, which needs no score matrix; the host's loss
+    uses the temperatures of that pass.
+    """
+    taus: dict[str, Tensor | TemperaturePredictor] = {}
+    for view, r in rows.items():
+        predictor = predictors[view]
+        assert isinstance(predictor, TemperaturePredictor)
+        taus[view] = predictor if predictor.reads_scores else predictor.predict(r)
+    detached = {view: r.detached() for view, r in rows.items()}
+    tau_outputs = evaluate_views(None, detached, taus, tau_losses)
+    fixed: dict[str, Tensor | TemperaturePredictor] = {}
+    fixed |= {view: output.tau.detach() for view, output in tau_outputs.items()}
+    return evaluate_views(mirrored, rows, fixed, losses), tau_outputs
+
+
+def register_tau_grad_hook(predictor: TemperaturePredictor, rows: Rows, output: LossOutput) -> None:
+    """Pass each row's dF/dtau to a predictor that updates itself from it, during backward."""
+    values, tau = output.values, output.tau
+    if not (values.requires_grad and tau.requires_grad):
+        return
+    assert rows.index is not None
+    # d(loss)/d(values): reduction, accumulation and loss scale together
+    upstream: dict[str, Tensor] = {}
+
+    def observe(gradient: Tensor) -> None:
+        scale = upstream["scale"]
+        counted = scale != 0
+        predictor.observe(rows.index[counted], gradient[counted] / scale[counted])  # type: ignore[index]
+
+    values.register_hook(lambda gradient: upstream.__setitem__("scale", gradient))  # type: ignore[no-untyped-call]
+    tau.register_hook(observe)  # type: ignore[no-untyped-call]

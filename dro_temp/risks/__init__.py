@@ -1,13 +1,11 @@
 """Risks: each maps one loss per sample, of any PyTorch loss, to one number."""
 
-from dro_temp.risks.chi_square import ChiSquareRisk
-from dro_temp.risks.cvar import CVaRRisk
 from dro_temp.risks.group import GroupRisk
 from dro_temp.risks.kl import KLRisk
-from dro_temp.risks.mean import MeanRisk
 from dro_temp.risks.optimistic import OptimisticRisk
 from dro_temp.risks.standalone import StandaloneRisk
 from dro_temp.risks.tilted import TiltedRisk
+from dro_temp.risks.weighted import ChiSquareRisk, CVaRRisk, MeanRisk
 
 __all__ = [
     "CVaRRisk",

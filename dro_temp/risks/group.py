@@ -14,12 +14,7 @@ from dro_temp.state import Staged
 
 
 class GroupWeights(Staged):
-    """Log weights of groups: exponentiated gradient ascent, one step per optimizer step.
-
-    Args:
-        num_groups: groups are numbered from 0 to num_groups - 1.
-        step_size: eta, in units of one over the losses'.
-    """
+    """Log weights of groups: exponentiated gradient ascent, one step per optimizer step."""
 
     memory = ("log_q",)
     log_q: Tensor
@@ -30,11 +25,9 @@ class GroupWeights(Staged):
         self.remember("log_q", num_groups, -math.log(num_groups))
 
     def propose(self, sums: PerRow, mass: PerRow) -> PerRow:
-        """Log weights as they would be after this batch; staged in training with gradients enabled.
+        """Log weights as they would be after a batch with these weighted sums of losses, and sums of weights, by group.
 
-        Args:
-            sums: weighted sum of each group's losses.
-            mass: sum of its samples' weights; 0 for a group that is not in the batch.
+        Staged in training with gradients enabled.
         """
         sums, mass = sums.detach(), mass.detach()
         if not (self.training and torch.is_grad_enabled()):

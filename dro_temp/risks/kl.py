@@ -41,28 +41,37 @@ class KLRisk(StandaloneRisk):
     """
 
     def __init__(
-        self,
-        rho: float,
-        *,
-        tau: TemperaturePredictor | None = None,
-        estimator: Estimator | None = None,
+        self, rho: float, *, tau: TemperaturePredictor | None = None, estimator: Estimator | None = None
     ) -> None:
         super().__init__()
         check_radius(rho)
-        if tau is None and estimator is not None:
+        if tau is not None:
+            instead = (
+                "Pass LearnableTemperature(1.0, tau_max=10.0), ConstantTemperature(1.0), or leave it out."
+            )
+            check_kind("tau", tau, TemperaturePredictor, instead)
+            if tau.reads:
+                raise ValueError(
+                    f"expected a tau that reads nothing of a sample, since all samples have one, received "
+                    f"{type(tau).__name__}, which reads {', '.join(sorted(tau.reads))}. {instead}"
+                )
+        elif estimator is not None:
             raise ValueError(
                 f"expected a tau for the estimator, whose one number belongs to one temperature, received "
                 f"{type(estimator).__name__} and tau=None. Pass tau=LearnableTemperature(1.0, tau_max=10.0) too, or "
                 "leave the estimator out."
             )
-        _check_tau(tau)
         self.rho = float(rho)
         self.tau = tau
         self.estimator = checked_estimator(estimator)
 
     def value(self, losses: PerRow, weight: PerRow, group: RowIndex | None) -> Scalar:
         """The worst case of the batch, or the dual at the given temperature."""
-        self._refuse_collapse(weight)
+        # An estimator has seen an unknown number of samples. Counting waits for the device.
+        if self.estimator.row_by_row and not torch.compiler.is_compiling():
+            count = int((weight > 0).sum())
+            if count:
+                check_feasible(self.rho, count)
         if self.tau is None:
             return F.mean_under(F.kl_ball_weights(losses, weight, rho=self.rho), losses)
         tau = self.tau(shape=torch.Size([])).to(losses.dtype)
@@ -75,27 +84,3 @@ class KLRisk(StandaloneRisk):
         log_mean = estimated_log_mean(self.estimator, log_g, weight)
         finite = log_mean.masked_fill(log_mean.isinf(), 0.0)
         return torch.where(log_mean.isinf(), fixed_tau * log_mean, tau * (finite + self.rho))
-
-    def _refuse_collapse(self, weight: PerRow) -> None:
-        # An estimator has seen an unknown number of samples. Counting waits for the device.
-        if not self.estimator.row_by_row or torch.compiler.is_compiling():
-            return
-        count = int((weight > 0).sum())
-        if count:
-            check_feasible(self.rho, count)
-
-    def extra_repr(self) -> str:
-        """The radius."""
-        return f"rho={self.rho}"
-
-
-def _check_tau(tau: TemperaturePredictor | None) -> None:
-    if tau is None:
-        return
-    instead = "Pass LearnableTemperature(1.0, tau_max=10.0) or ConstantTemperature(1.0), or leave it out."
-    check_kind("tau", tau, TemperaturePredictor, instead)
-    if tau.reads:
-        raise ValueError(
-            f"expected a tau that reads nothing of a sample, since all samples have one, received "
-            f"{type(tau).__name__}, which reads {', '.join(sorted(tau.reads))}. {instead}"
-        )

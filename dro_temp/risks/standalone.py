@@ -34,13 +34,17 @@ class StandaloneRisk(SampleRisk, Committable):
         """See `SampleRisk.forward`."""
         if not self.memory_modules():
             return super().forward(losses, weight=weight, group=group)
-        if self.training and torch.is_grad_enabled() and self._transaction.watches:
+        if self.training and torch.is_grad_enabled():
             self._transaction.refuse_uncommitted()
         with self._transaction.recording() as before:
             risk = super().forward(losses, weight=weight, group=group)
         leaves = [] if torch.compiler.is_compiling() else some_leaves(losses)
         self._transaction.enter(before, (risk,), lambda: (*self.parameters(), *leaves))
         return risk
+
+    def extra_repr(self) -> str:
+        """The numbers that it was made with."""
+        return ", ".join(f"{name}={x}" for name, x in vars(self).items() if isinstance(x, float))
 
     def weights(self, losses: Tensor, *, weight: Tensor | None = None, group: Tensor | None = None) -> PerRow:
         """See `SampleRisk.weights`."""

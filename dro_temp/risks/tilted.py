@@ -50,13 +50,6 @@ class TiltedRisk(StandaloneRisk):
         log_g = F.weighted_log_mean_exp(self.tilt * losses, weight)
         return estimated_log_mean(self.estimator, log_g, weight) / self.tilt
 
-    def extra_repr(self) -> str:
-        """The tilt."""
-        return f"tilt={self.tilt}"
-
-
-# The log of a mean over the whole data set, as one number of an estimator
-
 
 def checked_estimator(estimator: Estimator | None) -> Estimator:
     """The estimator, which must be of one number; `Exact` for None."""

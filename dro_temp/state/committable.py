@@ -82,9 +82,8 @@ class Committable(ShapeChecked):
 
     def proposing_once(self, closure: Callable[[], float]) -> Callable[[], float]:
         """A closure that may be evaluated several times in one step, of which the last evaluation counts."""
-        savepoint = (
-            self._transaction.savepoint()
-        )  # keeps proposals of earlier parts of an accumulation window
+        # Proposals of earlier parts of an accumulation window stay.
+        savepoint = self._transaction.savepoint()
 
         def evaluate() -> float:
             self._transaction.rollback(savepoint)

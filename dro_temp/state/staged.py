@@ -49,11 +49,7 @@ class Staged(ShapeChecked, ABC):
         self._starts[name] = start
 
     def resize_tables(self, num_samples: int) -> None:
-        """Resize the tables of `remember`: entries stay, new ones get the initial value.
-
-        Args:
-            num_samples: the new size, as returned by `check_resize`.
-        """
+        """Resize the tables of `remember` to what `check_resize` returned: new entries get the initial value."""
         for name, start in self._starts.items():
             table = grown(getattr(self, name), num_samples, start)
             self._buffers[name] = _pinned(table) if self.on_host else table
@@ -76,7 +72,16 @@ class Staged(ShapeChecked, ABC):
         num_samples = check_count("num_samples", num_samples)
         check_flag("shrink", shrink)
         size = self._size()
-        self._refuse_other_optimizer(optimizer)
+        if optimizer is not None:
+            instead = "Pass the one that trains the table, or leave it out."
+            check_kind("optimizer", optimizer, torch.optim.Optimizer, instead)
+            trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            if any(p.requires_grad and id(p) not in trained for p in self.memory_parameters()):
+                raise ValueError(
+                    f"expected the optimizer that trains this table, received one without the parameter of this "
+                    f"{type(self).__name__}. Build it from objective.param_groups(lr=..., tau_lr=...), or leave it "
+                    "out if there is none yet."
+                )
         if self.pending:
             raise RuntimeError(
                 "expected no pending proposals before a table is given another size, received some of the last "
@@ -89,23 +94,9 @@ class Staged(ShapeChecked, ABC):
             )
         return num_samples
 
-    def _refuse_other_optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
-        if optimizer is None:
-            return
-        instead = "Pass the one that trains the table, or leave it out."
-        check_kind("optimizer", optimizer, torch.optim.Optimizer, instead)
-        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if any(p.requires_grad and id(p) not in trained for p in self.memory_parameters()):
-            raise ValueError(
-                f"expected the optimizer that trains this table, received one without the parameter of this "
-                f"{type(self).__name__}. Build it from objective.param_groups(lr=..., tau_lr=...), or leave it out if "
-                "there is none yet."
-            )
-
     def memory_parameters(self) -> list[nn.Parameter]:
         """The tables that a base optimizer trains."""
-        tables = (self._parameters.get(name) for name in self.memory)
-        return [table for table in tables if table is not None]
+        return [table for name in self.memory if (table := self._parameters.get(name)) is not None]
 
     def _size(self) -> int:
         """Number of samples in the tables; a subclass may have fewer tables than `memory` names."""
@@ -132,9 +123,8 @@ class Staged(ShapeChecked, ABC):
     def put(self, name: str, index: Tensor, values: Tensor) -> None:
         """Overwrite entries of a table; rows with the same index must agree."""
         table: Tensor = getattr(self, name)
-        table[index.to(table.device)] = values.to(
-            table
-        )  # waits: the host must not read before the copy has arrived
+        # The copy waits: the host must not read before it has arrived.
+        table[index.to(table.device)] = values.to(table)
 
     @property
     def expects_proposals(self) -> bool:
@@ -189,8 +179,7 @@ class Staged(ShapeChecked, ABC):
 
     def _tables(self) -> dict[str, Tensor]:
         # Without memory that is a parameter, which moves as all parameters do.
-        buffers = {name: self._buffers.get(name) for name in self.memory}
-        return {name: table for name, table in buffers.items() if table is not None}
+        return {name: table for name in self.memory if (table := self._buffers.get(name)) is not None}
 
     def _back_to_host(self) -> None:
         """Undo a move by `load_state_dict(assign=True)`, `torch.load(map_location=...)` or a copy."""

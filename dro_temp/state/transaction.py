@@ -14,6 +14,8 @@ from dro_temp.state.staged import Staged
 
 #: Number of forwards, and of proposals of each memory.
 Savepoint: TypeAlias = tuple[int, dict[Staged, int]]
+#: Gradients by their parameter's id, and their versions; one that is gone was replaced or cleared.
+Gradients: TypeAlias = Mapping[int, tuple[ref[Tensor], int]]
 
 
 @dataclass(eq=False)
@@ -24,29 +26,12 @@ class _Forward:
     compiled: bool  #: no hooks then: a step means that it was backpropagated
     reached: bool = False  #: by a backward
     accumulated: bool = False  #: False where `autograd.grad` returned the gradients instead
-    hook: "ref[_Reached] | None" = None
+    hook: "ref[Callable[[Tensor], None]] | None" = None  #: on its values; only the graph keeps it alive
 
     @property
     def is_alive(self) -> bool:
         """True while its graph exists."""
         return self.hook is not None and self.hook() is not None
-
-    @property
-    def may_count(self) -> bool:
-        """True unless it was not backpropagated and its graph is gone."""
-        return self.reached or self.is_alive
-
-
-@dataclass(eq=False)
-class _Reached:
-    """Hook on the rows' values, which only the graph keeps alive."""
-
-    transaction: "Transaction"
-    forward: _Forward
-
-    def __call__(self, gradient: Tensor) -> None:
-        self.forward.reached = True
-        self.transaction.start_backward(self.forward)
 
 
 class Transaction:
@@ -79,11 +64,11 @@ class Transaction:
         #: Parameters with a gradient after the last backward, and their versions then.
         self._with_gradient: list[tuple[Tensor, int]] = []
         #: During a backward, the gradients before it, and the forwards that it has reached.
-        self._gradients: dict[int, tuple[Tensor | None, int]] | None = None
+        self._gradients: Gradients | None = None
         self._running: list[_Forward] = []
         #: The gradients before the first `autograd.grad` of uncommitted forwards.
-        self._untouched: dict[int, tuple[ref[Tensor] | None, int]] | None = None
-        self._committed: dict[int, tuple[ref[Tensor], int]] = {}
+        self._untouched: Gradients | None = None
+        self._committed: Gradients = {}
 
     def memory(self) -> list[Staged]:
         """All staged memory of the parts."""
@@ -103,16 +88,15 @@ class Transaction:
             raise
 
     @property
-    def watches(self) -> bool:
-        """True if there are parameters whose versions reveal a step."""
-        return bool(self._versions)
-
-    @property
     def backpropagated(self) -> bool:
         """True if a proposal belongs to a gradient."""
-        recorded = {staged for forward in self._forwards for staged, n in forward.proposals.items() if n}
-        in_backward = any(staged.pending and staged not in recorded for staged in self.memory())
+        in_backward = any(staged.pending for staged in self._unrecorded())
         return in_backward or any(forward.reached for forward in self._forwards)
+
+    def _unrecorded(self) -> list[Staged]:
+        """The memory of which no forward recorded a proposal: what it has, it got in backward."""
+        recorded = {staged for forward in self._forwards for staged, n in forward.proposals.items() if n}
+        return [staged for staged in self.memory() if staged not in recorded]
 
     def enter(
         self, before: Savepoint, values: Iterable[Tensor], parameters: Callable[[], Iterable[Tensor]]
@@ -133,9 +117,12 @@ class Transaction:
             self._forwards.append(forward)
             return
         # Drop forwards that can no longer be backpropagated, before they fill the memory.
-        self._keep(lambda earlier: earlier.may_count)
+        self._keep(lambda earlier: earlier.reached or earlier.is_alive)
         self._forwards.append(forward)
-        hook = _Reached(self, forward)
+
+        def hook(gradient: Tensor) -> None:
+            self._start_backward(forward)
+
         forward.hook = ref(hook)
         for x in values:
             if x.requires_grad:
@@ -144,14 +131,15 @@ class Transaction:
         self._gradients, self._running = None, []  # left by a backward that failed
         self._versions = [(p, p._version) for p in parameters() if p.requires_grad]
 
-    def start_backward(self, forward: _Forward) -> None:
-        """Called by a hook in backward: check at its end which gradients it has changed.
+    def _start_backward(self, forward: _Forward) -> None:
+        """Check at the end of this backward which gradients it has changed.
 
         `autograd.grad` changes none. A sharded model has the parameters that it steps only outside of its backward.
         """
+        forward.reached = True
         self._running.append(forward)
         if self._gradients is None:
-            self._gradients = {id(p): _grad_of(p) for p, _ in self._versions}
+            self._gradients = _gradients_of(p for p, _ in self._versions)
             Variable._execution_engine.queue_callback(self._end_backward)  # type: ignore[attr-defined]
 
     def _end_backward(self) -> None:
@@ -160,23 +148,19 @@ class Transaction:
         with_gradient = [p for p, _ in self._versions if p.grad is not None]
         # Iterating over all modules takes as long as many small layers: only if the parameters have been replaced.
         with_gradient = with_gradient or [p for p in self._parameters() if p.grad is not None]
-        if any(_differ(_grad_of(p), before.get(id(p), (None, 0))) for p in with_gradient):
+        if any(_is_set(p, before) for p in with_gradient):
             for forward in reached:
                 forward.accumulated = True
             # Since gradients are accumulated, those that `autograd.grad` returned are not stepped with.
             self._keep(lambda forward: forward.accumulated or forward.is_alive or not forward.reached)
         elif self._untouched is None:
-            self._untouched = {
-                key: (None if grad is None else ref(grad), version) for key, (grad, version) in before.items()
-            }
+            self._untouched = before
         self._with_gradient = [(p, p._version) for p in with_gradient]
 
     def commit(self, parameters: Iterable[Tensor]) -> None:
         """Write the proposals of backpropagated forwards, drop the others."""
         if any(forward.compiled for forward in self._forwards):
-            self._committed = {
-                id(p): (ref(p.grad), p.grad._version) for p in parameters if p.grad is not None
-            }
+            self._committed = _gradients_of(parameters)
         # Either backward has accumulated the step's gradients, or they were set from the result of `autograd.grad`.
         accumulated = any(forward.accumulated for forward in self._forwards)
         self._keep(lambda forward: forward.accumulated if accumulated else forward.reached)
@@ -215,26 +199,20 @@ class Transaction:
         """
         untouched, self._untouched = self._untouched, None
         by_hand = untouched is not None and any(_is_set(p, untouched) for p, _ in self._versions)
-        recorded = {staged for forward in self._forwards for staged, n in forward.proposals.items() if n}
-        waits = any(forward.compiled for forward in self._forwards) and self._unchanged(parameters)
-        self._keep(
-            lambda forward: (
-                not (forward.accumulated or (forward.reached and by_hand)) or (forward.compiled and waits)
-            )
-        )
+        unrecorded = self._unrecorded()
+        compiled = any(forward.compiled for forward in self._forwards)
+        trained = [p for p in parameters if p.requires_grad] if compiled else []
+        waits = bool(trained) and not any(_is_set(p, self._committed) for p in trained)
+
+        def counts(forward: _Forward) -> bool:
+            cleared = forward.accumulated or (forward.reached and by_hand)
+            return not cleared or (forward.compiled and waits)
+
+        self._keep(counts)
         if untouched is not None and any(forward.reached for forward in self._forwards):
             self._untouched = {}  # from here on there are no gradients
-        for staged in self.memory():
-            if staged not in recorded:
-                staged.discard()
-
-    def _unchanged(self, parameters: Iterable[Tensor]) -> bool:
-        """Whether all gradients are those of the last commit."""
-        trained = [p for p in parameters if p.requires_grad]
-        for p in trained:
-            if _is_set(p, self._committed):
-                return False
-        return bool(trained)
+        for staged in unrecorded:
+            staged.discard()
 
     def refuse_uncommitted(self) -> None:
         """Raise if parameters changed, or gradients were cleared, while proposals are uncommitted."""
@@ -269,18 +247,16 @@ class Transaction:
         return {**Transaction().__dict__, "_parts": self._parts}  # without proposals
 
 
-def _grad_of(p: Tensor) -> tuple[Tensor | None, int]:
-    return p.grad, 0 if p.grad is None else p.grad._version
+def _gradients_of(parameters: Iterable[Tensor]) -> Gradients:
+    return {id(p): (ref(p.grad), p.grad._version) for p in parameters if p.grad is not None}
 
 
-def _differ(first: tuple[Tensor | None, int], second: tuple[Tensor | None, int]) -> bool:
-    return first[0] is not second[0] or first[1] != second[1]
-
-
-def _is_set(p: Tensor, earlier: Mapping[int, tuple[ref[Tensor] | None, int]]) -> bool:
+def _is_set(p: Tensor, earlier: Gradients) -> bool:
     """Whether the parameter has another gradient than earlier."""
-    before, version = earlier.get(id(p), (None, 0))
-    return p.grad is not None and (before is None or before() is not p.grad or version != p.grad._version)
+    if p.grad is None or id(p) not in earlier:
+        return p.grad is not None
+    before, version = earlier[id(p)]
+    return before() is not p.grad or version != p.grad._version
 
 
 def some_leaves(x: Tensor, most: int = 8) -> list[Tensor]:

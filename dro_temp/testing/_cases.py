@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,30 +24,32 @@ from dro_temp.interfaces import (
 )
 from dro_temp.predictors import TempNetEncoder, TempNetReadout
 
-
-@dataclass(frozen=True)
-class Case:
-    """Anything with a name, which the test report shows."""
-
-    name: str
-
-
-# --- Predictors and their parts ------------------------------------------------------------------------------
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
-class PredictorCase(Case):
-    """A predictor and the sizes of what it reads.
+class Case(Generic[Part]):
+    """What every case has.
 
     Args:
         name: shown in the test report.
-        build: makes a fresh predictor.
+        build: makes a fresh part.
+    """
+
+    name: str
+    build: Callable[..., Part]
+
+
+@dataclass(frozen=True)
+class PredictorCase(Case[TemperaturePredictor]):
+    """A predictor and the sizes of what it reads.
+
+    Args:
         width: width of the features.
         outcomes: number of outcomes in the support.
         num_samples: size of the data set.
     """
 
-    build: Callable[[], TemperaturePredictor]
     width: int = 8
     outcomes: int = 12
     num_samples: int = 50
@@ -63,17 +65,14 @@ class PredictorCase(Case):
 
 
 @dataclass(frozen=True)
-class EncoderCase(Case):
+class EncoderCase(Case[TempNetEncoder]):
     """An encoder of `TempNet` and the sizes of what it reads.
 
     Args:
-        name: shown in the test report.
-        build: makes a fresh encoder.
         width: width of the features.
         outcomes: number of outcomes in the support.
     """
 
-    build: Callable[[], TempNetEncoder]
     width: int = 8
     outcomes: int = 12
 
@@ -81,50 +80,30 @@ class EncoderCase(Case):
         """Random features, sample numbers and scores of `n` rows, and the statistics of the scores."""
         generator = torch.Generator().manual_seed(seed)
         features = scale * torch.randn(n, self.width, generator=generator)
-        scores = scale * torch.randn(n, self.outcomes, generator=generator)
-        return PredictorInputs(
-            n,
-            features=features,
-            index=torch.arange(n),
-            support=Support(scores),
-            statistics=ScoreStatistics(scores),
+        return all_inputs(
+            features, torch.arange(n), scale * torch.randn(n, self.outcomes, generator=generator)
         )
 
 
-@dataclass(frozen=True)
-class ReadoutCase(Case):
-    """A readout of `TempNet`.
-
-    Args:
-        name: shown in the test report.
-        build: makes a fresh readout for an encoder; the class itself, mostly.
-    """
-
-    build: Callable[[TempNetEncoder], TempNetReadout]
+def all_inputs(features: Tensor, index: Tensor, scores: Tensor) -> PredictorInputs:
+    """Inputs with everything that an encoder may read."""
+    read: dict[str, Any] = {"support": Support(scores), "statistics": ScoreStatistics(scores)}
+    return PredictorInputs(len(features), features=features, index=index, **read)
 
 
-@dataclass(frozen=True)
-class TransformCase(Case):
-    """A transform of scores.
-
-    Args:
-        name: shown in the test report.
-        build: makes the transform.
-    """
-
-    build: Callable[[], ScoreTransform]
+class ReadoutCase(Case[TempNetReadout]):
+    """A readout of `TempNet`; `build` takes the encoder, and mostly is the class itself."""
 
 
-# --- Losses, penalties and risks -----------------------------------------------------------------------------
+class TransformCase(Case[ScoreTransform]):
+    """A transform of scores."""
 
 
 @dataclass(frozen=True)
-class LossCase(Case):
+class LossCase(Case[RobustLoss]):
     """A loss, how it scales, and what it claims to be.
 
     Args:
-        name: shown in the test report.
-        build: makes a fresh loss.
         degree: k in F(c h, c tau) = c^k F(h, tau): 1 for the robust loss, 0 for a log-likelihood.
         robust: True for a loss whose value is above the mean margin (in units of tau where `degree` is 0), and that
             weighs outcomes more the higher they score; False for one of which this is not known.
@@ -135,7 +114,6 @@ class LossCase(Case):
         num_samples: size of the data set.
     """
 
-    build: Callable[[], RobustLoss]
     degree: int = 1
     robust: bool = True
     excludes_target: bool = True
@@ -143,67 +121,60 @@ class LossCase(Case):
     outcomes: int = 12
     num_samples: int = 50
 
-    def rows(self, n: int, *, seed: int = 0, scale: float = 1.0, pairs: bool = False, **changes: Any) -> Rows:
+    def rows(self, n: int, *, seed: int = 0, pairs: bool = False, **changes: Any) -> Rows:
         """Random float64 rows: classes, or pairs whose target is outside the support."""
         generator = torch.Generator().manual_seed(seed)
-        scores = scale * torch.randn(n, self.outcomes, generator=generator, dtype=torch.float64)
+        scores = torch.randn(n, self.outcomes, generator=generator, dtype=torch.float64)
         index = torch.randperm(self.num_samples, generator=generator)[:n]
         target = torch.randint(self.outcomes, (n,), generator=generator)
         parts: dict[str, Any] = {"scores": scores, "target": target, "index": index}
         return Rows(**(parts | {"target_in_support": not pairs} | changes))
 
-    def tau(self, n: int, *, seed: int = 0, scale: float = 1.0) -> Tensor:
-        """Random temperatures between 0.5 and 1.5 times `scale`."""
+    def tau(self, n: int, *, seed: int = 0) -> Tensor:
+        """Random float64 temperatures between 0.5 and 1.5."""
         generator = torch.Generator().manual_seed(seed + 1)
-        return scale * (0.5 + torch.rand(n, generator=generator, dtype=torch.float64))
+        return 0.5 + torch.rand(n, generator=generator, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
-class PenaltyCase(Case):
+class PenaltyCase(Case[Penalty]):
     """A penalty and rows for it.
 
     Args:
-        name: shown in the test report.
-        build: makes a fresh penalty.
         width: width of the vectors that are paired.
         views: names of the two views.
     """
 
-    build: Callable[[], Penalty]
     width: int = 5
     views: tuple[str, str] = ("image", "text")
 
     def rows(self, x: Tensor, y: Tensor) -> dict[str, Rows]:
         """Rows of a batch of pairs of vectors [n width], each side scored against the other."""
         target = torch.arange(len(x))
-        sides = ((x, y), (y, x))
         return {
             view: Rows(LinearScores(queries, keys), target, queries, target, target_in_support=False)
-            for view, (queries, keys) in zip(self.views, sides, strict=True)
+            for view, queries, keys in zip(self.views, (x, y), (y, x), strict=True)
         }
 
-    def vectors(self, n: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    def vectors(self, n: int) -> tuple[Tensor, Tensor]:
         """Random float64 unit vectors of both sides."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(0)
         both = torch.randn(2, n, self.width, generator=generator, dtype=torch.float64)
         x, y = nn.functional.normalize(both, dim=2)
         return x, y
 
 
 @dataclass(frozen=True)
-class RiskCase(Case):
+class RiskCase(Case[SampleRisk]):
     """A risk over samples, and what is known of it.
 
     Args:
-        name: shown in the test report.
-        build: makes a fresh risk.
         side: "worst" for a risk from the mean up, "best" for one from the mean down.
         exact: False for a bound of a risk: it may lie beyond the extreme loss.
         smallest: the fewest samples that it takes.
         num_groups: how many groups samples come from, for a risk that reads them.
     """
 
-    build: Callable[[], SampleRisk]
     side: Literal["worst", "best"] = "worst"
     exact: bool = True
     smallest: int = 1
@@ -226,53 +197,27 @@ class RiskCase(Case):
         return {"group": torch.randint(self.num_groups, (n,), generator=generator)}
 
 
-# --- Hosts ---------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
-class HostCase(Case):
+class HostCase(Case[HostAdapter]):
     """A host, batches for it, and the rows that it should make of them.
 
     The rows are the specification: scores of the bare model as a matrix, targets, weights, sample numbers, features.
     Let batches hold what the host has to see to, such as padding, ignored labels and sample numbers in no order.
+    `build(frozen=True)` makes a frozen host.
 
     Args:
-        name: shown in the test report.
-        build: makes a fresh host; `build(frozen=True)` a frozen one.
         batch: makes a batch of n as the keyword arguments of the host, with an `index`.
         rows: the rows of each view that (host, batch) should give, made without the host's own `rows`: its model is
             called by itself. Scores and features are compared in evaluation mode only, where nothing is random.
     """
 
-    build: Callable[..., HostAdapter]
     batch: Callable[[int], dict[str, Any]]
     rows: Callable[[Any, dict[str, Any]], Mapping[str, Rows]]
 
 
-# --- Estimators ----------------------------------------------------------------------------------------------
+class EstimatorCase(Case[Estimator]):
+    """An estimator over a data set of ten samples or more."""
 
 
-@dataclass(frozen=True)
-class EstimatorCase(Case):
-    """An estimator over a data set.
-
-    Args:
-        name: shown in the test report.
-        build: makes a fresh estimator.
-        num_samples: size of the data set, at least 10.
-    """
-
-    build: Callable[[], Estimator]
-    num_samples: int = 50
-
-
-@dataclass(frozen=True)
-class GammaCase(Case):
-    """A schedule of gamma.
-
-    Args:
-        name: shown in the test report.
-        build: makes the schedule.
-    """
-
-    build: Callable[[], Schedule]
+class GammaCase(Case[Schedule]):
+    """A schedule of gamma."""

@@ -1,5 +1,6 @@
 """The contracts of each kind of case."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,36 +16,21 @@ from dro_temp.testing import (
     _risks,
     _transforms,
 )
-from dro_temp.testing._cases import (
-    Case,
-    EncoderCase,
-    EstimatorCase,
-    GammaCase,
-    HostCase,
-    LossCase,
-    PenaltyCase,
-    PredictorCase,
-    ReadoutCase,
-    RiskCase,
-    TransformCase,
-)
+from dro_temp.testing._cases import Case
 
-#: The contracts of each kind of case, in the order in which they are run.
-CONTRACTS: dict[type[Case], tuple[Callable[[Any], None], ...]] = {
-    PredictorCase: _predictors.CONTRACTS,
-    EncoderCase: _networks.ENCODER_CONTRACTS,
-    ReadoutCase: _networks.READOUT_CONTRACTS,
-    TransformCase: _transforms.CONTRACTS,
-    LossCase: _losses.CONTRACTS,
-    PenaltyCase: _penalties.CONTRACTS,
-    RiskCase: _risks.CONTRACTS,
-    HostCase: _hosts.CONTRACTS,
-    EstimatorCase: _estimators.CONTRACTS,
-    GammaCase: _estimators.GAMMA_CONTRACTS,
-}
+_MODULES = (_predictors, _networks, _transforms, _losses, _penalties, _risks, _hosts, _estimators)
+
+#: The contracts of each kind of case, in the order in which they are run: the public functions of these modules, each
+#: by the kind of case that it takes.
+CONTRACTS: dict[type[Case[Any]], tuple[Callable[[Any], None], ...]] = {}
+for _module in _MODULES:
+    for _name, _contract in vars(_module).items():
+        if inspect.isfunction(_contract) and _contract.__module__ == _module.__name__ and _name[0] != "_":
+            _kind = inspect.signature(_contract).parameters["case"].annotation
+            CONTRACTS[_kind] = (*CONTRACTS.get(_kind, ()), _contract)
 
 
-def pair(cases: Iterable[Case]) -> list[Any]:
+def pair(cases: Iterable[Case[Any]]) -> list[Any]:
     """`(case, contract)` parameters for `pytest.mark.parametrize`, named case-contract.
 
     Args:

@@ -32,10 +32,7 @@ def _after(case: EstimatorCase, *visits: tuple[list[int], list[float]]) -> Estim
 
 
 def _assert_same_memory(actual: Estimator, expected: Estimator, what: str, *, atol: float = 0.0) -> None:
-    assert_same(dict(actual.state_dict()), dict(expected.state_dict()), what, atol=atol)
-
-
-# --- Estimates -----------------------------------------------------------------------------------------------
+    assert_same(dict(actual.state_dict()), dict(expected.state_dict()), f"memory of {what}", atol=atol)
 
 
 def takes_the_first_visit_whole(case: EstimatorCase) -> None:
@@ -61,21 +58,20 @@ def moves_towards_what_it_sees(case: EstimatorCase) -> None:
     held, seen = torch.tensor([0.0, 1.0, -2.0]), torch.tensor([2.0, -1.0, -2.0])
     estimate = _propose(_after(case, ([1, 4, 6], held.tolist())), torch.tensor([1, 4, 6]), seen)
     lower, upper = torch.minimum(held, seen) - 1e-5, torch.maximum(held, seen) + 1e-5
-    between = bool(((estimate >= lower) & (estimate <= upper)).all())
+    between = ((estimate >= lower) & (estimate <= upper)).all()
     assert between, f"expected estimates between {held}, held, and {seen}, seen, received {estimate}"
 
 
 def keeps_samples_apart(case: EstimatorCase) -> None:
     """A sample's estimate is what it would be if no other had been seen, whatever its place in the batch."""
-    together = _after(case, ([3, 7, 0], [-1.0, 0.0, 2.0]))
+    together = _after(case, ([3, 7, 0], [-1.0, 0.0, 2.0])).eval()
+    index, log_g = torch.tensor([7, 0, 3]), torch.tensor([0.5, 0.5, 0.5])
     for sample, first in ((0, 2.0), (3, -1.0), (7, 0.0)):
-        alone = _after(case, ([sample], [first]))
-        index, log_g = torch.tensor([7, 0, 3]), torch.tensor([0.5, 0.5, 0.5])
-        estimate = _propose(together.eval(), index, log_g)[index == sample]
-        expected = _propose(alone.eval(), torch.tensor([sample]), log_g[:1])
-        assert_same(
-            estimate, expected, f"estimate of sample {sample} beside others, and alone", rtol=1e-6, atol=1e-6
-        )
+        alone = _after(case, ([sample], [first])).eval()
+        estimate = _propose(together, index, log_g)[index == sample]
+        expected = _propose(alone, torch.tensor([sample]), log_g[:1])
+        what = f"estimate of sample {sample} beside others, and alone"
+        assert_same(estimate, expected, what, rtol=1e-6, atol=1e-6)
 
 
 def declares_what_is_row_by_row(case: EstimatorCase) -> None:
@@ -88,9 +84,8 @@ def declares_what_is_row_by_row(case: EstimatorCase) -> None:
     for i in range(3):
         one = slice(i, i + 1)
         alone = _propose(case.build(), index[one], log_g[one])
-        assert_same(
-            alone, together[one], f"row_by_row=True: estimate of row {i}, alone and among others", rtol=1e-6
-        )
+        what = f"row_by_row=True: estimate of row {i}, alone and among others"
+        assert_same(alone, together[one], what, rtol=1e-6)
 
 
 def counts_the_population(case: EstimatorCase) -> None:
@@ -101,16 +96,13 @@ def counts_the_population(case: EstimatorCase) -> None:
         assert population >= support, f"expected at least {support} outcomes, received {population}"
 
 
-# --- Duplicates, accumulation, rows that do not count --------------------------------------------------------
-
-
 def treats_duplicates_alike(case: EstimatorCase) -> None:
     """One sample several times in a batch: one result, whatever the order."""
     index, log_g = [4, 9, 4, 4], [1.0, 2.0, 3.0, -0.5]
     expected = _after(case, (index, log_g))
     for order in ([3, 2, 1, 0], [2, 0, 3, 1]):
         other = _after(case, ([index[i] for i in order], [log_g[i] for i in order]))
-        _assert_same_memory(other, expected, f"memory of rows in the order {order}")
+        _assert_same_memory(other, expected, f"rows in the order {order}")
 
 
 def counts_a_duplicate_once(case: EstimatorCase) -> None:
@@ -118,27 +110,18 @@ def counts_a_duplicate_once(case: EstimatorCase) -> None:
     mean = torch.tensor([1.0, 3.0]).exp().mean().log().item()
     expected = _after(case, ([4, 9], [mean, 2.0]))
     one_batch = _after(case, ([4, 9, 4], [1.0, 2.0, 3.0]))
-    _assert_same_memory(
-        one_batch, expected, "memory of a sample twice in a batch, and once at the mean", atol=1e-5
-    )
+    _assert_same_memory(one_batch, expected, "a sample twice in a batch, and once at the mean", atol=1e-5)
     two_batches = _after(case, ([4, 9], [1.0, 2.0]), ([4], [3.0]))
-    _assert_same_memory(
-        two_batches, expected, "memory of a sample in two forwards before one commit", atol=1e-5
-    )
+    _assert_same_memory(two_batches, expected, "a sample in two forwards before one commit", atol=1e-5)
 
 
 def leaves_invalid_rows_out(case: EstimatorCase) -> None:
     """Rows that do not count leave no trace, even as duplicates of rows that do."""
-    with_junk = case.build()
-    valid = torch.tensor([True, True, False])
+    with_junk, valid = case.build(), torch.tensor([True, True, False])
     with_junk.propose(torch.tensor([1, 2, 2]), torch.tensor([1.0, 2.0, 50.0]), valid)
     _commit(with_junk)
-    _assert_same_memory(
-        with_junk, _after(case, ([1, 2], [1.0, 2.0])), "memory with a row that does not count"
-    )
-
-
-# --- Memory --------------------------------------------------------------------------------------------------
+    expected = _after(case, ([1, 2], [1.0, 2.0]))
+    _assert_same_memory(with_junk, expected, "a batch with a row that does not count")
 
 
 def keeps_no_gradient(case: EstimatorCase) -> None:
@@ -163,9 +146,8 @@ def writes_only_on_commit(case: EstimatorCase) -> None:
     _propose(estimator.eval(), index, log_g)
     pending = isinstance(estimator, Staged) and estimator.pending
     assert not pending, "expected nothing to be staged without gradients, or in eval mode"
-    assert_unchanged(
-        estimator, before, "expected a proposal that was discarded, or not staged, to write nothing"
-    )
+    what = "expected a proposal that was discarded, or not staged, to write nothing"
+    assert_unchanged(estimator, before, what)
 
 
 def survives_saving(case: EstimatorCase) -> None:
@@ -182,26 +164,6 @@ def never_rounds_its_memory(case: EstimatorCase) -> None:
     estimator = _after(case, ([0], [100.3]))
     before = state_of(estimator)
     assert_unchanged(estimator.bfloat16(), before, "expected memory that bfloat16() does not round")
-
-
-CONTRACTS = (
-    takes_the_first_visit_whole,
-    settles_on_a_constant,
-    moves_towards_what_it_sees,
-    keeps_samples_apart,
-    declares_what_is_row_by_row,
-    counts_the_population,
-    treats_duplicates_alike,
-    counts_a_duplicate_once,
-    leaves_invalid_rows_out,
-    keeps_no_gradient,
-    writes_only_on_commit,
-    survives_saving,
-    never_rounds_its_memory,
-)
-
-
-# --- Schedules of gamma --------------------------------------------------------------------------------------
 
 
 def stays_in_range(case: GammaCase) -> None:
@@ -223,10 +185,5 @@ def never_rises(case: GammaCase) -> None:
 def is_a_function_of_steps(case: GammaCase) -> None:
     """The same step gives the same gamma, whatever was asked before: resuming is exact."""
     schedule = case.build()
-    first = float(schedule(torch.tensor(13)))
-    schedule(torch.tensor(900))
-    again = float(schedule(torch.tensor(13)))
+    first, _, again = (float(schedule(torch.tensor(steps))) for steps in (13, 900, 13))
     assert again == first, f"expected gamma {first} after 13 steps, as before, received {again}"
-
-
-GAMMA_CONTRACTS = (stays_in_range, never_rises, is_a_function_of_steps)

@@ -12,15 +12,12 @@ from dro_temp.predictors import LearnableTemperature
 from dro_temp.testing._asserts import assert_same, assert_unchanged, state_of
 from dro_temp.testing._cases import HostCase
 
-# --- Rows ----------------------------------------------------------------------------------------------------
-
 
 def makes_rows_of_every_view(case: HostCase) -> None:
     """The declared views, in order, as rows whose targets, weights and distributions are valid."""
     host = case.build()
     for n in (1, 2, 5):
-        rows = host(**case.batch(n))
-        for r in rows.values():
+        for r in host(**case.batch(n)).values():
             r.check_values()
             assert r.dense_scores.shape == r.scores.shape
 
@@ -30,43 +27,31 @@ def makes_the_expected_rows(case: HostCase) -> None:
     for training in (True, False):
         host, batch = case.build().train(training), case.batch(5)
         made, expected = host(**batch), case.rows(host, batch)
-        assert set(made) == set(expected), (
-            f"expected the views of the case's rows, {sorted(expected)}, received {sorted(made)}"
-        )
+        views = f"expected the views of the case's rows, {sorted(expected)}, received {sorted(made)}"
+        assert set(made) == set(expected), views
         for view, rows in made.items():
-            name = f"view {view!r}, training={training}"
-            _assert_same_labels(name, rows, expected[view])
-            if not training:
-                _assert_same_numbers(name, rows, expected[view])
+            _assert_same_rows(f"view {view!r}, training={training}", rows, expected[view], training)
 
 
-def _assert_same_labels(name: str, rows: Rows, expected: Rows) -> None:
+def _assert_same_rows(name: str, rows: Rows, expected: Rows, training: bool) -> None:
     weight, wanted = (torch.ones(len(r)) if r.weight is None else r.weight.float() for r in (rows, expected))
     assert_same(weight, wanted, f"weights of {name}", rtol=1e-6)
     counts = expected.has_weight
-    assert_same(rows.target[counts].long(), expected.target[counts].long(), f"targets of {name}")
+
+    def compare(what: str, actual: Tensor | None, wanted: Tensor | None) -> None:
+        assert (actual is None) == (wanted is None), f"{what}: expected {wanted}, received {actual}"
+        if actual is not None and wanted is not None:
+            actual, wanted = actual.detach()[counts].to(wanted.dtype), wanted.detach()[counts]
+            rounding = 1e-5 if wanted.is_floating_point() else 0.0
+            assert_same(actual, wanted, what, rtol=rounding, atol=rounding)
+
+    compare(f"targets of {name}", rows.target, expected.target)
     assert rows.target_in_support == expected.target_in_support, f"target_in_support of {name}"
-    _assert_same_or_none(f"sample numbers of {name}", _of(counts, rows.index), _of(counts, expected.index))
-    distributions = (_of(counts, r.target_distribution) for r in (rows, expected))
-    _assert_same_or_none(f"target distributions of {name}", *distributions)
-
-
-def _assert_same_numbers(name: str, rows: Rows, expected: Rows) -> None:
-    counts = expected.has_weight
-    scores, wanted = (r.dense_scores[counts].detach() for r in (rows, expected))
-    assert_same(scores, wanted, f"scores of {name}, and the model's own", rtol=1e-5, atol=1e-5)
-    features = (_of(counts, r.features) for r in (rows, expected))
-    _assert_same_or_none(f"features of {name}", *features)
-
-
-def _of(rows: Tensor, x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.detach()[rows]
-
-
-def _assert_same_or_none(what: str, actual: Tensor | None, expected: Tensor | None) -> None:
-    assert (actual is None) == (expected is None), f"{what}: expected {expected}, received {actual}"
-    if actual is not None and expected is not None:
-        assert_same(actual.to(expected.dtype), expected, what, rtol=1e-5, atol=1e-5)
+    compare(f"sample numbers of {name}", rows.index, expected.index)
+    compare(f"target distributions of {name}", rows.target_distribution, expected.target_distribution)
+    if not training:
+        compare(f"scores of {name}, and the model's own", rows.dense_scores, expected.dense_scores)
+        compare(f"features of {name}", rows.features, expected.features)
 
 
 def mirrors_as_declared(case: HostCase) -> None:
@@ -82,9 +67,6 @@ def mirrors_as_declared(case: HostCase) -> None:
     assert_same(second.dense_scores, first.dense_scores.T, what, rtol=1e-5, atol=1e-6)
     for r in (first, second):
         assert_same(r.target, torch.arange(len(r)), "targets of mirrored views, and the diagonal")
-
-
-# --- Gradients -----------------------------------------------------------------------------------------------
 
 
 def trains_the_model(case: HostCase) -> None:
@@ -136,13 +118,3 @@ def leaves_a_frozen_part_alone(case: HostCase) -> None:
     assert gradients.keys() == trained.keys(), f"expected {frozen} to stay frozen, and no other weight"
     for name, gradient in gradients.items():
         assert gradient is not None, f"expected a gradient of {name} while {frozen} is frozen, received none"
-
-
-CONTRACTS = (
-    makes_rows_of_every_view,
-    makes_the_expected_rows,
-    mirrors_as_declared,
-    trains_the_model,
-    leaves_frozen_weights_alone,
-    leaves_a_frozen_part_alone,
-)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dro_temp.interfaces import PredictorInputs, ScoreStatistics, Support
+from dro_temp.interfaces import PredictorInputs
 from dro_temp.predictors import HiddenEncoder, TempNetEncoder, TempNetReadout
 from dro_temp.predictors.encoders import encoder_of
 from dro_temp.testing._asserts import (
@@ -16,21 +16,12 @@ from dro_temp.testing._asserts import (
     assert_unchanged,
     state_of,
 )
-from dro_temp.testing._cases import EncoderCase, ReadoutCase
-
-# --- Encoders ------------------------------------------------------------------------------------------------
+from dro_temp.testing._cases import EncoderCase, ReadoutCase, all_inputs
 
 
 def _changed(inputs: PredictorInputs, change: Any) -> PredictorInputs:
     """The same inputs, with a function applied to features, sample numbers and scores."""
-    features, scores = change(inputs.features), change(inputs.support.scores)
-    return PredictorInputs(
-        len(features),
-        features=features,
-        index=change(inputs.index),
-        support=Support(scores),
-        statistics=ScoreStatistics(scores),
-    )
+    return all_inputs(change(inputs.features), change(inputs.index), change(inputs.support.scores))
 
 
 def gives_width_similarities(case: EncoderCase) -> None:
@@ -40,22 +31,19 @@ def gives_width_similarities(case: EncoderCase) -> None:
         similarities = encoder(case.inputs(n))
         for x in (similarities, encoder.pooled(similarities)):
             assert x.shape == (n, encoder.width), f"expected [{n}, width={encoder.width}], received {x.shape}"
-            assert bool(x.isfinite().all())
+            assert x.isfinite().all()
 
 
 def reads_what_it_declares(case: EncoderCase) -> None:
     """What is not in `reads` is not needed, and changes nothing."""
     encoder, inputs = case.build().eval(), case.inputs(4)
-    declared: dict[str, Any] = {name: getattr(inputs, name) for name in encoder.reads}
+    reads = sorted(encoder.reads)
+    declared: dict[str, Any] = {name: getattr(inputs, name) for name in reads}
     try:
         similarities = encoder(PredictorInputs(inputs.n, **declared))
     except Exception as error:
-        raise AssertionError(
-            f"reads={sorted(encoder.reads)}: expected to need no more, received {error!r}"
-        ) from error
-    assert_same(
-        similarities, encoder(inputs), f"with nothing but {sorted(encoder.reads)}, and with all there is"
-    )
+        raise AssertionError(f"reads={reads}: expected to need no more, received {error!r}") from error
+    assert_same(similarities, encoder(inputs), f"with nothing but {reads}, and with all there is")
 
 
 def encodes_row_by_row(case: EncoderCase) -> None:
@@ -63,17 +51,10 @@ def encodes_row_by_row(case: EncoderCase) -> None:
     encoder, inputs = case.build().eval(), case.inputs(5)
     together = encoder(inputs)
     for rows in ([0], [0, 1], [3, 0, 4]):
-        similarities = encoder(_changed(inputs, lambda x, rows=rows: x[rows]))
-        assert_same(
-            similarities, together[rows], f"rows {rows} of 5, without the others", rtol=1e-4, atol=1e-5
-        )
-        assert_same(
-            encoder.pooled(together)[rows],
-            encoder.pooled(together[rows]),
-            f"pooled {rows}",
-            rtol=1e-5,
-            atol=1e-6,
-        )
+        alone = encoder(_changed(inputs, lambda x, rows=rows: x[rows]))
+        assert_same(alone, together[rows], f"rows {rows} of 5, without the others", rtol=1e-4, atol=1e-5)
+        pooled, expected = encoder.pooled(together[rows]), encoder.pooled(together)[rows]
+        assert_same(pooled, expected, f"pooled {rows}", rtol=1e-5, atol=1e-6)
 
 
 def is_deterministic_in_eval(case: EncoderCase) -> None:
@@ -109,7 +90,7 @@ def starts_from_prototypes(case: EncoderCase) -> None:
     """`set_prototypes` takes embeddings of the other side, and leaves similarities finite."""
     encoder = case.build().eval()
     encoder.set_prototypes(torch.randn(7, case.width, generator=torch.Generator().manual_seed(0)))
-    assert bool(encoder(case.inputs(4)).isfinite().all())
+    assert encoder(case.inputs(4)).isfinite().all()
 
 
 def keeps_the_precision_of_its_inputs(case: EncoderCase) -> None:
@@ -122,39 +103,18 @@ def keeps_the_precision_of_its_inputs(case: EncoderCase) -> None:
         assert_same(encoder(low), rounded, f"inputs of {dtype}, and as float32", rtol=1e-3, atol=1e-3)
         counts = not torch.equal(rounded, similarities)
         assert counts, f"expected float32 inputs to count, received those of {dtype}"
-    assert bool(encoder.bfloat16()(low).isfinite().all())
+    assert encoder.bfloat16()(low).isfinite().all()
 
 
 def encoder_compiles_whole(case: EncoderCase) -> None:
     """One graph, no breaks."""
     encoder, inputs = case.build().eval(), case.inputs(4)
-
-    def encode(features: Tensor, scores: Tensor) -> Tensor:
-        read: dict[str, Any] = {
-            "features": features,
-            "statistics": ScoreStatistics(scores),
-            "support": Support(scores),
-        }
-        similarities: Tensor = encoder(PredictorInputs(inputs.n, index=inputs.index, **read))
-        return similarities
-
-    assert_compiles(encode, inputs.features, inputs.support.scores)
-
-
-ENCODER_CONTRACTS = (
-    gives_width_similarities,
-    reads_what_it_declares,
-    encodes_row_by_row,
-    is_deterministic_in_eval,
-    trains_every_parameter,
-    is_rebuilt_from_its_config,
-    starts_from_prototypes,
-    keeps_the_precision_of_its_inputs,
-    encoder_compiles_whole,
-)
-
-
-# --- Readouts ------------------------------------------------------------------------------------------------
+    index = inputs.index
+    assert_compiles(
+        lambda features, scores: encoder(all_inputs(features, index, scores)),
+        inputs.features,
+        inputs.support.scores,
+    )
 
 
 def _trained(case: ReadoutCase) -> tuple[TempNetReadout, TempNetEncoder]:
@@ -176,7 +136,7 @@ def reads_out_one_number_per_row(case: ReadoutCase) -> None:
     readout, encoder = _trained(case)
     together = readout(encoder, _similarities(5))
     assert together.shape == (5,)
-    assert bool(together.isfinite().all())
+    assert together.isfinite().all()
     for rows in ([0], [3, 0, 4]):
         alone = readout(encoder, _similarities(5)[rows])
         assert_same(alone, together[rows], f"rows {rows} of 5, without the others", rtol=1e-5, atol=1e-6)
@@ -198,8 +158,8 @@ def depends_on_the_similarities(case: ReadoutCase) -> None:
     x = _similarities(5).requires_grad_()
     values = readout(encoder, x)
     values.sum().backward()
-    assert bool((values[1:] != values[0]).all()), f"expected numbers that differ, received {values}"
-    reaches = x.grad is not None and bool(x.grad.isfinite().all() and (x.grad != 0).any(1).all())
+    assert (values[1:] != values[0]).all(), f"expected numbers that differ, received {values}"
+    reaches = x.grad is not None and x.grad.isfinite().all() and (x.grad != 0).any(1).all()
     assert reaches, f"expected a finite gradient of every row's similarities, received {x.grad}"
     assert_finite_gradients(readout)
 
@@ -210,24 +170,10 @@ def is_restored_from_its_state(case: ReadoutCase) -> None:
     second = case.build(encoder)
     second.load_state_dict(first.state_dict())
     assert_same(second(encoder, x), first(encoder, x), "after load_state_dict")
-    assert bool(second.bfloat16()(encoder, x.bfloat16()).isfinite().all())
+    assert second.bfloat16()(encoder, x.bfloat16()).isfinite().all()
 
 
 def readout_compiles_whole(case: ReadoutCase) -> None:
     """One graph, no breaks."""
     readout, encoder = _trained(case)
-
-    def read_out(similarities: Tensor) -> Tensor:
-        values: Tensor = readout(encoder, similarities)
-        return values
-
-    assert_compiles(read_out, _similarities(4))
-
-
-READOUT_CONTRACTS = (
-    reads_out_one_number_per_row,
-    starts_where_it_is_set,
-    depends_on_the_similarities,
-    is_restored_from_its_state,
-    readout_compiles_whole,
-)
+    assert_compiles(lambda similarities: readout(encoder, similarities), _similarities(4))

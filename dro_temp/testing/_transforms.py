@@ -1,5 +1,7 @@
 """What every transform of scores must do."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ _GRID = torch.linspace(-50.0, 50.0, 201, dtype=torch.float64)
 def increases(case: TransformCase) -> None:
     """A higher score stays the higher one; equal only where it saturates."""
     values = case.build()(_GRID)
-    assert bool((values.diff() >= 0).all()), "expected an increasing function of the scores"
+    assert (values.diff() >= 0).all(), "expected an increasing function of the scores"
     assert values[99] < values[100] < values[101], f"expected it to increase at 0, received {values[99:102]}"
 
 
@@ -53,30 +55,19 @@ def keeps_precision(case: TransformCase) -> None:
         values = transform(torch.tensor([-1e4, -1.0, 0.0, 1.0, 1e4], dtype=dtype))
         slope = transform.slope_(values.clone())
         assert values.dtype == slope.dtype == dtype
-        assert bool(values.isfinite().all()), f"expected finite values, received {values}"
-        assert bool((slope.isfinite() & (slope >= 0)).all()), f"expected finite slopes >= 0, received {slope}"
+        assert values.isfinite().all(), f"expected finite values, received {values}"
+        assert (slope.isfinite() & (slope >= 0)).all(), f"expected finite slopes >= 0, received {slope}"
 
 
 def streams_as_the_matrix(case: TransformCase) -> None:
     """A loss over products has the same values and gradients whether the score matrix is made or not."""
-    generator = torch.Generator().manual_seed(0)
-    queries, keys = (torch.randn(n, 4, generator=generator, dtype=torch.float64) for n in (6, 9))
 
-    def evaluated(backend: str) -> tuple[Tensor, ...]:
-        q, k = queries.clone().requires_grad_(), keys.clone().requires_grad_()
+    def evaluated(backend: Any) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(0)
+        q, k = (torch.randn(n, 4, generator=generator, dtype=torch.float64).requires_grad_() for n in (6, 9))
         rows = Rows(LinearScores(q, k, transform=case.build()), torch.arange(6))
-        values = InfoNCELoss(backend=backend)(rows, 0.7)  # type: ignore[arg-type]
+        values = InfoNCELoss(backend=backend)(rows, 0.7)
         return values.detach(), *torch.autograd.grad(values.sum(), (q, k))
 
     what = "values and gradients, block by block and from the matrix"
     assert_same(evaluated("torch"), evaluated("reference"), what, rtol=1e-8, atol=1e-10)
-
-
-CONTRACTS = (
-    increases,
-    works_elementwise,
-    applies_in_place,
-    has_the_slope_of_its_values,
-    keeps_precision,
-    streams_as_the_matrix,
-)

@@ -6,25 +6,15 @@ import faulty_losses
 import faulty_predictors
 import faulty_risks
 import pytest
-from hypothesis import Phase, settings
 from torch.autograd.gradcheck import GradcheckError
 
 from dro_temp import testing
-from dro_temp.testing import _losses, _predictors, _risks
 
 MODULES = (faulty_losses, faulty_predictors, faulty_risks, faulty_estimators, faulty_hosts)
 FAULTS = [fault for module in MODULES for fault in module.FAULTS]
 RIGHT = [case for module in MODULES for case in module.RIGHT]
 
 
-@pytest.fixture
-def first_failure_serves(monkeypatch):
-    """Hypothesis does not look for a simpler example: that takes seconds."""
-    for module in (_losses, _predictors, _risks):
-        monkeypatch.setattr(module, "few_examples", settings(module.few_examples, phases=[Phase.generate]))
-
-
-@pytest.mark.usefixtures("first_failure_serves")
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{type(fault.case).__name__}: {fault.name}")
 def test_a_fault_fails_its_contract(fault):
     with pytest.raises(

@@ -9,7 +9,7 @@ from queues import RHO, VIEWS, WIDTH, pair_batch, pair_host, queued_objective, v
 
 import dro_temp as dt
 from dro_temp import functional as F
-from dro_temp.objective.tau_loss import tau_loss_terms
+from dro_temp.objective.reduction import tau_loss_terms
 
 
 def _replaying(size: int = 12, replay: int = 5) -> dt.QueuedLoss:
