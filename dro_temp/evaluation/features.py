@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from dro_temp._checks import check_count, check_integers, check_positive, check_several
 from dro_temp._modes import evaluating
@@ -447,16 +446,21 @@ def fitted(x: Tensor, label: Tensor, strength: float, start: Linear, steps: int)
         line_search_fn="strong_wolfe",
     )
 
-    @torch.enable_grad()
+    # In closed form, block by block: under autograd, logits of all items at once would dominate memory.
     def loss_and_gradient() -> Tensor:
-        optimizer.zero_grad()
-        losses = [0.5 * strength * weight.square().sum()]
-        torch.autograd.backward(losses)
-        for part, right in in_blocks(len(bias), x, label):  # logits of all items would dominate memory
-            loss = cross_entropy(torch.addmm(bias, part, weight), right, reduction="sum") / len(x)
-            torch.autograd.backward(loss)
-            losses.append(loss)
-        return torch.stack(losses).detach().sum()
+        with torch.no_grad():
+            loss = x.new_zeros(())
+            weight.grad, bias.grad = torch.zeros_like(weight), torch.zeros_like(bias)
+            for part, right in in_blocks(len(bias), x, label):
+                log_p = torch.addmm(bias, part, weight).log_softmax(dim=1)
+                loss -= log_p.gather(1, right[:, None]).sum()
+                grad = log_p.exp_()
+                grad[torch.arange(len(part), device=x.device), right] -= 1
+                weight.grad += part.T @ grad
+                bias.grad += grad.sum(dim=0)
+            weight.grad.div_(len(x)).add_(weight, alpha=strength)
+            bias.grad.div_(len(x))
+            return loss / len(x) + 0.5 * strength * weight.square().sum()
 
     optimizer.step(loss_and_gradient)  # type: ignore[arg-type, no-untyped-call]
     return weight.data, bias.data

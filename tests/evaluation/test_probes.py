@@ -89,6 +89,14 @@ def test_a_collapsed_encoder_is_no_better_than_guessing():
     assert knn_accuracy(*split, *split, k=30) == pytest.approx(100 / 3)
 
 
+@torch.inference_mode()
+def test_features_of_inference_mode_are_fitted_in_it():
+    train, validation, test = (
+        (x.clone(), label) for x, label in (blobs(s, 60, noise=0.1) for s in (1, 2, 3))
+    )
+    assert linear_probe(train, validation, test).accuracy == 100.0
+
+
 def test_half_precision_features_are_fitted_in_float32():
     train, validation, test = (blobs(seed, 60, noise=0.1, dtype=torch.bfloat16) for seed in (1, 2, 3))
     assert linear_probe(train, validation, test).accuracy == 100.0
