@@ -266,7 +266,7 @@ CALLS = {
         "k": 2,
         "min_rows": 2,
     },
-    dt.plotting.temperature_by_duplicates: lambda: {"tau": TAU, "concept": LABEL, "resamples": 10},
+    dt.plotting.temperature_by_duplicates: lambda: {"tau": TAU, "concept": LABEL},
     dt.plotting.temperature_histogram: lambda: {"tau": {"a": TAU}, "bins": 5},
     dt.plotting.temperature_history: lambda: {"history": [(0, {"a": TAU}), (1, {"a": TAU})], "bins": 5},
     F.chi_square_weights: lambda: {"losses": VECTOR, "rho": 0.5},
