@@ -52,21 +52,27 @@ class ScoreStatistics:
                 f"expected scores as floating-point numbers of shape [n, m], received {received}. Pass "
                 "logits.flatten(0, -2), or logits.float()."
             )
-        scores = scores.detach()
-        self._scores = at_least_float32(scores) if scores.dtype in LOW else scores
+        self._given = scores.detach()
         self._mask, self._project = mask, project
         self._compute_profile = profile
         self._profile: ScoreProfile | None = None
 
     @property
+    def _scores(self) -> Scores:
+        """In float32 or better, once something reads them: a copy of a block of half precision is large."""
+        if self._given.dtype in LOW:
+            self._given = at_least_float32(self._given)
+        return self._given
+
+    @property
     def shape(self) -> torch.Size:
         """[n]."""
-        return self._scores.shape[:-1]
+        return self._given.shape[:-1]
 
     @property
     def outcomes(self) -> int:
         """Number of columns."""
-        return self._scores.shape[1]
+        return self._given.shape[1]
 
     @property
     def profile(self) -> ScoreProfile:
@@ -114,7 +120,7 @@ class ScoreStatistics:
 
     def norm_about(self, centre: PerRow | None) -> PerRow:
         """Euclidean norm of the scores minus a number per row."""
-        if self._compute_profile is not None and self._scores.device.type != "cpu":
+        if self._compute_profile is not None and self._given.device.type != "cpu":
             # From the profile, which one kernel computes faster than several calls would.
             p, mean = self.profile, self.profile.mean
             return p.possible.sqrt() * torch.hypot(p.std, mean if centre is None else mean - centre)

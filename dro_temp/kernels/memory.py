@@ -12,6 +12,7 @@ from dro_temp._checks import check_count
 
 MIB = 2**20
 _CACHE_BYTES: ContextVar[int] = ContextVar("cache_bytes", default=512 * MIB)
+_BLOCK_BYTES: ContextVar[int | None] = ContextVar("block_bytes", default=None)
 
 # A product of fewer than 128 rows leaves the CPU waiting for keys; beyond 256 little is gained. Where no product sums
 # over the rows, 192 are nearly as good, and the buffer is smaller.
@@ -20,29 +21,41 @@ _CPU_ROWS, _CPU_ROWS_NO_SUMS, _CPU_MIN_ROWS, _CPU_BLOCK = 256, 192, 16, 128 * MI
 _CPU_STORED_ROWS = 512
 # Narrow supports: longer blocks, to amortise Python's overhead, but still inside the CPU's cache.
 _CPU_CACHE = 8 * MIB
-_DEVICE_BLOCK = 512 * MIB
+# On a device, a block takes this share of the free memory, within bounds.
+_DEVICE_SHARE, _DEVICE_LEAST, _DEVICE_MOST = 8, 64 * MIB, 1024 * MIB
 
 
 @contextmanager
-def byte_budget(cached_scores: int) -> Iterator[None]:
-    """Bytes of scores that a pass may store from forward to backward, instead of computing them twice.
+def byte_budget(cached_scores: int | None = None, *, block: int | None = None) -> Iterator[None]:
+    """Bytes of scores that a pass may store from forward to backward, and that it computes at a time.
 
-    With a budget for the whole score matrix backward costs two matrix products, without one three. The default
-    is 512 MiB. The setting applies to the current context.
+    With a budget for the whole score matrix backward costs two matrix products, without one three. Larger blocks are
+    faster on a GPU: each one reads and writes the float32 gradient of the keys. The setting applies to the current
+    context; None leaves it as it is.
 
     Args:
-        cached_scores: bytes, >= 0; 0 always computes twice.
+        cached_scores: bytes, >= 0; 0 always computes twice. The default is 512 MiB.
+        block: bytes, > 0, of a block of scores on a GPU, of at least 128 rows. By default an eighth of the memory that
+            is free there, between 64 MiB and 1 GiB: sums over rows are added up in blocks, so that their last digits
+            may differ with the memory that is free.
 
     Example:
         >>> from dro_temp import kernels
         >>> with kernels.byte_budget(0):
         ...     pass  # a forward in here stores no scores
     """
-    token = _CACHE_BYTES.set(check_count("cached_scores", cached_scores, minimum=0))
+    cached = (
+        _CACHE_BYTES.get()
+        if cached_scores is None
+        else check_count("cached_scores", cached_scores, minimum=0)
+    )
+    of_block = _BLOCK_BYTES.get() if block is None else check_count("block", block)
+    tokens = _CACHE_BYTES.set(cached), _BLOCK_BYTES.set(of_block)
     try:
         yield
     finally:
-        _CACHE_BYTES.reset(token)
+        _CACHE_BYTES.reset(tokens[0])
+        _BLOCK_BYTES.reset(tokens[1])
 
 
 def fits_cache(numel: int, dtype: torch.dtype) -> bool:
@@ -52,8 +65,7 @@ def fits_cache(numel: int, dtype: torch.dtype) -> bool:
 
 def block_rows(
     n: int,
-    outcomes: int,
-    dtype: torch.dtype,
+    row_bytes: int,
     device: torch.device,
     *,
     sums_over_rows: bool = True,
@@ -63,22 +75,33 @@ def block_rows(
 
     Args:
         n: rows in all.
-        outcomes: scores of a row.
-        dtype: of the scores.
+        row_bytes: bytes of a row's scores.
         device: of the scores.
         sums_over_rows: whether a product sums over the block's rows, which is efficient for many.
         stored: whether the blocks are parts of a stored matrix.
     """
-    row_bytes = max(outcomes, 1) * dtype.itemsize
+    row_bytes = max(row_bytes, 1)
     if device.type == "cpu":
         rows = _CPU_STORED_ROWS if stored else _CPU_ROWS if sums_over_rows else _CPU_ROWS_NO_SUMS
         rows = max(rows, _CPU_CACHE // row_bytes)
         rows = max(min(rows, _CPU_BLOCK // row_bytes), _CPU_MIN_ROWS)
     else:
-        rows = max(_DEVICE_BLOCK // row_bytes, 128)
+        rows = max(device_block(device) // row_bytes, 128)
     if rows < n:  # even blocks: the last one should not be a sliver
         rows = -(-n // -(-n // rows))
     return max(min(rows, n), 1)
+
+
+def device_block(device: torch.device) -> int:
+    """Bytes of a block of scores on a device."""
+    asked = _BLOCK_BYTES.get()
+    if asked is not None:
+        return asked
+    if device.type != "cuda":
+        return _DEVICE_MOST
+    free = torch.cuda.mem_get_info(device)[0]
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(max(free // _DEVICE_SHARE, _DEVICE_LEAST), _DEVICE_MOST)
 
 
 # Scratch memory: a fresh page costs a CPU more than the arithmetic that fills it.

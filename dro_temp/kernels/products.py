@@ -23,13 +23,14 @@ def cpu_multiplies_bfloat16() -> bool:
 
 @functools.cache
 def _sums_in_float32(device: torch.device) -> bool:
-    """Whether `torch.mm` returns float32 from low-precision factors there (torch 2.8 and later, on CUDA)."""
+    """Whether products of low-precision factors add to float32 there (torch 2.8 and later, on CUDA)."""
     try:
         one = torch.ones(16, 16, dtype=torch.bfloat16, device=device)
-        torch.mm(one, one, out_dtype=torch.float32)
+        total = torch.ones(16, 16, device=device)
+        torch.addmm(total, one, one, alpha=0.5, out_dtype=torch.float32, out=total)
+        return bool((total == 9.0).all())
     except (TypeError, NotImplementedError, RuntimeError):
         return False
-    return True
 
 
 def scorer(queries: Features, keys: Features) -> Callable[..., Scores]:
@@ -74,6 +75,27 @@ def product(a: Tensor, b: Tensor, out: Tensor, scale: float = 1.0) -> Tensor:
         part = out[:, tile]
         torch.addmm(part, a, b[:, tile], beta=0.0, alpha=scale, out=part)
     return out
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor, *, scale: float = 1.0, add: bool = False) -> Tensor:
+    """`out = scale * a @ b`, or with `add` that is added: in one call, which reads and writes `out` once.
+
+    Args:
+        a: of one precision with b.
+        b: on a device, in any layout.
+        out: of their precision, or in float32.
+        scale: a factor.
+        add: whether to add to `out`.
+    """
+    beta = 1.0 if add else 0.0
+    if a.device.type == "cpu" or (out.dtype != a.dtype and not _sums_in_float32(a.device)):
+        wide = torch.promote_types(out.dtype, torch.float32)
+        part = torch.mm(a.to(wide), b.to(wide))
+        part = part if scale == 1.0 else part * scale
+        return out.add_(part) if add else out.copy_(part)
+    if out.dtype == a.dtype:
+        return torch.addmm(out, a, b, beta=beta, alpha=scale, out=out)
+    return torch.addmm(out, a, b, beta=beta, alpha=scale, out_dtype=out.dtype, out=out)
 
 
 def accumulate_(total: Tensor, weights: Scores, x: Features, factor: torch.dtype, *, first: bool) -> None:

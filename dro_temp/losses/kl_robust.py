@@ -19,6 +19,10 @@ class EstimatedLoss(LogMeanExpLoss):
         self.estimator = estimator
         self.row_by_row = estimator.row_by_row
 
+    def is_affine(self, rows: Rows) -> bool:
+        """True where the log-mean is what was computed."""
+        return isinstance(self.estimator, Exact)
+
 
 class KLRobustLoss(EstimatedLoss):
     r"""$F_i(\tau_i) = \tau_i \left(\log \mathbb{E}_j\, e^{h_{ij}/\tau_i} + \rho\right)$ over each row's support.

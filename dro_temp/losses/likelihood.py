@@ -35,6 +35,10 @@ class LikelihoodLoss(LogMeanExpLoss):
     Source: arXiv 2409.19817 (ATS), whose selective smoothing is left out; arXiv 1706.04599 (temperature scaling).
     """
 
+    def is_affine(self, rows: Rows) -> bool:
+        """True if the target is one of the outcomes."""
+        return rows.target_in_support
+
     def from_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
         """Minus the log-probability of the target among all columns."""
         log_sum = log_g + log_of_size(rows.support_size, log_g)

@@ -60,6 +60,13 @@ class LogMeanExpLoss(RobustLoss):
     def from_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
         """One value per row; must not read the rows' scores."""
 
+    def is_affine(self, rows: Rows) -> bool:
+        r"""Whether the values are affine in log g, $a(\tau) \log g + b(\tau)$, in all of these rows.
+
+        Their gradient is then known before log g is, which saves a GPU one read of the scores. False is always right.
+        """
+        return False
+
     @final
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
         """From the score matrix."""
@@ -155,7 +162,7 @@ class LogMeanExpLoss(RobustLoss):
                 u, v = torch.autograd.grad(values, (log_g, tau), weight, materialize_grads=True)
             return u, v
 
-        return gradient
+        return GradOutput(gradient, affine=self.is_affine(rows))
 
     @final
     def evaluate_mirrored(

@@ -20,12 +20,13 @@ from streams import (
 
 import dro_temp as dt
 from dro_temp.functional import Scale
-from dro_temp.kernels import STATISTICS, byte_budget, log_mean_exp_rows, products
+from dro_temp.kernels import STATISTICS, GradOutput, byte_budget, log_mean_exp_rows, products
 from dro_temp.kernels.backends import reference
 
 float64 = torch.float64
 
 
+@GradOutput
 def _expect_ones(log_g, tau, rows):
     return torch.ones_like(log_g), torch.zeros_like(log_g)
 

@@ -7,7 +7,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dro_temp.kernels.backends.triton import columns, pair_logits, row_moments, rows
+from dro_temp.kernels.backends.triton import columns, pair_logits, row_profile, rows
 from dro_temp.kernels.backends.triton.launch import row_tile, stripe_tile
 
 H100 = GPUTarget("cuda", 90, 32)
@@ -20,7 +20,7 @@ def kernels(m):
     stripe = stripe_tile(m)
     merged = {"CHUNKS": columns.MERGED_CHUNKS, "COLUMNS": columns.MERGED_COLUMNS, "num_warps": 1}
     yield rows.softmax_kernel, {"STORES": True, **row_tile(m)}
-    yield row_moments.moments_kernel, {"WITH_TARGET": False, **row_tile(m)}
+    yield row_profile.row_profile_kernel, {"WITH_TARGET": False, **row_tile(m)}
     yield columns.chunk_kernel, {"CHUNK": columns.CHUNK, **stripe}
     yield columns.merge_kernel, merged
     yield pair_logits.pair_logits_grad_kernel, stripe

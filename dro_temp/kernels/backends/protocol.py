@@ -47,6 +47,93 @@ class ColumnSums:
     moment: Tensor
 
 
+@dataclass(frozen=True)
+class RowBlock:
+    """A block of products, and what makes scores of them as they are read.
+
+    Args:
+        scores: [n m].
+        target: column of each row's target.
+        target_in_support: whether the target is one of the outcomes.
+        log_size: log of the number of outcomes.
+        bias: added as they are read, [m] in the precision of the sums, or None.
+        cap: of a soft cap, or None.
+        is_capped: whether the cap has been applied, so that its slope alone is missing.
+    """
+
+    scores: Scores
+    target: RowIndex
+    target_in_support: bool
+    log_size: float
+    bias: Tensor | None = None
+    cap: float | None = None
+    is_capped: bool = False
+
+
+@dataclass(frozen=True)
+class TiltedRows:
+    """Sums of rows under their temperatures, each [n] in the precision of the temperatures.
+
+    Args:
+        log_g: log-mean-exp of the margins over tau.
+        target_score: score of each row's target.
+        mean: E_p[s].
+        row_max: largest score.
+        sum_exp: sum of e^((s - row_max) / tau).
+        variance: Var_p[s], or None.
+    """
+
+    log_g: PerRow
+    target_score: PerRow
+    mean: PerRow
+    row_max: PerRow
+    sum_exp: PerRow
+    variance: PerRow | None
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Gradients of the loss with respect to a row's sums, each [n].
+
+    Args:
+        log_g: u.
+        mean: b, or None if the loss does not depend on it.
+        target_score: c, beside that through log_g; given with `mean`.
+    """
+
+    log_g: PerRow
+    mean: PerRow | None = None
+    target_score: PerRow | None = None
+
+
+class FusedRows(Protocol):
+    """Kernels that do everything between the products of a block of rows, see `rows.fused`."""
+
+    def tilt_rows(
+        self,
+        block: RowBlock,
+        tau: PerRow,
+        *,
+        variance: bool = False,
+        known: Coefficients | None = None,
+        out: Scores | None = None,
+    ) -> TiltedRows:
+        """Sums of each row and, from coefficients that are known already, the gradient of the scores.
+
+        Args:
+            block: the scores.
+            tau: temperature of each row, in the precision of the sums.
+            variance: whether to compute it.
+            known: coefficients that do not depend on the sums; None: the scores stay.
+            out: [rows m], for the gradient; None: over the scores.
+        """
+
+    def write_gradient(
+        self, block: RowBlock, tau: PerRow, rows: TiltedRows, known: Coefficients, out: Scores | None = None
+    ) -> None:
+        """The gradient of the scores, given their sums; see `tilt_rows`."""
+
+
 class Scorer(Protocol):
     """Scores of queries with keys that were prepared once."""
 
@@ -56,6 +143,9 @@ class Scorer(Protocol):
 
 class Backend(Protocol):
     """A module of kernels."""
+
+    #: Kernels that replace the functions below for rows, where the backend has them.
+    fused_rows: FusedRows | None
 
     def scorer(self, queries: Features, keys: Features) -> Scorer:
         """A function that scores queries, of the dtype and device of these, with keys."""

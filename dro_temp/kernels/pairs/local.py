@@ -83,7 +83,7 @@ class PairBlock:
     def stripes(self, queries: Tensor, keys: Tensor, *, stored: bool) -> Iterator[tuple[slice, Tensor]]:
         """Rows, and their own columns, [rows 1]; more rows at a time if the scores are stored anyway."""
         n, dtype = queries.shape[0], work_dtype(queries, keys)
-        step = block_rows(n, keys.shape[0], dtype, queries.device, stored=stored)
+        step = block_rows(n, keys.shape[0] * dtype.itemsize, queries.device, stored=stored)
         for start in range(0, n, step):
             rows = slice(start, min(start + step, n))
             yield rows, torch.arange(rows.start, rows.stop, device=queries.device)[:, None] + self.offset
@@ -108,7 +108,7 @@ class PairBlock:
         """
         n, m, dtype = len(queries), len(keys), tau.dtype
         score = self.backend.scorer(queries, keys)
-        height = block_rows(n, m, dtype, queries.device) if store is None else n
+        height = block_rows(n, m * dtype.itemsize, queries.device) if store is None else n
         buffer = acquire(store or "scores", height, m, queries, dtype)  # [height m]
         paired_score, row_max, sum_exp, mean_excess = (queries.new_empty(n, dtype=dtype) for _ in range(4))
         for rows, column in self.stripes(queries, keys, stored=store is not None):
@@ -182,7 +182,7 @@ class PairLogitsGrad:
         """Rows, and the gradient with respect to their scores, [rows m]."""
         n, m, dtype = queries.shape[0], keys.shape[0], self.tau_rows.dtype
         score = block.backend.scorer(queries, keys)
-        height = block_rows(n, m, dtype, queries.device) if scores is None else 0
+        height = block_rows(n, m * dtype.itemsize, queries.device) if scores is None else 0
         buffer = acquire("scores", height, m, queries, dtype)
         columns = (self.tau_columns, self.max_columns, self.share_columns)
         for rows, column in block.stripes(queries, keys, stored=scores is not None):

@@ -31,7 +31,8 @@ from dro_temp.interfaces.rows import LinearScores, Rows
 from dro_temp.kernels.backends import torch as torch_backend
 from dro_temp.kernels.backends.protocol import Backend
 from dro_temp.kernels.memory import fits_cache
-from dro_temp.kernels.rows.chunked import ChunkedForward, ChunkResult, GradMask, GradOutput
+from dro_temp.kernels.rows.chunked import ChunkResult, GradMask, GradOutput
+from dro_temp.kernels.rows.fused import forward_pass
 from dro_temp.kernels.rows.plan import ChunkPlan
 
 # Backward's gradient follows the same formula, multiplied by one factor: a few roundings apart.
@@ -101,6 +102,7 @@ def log_mean_exp_rows(
         None if predictor is None else rows.index,
         backend,
         scores.dtype,
+        scores.score_dtype or scores.dtype,
         names,
     )
     factors = (scores.queries, scores.keys, scores.bias)
@@ -134,7 +136,7 @@ class PrecomputedGrads:
     def grad_output(self) -> GradOutput | None:
         """Gradients that the pass multiplies into its rows."""
         # No attribute: a bound method would keep this object, and its gradients, alive until cycles are collected.
-        return None if self._assumed is None else self._record
+        return None if self._assumed is None else GradOutput(self._record, self._assumed.affine)
 
     def _record(self, log_g: PerRow, tau: PerRow, rows: slice) -> tuple[PerRow, PerRow]:
         assert self._assumed is not None
@@ -143,8 +145,8 @@ class PrecomputedGrads:
         self._assumed_v.append(v)
         return u, v
 
-    def rescaled(self, u: PerRow, v: PerRow, *, tau_predicted: bool) -> ChunkResult | None:
-        """The gradients, in place, or None if the assumption was wrong.
+    def scaled(self, u: PerRow, v: PerRow, *, tau_predicted: bool) -> tuple[ChunkResult, float] | None:
+        """The gradients, and the factor that they still lack; None if the assumption was wrong.
 
         Args:
             u: dL/dlog_g, [n].
@@ -155,15 +157,9 @@ class PrecomputedGrads:
         assert result is not None
         if self._assumed is None:
             queries = result.queries
-            return replace(result, queries=None if queries is None else queries.mul_(u[:, None]))
+            return replace(result, queries=None if queries is None else queries.mul_(u[:, None])), 1.0
         factor = self._factor(u, v, tau_predicted)
-        if factor is None:
-            return None
-        if factor != 1.0:
-            for gradient in (result.queries, result.keys, result.bias, *result.parameters):
-                if gradient is not None:
-                    gradient.mul_(factor)
-        return result
+        return None if factor is None else (result, factor)
 
     def _factor(self, u: PerRow, v: PerRow, tau_predicted: bool) -> float | None:
         if not len(u):
@@ -206,11 +202,11 @@ class _LogMeanExp(torch.autograd.Function):
         ctx.random_state = RandomState(queries.device) if random else None
         # Without an assumption, the weight of each row in a sum over rows is still unknown.
         mask = GradMask() if required.sums_over_rows and assumed is None else required
-        chunked = ChunkedForward(plan, queries, keys, bias, tau, parameters)
+        chunked = forward_pass(plan, queries, keys, bias, tau, parameters)
         n, m = queries.shape[0], keys.shape[0]
         ctx.saved_scores = None
-        if mask != required and fits_cache(n * m, chunked.dtype):
-            ctx.saved_scores = queries.new_empty((n, m), dtype=chunked.dtype)
+        if mask != required and fits_cache(n * m, chunked.score_dtype):
+            ctx.saved_scores = queries.new_empty((n, m), dtype=chunked.score_dtype)
         precomputed = PrecomputedGrads(assumed if mask.sums_over_rows else None)
         result = precomputed.result = chunked.run(mask, precomputed.grad_output, save_scores=ctx.saved_scores)
         ctx.precomputed = precomputed if mask == required else None
@@ -232,23 +228,34 @@ class _LogMeanExp(torch.autograd.Function):
             return None, None, None, None, None, None, (u * slope).to(tau.dtype)
         # Used once, since it is rescaled in place: a second backward through a retained graph runs again.
         precomputed, ctx.precomputed = ctx.precomputed, None
-        result = None if precomputed is None else precomputed.rescaled(u, v, tau_predicted=tau is None)
-        if result is None:
+        scaled = None if precomputed is None else precomputed.scaled(u, v, tau_predicted=tau is None)
+        if scaled is not None:
+            result, factor = scaled
+        else:
+            factor = 1.0
             predictor = ctx.plan.predictor
             if predictor is not None and predictor.training != (ctx.random_state is not None):
                 predictor.refuse_other_mode()
             with contextlib.nullcontext() if ctx.random_state is None else ctx.random_state.restored():
-                chunked = ChunkedForward(ctx.plan, queries, keys, bias, tau, parameters)
-                result = chunked.run(
-                    ctx.mask, lambda log_g, tau, rows: (u[rows], v[rows]), saved_scores=ctx.saved_scores
-                )
+                chunked = forward_pass(ctx.plan, queries, keys, bias, tau, parameters)
+                grad_output = GradOutput(lambda log_g, tau, rows: (u[rows], v[rows]), affine=True)
+                result = chunked.run(ctx.mask, grad_output, saved_scores=ctx.saved_scores)
         tau_grad = u * slope if ctx.needs_input_grad[6] else None
         inputs = (queries, keys, bias, tau, *parameters)
         parameter_grads = result.parameters or [None] * len(parameters)
         input_grads = (result.queries, result.keys, result.bias, tau_grad, *parameter_grads)
-        cast = (_cast(gradient, x) for gradient, x in zip(input_grads, inputs, strict=True))
+        # The gradient of temperatures that are an input was formed from u itself.
+        factors = (factor, factor, factor, 1.0, *[factor] * len(parameters))
+        cast = (_cast(*triple) for triple in zip(input_grads, inputs, factors, strict=True))
         return None, None, None, *cast
 
 
-def _cast(gradient: Tensor | None, x: Tensor | None) -> Tensor | None:
-    return None if gradient is None or x is None else gradient.to(x.dtype)
+def _cast(gradient: Tensor | None, x: Tensor | None, factor: float) -> Tensor | None:
+    """The gradient times a factor, in the precision of its input; in one pass, since that of a head is large."""
+    if gradient is None or x is None:
+        return None
+    if gradient.dtype == x.dtype:
+        return gradient if factor == 1.0 else gradient.mul_(factor)
+    if factor == 1.0:
+        return gradient.to(x.dtype)
+    return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=x.dtype))

@@ -45,7 +45,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -61,8 +60,22 @@ from dro_temp.kernels.products import empty_contiguous, gradient_dtype, product
 from dro_temp.kernels.rows.plan import ChunkPlan
 from dro_temp.kernels.rows.temperatures import BlockTemperatures
 
-#: `(log_g, tau, rows) -> (dL/dlog_g, dL/dtau)` of a chunk of rows.
-GradOutput: TypeAlias = Callable[[PerRow, PerRow, slice], tuple[PerRow, PerRow]]
+
+@dataclass(frozen=True)
+class GradOutput:
+    """The gradient that backward brings for each row of a chunk.
+
+    Args:
+        function: `(log_g, tau, rows) -> (dL/dlog_g, dL/dtau)`.
+        affine: whether dL/dlog_g does not depend on log_g, so that it is known before the row's scores are summed.
+    """
+
+    function: Callable[[PerRow, PerRow, slice], tuple[PerRow, PerRow]]
+    affine: bool = False
+
+    def __call__(self, log_g: PerRow, tau: PerRow, rows: slice) -> tuple[PerRow, PerRow]:
+        """dL/dlog_g and dL/dtau."""
+        return self.function(log_g, tau, rows)
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,7 @@ class ChunkedForward:
     ) -> None:
         self.plan, self.backend, self.tau, self.parameters = plan, plan.backend, tau, parameters
         self.queries, self.keys, self.bias = queries, keys, bias
-        self.dtype = plan.dtype
+        self.dtype = self.score_dtype = plan.dtype
         self.transform: ScoreTransform | None = None
         self.scale = 1.0  # a factor of the product, where it costs nothing
         if isinstance(plan.transform, Scale):
@@ -151,28 +164,21 @@ class ChunkedForward:
             saved_scores: scores that an earlier pass saved.
         """
         n, m = len(self.queries), len(self.keys)
-        step = block_rows(n, m, self.dtype, self.queries.device, sums_over_rows=mask.keys)
         self._start(n, mask)
-        score = self.backend.scorer(self.queries, self.keys)
-        buffer = acquire("scores", step, m, self.queries, self.dtype)  # [step m]
+        step = block_rows(n, m * self._bytes_per_score(), self.queries.device, sums_over_rows=mask.keys)
+        buffer = acquire("scores", step, m, self.queries, self.score_dtype)  # [step m]
         for start in range(0, n, step):
             chunk = slice(start, min(start + step, n))
             scores = buffer[: chunk.stop - start]  # [rows m]
             if saved_scores is not None:
                 scores.copy_(saved_scores[chunk])
             else:
-                score(self.queries[chunk], scores, self.scale)
-                if self.bias is not None:
-                    scores.add_(self.bias)
-                if self.transform is not None:
-                    self.transform.apply_(scores)
+                self._score(chunk, scores)
             if save_scores is not None:
                 save_scores[chunk] = scores
             self._reduce(chunk, scores, mask, grad_output)
         release("scores", buffer)
         result = self._result
-        if result.bias is not None:
-            result.bias.mul_(self.scale)
         if self._temperatures is not None and mask.parameters:
             result.parameters = self._temperatures.gradients()
         return result
@@ -190,6 +196,7 @@ class ChunkedForward:
             result.keys.zero_()  # no chunk will overwrite it
         result.bias = torch.zeros_like(self.bias) if mask.bias and self.bias is not None else None
         self._result = result
+        self._scorer = self.backend.scorer(self.queries, self.keys)
         # [m d], in the precision of products 2 and 3
         self._narrow_keys = self.keys.to(gradient_dtype(self.keys))
         #: Whether p - 1[j = t] may be formed before the products: see `_subtract_target`.
@@ -205,6 +212,17 @@ class ChunkedForward:
                 fold if self.transform is None else None,
                 train=mask.parameters,
             )
+
+    def _bytes_per_score(self) -> int:
+        return self.score_dtype.itemsize
+
+    def _score(self, chunk: slice, scores: Scores) -> None:
+        """Fill a block with the scores of a chunk."""
+        self._scorer(self.queries[chunk], scores, self.scale)
+        if self.bias is not None:
+            scores.add_(self.bias)
+        if self.transform is not None:
+            self.transform.apply_(scores)
 
     def _reduce(self, chunk: slice, scores: Scores, mask: GradMask, grad_output: GradOutput | None) -> None:
         """Everything after product 1; the scores are overwritten."""
@@ -308,10 +326,10 @@ class ChunkedForward:
         """Add a chunk's share to the gradients, given dL/dlog_g of its rows."""
         result, target, weights = self._result, self.plan.target[chunk], partials.weights
         assert weights is not None
-        share = u / tau / partials.sum_exp  # [rows]
+        share = u / tau / partials.sum_exp * self.scale  # [rows]
         if result.bias is not None:
             result.bias.add_(share @ weights)  # [m]
-        share = (share * self.scale)[:, None]
+        share = share[:, None]
         queries = self.queries[chunk].to(self.dtype)  # [rows d]
         if result.queries is not None:
             result.queries[chunk].mul_(share)
@@ -324,10 +342,10 @@ class ChunkedForward:
         else:
             target_grad = torch.full_like(u, -1.0)  # that in p - 1[j = t], [rows]
             target_grad = target_grad if target_slope is None else -target_slope
-        target_grad = target_grad * u / tau
+        target_grad = target_grad * u / tau * self.scale
         if result.bias is not None:
             result.bias.index_add_(0, target, target_grad)
-        target_grad = (target_grad * self.scale)[:, None]
+        target_grad = target_grad[:, None]
         if result.queries is not None:
             result.queries[chunk].add_(target_grad * self.keys[target])
         if result.keys is not None:

@@ -25,7 +25,8 @@ class ChunkPlan:
         features: what the predictor may read of each row, or None.
         index: sample numbers, or None.
         backend: what computes on a chunk.
-        dtype: of the scores and of sums over them, float32 or better.
+        dtype: of sums over scores, float32 or better.
+        score_dtype: of scores in memory: `dtype`, or less where the user says so.
         statistics: names of the statistics to return.
     """
 
@@ -38,4 +39,5 @@ class ChunkPlan:
     index: RowIndex | None
     backend: Backend
     dtype: torch.dtype
+    score_dtype: torch.dtype
     statistics: tuple[Statistic, ...] = ()

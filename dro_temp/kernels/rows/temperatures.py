@@ -61,7 +61,7 @@ class BlockTemperatures:
         if not plan.target_in_support:
             mask = support_mask(scores, plan.target[block], plan.target_in_support)
         if "support" in self._predictor.reads:
-            support = Support(scores.clone(), mask, plan.support_size)
+            support = Support(scores.to(plan.dtype, copy=True), mask, plan.support_size)
         if "statistics" in self._predictor.reads:
             # The fused profile takes no mask.
             fused = mask is None
@@ -71,14 +71,16 @@ class BlockTemperatures:
         with torch.set_grad_enabled(self._train), self._sums.computing():
             tau = self._predictor.temperatures_of_block(len(scores), features, index, support, statistics)
         self._tau = tau  # with its graph, for `accumulate`
-        return tau.detach().to(scores.dtype)
+        return tau.detach().to(plan.dtype)
 
     def _project(self, block: slice, scores: Scores, weight: Tensor, shift: PerRow | None) -> Tensor:
         """`(scores - shift) @ weight.T`, [rows K]: folded into the keys where that is exact."""
         weight = self._sums.leaf(weight)
         is_parameter = any(weight is leaf for leaf in self._sums.leaves)
         if self._make_fold is None or not is_parameter:
-            return projected(scores.clone(), weight, shift)  # a copy, as for the support
+            return projected(
+                scores.to(self._plan.dtype, copy=True), weight, shift
+            )  # a copy, as for the support
         self._fold = self._fold or self._make_fold()
         return self._fold(self._queries[block], weight, shift)
 

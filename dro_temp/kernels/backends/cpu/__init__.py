@@ -14,10 +14,12 @@ from dro_temp.kernels.backends.cpu.ops import (
     scorer,
     softmax_partials_,
 )
+from dro_temp.kernels.backends.protocol import FusedRows
 
 __all__ = [
     "accumulate_",
     "column_sums_",
+    "fused_rows",
     "moments",
     "pair_logits_grad_",
     "profile",
@@ -25,3 +27,5 @@ __all__ = [
     "scorer",
     "softmax_partials_",
 ]
+
+fused_rows: FusedRows | None = None

@@ -3,15 +3,17 @@
 Importing it imports Triton; ask `dispatch.triton_backend` for it.
 """
 
+from dro_temp.kernels.backends.triton import tilted_rows as fused_rows
 from dro_temp.kernels.backends.triton.columns import column_sums_
 from dro_temp.kernels.backends.triton.pair_logits import pair_logits_grad_
-from dro_temp.kernels.backends.triton.row_moments import moments
-from dro_temp.kernels.backends.triton.rows import profile, row_sums, softmax_partials_
+from dro_temp.kernels.backends.triton.row_profile import moments, profile
+from dro_temp.kernels.backends.triton.rows import row_sums, softmax_partials_
 from dro_temp.kernels.products import accumulate_, scorer
 
 __all__ = [
     "accumulate_",
     "column_sums_",
+    "fused_rows",
     "moments",
     "pair_logits_grad_",
     "profile",

@@ -15,11 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from dro_temp._typing import PerRow, Scores
-from dro_temp.functional.statistics import ScoreProfile
 from dro_temp.kernels.backends.protocol import SoftmaxPartials
 from dro_temp.kernels.backends.triton.launch import launch, row_stride, row_tile, vector
 from dro_temp.kernels.backends.triton.online import LOG2E, add_score, empty_sums, reduce_lanes
-from dro_temp.kernels.backends.triton.row_moments import moments
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -78,13 +76,3 @@ def softmax_partials_(
 def row_sums(scores: Scores, tau: PerRow) -> SoftmaxPartials:
     """See `Backend.row_sums`."""
     return SoftmaxPartials(*_softmax(scores, tau, stores=False))
-
-
-def profile(scores: Scores) -> ScoreProfile:
-    """See `Backend.profile`."""
-    partials = _softmax(scores, scores.new_ones(len(scores)), stores=False)
-    unread = torch.zeros(
-        len(scores), dtype=torch.long, device=scores.device
-    )  # the target, inside the support
-    results = moments(scores, unread, True, ("mean", "std", "count"))
-    return ScoreProfile(*partials, results["mean"], results["std"], results["count"])

@@ -1,0 +1,246 @@
+r"""Rows of scores under their own temperatures, [n m]: sums in a first read, gradients over the scores in a second.
+
+With $p_i = \mathrm{softmax}(s_i / \tau_i)$, one program per row computes
+
+    log_g    = log 1/m sum_j e^((s_ij - s_it) / tau_i)
+    mean     = E_p[s_i],   variance = Var_p[s_i]
+
+and, for coefficients u = dL/dlog_g, b = dL/dmean and c = dL/ds_it of the row,
+
+    G_ij = p_ij (u / tau + b + b (s_ij - mean) / tau) - 1[j = t] (u / tau - c)
+
+the gradient with respect to the scores, over the scores themselves or beside them in the precision of the products that
+follow. With the target's term inside and the row's share multiplied in, those products need nothing before or after
+them. If u is known before the scores are (`known`), one launch does both reads.
+
+A soft cap and a bias are applied as the scores are read, so that no pass over [n m] is spent on them.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from dro_temp._typing import PerRow, Scores
+from dro_temp.kernels.backends.protocol import Coefficients, RowBlock, TiltedRows
+from dro_temp.kernels.backends.triton.launch import launch, row_stride, row_tile, vector
+from dro_temp.kernels.backends.triton.online import LOG2E, LOWEST, empty_sums
+
+#: How a soft cap meets the scores: there is none; to be applied; applied already, its slope is still to be.
+NO_CAP, RAW, CAPPED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+#: Scores this far below the maximum weigh nothing; their square is still finite.
+FAR = tl.constexpr(1e18)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def capped(s, cap):  # type: ignore[no-untyped-def]
+    """`cap * tanh(s / cap)`; the exponential may overflow to infinity, which gives `cap`."""
+    return cap * (1.0 - 2.0 / (1.0 + tl.exp2(s * (2.0 * LOG2E / cap))))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def load_tile(  # type: ignore[no-untyped-def]
+    scores,
+    bias,
+    at,
+    m,
+    target,
+    cap,
+    HAS_BIAS: tl.constexpr,  # noqa: N803
+    CAP: tl.constexpr,  # noqa: N803
+    WITH_TARGET: tl.constexpr,  # noqa: N803
+    KEEP: tl.constexpr,  # noqa: N803
+):
+    """Scores of a row at some columns, as the softmax sees them: -inf outside the support."""
+    inside = at < m
+    # The second read should find the row in the cache.
+    policy: tl.constexpr = "evict_last" if KEEP else "evict_first"
+    s = tl.load(scores + at, mask=inside, other=-float("inf"), eviction_policy=policy).to(
+        bias.dtype.element_ty
+    )
+    if HAS_BIAS:
+        s += tl.load(bias + at, mask=inside, other=0.0)
+    if CAP == RAW:
+        s = capped(s, cap)
+    if not WITH_TARGET:
+        inside = inside & (at != target)
+    return tl.where(inside, s, -float("inf"))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def tilted_rows_kernel(  # type: ignore[no-untyped-def]
+    scores,  # [n m], rows `stride` apart
+    bias,  # [m] in the precision of the sums, or anything of it
+    tau,  # [n]
+    target,  # [n]
+    row_maxima,  # [n]
+    sums_exp,  # [n]
+    means,  # [n]
+    variances,  # [n]
+    target_scores,  # [n]
+    log_gs,  # [n]
+    grad_log_g,  # [n], u
+    grad_mean,  # [n], b
+    grad_target,  # [n], c
+    gradients,  # [n m], rows `gradient_stride` apart
+    m,
+    stride,
+    gradient_stride,
+    log_m,
+    cap,
+    HAS_BIAS: tl.constexpr,  # noqa: N803
+    CAP: tl.constexpr,  # noqa: N803
+    WITH_TARGET: tl.constexpr,  # noqa: N803
+    SUMS: tl.constexpr,  # noqa: N803
+    VARIANCE: tl.constexpr,  # noqa: N803
+    WRITES: tl.constexpr,  # noqa: N803
+    OF_MEAN: tl.constexpr,  # noqa: N803
+    TILE: tl.constexpr,  # noqa: N803
+):
+    """One row."""
+    row = tl.program_id(0).to(tl.int64)
+    scores += row * stride
+    dtype = tau.dtype.element_ty
+    temperature = tl.load(tau + row)
+    rate = LOG2E / temperature
+    own = tl.load(target + row)
+    lanes = tl.arange(0, TILE)
+    if SUMS:
+        running_max, sum_exp, moment = empty_sums([TILE], dtype)
+        square = tl.full([TILE], 0.0, dtype)
+        for first in range(0, m, TILE):
+            s = load_tile(scores, bias, first + lanes, m, own, cap, HAS_BIAS, CAP, WITH_TARGET, WRITES)
+            step = s - running_max
+            is_new_max = step > 0
+            # One exponential serves both cases: the sums so far are rescaled, or the new score weighs less than one.
+            weight = tl.exp2(-tl.abs(step) * rate)
+            finite = tl.maximum(step, LOWEST)  # -inf times its weight of zero would be NaN
+            if VARIANCE:
+                near = tl.minimum(tl.maximum(step, -FAR), FAR)
+                moved = (square - near * (2.0 * moment - near * sum_exp)) * weight
+                square = tl.where(is_new_max, moved, square + near * near * weight)
+            moment = tl.where(is_new_max, (moment - step * sum_exp) * weight, moment + finite * weight)
+            sum_exp = tl.where(is_new_max, sum_exp * weight + 1.0, sum_exp + weight)
+            running_max = tl.where(is_new_max, s, running_max)
+        highest = tl.max(running_max, 0)
+        step = running_max - highest
+        weight = tl.exp2(step * rate)
+        if VARIANCE:
+            near = tl.maximum(step, -FAR)
+            square = tl.sum((square + near * (2.0 * moment + near * sum_exp)) * weight, 0)
+        moment = tl.sum((moment + step * sum_exp) * weight, 0)
+        total = tl.sum(sum_exp * weight, 0)
+        excess = moment / total
+        mean = highest + excess
+        target_score = tl.load(scores + own).to(dtype)
+        if HAS_BIAS:
+            target_score += tl.load(bias + own)
+        if CAP == RAW:
+            target_score = capped(target_score, cap)
+        tl.store(row_maxima + row, highest)
+        tl.store(sums_exp + row, total)
+        tl.store(means + row, mean)
+        tl.store(target_scores + row, target_score)
+        tl.store(log_gs + row, (highest - target_score) / temperature + tl.log(total) - log_m)
+        if VARIANCE:
+            tl.store(variances + row, tl.maximum(square / total - excess * excess, 0.0))
+    else:
+        highest, total = tl.load(row_maxima + row), tl.load(sums_exp + row)
+        mean = tl.load(means + row)
+    if WRITES:
+        gradients += row * gradient_stride
+        of_softmax = tl.load(grad_log_g + row) / temperature
+        of_target = of_softmax
+        of_distance = of_softmax * 0.0
+        if OF_MEAN:
+            of_target -= tl.load(grad_target + row)
+            of_mean = tl.load(grad_mean + row)
+            of_softmax += of_mean
+            of_distance = of_mean / temperature
+        for first in range(0, m, TILE):
+            at = first + lanes
+            s = load_tile(scores, bias, at, m, own, cap, HAS_BIAS, CAP, WITH_TARGET, False)
+            p = tl.exp2((s - highest) * rate) / total
+            g = p * of_softmax
+            if OF_MEAN:
+                g += p * tl.maximum(s - mean, LOWEST) * of_distance
+            g -= tl.where(at == own, of_target, 0.0)
+            if CAP != NO_CAP:
+                if not WITH_TARGET:  # its own score was left out of the softmax
+                    s = load_tile(scores, bias, at, m, own, cap, HAS_BIAS, CAP, True, False)
+                s = s / cap
+                g *= 1.0 - s * s
+            tl.store(gradients + at, g.to(gradients.dtype.element_ty), mask=at < m)
+
+
+def tilt_rows(
+    block: RowBlock,
+    tau: PerRow,
+    *,
+    variance: bool = False,
+    known: Coefficients | None = None,
+    out: Scores | None = None,
+) -> TiltedRows:
+    """See `FusedRows.tilt_rows`."""
+    log_g, target_score, mean, row_max, sum_exp = (torch.empty_like(tau) for _ in range(5))
+    of_variance = torch.empty_like(tau) if variance else None
+    rows = TiltedRows(log_g, target_score, mean, row_max, sum_exp, of_variance)
+    _launch(block, vector(tau, tau), rows, known, out, sums=True)
+    return rows
+
+
+def write_gradient(
+    block: RowBlock, tau: PerRow, rows: TiltedRows, known: Coefficients, out: Scores | None = None
+) -> None:
+    """See `FusedRows.write_gradient`."""
+    _launch(block, vector(tau, tau), rows, known, out, sums=False)
+
+
+def _launch(
+    block: RowBlock,
+    tau: PerRow,
+    rows: TiltedRows,
+    known: Coefficients | None,
+    out: Scores | None,
+    *,
+    sums: bool,
+) -> None:
+    n, m = block.scores.shape
+    out = block.scores if out is None else out
+    cap = NO_CAP if block.cap is None else CAPPED if block.is_capped else RAW
+    # What a program does not read is any pointer to the precision of the sums.
+    u, of_mean, of_target = tau, tau, tau
+    if known is not None:
+        u = vector(known.log_g, tau)
+        if known.mean is not None and known.target_score is not None:
+            of_mean, of_target = vector(known.mean, tau), vector(known.target_score, tau)
+    launch(
+        tilted_rows_kernel,
+        n,
+        block.scores,
+        tau if block.bias is None else block.bias,
+        tau,
+        block.target.contiguous(),
+        rows.row_max,
+        rows.sum_exp,
+        rows.mean,
+        tau if rows.variance is None else rows.variance,
+        rows.target_score,
+        rows.log_g,
+        u,
+        of_mean,
+        of_target,
+        out,
+        m,
+        row_stride(block.scores),
+        row_stride(out),
+        block.log_size,
+        1.0 if block.cap is None else block.cap,
+        HAS_BIAS=block.bias is not None,
+        CAP=cap.value,
+        WITH_TARGET=block.target_in_support,
+        SUMS=sums,
+        VARIANCE=rows.variance is not None and sums,
+        WRITES=known is not None,
+        OF_MEAN=known is not None and known.mean is not None,
+        **row_tile(m),
+    )

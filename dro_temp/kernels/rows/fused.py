@@ -1,0 +1,166 @@
+r"""The pass over chunks of rows on a GPU: one kernel between the products, and nothing before or after them.
+
+    scores  = scale * queries @ keys.T                   [rows m]  product 1
+    tau     = predictor(scores)                          [rows]    or an input; statistics take one more read
+    G       = scale u / tau (softmax(s / tau) - onehot)  [rows m]  the kernel, in the precision of products 2 and 3
+    dq      = G @ keys                                   [rows d]  product 2
+    dk     += G.T @ queries                              [m d]     product 3, adding inside the product
+
+On a GPU a pass over [rows m] costs a tenth of a product, and one over [m d] (the float32 gradient of a head) not much
+less. So the row's share, the target's term, a bias and a soft cap are inside the kernel; the scale is a factor of
+product 1; product 3 adds to the gradient itself; blocks are as large as memory allows (`memory.device_block`).
+
+The kernel needs dL/dlog_g of its rows before it has summed them, to do both in one launch. Where that depends on log_g
+(`GradOutput.affine`), it is launched twice.
+
+float16 alone is scaled by a power of two, since u may be below its smallest number.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dro_temp._tensors import LOW
+from dro_temp._typing import Features, PerRow, Scores
+from dro_temp.functional.statistics import tilted_statistics
+from dro_temp.functional.transforms import SoftCap
+from dro_temp.kernels.backends.protocol import Coefficients, RowBlock
+from dro_temp.kernels.memory import acquire, release
+from dro_temp.kernels.products import gradient_dtype, multiply
+from dro_temp.kernels.rows.chunked import ChunkedForward, GradMask, GradOutput
+from dro_temp.kernels.rows.plan import ChunkPlan
+
+_MOMENTS = {"max", "mean", "std", "norm"}
+
+
+def forward_pass(
+    plan: ChunkPlan,
+    queries: Features,
+    keys: Features,
+    bias: PerRow | None,
+    tau: PerRow | None,
+    parameters: Sequence[Tensor] = (),
+) -> ChunkedForward:
+    """The pass for a plan, see `ChunkedForward`: fused where the backend has the kernel and knows the transform."""
+    forward = ChunkedForward(plan, queries, keys, bias, tau, parameters)
+    if plan.backend.fused_rows is None or not isinstance(forward.transform, SoftCap | None):
+        return forward
+    return FusedForward(plan, queries, keys, bias, tau, parameters)
+
+
+class FusedForward(ChunkedForward):
+    """A pass over rows of products on a GPU; see `ChunkedForward`."""
+
+    def _start(self, n: int, mask: GradMask) -> None:
+        super()._start(n, mask)
+        assert self.plan.backend.fused_rows is not None
+        self._kernel = self.plan.backend.fused_rows
+        self.score_dtype = self.plan.score_dtype
+        # Products of half-precision factors; those of float32 keep their digits unless scores need not.
+        low = self.score_dtype in LOW
+        self._factor = self.score_dtype if low else gradient_dtype(self.keys)
+        self._keys = self.keys.to(
+            self._factor if low or self._factor == self.keys.dtype else self.dtype
+        )  # [m d]
+        self._narrow_keys = self.keys.to(self._factor)
+        predictor = self.plan.predictor
+        reads = predictor is not None and predictor.reads_scores and self.tau is None
+        #: Whether bias and cap are applied to the scores in memory, since others than the kernel read them.
+        self._finishes = reads or bool(_MOMENTS & set(self.plan.statistics))
+        #: Bytes of a score and of its gradient, if that stands beside it.
+        self._bytes = self.score_dtype.itemsize
+        if mask.scores and self._factor != self.score_dtype:
+            self._bytes += self._factor.itemsize
+
+    def _bytes_per_score(self) -> int:
+        return self._bytes
+
+    def _score(self, chunk: slice, scores: Scores) -> None:
+        multiply(self.queries[chunk].to(self._keys.dtype), self._keys.T, scores, scale=self.scale)
+        if self._finishes:
+            if self.bias is not None:
+                scores.add_(self.bias)
+            if self.transform is not None:
+                self.transform.apply_(scores)
+
+    def _reduce(self, chunk: slice, scores: Scores, mask: GradMask, grad_output: GradOutput | None) -> None:
+        kernel, plan, result, target = self._kernel, self.plan, self._result, self.plan.target[chunk]
+        statistics = {}
+        if _MOMENTS & set(plan.statistics):
+            statistics = self.backend.moments(scores, target, plan.target_in_support, plan.statistics)
+        if self.tau is not None:
+            tau = self.tau[chunk].to(self.dtype)
+        else:
+            assert self._temperatures is not None
+            tau = self._temperatures.predict(chunk, scores)
+        block = RowBlock(
+            scores,
+            target,
+            plan.target_in_support,
+            math.log(max(plan.support_size, 1)),
+            None if self._finishes else self.bias,
+            self.transform.cap if isinstance(self.transform, SoftCap) else None,
+            self._finishes,
+        )
+        known, weights, u = None, None, None
+        if mask.scores:
+            weights = scores
+            if self._factor != scores.dtype:
+                weights = acquire("weights", len(scores), scores.shape[1], scores, self._factor)
+            if grad_output is None:
+                u = torch.ones_like(tau)
+            elif grad_output.affine:
+                u, _ = grad_output.function(torch.zeros_like(tau), tau, chunk)
+            known = None if u is None else self._coefficients(u)
+        rows = kernel.tilt_rows(block, tau, known=known, out=weights)
+        slope = -(rows.mean - rows.target_score) / tau.square()  # dlog_g / dtau
+        if grad_output is None:
+            u, v = torch.ones_like(tau), torch.zeros_like(tau)
+        else:
+            u, v = grad_output(rows.log_g, tau, chunk)
+        if weights is not None:
+            if known is None:
+                known = self._coefficients(u)
+                kernel.write_gradient(block, tau, rows, known, out=weights)
+            self._accumulate_weights(chunk, weights)
+            if weights is not scores:
+                release("weights", weights)
+        if self._temperatures is not None:
+            self._temperatures.accumulate(u * slope + v)
+        result.log_g[chunk], result.tau[chunk], result.slope[chunk] = rows.log_g, tau, slope
+        if plan.statistics:
+            statistics |= tilted_statistics(
+                rows.log_g, rows.target_score / tau, rows.mean / tau, plan.support_size, plan.statistics
+            )
+            for name, value in statistics.items():
+                result.statistics[name][chunk] = value
+
+    def _coefficients(self, u: PerRow) -> Coefficients:
+        """What the kernel multiplies into the gradient of each row."""
+        u, self._unit = u * self.scale, None
+        if self._factor == torch.float16:
+            largest = u.abs().amax().clamp(min=torch.finfo(u.dtype).tiny)
+            self._unit = torch.exp2(largest.log2().ceil())
+            u = u / self._unit
+        return Coefficients(u)
+
+    def _accumulate_weights(self, chunk: slice, weights: Scores) -> None:
+        """Products 2 and 3 of a chunk, from the gradient of its scores."""
+        result, unit = self._result, self._unit
+        if result.bias is not None:
+            part = weights.sum(0, dtype=self.dtype)  # [m]
+            result.bias.add_(part if unit is None else part * unit)
+        if result.queries is not None:
+            dq = multiply(weights, self._narrow_keys, result.queries[chunk])  # [rows d]
+            if unit is not None:
+                dq.mul_(unit)
+        if result.keys is not None:
+            queries = self.queries[chunk].to(self._factor)  # [rows d]
+            first = chunk.start == 0
+            if unit is None:
+                multiply(weights.T, queries, result.keys, add=not first)  # [m d]
+            else:
+                part = multiply(weights.T, queries, torch.empty_like(result.keys)).mul_(unit)
+                result.keys.copy_(part) if first else result.keys.add_(part)
