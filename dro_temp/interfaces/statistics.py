@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dro_temp._tensors import LOW, at_least_float32, row_groups
+from dro_temp._tensors import LOW, at_least_float32, product_with_bfloat16, row_groups, sums_in_float32
 from dro_temp._typing import Features, Mask, PerRow, Scores
 from dro_temp.functional.statistics import ScoreProfile, impossible, projected, score_profile
 
@@ -214,14 +214,22 @@ class FoldedProjection:
             wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
             wide = wide if self._banned is None else wide.masked_fill(self._banned, 0.0)
             folded = wide.new_zeros(len(weight), self.keys.shape[1] + 2)
-            for tile in self._tiles(wide.dtype):
-                folded[:, :-2].addmm_(wide[:, tile], self.keys[tile].to(wide.dtype))
+            if self._fast(wide):
+                folded[:, :-2] = product_with_bfloat16(wide, self.keys, out=torch.empty_like(folded[:, :-2]))
+            else:
+                for tile in self._tiles(wide.dtype):
+                    folded[:, :-2].addmm_(wide[:, tile], self.keys[tile].to(wide.dtype))
             if self.bias is not None:
                 folded[:, -2] = wide @ self.bias.to(wide.dtype)
             folded[:, -1] = wide.sum(1)
         folded.requires_grad_(weight.requires_grad and torch.is_grad_enabled())
         self._folded[id(weight)] = (weight, weight._version, folded)
         return folded
+
+    def _fast(self, factor: Tensor) -> bool:
+        """Whether the device multiplies float32 with bfloat16 keys faster than float32 with float32."""
+        low = self.keys.dtype == torch.bfloat16 and factor.dtype == torch.float32
+        return low and self.keys.device.type == "cuda" and sums_in_float32(self.keys.device)
 
     def _tiles(self, dtype: torch.dtype) -> list[slice]:
         """All keys at once, or tiles whose copies in another precision are small."""
@@ -237,8 +245,11 @@ class FoldedProjection:
     def weight_gradient(self, gradient: Tensor) -> Tensor:
         """Gradient of A from that of its folded form."""
         result = gradient.new_empty(len(gradient), len(self.keys))
-        for tile in self._tiles(gradient.dtype):
-            torch.mm(gradient[:, :-2], self.keys[tile].to(gradient.dtype).T, out=result[:, tile])
+        if self._fast(gradient):
+            product_with_bfloat16(gradient[:, :-2], self.keys.T, out=result)
+        else:
+            for tile in self._tiles(gradient.dtype):
+                torch.mm(gradient[:, :-2], self.keys[tile].to(gradient.dtype).T, out=result[:, tile])
         if self.bias is not None:
             result.addr_(gradient[:, -2], self.bias.to(gradient.dtype))
         result.add_(gradient[:, -1:])

@@ -1,5 +1,6 @@
 """Memory of a pass: rows scored at a time, scores saved for backward, and scratch memory that is reused."""
 
+import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +22,9 @@ _CPU_ROWS, _CPU_ROWS_NO_SUMS, _CPU_MIN_ROWS, _CPU_BLOCK = 256, 192, 16, 128 * MI
 _CPU_STORED_ROWS = 512
 # Narrow supports: longer blocks, to amortise Python's overhead, but still inside the CPU's cache.
 _CPU_CACHE = 8 * MIB
-# On a device, a block takes this share of the free memory, within bounds.
-_DEVICE_SHARE, _DEVICE_LEAST, _DEVICE_MOST = 8, 64 * MIB, 1024 * MIB
+# On a device, a block takes this share of its memory, within bounds.
+_DEVICE_SHARE, _DEVICE_LEAST, DEVICE_MOST = 64, 64 * MIB, 2048 * MIB
+_DEVICE_ROWS = 128
 
 
 @contextmanager
@@ -35,9 +37,9 @@ def byte_budget(cached_scores: int | None = None, *, block: int | None = None) -
 
     Args:
         cached_scores: bytes, >= 0; 0 always computes twice. The default is 512 MiB.
-        block: bytes, > 0, of a block of scores on a GPU, of at least 128 rows. By default an eighth of the memory that
-            is free there, between 64 MiB and 1 GiB: sums over rows are added up in blocks, so that their last digits
-            may differ with the memory that is free.
+        block: bytes, > 0, of a block of scores on a GPU, of at least 128 rows. By default 1/64 of the card's memory,
+            between 64 MiB and 2 GiB; where that much is not free, half of it, and so on. Sums over rows are added up
+            block by block: their last digits may differ between cards.
 
     Example:
         >>> from dro_temp import kernels
@@ -70,6 +72,7 @@ def block_rows(
     *,
     sums_over_rows: bool = True,
     stored: bool = False,
+    most: int = DEVICE_MOST,
 ) -> int:
     """Number of rows that are scored at a time; at least one.
 
@@ -79,6 +82,7 @@ def block_rows(
         device: of the scores.
         sums_over_rows: whether a product sums over the block's rows, which is efficient for many.
         stored: whether the blocks are parts of a stored matrix.
+        most: bytes of a block on a device.
     """
     row_bytes = max(row_bytes, 1)
     if device.type == "cpu":
@@ -86,7 +90,7 @@ def block_rows(
         rows = max(rows, _CPU_CACHE // row_bytes)
         rows = max(min(rows, _CPU_BLOCK // row_bytes), _CPU_MIN_ROWS)
     else:
-        rows = max(device_block(device) // row_bytes, 128)
+        rows = max(min(device_block(device), most) // row_bytes, _DEVICE_ROWS)
     if rows < n:  # even blocks: the last one should not be a sliver
         rows = -(-n // -(-n // rows))
     return max(min(rows, n), 1)
@@ -98,10 +102,13 @@ def device_block(device: torch.device) -> int:
     if asked is not None:
         return asked
     if device.type != "cuda":
-        return _DEVICE_MOST
-    free = torch.cuda.mem_get_info(device)[0]
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(max(free // _DEVICE_SHARE, _DEVICE_LEAST), _DEVICE_MOST)
+        return DEVICE_MOST
+    return min(max(_device_memory(device) // _DEVICE_SHARE, _DEVICE_LEAST), DEVICE_MOST)
+
+
+@functools.cache
+def _device_memory(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).total_memory
 
 
 # Scratch memory: a fresh page costs a CPU more than the arithmetic that fills it.
@@ -128,6 +135,17 @@ def acquire(purpose: str, rows: int, columns: int, like: Tensor, dtype: torch.dt
     if piece is None or piece.numel() < rows * columns:
         piece = torch.empty(rows * columns, dtype=dtype)
     return piece[: rows * columns].view(rows, columns)
+
+
+def acquire_block(rows: int, columns: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A block for that many rows of scores, or for fewer where a device has no room for them."""
+    while True:
+        try:
+            return acquire("scores", rows, columns, like, dtype)
+        except torch.cuda.OutOfMemoryError:
+            if rows <= _DEVICE_ROWS:
+                raise
+            rows = max(rows // 2, _DEVICE_ROWS)
 
 
 def release(purpose: str, matrix: Tensor) -> None:

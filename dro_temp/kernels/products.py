@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dro_temp._tensors import LOW, contiguous_left_factor
+from dro_temp._tensors import LOW, contiguous_left_factor, sums_in_float32
 from dro_temp._typing import Features, Scores
 
 # Columns of a product that a CPU computes at a time: its library packs the larger factor, and a pack that stays in the
@@ -19,18 +19,6 @@ def cpu_multiplies_bfloat16() -> bool:
     """Whether the CPU has instructions for bfloat16 products; emulated ones are 8 to 100 times slower than float32."""
     queries = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, query)() for query in queries if hasattr(torch.cpu, query))
-
-
-@functools.cache
-def _sums_in_float32(device: torch.device) -> bool:
-    """Whether products of low-precision factors add to float32 there (torch 2.8 and later, on CUDA)."""
-    try:
-        one = torch.ones(16, 16, dtype=torch.bfloat16, device=device)
-        total = torch.ones(16, 16, device=device)
-        torch.addmm(total, one, one, alpha=0.5, out_dtype=torch.float32, out=total)
-        return bool((total == 9.0).all())
-    except (TypeError, NotImplementedError, RuntimeError):
-        return False
 
 
 def scorer(queries: Features, keys: Features) -> Callable[..., Scores]:
@@ -47,7 +35,7 @@ def score_dtype(x: Tensor) -> torch.dtype:
     """Precision in which scores are multiplied: no digit of the factors is lost on the way to float32."""
     if x.dtype not in LOW:
         return x.dtype
-    return x.dtype if x.device.type != "cpu" and _sums_in_float32(x.device) else torch.float32
+    return x.dtype if x.device.type != "cpu" and sums_in_float32(x.device) else torch.float32
 
 
 def gradient_dtype(x: Tensor) -> torch.dtype:
@@ -88,7 +76,7 @@ def multiply(a: Tensor, b: Tensor, out: Tensor, *, scale: float = 1.0, add: bool
         add: whether to add to `out`.
     """
     beta = 1.0 if add else 0.0
-    if a.device.type == "cpu" or (out.dtype != a.dtype and not _sums_in_float32(a.device)):
+    if a.device.type == "cpu" or (out.dtype != a.dtype and not sums_in_float32(a.device)):
         wide = torch.promote_types(out.dtype, torch.float32)
         part = torch.mm(a.to(wide), b.to(wide))
         part = part if scale == 1.0 else part * scale

@@ -148,17 +148,16 @@ class LogMeanExpLoss(RobustLoss):
         return LossOutput(values, taus, backend, per_row)
 
     def _mean_gradient(self, rows: Rows) -> GradOutput:
-        """The gradient of a mean over rows, up to a factor."""
+        """The gradient of the mean over rows."""
         n = rows.target.shape[0]
+        share = None if rows.weight is None else rows.weight / rows.weight.sum()
 
         def gradient(log_g: PerRow, tau: PerRow, block: slice) -> tuple[PerRow, PerRow]:
             with torch.enable_grad():
                 log_g, tau = log_g.detach().requires_grad_(), tau.detach().requires_grad_()
                 part = rows if len(log_g) == n else rows.select(block)
                 values = self.from_log_mean_exp(part, log_g, tau)
-                weight = torch.ones_like(values)
-                if rows.weight is not None:
-                    weight = rows.weight[block].to(values.dtype)
+                weight = torch.full_like(values, 1.0 / n) if share is None else share[block].to(values.dtype)
                 u, v = torch.autograd.grad(values, (log_g, tau), weight, materialize_grads=True)
             return u, v
 

@@ -7,42 +7,57 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dro_temp.kernels.backends.triton import columns, pair_logits, row_profile, rows
+from dro_temp.kernels.backends.triton import columns, pair_logits, row_profile, rows, tilted_rows
 from dro_temp.kernels.backends.triton.launch import row_tile, stripe_tile
 
 H100 = GPUTarget("cuda", 90, 32)
-SIZES = {"n", "m", "stride", "chunks"}
+SIZES = {"n", "m", "stride", "gradient_stride", "chunks"}
+NUMBERS = {"log_m", "cap"}
+# Scores, and gradients in their place, may be of less precision than sums over them.
+OF_SCORES = {"scores", "gradients"}
 # The launcher makes constants of sizes that are one, and reads aligned rows four numbers at a time.
-CASES = ((1, "fp64"), (2**18, "fp32"))
+CASES = ((1, "fp64", "fp64"), (2**18, "fp32", "fp32"), (2**18, "fp32", "bf16"))
 
 
 def kernels(m):
     stripe = stripe_tile(m)
     merged = {"CHUNKS": columns.MERGED_CHUNKS, "COLUMNS": columns.MERGED_COLUMNS, "num_warps": 1}
     yield rows.softmax_kernel, {"STORES": True, **row_tile(m)}
+    flags = ("HAS_BIAS", "SUMS", "VARIANCE", "WRITES", "OF_MEAN")
+    everything = {**dict.fromkeys(flags, True), "CAP": 1, "WITH_TARGET": False}
+    yield tilted_rows.tilted_rows_kernel, {**everything, **row_tile(m)}
+    usual = {
+        **everything,
+        **dict.fromkeys(("HAS_BIAS", "VARIANCE", "OF_MEAN"), False),
+        "CAP": 0,
+        "WITH_TARGET": True,
+    }
+    yield tilted_rows.tilted_rows_kernel, {**usual, **row_tile(m)}
     yield row_profile.row_profile_kernel, {"WITH_TARGET": False, **row_tile(m)}
     yield columns.chunk_kernel, {"CHUNK": columns.CHUNK, **stripe}
     yield columns.merge_kernel, merged
     yield pair_logits.pair_logits_grad_kernel, stripe
 
 
-def compile_kernel(kernel, meta, number: str, m: int) -> None:
+def compile_kernel(kernel, meta, number: str, scores: str, m: int) -> None:
     """As the launcher would for rows of m columns."""
     constants = {name: value for name, value in meta.items() if name != "num_warps"}
     if m == 1:
         constants |= dict.fromkeys(SIZES & set(kernel.arg_names), 1)
     signature, attributes = {}, {}
     for position, name in enumerate(kernel.arg_names):
-        kind = "i32" if name in SIZES else "*i64" if name == "target" else f"*{number}"
+        kind = f"*{scores if name in OF_SCORES else number}"
+        kind = "i32" if name in SIZES else "fp32" if name in NUMBERS else "*i64" if name == "target" else kind
         signature[name] = "constexpr" if name in constants else kind
-        if name not in constants and (m % 16 == 0 or name not in SIZES):
+        if name not in constants and name not in NUMBERS and (m % 16 == 0 or name not in SIZES):
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     triton.compile(source, target=H100, options={"num_warps": meta["num_warps"]})
 
 
 if __name__ == "__main__":
-    for width, number in CASES:
+    for width, number, scores in CASES:
         for kernel, meta in kernels(width):
-            compile_kernel(kernel, meta, number, width)
-            print(kernel.fn.__name__, number, width)
+            if scores == number or kernel in (tilted_rows.tilted_rows_kernel, row_profile.row_profile_kernel):
+                compile_kernel(kernel, meta, number, scores, width)
+                print(kernel.fn.__name__, number, scores, width)

@@ -42,8 +42,11 @@ from dro_temp._typing import Features, PerRow, Scores
 from dro_temp.functional.statistics import NOT_AN_OUTCOME
 from dro_temp.kernels.backends import torch as torch_backend
 from dro_temp.kernels.backends.protocol import Backend, ColumnSums
-from dro_temp.kernels.memory import acquire, block_rows, fits_cache, release
+from dro_temp.kernels.memory import MIB, acquire, block_rows, fits_cache, release
 from dro_temp.kernels.products import empty_contiguous, gradient_dtype, product
+
+# Bytes of a stripe on a device.
+STRIPE = 512 * MIB
 
 # Stripes: scores of some rows with all columns, and the gradient that replaces them
 
@@ -83,7 +86,7 @@ class PairBlock:
     def stripes(self, queries: Tensor, keys: Tensor, *, stored: bool) -> Iterator[tuple[slice, Tensor]]:
         """Rows, and their own columns, [rows 1]; more rows at a time if the scores are stored anyway."""
         n, dtype = queries.shape[0], work_dtype(queries, keys)
-        step = block_rows(n, keys.shape[0] * dtype.itemsize, queries.device, stored=stored)
+        step = block_rows(n, keys.shape[0] * dtype.itemsize, queries.device, stored=stored, most=STRIPE)
         for start in range(0, n, step):
             rows = slice(start, min(start + step, n))
             yield rows, torch.arange(rows.start, rows.stop, device=queries.device)[:, None] + self.offset
@@ -108,7 +111,7 @@ class PairBlock:
         """
         n, m, dtype = len(queries), len(keys), tau.dtype
         score = self.backend.scorer(queries, keys)
-        height = block_rows(n, m * dtype.itemsize, queries.device) if store is None else n
+        height = block_rows(n, m * dtype.itemsize, queries.device, most=STRIPE) if store is None else n
         buffer = acquire(store or "scores", height, m, queries, dtype)  # [height m]
         paired_score, row_max, sum_exp, mean_excess = (queries.new_empty(n, dtype=dtype) for _ in range(4))
         for rows, column in self.stripes(queries, keys, stored=store is not None):
@@ -182,7 +185,7 @@ class PairLogitsGrad:
         """Rows, and the gradient with respect to their scores, [rows m]."""
         n, m, dtype = queries.shape[0], keys.shape[0], self.tau_rows.dtype
         score = block.backend.scorer(queries, keys)
-        height = block_rows(n, m * dtype.itemsize, queries.device) if scores is None else 0
+        height = block_rows(n, m * dtype.itemsize, queries.device, most=STRIPE) if scores is None else 0
         buffer = acquire("scores", height, m, queries, dtype)
         columns = (self.tau_columns, self.max_columns, self.share_columns)
         for rows, column in block.stripes(queries, keys, stored=scores is not None):

@@ -136,14 +136,11 @@ class PrecomputedGrads:
     def grad_output(self) -> GradOutput | None:
         """Gradients that the pass multiplies into its rows."""
         # No attribute: a bound method would keep this object, and its gradients, alive until cycles are collected.
-        return None if self._assumed is None else GradOutput(self._record, self._assumed.affine)
+        return None if self._assumed is None else replace(self._assumed, record=self._record)
 
-    def _record(self, log_g: PerRow, tau: PerRow, rows: slice) -> tuple[PerRow, PerRow]:
-        assert self._assumed is not None
-        u, v = self._assumed(log_g, tau, rows)
+    def _record(self, u: PerRow, v: PerRow) -> None:
         self._assumed_u.append(u)
         self._assumed_v.append(v)
-        return u, v
 
     def scaled(self, u: PerRow, v: PerRow, *, tau_predicted: bool) -> tuple[ChunkResult, float] | None:
         """The gradients, and the factor that they still lack; None if the assumption was wrong.
@@ -169,9 +166,10 @@ class PrecomputedGrads:
         proportional = _close(u, assumed_u * factor)
         if tau_predicted:
             proportional &= _close(v, torch.cat(self._assumed_v).double() * factor)
-        number, is_proportional = torch.stack(
-            [factor, proportional.double()]
-        ).tolist()  # one wait for the device
+        # One wait for the device.
+        number, is_proportional = torch.stack([factor, proportional.double()]).tolist()
+        if abs(number - 1.0) <= _ROUNDINGS * torch.finfo(u.dtype).eps:
+            number = 1.0  # roundings apart: saves a pass over the gradients
         return number if is_proportional else None
 
 

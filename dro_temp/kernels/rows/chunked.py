@@ -55,7 +55,7 @@ from dro_temp.functional.statistics import NOT_AN_OUTCOME, tilted_statistics
 from dro_temp.functional.transforms import Scale, ScoreTransform
 from dro_temp.interfaces.statistics import FoldedProjection
 from dro_temp.kernels.backends.protocol import SoftmaxPartials
-from dro_temp.kernels.memory import acquire, block_rows, release
+from dro_temp.kernels.memory import acquire_block, block_rows, release
 from dro_temp.kernels.products import empty_contiguous, gradient_dtype, product
 from dro_temp.kernels.rows.plan import ChunkPlan
 from dro_temp.kernels.rows.temperatures import BlockTemperatures
@@ -68,14 +68,23 @@ class GradOutput:
     Args:
         function: `(log_g, tau, rows) -> (dL/dlog_g, dL/dtau)`.
         affine: whether dL/dlog_g does not depend on log_g, so that it is known before the row's scores are summed.
+        record: receives what a call returns.
     """
 
     function: Callable[[PerRow, PerRow, slice], tuple[PerRow, PerRow]]
     affine: bool = False
+    record: Callable[[PerRow, PerRow], None] | None = None
 
     def __call__(self, log_g: PerRow, tau: PerRow, rows: slice) -> tuple[PerRow, PerRow]:
         """dL/dlog_g and dL/dtau."""
-        return self.function(log_g, tau, rows)
+        u, v = self.function(log_g, tau, rows)
+        if self.record is not None:
+            self.record(u, v)
+        return u, v
+
+    def of_log_g(self, tau: PerRow, rows: slice) -> PerRow | None:
+        """dL/dlog_g before log_g is known; None if it depends on it."""
+        return self.function(torch.zeros_like(tau), tau, rows)[0] if self.affine else None
 
 
 @dataclass(frozen=True)
@@ -163,10 +172,10 @@ class ChunkedForward:
             save_scores: [n m], filled with the scores for a later pass.
             saved_scores: scores that an earlier pass saved.
         """
-        n, m = len(self.queries), len(self.keys)
+        n = len(self.queries)
         self._start(n, mask)
-        step = block_rows(n, m * self._bytes_per_score(), self.queries.device, sums_over_rows=mask.keys)
-        buffer = acquire("scores", step, m, self.queries, self.score_dtype)  # [step m]
+        buffer = self._buffer
+        step = len(buffer)
         for start in range(0, n, step):
             chunk = slice(start, min(start + step, n))
             scores = buffer[: chunk.stop - start]  # [rows m]
@@ -184,14 +193,16 @@ class ChunkedForward:
         return result
 
     def _start(self, n: int, mask: GradMask) -> None:
-        """Allocate the result and the accumulators of the gradients."""
+        """Choose the size of blocks; allocate the result and the accumulators of the gradients."""
+        rows = self._rows_at_a_time(n, mask)
+        self._buffer = acquire_block(rows, len(self.keys), self.queries, self.score_dtype)  # [step m]
         new = self.queries.new_empty
         log_g, tau, slope = (new(n, dtype=self.dtype) for _ in range(3))
         result = ChunkResult(log_g, tau, slope)
         for name in self.plan.statistics:
             result.statistics[name] = new(n, dtype=self.dtype)
         result.queries = empty_contiguous(self.queries, self.dtype) if mask.queries else None
-        result.keys = empty_contiguous(self.keys, self.dtype) if mask.keys else None
+        result.keys = empty_contiguous(self.keys, self._dtype_of_keys_gradient(n)) if mask.keys else None
         if result.keys is not None and not n:
             result.keys.zero_()  # no chunk will overwrite it
         result.bias = torch.zeros_like(self.bias) if mask.bias and self.bias is not None else None
@@ -213,8 +224,13 @@ class ChunkedForward:
                 train=mask.parameters,
             )
 
-    def _bytes_per_score(self) -> int:
-        return self.score_dtype.itemsize
+    def _rows_at_a_time(self, n: int, mask: GradMask) -> int:
+        row_bytes = len(self.keys) * self.score_dtype.itemsize
+        return block_rows(n, row_bytes, self.queries.device, sums_over_rows=mask.keys)
+
+    def _dtype_of_keys_gradient(self, n: int) -> torch.dtype:
+        """Precision in which the keys' gradient is added up."""
+        return self.dtype
 
     def _score(self, chunk: slice, scores: Scores) -> None:
         """Fill a block with the scores of a chunk."""

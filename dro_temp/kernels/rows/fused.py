@@ -27,7 +27,7 @@ from dro_temp._typing import Features, PerRow, Scores
 from dro_temp.functional.statistics import tilted_statistics
 from dro_temp.functional.transforms import SoftCap
 from dro_temp.kernels.backends.protocol import Coefficients, RowBlock
-from dro_temp.kernels.memory import acquire, release
+from dro_temp.kernels.memory import acquire, block_rows, release
 from dro_temp.kernels.products import gradient_dtype, multiply
 from dro_temp.kernels.rows.chunked import ChunkedForward, GradMask, GradOutput
 from dro_temp.kernels.rows.plan import ChunkPlan
@@ -54,13 +54,13 @@ class FusedForward(ChunkedForward):
     """A pass over rows of products on a GPU; see `ChunkedForward`."""
 
     def _start(self, n: int, mask: GradMask) -> None:
-        super()._start(n, mask)
         assert self.plan.backend.fused_rows is not None
         self._kernel = self.plan.backend.fused_rows
         self.score_dtype = self.plan.score_dtype
         # Products of half-precision factors; those of float32 keep their digits unless scores need not.
         low = self.score_dtype in LOW
         self._factor = self.score_dtype if low else gradient_dtype(self.keys)
+        super()._start(n, mask)
         self._keys = self.keys.to(
             self._factor if low or self._factor == self.keys.dtype else self.dtype
         )  # [m d]
@@ -69,13 +69,19 @@ class FusedForward(ChunkedForward):
         reads = predictor is not None and predictor.reads_scores and self.tau is None
         #: Whether bias and cap are applied to the scores in memory, since others than the kernel read them.
         self._finishes = reads or bool(_MOMENTS & set(self.plan.statistics))
-        #: Bytes of a score and of its gradient, if that stands beside it.
-        self._bytes = self.score_dtype.itemsize
-        if mask.scores and self._factor != self.score_dtype:
-            self._bytes += self._factor.itemsize
 
-    def _bytes_per_score(self) -> int:
-        return self._bytes
+    def _rows_at_a_time(self, n: int, mask: GradMask) -> int:
+        beside = mask.scores and self._factor != self.score_dtype
+        row_bytes = len(self.keys) * (self.score_dtype.itemsize + (self._factor.itemsize if beside else 0))
+        step = block_rows(n, row_bytes, self.queries.device)
+        # All rows at once need no gradient of the keys in float32, which takes memory and a pass of its own.
+        saved = self.keys.numel() * self.dtype.itemsize if mask.keys and self._factor == torch.bfloat16 else 0
+        whole = n * row_bytes <= step * row_bytes + saved and self.queries.device.type == "cuda"
+        return max(n, 1) if whole else step
+
+    def _dtype_of_keys_gradient(self, n: int) -> torch.dtype:
+        rounds = len(self._buffer) >= n and self._factor == torch.bfloat16 == self.keys.dtype
+        return torch.bfloat16 if rounds else self.dtype
 
     def _score(self, chunk: slice, scores: Scores) -> None:
         multiply(self.queries[chunk].to(self._keys.dtype), self._keys.T, scores, scale=self.scale)
@@ -109,10 +115,7 @@ class FusedForward(ChunkedForward):
             weights = scores
             if self._factor != scores.dtype:
                 weights = acquire("weights", len(scores), scores.shape[1], scores, self._factor)
-            if grad_output is None:
-                u = torch.ones_like(tau)
-            elif grad_output.affine:
-                u, _ = grad_output.function(torch.zeros_like(tau), tau, chunk)
+            u = torch.ones_like(tau) if grad_output is None else grad_output.of_log_g(tau, chunk)
             known = None if u is None else self._coefficients(u)
         rows = kernel.tilt_rows(block, tau, known=known, out=weights)
         slope = -(rows.mean - rows.target_score) / tau.square()  # dlog_g / dtau

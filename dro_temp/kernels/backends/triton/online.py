@@ -21,6 +21,12 @@ def empty_sums(shape: tl.constexpr, dtype: tl.constexpr):  # type: ignore[no-unt
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def zeros(size: tl.constexpr, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A vector of zeros."""
+    return tl.full([size], 0.0, dtype)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def add_score(running_max, sum_exp, moment, scores, rate):  # type: ignore[no-untyped-def]
     """Sums with one more score in each lane; -inf adds nothing."""
     step = scores - running_max

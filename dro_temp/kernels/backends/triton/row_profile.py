@@ -1,8 +1,7 @@
 """Statistics of rows of scores, [n m], that a network may read or a loss returns: one program per row, one read.
 
-Maximum, sum of exponentials and their moment at temperature 1 (`online`); number, mean and squares of the outcomes that
-can happen. Which can is known once the maximum is: a row that holds others (a mask of -1e4, say) is read once more.
-Each lane sums distances to its own first score: a sum of squares would lose its digits where scores lie far from zero.
+Maximum, sum of exponentials and their moment at temperature 1; number, mean and squares of the outcomes that can
+happen. Which can is known once the maximum is: a row that holds others (a mask of -1e4, say) is read once more.
 """
 
 from collections.abc import Collection
@@ -14,7 +13,7 @@ import triton.language as tl
 from dro_temp._typing import PerRow, RowIndex, Scores
 from dro_temp.functional.statistics import IMPOSSIBLE_BELOW, ScoreProfile
 from dro_temp.kernels.backends.triton.launch import launch, row_stride, row_tile
-from dro_temp.kernels.backends.triton.online import LOG2E, add_score, empty_sums, reduce_lanes
+from dro_temp.kernels.backends.triton.online import LOG2E, LOWEST, zeros
 
 BELOW_MAX = tl.constexpr(IMPOSSIBLE_BELOW)
 
@@ -40,26 +39,43 @@ def row_profile_kernel(  # type: ignore[no-untyped-def]
     own = tl.load(target + row)
     dtype = row_maxima.dtype.element_ty
     lanes = tl.arange(0, TILE)
-    running_max, sum_exp, moment = empty_sums([TILE], dtype)
-    zero = tl.full([TILE], 0.0, dtype)
-    shift, count, first_sum, square, lowest = zero, zero, zero, zero, tl.full([TILE], float("inf"), dtype)
+    highest = tl.full([], LOWEST, dtype)
+    sum_exp, moment = zeros(TILE, dtype), zeros(TILE, dtype)
+    # Distances to a score of the row's own: squares of scores would lose their digits far from zero.
+    shift = tl.full([], 0.0, dtype)
+    first_sum, square, lowest = zeros(TILE, dtype), zeros(TILE, dtype), tl.full([TILE], float("inf"), dtype)
     for first in range(0, m, TILE):
         at = first + lanes
         inside = at < m
         if not WITH_TARGET:
             inside = inside & (at != own)
         s = tl.load(scores + at, mask=inside, other=-float("inf")).to(dtype)
-        running_max, sum_exp, moment = add_score(running_max, sum_exp, moment, s, LOG2E)
-        shift = tl.where(inside & (count == 0.0), s, shift)
+        top = tl.maximum(highest, tl.max(s, 0))
+        # Rare after a few tiles: the sums move to a new maximum.
+        if top > highest:
+            step = highest - top
+            decay = tl.exp2(step * LOG2E)
+            moment = (moment + step * sum_exp) * decay
+            sum_exp *= decay
+            highest = top
+        step = s - highest
+        weight = tl.exp2(step * LOG2E)
+        sum_exp += weight
+        moment += weight * tl.maximum(step, LOWEST)  # -inf times its weight of zero would be NaN
+        if first == 0:
+            shift = top
         distance = tl.where(inside, s - shift, 0.0)
-        count += tl.where(inside, 1.0, 0.0)
         first_sum += distance
         square += distance * distance
         lowest = tl.minimum(lowest, tl.where(inside, s, float("inf")))
-    highest, total, excess = reduce_lanes(running_max, sum_exp, moment, LOG2E, 0)
+    total, excess = tl.sum(sum_exp, 0), tl.sum(moment, 0)
+    size = tl.full([], 0.0, dtype) + m
+    if not WITH_TARGET:
+        size -= 1.0
     floor = highest - BELOW_MAX
     if tl.min(lowest, 0) < floor:
-        shift, count, first_sum, square = zero + highest, zero, zero, zero
+        count = zeros(TILE, dtype)
+        first_sum, square, shift = zeros(TILE, dtype), zeros(TILE, dtype), highest
         for first in range(0, m, TILE):
             at = first + lanes
             inside = at < m
@@ -71,11 +87,10 @@ def row_profile_kernel(  # type: ignore[no-untyped-def]
             count += tl.where(inside, 1.0, 0.0)
             first_sum += distance
             square += distance * distance
-    of_lane = first_sum / tl.maximum(count, 1.0)
-    size = tl.sum(count, 0)
-    mean = tl.sum((shift + of_lane) * count, 0) / size
-    apart = shift + of_lane - mean
-    square_about_mean = tl.sum(square - first_sum * of_lane + count * apart * apart, 0)
+        size = tl.sum(count, 0)
+    of_row = tl.sum(first_sum, 0) / size
+    mean = shift + of_row
+    square_about_mean = tl.sum(square - 2.0 * of_row * first_sum, 0) + size * of_row * of_row
     tl.store(row_maxima + row, highest)
     tl.store(sums_exp + row, total)
     tl.store(mean_excesses + row, excess / total)

@@ -23,7 +23,7 @@ import triton.language as tl
 from dro_temp._typing import PerRow, Scores
 from dro_temp.kernels.backends.protocol import Coefficients, RowBlock, TiltedRows
 from dro_temp.kernels.backends.triton.launch import launch, row_stride, row_tile, vector
-from dro_temp.kernels.backends.triton.online import LOG2E, LOWEST, empty_sums
+from dro_temp.kernels.backends.triton.online import LOG2E, LOWEST, zeros
 
 #: How a soft cap meets the scores: there is none; to be applied; applied already, its slope is still to be.
 NO_CAP, RAW, CAPPED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -105,30 +105,31 @@ def tilted_rows_kernel(  # type: ignore[no-untyped-def]
     own = tl.load(target + row)
     lanes = tl.arange(0, TILE)
     if SUMS:
-        running_max, sum_exp, moment = empty_sums([TILE], dtype)
-        square = tl.full([TILE], 0.0, dtype)
+        highest = tl.full([], LOWEST, dtype)
+        sum_exp, moment, square = zeros(TILE, dtype), zeros(TILE, dtype), zeros(TILE, dtype)
         for first in range(0, m, TILE):
             s = load_tile(scores, bias, first + lanes, m, own, cap, HAS_BIAS, CAP, WITH_TARGET, WRITES)
-            step = s - running_max
-            is_new_max = step > 0
-            # One exponential serves both cases: the sums so far are rescaled, or the new score weighs less than one.
-            weight = tl.exp2(-tl.abs(step) * rate)
-            finite = tl.maximum(step, LOWEST)  # -inf times its weight of zero would be NaN
+            top = tl.maximum(highest, tl.max(s, 0))
+            # Rare after a few tiles: the sums move to a new maximum.
+            if top > highest:
+                step = highest - top
+                decay = tl.exp2(step * rate)
+                if VARIANCE:
+                    near = tl.maximum(step, -FAR)
+                    square = (square + near * (2.0 * moment + near * sum_exp)) * decay
+                moment = (moment + step * sum_exp) * decay
+                sum_exp *= decay
+                highest = top
+            step = s - highest
+            weight = tl.exp2(step * rate)
+            sum_exp += weight
+            moment += weight * tl.maximum(step, LOWEST)  # -inf times its weight of zero would be NaN
             if VARIANCE:
-                near = tl.minimum(tl.maximum(step, -FAR), FAR)
-                moved = (square - near * (2.0 * moment - near * sum_exp)) * weight
-                square = tl.where(is_new_max, moved, square + near * near * weight)
-            moment = tl.where(is_new_max, (moment - step * sum_exp) * weight, moment + finite * weight)
-            sum_exp = tl.where(is_new_max, sum_exp * weight + 1.0, sum_exp + weight)
-            running_max = tl.where(is_new_max, s, running_max)
-        highest = tl.max(running_max, 0)
-        step = running_max - highest
-        weight = tl.exp2(step * rate)
+                near = tl.maximum(step, -FAR)
+                square += weight * near * near
+        total, moment = tl.sum(sum_exp, 0), tl.sum(moment, 0)
         if VARIANCE:
-            near = tl.maximum(step, -FAR)
-            square = tl.sum((square + near * (2.0 * moment + near * sum_exp)) * weight, 0)
-        moment = tl.sum((moment + step * sum_exp) * weight, 0)
-        total = tl.sum(sum_exp * weight, 0)
+            square = tl.sum(square, 0)
         excess = moment / total
         mean = highest + excess
         target_score = tl.load(scores + own).to(dtype)

@@ -1,0 +1,93 @@
+"""Interleaved times of contenders on a GPU, their peak memory, and a table."""
+
+import statistics
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.harness.timing import interleaved, ratios
+
+MIB = 2**20
+
+
+def clock() -> float:
+    """Seconds of the device: what was launched before has run."""
+    torch.cuda.synchronize()
+    return _seconds()
+
+
+def _seconds() -> float:
+    import time
+
+    return time.perf_counter()
+
+
+def peak(step: Callable[[], object]) -> float:
+    """MiB that a step adds at its peak to what is allocated before it, gradients included."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / MIB
+
+
+def compare(
+    title: str, steps: dict[str, Callable[[], object]], floor: str, *, rounds: int, warm_up: int = 2
+) -> dict[str, dict[str, float]]:
+    """Measure all, print the table, and return it.
+
+    Args:
+        title: heads the table.
+        steps: contenders; one that fails is reported and left out.
+        floor: the contender that times are divided by.
+        rounds: in each of which every contender takes its turn.
+        warm_up: untimed calls of each contender.
+    """
+    print(f"\n{title}", flush=True)
+    peaks, running = {}, {}
+    for name, step in steps.items():
+        try:
+            for _ in range(warm_up):
+                step()
+            peaks[name] = peak(step)
+            running[name] = step
+        except Exception as error:
+            print(
+                f"  {name}: FAILED: {type(error).__name__}: {' '.join(str(error).split())[:300]}", flush=True
+            )
+            torch.cuda.empty_cache()
+    seconds = interleaved(running, rounds, 1, warm_up=False, clock=clock)
+    table = ratios(seconds, floor)
+    width = max(map(len, table))
+    for name, row in table.items():
+        row["peak_mib"] = peaks[name]
+        row["best_ms"] = 1e3 * min(seconds[name])
+        print(
+            f"  {name:{width}}  {row['median']:6.3f}x [{row['q1']:.3f}, {row['q3']:.3f}]  {row['ms']:8.2f} ms"
+            f"  peak {peaks[name]:7.0f} MiB",
+            flush=True,
+        )
+    return table
+
+
+def busy_ms(step: Callable[[], object]) -> tuple[int, float, list[tuple[str, float, int]]]:
+    """Launches of a step, the time that the device works on them, and the ten that take longest."""
+    from torch.profiler import ProfilerActivity, profile
+
+    step()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as record:
+        step()
+        torch.cuda.synchronize()
+    events = [e for e in record.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    totals: dict[str, list[float]] = {}
+    for event in events:
+        totals.setdefault(event.name, []).append(event.self_device_time_total / 1e3)
+    longest = sorted(((name, sum(t), len(t)) for name, t in totals.items()), key=lambda x: -x[1])[:12]
+    return len(events), sum(sum(t) for t in totals.values()), longest
+
+
+def median(values: list[float]) -> float:
+    """Their median."""
+    return statistics.median(values)
