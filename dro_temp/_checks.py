@@ -151,7 +151,8 @@ def check_within(
 def check_inside(name: str, value: float, lower: float, upper: float) -> None:
     """Raise unless `lower < value < upper`."""
     expected = f"{name} between {lower} and {upper}, both excluded"
-    _check_range(name, value, lambda x: lower < x < upper, expected, "Pass a number in that range.")
+    instead = f"Pass a number between {lower} and {upper}."
+    _check_range(name, value, lambda x: lower < x < upper, expected, instead)
 
 
 def check_interval(lower: float, upper: float) -> None:

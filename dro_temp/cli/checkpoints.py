@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,14 @@ class Checkpoint:
         return taken + (f", skipping what is incomplete ({skipped})" if skipped else "")
 
 
-def newest_complete(folder: Path) -> Checkpoint:
-    """The checkpoint from which a run resumes, of those in its folder of checkpoints."""
+def newest_complete(folder: Path, *, read: bool = False) -> Checkpoint:
+    """The checkpoint from which a run resumes, of those in its folder of checkpoints.
+
+    With `read` files are read to their end: a crash, or a copy, may leave them with their size and other bytes.
+    """
     skipped: dict[str, str] = {}
     for step, place in _newest_first(folder):
-        lack = lacks(place)
+        lack = lacks(place) or (damaged(place) if read else None)
         if lack is None:
             return Checkpoint(place, step, skipped)
         skipped[place.name] = lack
@@ -109,4 +113,25 @@ def lacks(folder: Path) -> str | None:
         return f"{COMPLETE} is damaged"
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
+    return None
+
+
+def damaged(folder: Path) -> str | None:
+    """Which file of a checkpoint cannot be read to its end; None if all can."""
+    safetensors = require("safetensors")
+    for file in sorted(folder.iterdir()):
+        try:
+            if file.suffix == ".json":
+                json.loads(file.read_text(encoding="utf-8"))
+            elif file.suffix == ".safetensors":
+                with safetensors.safe_open(file, "pt"):  # compares the header with the file's size
+                    pass
+            elif file.suffix in (".pt", ".pth", ".bin"):
+                with zipfile.ZipFile(file) as archive:  # which has checksums
+                    if archive.testzip() is not None:
+                        return f"{file.name} is damaged"
+        except (safetensors.SafetensorError, zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):
+            return f"{file.name} is damaged"
+        except OSError as error:
+            return f"cannot be read ({error.strerror or error})"
     return None

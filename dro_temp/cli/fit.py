@@ -85,7 +85,7 @@ def fit(
             f"pass more than --steps {done}."
         )
         return
-    start = newest_complete(run.checkpoints)
+    start = newest_complete(run.checkpoints, read=True)
     if done is not None and start.folder is None:
         raise ValueError(
             f"expected a complete checkpoint in {str(run.checkpoints)!r} to resume from after {done} steps, received a "

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dro_temp._checks import check_count, check_positive, check_within
+from dro_temp._checks import check_count, check_positive
 
 
 def check_fit(options: Mapping[str, Any]) -> None:
@@ -38,7 +38,8 @@ def check_fit(options: Mapping[str, Any]) -> None:
 
 def check_seed(seed: int) -> None:
     """Raise unless all generators take this seed, NumPy's included, which transformers seeds as well."""
-    check_within("--seed", seed, 0, 2**32 - 1)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"expected --seed from 0 to {2**32 - 1}, received --seed {seed}. Pass --seed 0.")
 
 
 def check_radius(rho: float, outcomes: int) -> None:

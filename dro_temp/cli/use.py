@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dro_temp._checks import check_count, check_positive, check_within
+from dro_temp._checks import check_count, check_positive
 from dro_temp._files import check_writable, whole_file
 from dro_temp.cli.messages import require
 from dro_temp.cli.options import check_radius, check_room, check_seed
@@ -131,8 +131,10 @@ def generate(
 
     check_count("--tokens", tokens)
     check_positive("--temperature", temperature)
-    check_positive("--top_p", top_p)
-    check_within("--top_p", top_p, 0.0, 1.0)
+    if not 0.0 < top_p <= 1.0:
+        raise ValueError(
+            f"expected --top_p above 0 and at most 1, received --top_p {top_p}. Pass --top_p 0.9, say."
+        )
     check_seed(seed)
     model, tokenizer, tempnet, _ = Run(run).load()
     require("transformers").set_seed(seed)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dro_temp._checks import check_count
 from dro_temp.datasets import _glyph_images
 from dro_temp.datasets._glyph_images import Glyphs
 from dro_temp.datasets._samples import check_number, check_size, check_split, hashed
@@ -81,6 +82,8 @@ class GlyphCaptions(Dataset[tuple[Any, str, int]]):
         transform: Callable[[Tensor], Any] | None = None,
     ) -> None:
         check_split(split, SPLITS, seed)
+        if size is not None:  # before anything is rendered
+            check_count("size", size)
         self.split, self.size, self.seed, self.transform = split, size, seed, transform
         glyphs = _glyph_images.load(root)
         rows = _divide(glyphs, seed)

@@ -37,9 +37,9 @@ def check_labels(name: str, label: Tensor, n: int | None = None, classes: int | 
     """The labels as int64; raise unless these are n class numbers (at least one, if None) below `classes`."""
     check_tensor(name, label)
     if label.dim() != 1 or len(label) == 0 or n not in (None, len(label)):
+        expected = f"{name} [n] with n > 0" if n is None else f"{name} [{n}]"
         raise ValueError(
-            f"expected {name} [{n or 'n'}], one number per item, received {list(label.shape)}. Index items and labels "
-            "alike."
+            f"expected {expected}, one number per item, received {list(label.shape)}. Index items and labels alike."
         )
     check_integers(name, label)
     low, high = int(label.min()), int(label.max())

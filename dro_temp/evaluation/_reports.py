@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from html import escape
+import re
 from typing import Any, Generic, Protocol, TypeVar
 
 SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)  # quantiles of the temperatures that are reported
@@ -33,15 +33,24 @@ class Report:
 
     def table(self) -> str:
         """A Markdown table, aligned to be read as plain text too."""
-        lines = self._lines()
-        first, *rest = (max(map(len, column)) for column in zip(*lines, strict=True))
-        ruler = ["-" * first, *("-" * (width - 1) + ":" for width in rest)]
-        form = " | ".join([f"| {{:<{first}}}", *(f"{{:>{width}}}" for width in rest)]) + " |"
-        return "\n".join(form.format(*line) for line in (lines[0], ruler, *lines[1:]))
+        return _aligned(self._lines())
 
     def _repr_markdown_(self) -> str:
         """The same in a notebook; names are shown as text, whatever they hold."""
-        return escape(str(self))
+        table = _aligned([[_as_text(cell) for cell in line] for line in self._lines()])
+        return "\n\n".join(filter(None, (_as_text(self._heading()), table, _as_text(self._footnote()))))
+
+
+def _as_text(text: str) -> str:
+    """With character references in place of what Markdown or HTML would read."""
+    return re.sub(r"[^\w\s.,:;/%()=+–-]|_", lambda mark: f"&#{ord(mark[0])};", text)
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    first, *rest = (max(map(len, column)) for column in zip(*lines, strict=True))
+    ruler = ["-" * first, *("-" * (width - 1) + ":" for width in rest)]
+    form = " | ".join([f"| {{:<{first}}}", *(f"{{:>{width}}}" for width in rest)]) + " |"
+    return "\n".join(form.format(*line) for line in (lines[0], ruler, *lines[1:]))
 
 
 class _Named(Protocol):

@@ -340,10 +340,14 @@ def near_duplicates(
     check_features(features=features)
     check_within("threshold", threshold, 0.0, 1.0)
     with torch.no_grad():
-        bank = unit(features)
-        count = -(bank.square().sum(1) >= threshold - ROUNDING).long()  # an item is no other
-        blocks = in_blocks(BANK, bank, count)
-        for queries, others in with_progress(blocks, "near-duplicates" if progress else None):
-            for tile in torch.split(bank, BANK):
-                others += (queries @ tile.T >= threshold - ROUNDING).sum(dim=1)
+        bank, count = unit(features), torch.zeros(len(features), dtype=torch.long, device=features.device)
+        first = 0
+        for queries, others in with_progress(
+            in_blocks(BANK, bank, count), "near-duplicates" if progress else None
+        ):
+            for start in range(0, len(bank), BANK):
+                near = queries @ bank[start : start + BANK].T >= threshold - ROUNDING
+                near.diagonal(first - start).fill_(False)  # an item is no other
+                others += near.sum(dim=1)
+            first += len(queries)
     return count

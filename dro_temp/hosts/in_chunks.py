@@ -1,6 +1,7 @@
 """A host whose encoders see a few samples at a time, while its loss sees the whole batch."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,7 +73,12 @@ class InChunks(HostAdapter):
         for start in range(0, max(n, 1), self.size):  # a process without samples takes part in the gathering
             chunk = slice(start, start + self.size)
             inputs = _cut(args, chunk, n), _cut(batch, chunk, n)
-            parts.append(checkpoint(self._features, *inputs, use_reentrant=False))
+            run = (
+                partial(checkpoint, self._features, use_reentrant=False)
+                if torch.is_grad_enabled()
+                else self._features
+            )
+            parts.append(run(*inputs))
         first, second, numbers = zip(*parts, strict=True)
         index = None if numbers[0] is None else torch.cat(numbers)
         (one, other), gathers = self.views, self.objective_trains

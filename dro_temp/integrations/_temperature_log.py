@@ -21,18 +21,22 @@ class TemperatureMoments:
 
     def __init__(self, views: tuple[str, ...]) -> None:
         self.views = views
-        #: Count, sum, and sum of squares; of training, and of evaluation.
+        #: Count, sum and sum of squares of distances from a number, and that number; of training, and of evaluation.
         self._sums: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
 
     @torch.no_grad()
     def add(self, view: str, tau: Tensor, valid: Tensor | None = None, *, training: bool) -> None:
         """Add a batch of temperatures [n], of which the valid ones count, [n]; None: all do."""
-        # In float32, sums of squares would lose a small spread to rounding; Apple's devices have no float64.
+        # Apple's devices have no float64.
         tau = tau.float() if tau.device.type == "mps" else tau.double()
         weight = torch.ones_like(tau) if valid is None else valid.to(tau)
-        sums = torch.stack([weight.sum(), (weight * tau).sum(), (weight * tau.square()).sum()])
-        before = self._sums[training].get(view)
-        self._sums[training][view] = sums if before is None else before + sums
+        known = self._sums[training].get(view)
+        # About the first batch's mean: in float32 too, a small spread is not lost in the squares.
+        middle = (weight * tau).sum() / weight.sum().clamp(min=1) if known is None else known[3]
+        gap = tau - middle
+        sums = torch.stack([weight.sum(), (weight * gap).sum(), (weight * gap.square()).sum()])
+        sums = sums if known is None else known[:3] + sums
+        self._sums[training][view] = torch.cat([sums, middle[None]])
 
     def clear(self, *, training: bool) -> None:
         """Forget the batches so far."""
@@ -40,9 +44,12 @@ class TemperatureMoments:
 
     def read(self, *, training: bool, device: torch.device) -> dict[str, float]:
         """Means and standard deviations over all processes' rows, then clear. All processes call it together."""
-        own, nothing = self._sums[training], torch.zeros(3)
+        own, nothing = self._sums[training], torch.zeros(4)
         self.clear(training=training)
-        sums = torch.stack([own.get(view, nothing).cpu().double() for view in self.views])
+        parts = torch.stack([own.get(view, nothing).cpu().double() for view in self.views])
+        n, total, squares, middle = parts.unbind(1)
+        squares = squares + 2 * middle * total + n * middle.square()
+        sums = torch.stack([n, total + n * middle, squares], 1)
         if distributed.world_size() > 1:
             sums = distributed.sum_over_processes(sums.to(device))
         result: dict[str, float] = {}

@@ -265,9 +265,10 @@ def probe_decoder(trial: TrialRun) -> bool:
             hidden = capture(output_embeddings(trial.model), partial(trial, **inputs)).hidden
             with _same_random_numbers(trial.model):
                 states = decoder_states(trial.model, {"input_ids": trial.tokens, **trial.options, **inputs})
-            if hidden is None or not torch.equal(states, hidden):
+            # torch.equal compares values alone, whatever their dtypes.
+            if hidden is None or states.dtype != hidden.dtype or not torch.equal(states, hidden):
                 return False
-    except Exception:  # whatever a user's model may raise; states that are no tensor, or of another dtype
+    except Exception:  # whatever a user's model may raise; states that are no tensor
         return False
     return True
 

@@ -211,8 +211,11 @@ class RobustRankingLoss(nn.Module):
         objective = shadow_copy(self.objective, sharing=self.model)
         parts = objective.predictors, objective.losses, objective.tau_losses, objective.risks
         objective._transaction = Transaction(*parts)
-        with evaluating(self.model):
-            yield objective.eval()
+        for part in objective.modules():
+            if isinstance(part, HostAdapter):
+                part.objective_trains = False
+        with evaluating(objective):  # not by `eval()`: a layer's own may write into its weights, as LoRA's do
+            yield objective
 
 
 def number_samples(dataset: "Dataset") -> "Dataset":

@@ -32,10 +32,12 @@ class HeadTemperatures:
         """Prepare again if anything has changed; not needed between the tokens of one text."""
         model = self._model()
         if model is not None and (self._snapshot is None or self._snapshot.is_outdated(model)):
-            self._snapshot = HeadSnapshot(model)
+            snapshot = HeadSnapshot(model)
             with trial_run(model) as trial:
-                self.head = probe_head(model, trial)
-            self._prepared_for: list[object] = []
+                head = probe_head(model, trial)
+            self.head, self._prepared_for = head, list[object]()
+            # Last: an interrupted or a concurrent refresh must find that all of it is still to be done.
+            self._snapshot = snapshot
         # Read first: a weight that changes meanwhile is then noticed the next time.
         versions = self._versions()
         if versions != self._prepared_for:
