@@ -65,8 +65,9 @@ def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
     """A backward outside autocast, so that its products keep their precision."""
 
     @functools.wraps(backward)
-    def exact(ctx: Any, *grads: Tensor) -> Any:
-        with torch.autocast(grads[0].device.type, enabled=False):
+    def exact(ctx: Any, *grads: Tensor | None) -> Any:
+        devices = [x.device.type for x in grads if x is not None]
+        with torch.autocast(devices[0] if devices else "cpu", enabled=False):
             return backward(ctx, *grads)
 
     return exact

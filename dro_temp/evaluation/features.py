@@ -231,7 +231,9 @@ def _module_of(encode: Encode) -> nn.Module:
 def _encoded(encode: Encode, inputs: Any) -> Tensor:
     """Vectors of a batch, which is moved to the encoder's device first."""
     device = next((p.device for p in _module_of(encode).parameters()), None)
-    if device is not None and isinstance(inputs, Tensor | Mapping):  # a packed sequence, say, stays what it is
+    if device is not None and isinstance(
+        inputs, Tensor | Mapping
+    ):  # a packed sequence, say, stays what it is
         inputs = moved(inputs, device)
     if isinstance(inputs, Mapping):
         kinds = {p.kind for p in inspect.signature(encode).parameters.values()}

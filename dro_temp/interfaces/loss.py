@@ -20,7 +20,7 @@ from dro_temp._checks import (
 from dro_temp._loading import ShapeChecked
 from dro_temp._pytree import one_line, pytree
 from dro_temp._tensors import at_least_float32
-from dro_temp._typing import PerRow
+from dro_temp._typing import PerRow, Scalar
 from dro_temp.functional.statistics import STATISTICS, Statistic, row_statistics
 from dro_temp.interfaces.predictor import TemperaturePredictor
 from dro_temp.interfaces.rows import Rows
@@ -52,12 +52,15 @@ class LossOutput:
         tau: the temperatures; those of rows that do not count are undefined.
         backend: the backend taken, and why.
         statistics: the requested statistics of each row, detached; zero where a row does not count.
+        mean: weighted mean of the values, where a streaming loss formed the gradient of just that. Its backward neither
+            compares nor waits; that of `values` is the same number, and may be used for anything else.
     """
 
     values: PerRow
     tau: PerRow
     backend: BackendChoice
     statistics: dict[str, PerRow] = field(default_factory=dict)
+    mean: Scalar | None = None
 
     def __repr__(self) -> str:
         return one_line(self)

@@ -145,23 +145,35 @@ class LogMeanExpLoss(RobustLoss):
             per_row = {name: _scattered(x, counted, n, 0.0) for name, x in per_row.items()}
             if not isinstance(all_tau, Tensor):
                 taus = _scattered(taus, counted, n, all_tau.tau_min)
-        return LossOutput(values, taus, backend, per_row)
+        return LossOutput(values, taus, backend, per_row, output.mean)
 
     def _mean_gradient(self, rows: Rows) -> GradOutput:
         """The gradient of the mean over rows."""
         n = rows.target.shape[0]
-        share = None if rows.weight is None else rows.weight / rows.weight.sum()
+        share = None
+        if rows.weight is not None:
+            weight = rows.weight.to(rows.scores.dtype)
+            share = weight / weight.sum()
 
         def gradient(log_g: PerRow, tau: PerRow, block: slice) -> tuple[PerRow, PerRow]:
             with torch.enable_grad():
                 log_g, tau = log_g.detach().requires_grad_(), tau.detach().requires_grad_()
                 part = rows if len(log_g) == n else rows.select(block)
                 values = self.from_log_mean_exp(part, log_g, tau)
-                weight = torch.full_like(values, 1.0 / n) if share is None else share[block].to(values.dtype)
+                weight = (
+                    torch.full_like(values, 1.0 / max(n, 1))
+                    if share is None
+                    else share[block].to(values.dtype)
+                )
                 u, v = torch.autograd.grad(values, (log_g, tau), weight, materialize_grads=True)
             return u, v
 
-        return GradOutput(gradient, affine=self.is_affine(rows))
+        def mean(log_g: PerRow, tau: PerRow) -> Tensor:
+            values = self.from_log_mean_exp(rows, log_g, tau)
+            return values.mean() if share is None else (values * share.to(values.dtype)).sum()
+
+        # On a CPU comparing gradients costs less than the mean; and of no rows there is none.
+        return GradOutput(gradient, mean if n and rows.target.is_cuda else None, self.is_affine(rows))
 
     @final
     def evaluate_mirrored(

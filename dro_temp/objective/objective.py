@@ -162,7 +162,7 @@ class Objective(Committable):
             self._transaction.refuse_uncommitted()
         with self._transaction.recording() as before:
             output = self._forward(args, count, group, batch)
-        values = (*output.values.values(), *output.tau_values.values())
+        values = (output.loss, *output.values.values(), *output.tau_values.values())
         self._transaction.enter(before, values, self.parameters)
         return output
 
@@ -199,8 +199,13 @@ class Objective(Committable):
         if self.check_finite:
             with nullcontext() if alone else distributed.raising_together(device):
                 reduction.refuse_non_finite(rows, valid, taus, values)
+        # A predictor that observes its gradients reads them from the values.
+        known = {
+            view: None if self.predictors[view].observes_gradient else output.mean
+            for view, output in outputs.items()
+        }
         means = reduction.view_means(
-            self.risks, values, rows, valid, count=count, group=group, trains=self.training
+            self.risks, values, rows, valid, known, count=count, group=group, trains=self.training
         )
         penalties = self._penalties(rows, count) if self.penalties else {}
         loss = torch.stack(list(means.values())).mean() + sum(penalties.values())

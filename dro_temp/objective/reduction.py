@@ -59,11 +59,19 @@ def checked_count(count: float | Tensor) -> float | Tensor:
     return count.reshape(())
 
 
-def weighted_mean(values: Tensor, weight: Tensor, count: float | Tensor | None, trains: bool) -> Tensor:
-    """Weighted mean over rows, of all processes in training; or the weighted sum over `count`."""
-    total, total_weight = (values * weight).sum(), weight.sum()
+def weighted_mean(
+    values: Tensor, weight: Tensor, count: float | Tensor | None, trains: bool, mean: Tensor | None = None
+) -> Tensor:
+    """Weighted mean over rows, of all processes in training; or the weighted sum over `count`.
+
+    `mean` is that of this process, if it is known; gradients then flow through it instead of through the values.
+    """
     # An evaluation may run on one process only, which must not wait for the others.
     processes = distributed.world_size() if trains else 1
+    if mean is not None and processes == 1 and count is None:
+        return mean
+    total_weight = weight.sum()
+    total = (values * weight).sum() if mean is None else mean * total_weight
     if processes > 1:
         # Data parallel training averages gradients over processes; undo it, for processes of unequal weight.
         total = total * processes
@@ -164,6 +172,7 @@ def view_means(
     values: Mapping[str, Tensor],
     rows: Mapping[str, Rows],
     valid: Mapping[str, Tensor],
+    known: Mapping[str, Tensor | None],
     *,
     count: float | Tensor | None,
     group: Tensor | None,
@@ -175,7 +184,7 @@ def view_means(
         weight, counted = rows[view].weight, valid[view].to(x.dtype)
         weight = counted if weight is None else weight.to(x.dtype) * counted
         if not risks:
-            means[view] = weighted_mean(x, weight, count, trains)
+            means[view] = weighted_mean(x, weight, count, trains, known[view])
             continue
         risk: Any = risks[view]
         members = group if risk.needs_groups else None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from strategies import seeds
 from streams import assert_no_worse_than_eager, blocks_of, row_problems, upstream_of
 
-from dro_temp.kernels import log_mean_exp_rows
+from dro_temp.kernels import GradOutput, log_mean_exp_rows
 from dro_temp.kernels.backends import cpu
 from dro_temp.kernels.backends import torch as torch_backend
 from dro_temp.kernels.backends.cpu import ops
@@ -106,7 +106,9 @@ def test_rows_are_no_worse_than_eager(problem, seed, plain, speculates):
     if plain:
         problem.bias = problem.transform = None
     problem, upstream = problem.to(bfloat16), upstream_of(problem, seed)
-    expected = (lambda log_g, tau, rows: (torch.ones_like(log_g), 0.0 * log_g)) if speculates else None
+    expected = (
+        GradOutput(lambda log_g, tau, rows: (torch.ones_like(log_g), 0.0 * log_g)) if speculates else None
+    )
     with blocks_of(3):
         ours = problem.run(partial(log_mean_exp_rows, backend=cpu), upstream, expected=expected)
     assert_no_worse_than_eager(ours, problem, upstream)

@@ -171,3 +171,43 @@ def test_ordinary_rows_are_as_precise_as_eager_in_bfloat16(certainty, most, monk
     eager, streamed = (gradients(backend, torch.bfloat16) for backend in ("reference", "torch"))
     for ours, theirs, truth in zip(streamed, eager, exact, strict=True):
         assert (ours - truth).norm() <= most * (theirs - truth).norm()
+
+
+@given(row_problems(heights=(1, 5)), seeds, st.sampled_from(["mean", "both", "twice"]))
+@settings(max_examples=40)
+def test_a_mean_formed_in_the_pass_is_the_mean(problem, seed, way):
+    """Its gradient, alone and beside that of the rows themselves, and through a graph that is kept."""
+    n = len(problem.target)
+    weight = torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=float64) + 0.1
+
+    def values(log_g, tau):
+        return tau * (log_g + 0.3)
+
+    def gradient(log_g, tau, rows):
+        return weight[rows] * tau, weight[rows] * (log_g + 0.3)
+
+    def mean(log_g, tau):
+        return weight @ values(log_g, tau)
+
+    results = []
+    for expected in (GradOutput(gradient, mean, affine=True), None):
+        leaves = [
+            None if x is None else x.detach().clone().requires_grad_()
+            for x in (problem.queries, problem.keys, problem.bias)
+        ]
+        tau = torch.linspace(0.5, 2.0, n, dtype=float64).requires_grad_()
+        rows = product_rows(
+            leaves[0], leaves[1], problem.target, leaves[2], problem.transform, problem.target_in_support
+        )
+        with blocks_of(2):
+            found = log_mean_exp_rows(rows, tau, assumed_grad_output=expected)
+            assert (found.mean is None) == (expected is None)
+            loss = mean(found.log_g, found.tau) if found.mean is None else 0.7 * found.mean / 0.7
+            if way == "both":
+                loss = loss + found.log_g.square().sum()
+            if way == "twice":
+                loss.backward(retain_graph=True)
+            loss.backward()
+        results.append([x.grad for x in (*leaves, tau) if x is not None])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)

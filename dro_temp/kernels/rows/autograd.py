@@ -31,8 +31,8 @@ from dro_temp.interfaces.rows import LinearScores, Rows
 from dro_temp.kernels.backends import torch as torch_backend
 from dro_temp.kernels.backends.protocol import Backend
 from dro_temp.kernels.memory import fits_cache
-from dro_temp.kernels.rows.chunked import ChunkResult, GradMask, GradOutput
-from dro_temp.kernels.rows.fused import forward_pass
+from dro_temp.kernels.rows.chunked import ChunkedForward, ChunkResult, GradMask, GradOutput
+from dro_temp.kernels.rows.fused import FusedForward
 from dro_temp.kernels.rows.plan import ChunkPlan
 
 # Backward's gradient follows the same formula, multiplied by one factor: a few roundings apart.
@@ -48,11 +48,14 @@ class LogMeanExp:
         log_g: with gradient to queries, keys, bias, tau and the predictor's parameters.
         tau: the temperatures, with gradient if they were predicted in the pass.
         statistics: the requested statistics, detached.
+        mean: `GradOutput.mean`, where its gradient was formed in the pass. A backward through it alone is known to
+            bring what was assumed, and compares nothing; None otherwise.
     """
 
     log_g: PerRow
     tau: PerRow
     statistics: dict[str, PerRow]
+    mean: Tensor | None = None
 
 
 def log_mean_exp_rows(
@@ -92,6 +95,7 @@ def log_mean_exp_rows(
     predictor = None if isinstance(tau, Tensor) else tau
     scores = rows.scores
     assert isinstance(scores, LinearScores)
+    dtype = scores.dtype
     plan = ChunkPlan(
         rows.target.long(),
         rows.target_in_support,
@@ -101,19 +105,19 @@ def log_mean_exp_rows(
         None if predictor is None else rows.features,
         None if predictor is None else rows.index,
         backend,
-        scores.dtype,
-        scores.score_dtype or scores.dtype,
+        dtype,
+        scores.score_dtype or dtype,
         names,
     )
     factors = (scores.queries, scores.keys, scores.bias)
     records_graph = torch.is_grad_enabled()  # in the forward of a Function it is off
     apply = partial(_LogMeanExp.apply, plan, assumed_grad_output, records_graph, *factors)
     if isinstance(tau, Tensor):
-        log_g, _, *per_row = apply(tau)
+        log_g, _, mean, *per_row = apply(tau)
         taus = tau.to(log_g.dtype)
     else:
-        log_g, taus, *per_row = tau(run=lambda: apply(None, *tau.whole_parameters()))
-    return LogMeanExp(log_g, taus, dict(zip(names, per_row, strict=True)))
+        log_g, taus, mean, *per_row = tau(run=lambda: apply(None, *tau.whole_parameters()))
+    return LogMeanExp(log_g, taus, dict(zip(names, per_row, strict=True)), mean)
 
 
 class PrecomputedGrads:
@@ -131,6 +135,10 @@ class PrecomputedGrads:
         self._assumed_u: list[Tensor] = []
         self._assumed_v: list[Tensor] = []
         self.result: ChunkResult | None = None
+
+    def assumed(self) -> tuple[PerRow, PerRow]:
+        """The assumed dL/dlog_g and dL/dtau of all rows."""
+        return torch.cat(self._assumed_u), torch.cat(self._assumed_v)
 
     @property
     def grad_output(self) -> GradOutput | None:
@@ -200,7 +208,9 @@ class _LogMeanExp(torch.autograd.Function):
         ctx.random_state = RandomState(queries.device) if random else None
         # Without an assumption, the weight of each row in a sum over rows is still unknown.
         mask = GradMask() if required.sums_over_rows and assumed is None else required
-        chunked = forward_pass(plan, queries, keys, bias, tau, parameters)
+        fuses = plan.backend.fused_rows is not None and FusedForward.knows(plan.transform)
+        ctx.forward = FusedForward if fuses else ChunkedForward
+        chunked = ctx.forward(plan, queries, keys, bias, tau, parameters)
         n, m = queries.shape[0], keys.shape[0]
         ctx.saved_scores = None
         if mask != required and fits_cache(n * m, chunked.score_dtype):
@@ -214,19 +224,42 @@ class _LogMeanExp(torch.autograd.Function):
         ctx.save_for_backward(*factors, tau, result.slope, *parameters)
         per_row = tuple(result.statistics[name] for name in plan.statistics)
         ctx.mark_non_differentiable(*per_row, *(() if tau is None else (result.tau,)))
-        return result.log_g, result.tau, *per_row
+        mean, ctx.assumed = None, None
+        if (
+            ctx.precomputed is not None
+            and mask.sums_over_rows
+            and assumed is not None
+            and assumed.mean is not None
+        ):
+            mean, ctx.assumed = assumed.mean(result.log_g, result.tau), precomputed.assumed()
+        ctx.set_materialize_grads(False)
+        return result.log_g, result.tau, mean, *per_row  # type: ignore[arg-type]
 
     @staticmethod
     @without_autocast
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         queries, keys, bias, tau, slope, *parameters = ctx.saved_tensors
-        u, v = grads[0], grads[1]
+        of_log_g, of_tau, of_mean = grads[:3]
+        if of_log_g is None and of_tau is None and of_mean is None:  # only statistics were used
+            return (None,) * len(ctx.needs_input_grad)
+        u = torch.zeros_like(slope) if of_log_g is None else of_log_g
+        v = torch.zeros_like(slope) if of_tau is None else of_tau
+        direct = None  # dL/dtau beside that through log_g, of temperatures that are an input
+        if of_mean is not None:
+            assumed_u, assumed_v = ctx.assumed
+            u, v = u + of_mean * assumed_u, v + of_mean * assumed_v
+            direct = of_mean * assumed_v
         if queries is None:
             return None, None, None, None, None, None, (u * slope).to(tau.dtype)
         # Used once, since it is rescaled in place: a second backward through a retained graph runs again.
         precomputed, ctx.precomputed = ctx.precomputed, None
-        scaled = None if precomputed is None else precomputed.scaled(u, v, tau_predicted=tau is None)
+        scaled: tuple[ChunkResult, float | Tensor] | None = None
+        if precomputed is not None and of_mean is not None and of_log_g is None and of_tau is None:
+            assert precomputed.result is not None
+            scaled = precomputed.result, of_mean
+        elif precomputed is not None:
+            scaled = precomputed.scaled(u, v, tau_predicted=tau is None)
         if scaled is not None:
             result, factor = scaled
         else:
@@ -235,10 +268,12 @@ class _LogMeanExp(torch.autograd.Function):
             if predictor is not None and predictor.training != (ctx.random_state is not None):
                 predictor.refuse_other_mode()
             with contextlib.nullcontext() if ctx.random_state is None else ctx.random_state.restored():
-                chunked = forward_pass(ctx.plan, queries, keys, bias, tau, parameters)
+                chunked = ctx.forward(ctx.plan, queries, keys, bias, tau, parameters)
                 grad_output = GradOutput(lambda log_g, tau, rows: (u[rows], v[rows]), affine=True)
                 result = chunked.run(ctx.mask, grad_output, saved_scores=ctx.saved_scores)
         tau_grad = u * slope if ctx.needs_input_grad[6] else None
+        if tau_grad is not None and direct is not None:
+            tau_grad = tau_grad + direct
         inputs = (queries, keys, bias, tau, *parameters)
         parameter_grads = result.parameters or [None] * len(parameters)
         input_grads = (result.queries, result.keys, result.bias, tau_grad, *parameter_grads)
@@ -248,10 +283,16 @@ class _LogMeanExp(torch.autograd.Function):
         return None, None, None, *cast
 
 
-def _cast(gradient: Tensor | None, x: Tensor | None, factor: float) -> Tensor | None:
+def _cast(gradient: Tensor | None, x: Tensor | None, factor: float | Tensor) -> Tensor | None:
     """The gradient times a factor, in the precision of its input; in one pass, since that of a head is large."""
     if gradient is None or x is None:
         return None
+    if isinstance(factor, Tensor) and factor.is_cpu:
+        factor = factor.item()
+    if isinstance(factor, Tensor):  # reading it would wait for the device
+        if gradient.dtype == x.dtype:
+            return gradient.mul_(factor)
+        return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=x.dtype))
     if gradient.dtype == x.dtype:
         return gradient if factor == 1.0 else gradient.mul_(factor)
     if factor == 1.0:

@@ -55,7 +55,7 @@ from dro_temp.functional.statistics import NOT_AN_OUTCOME, tilted_statistics
 from dro_temp.functional.transforms import Scale, ScoreTransform
 from dro_temp.interfaces.statistics import FoldedProjection
 from dro_temp.kernels.backends.protocol import SoftmaxPartials
-from dro_temp.kernels.memory import acquire_block, block_rows, release
+from dro_temp.kernels.memory import acquire, block_rows, release
 from dro_temp.kernels.products import empty_contiguous, gradient_dtype, product
 from dro_temp.kernels.rows.plan import ChunkPlan
 from dro_temp.kernels.rows.temperatures import BlockTemperatures
@@ -67,11 +67,13 @@ class GradOutput:
 
     Args:
         function: `(log_g, tau, rows) -> (dL/dlog_g, dL/dtau)`.
+        mean: `(log_g, tau) -> L` of all rows, if L is a number whose gradient `function` is.
         affine: whether dL/dlog_g does not depend on log_g, so that it is known before the row's scores are summed.
         record: receives what a call returns.
     """
 
     function: Callable[[PerRow, PerRow, slice], tuple[PerRow, PerRow]]
+    mean: Callable[[PerRow, PerRow], Tensor] | None = None
     affine: bool = False
     record: Callable[[PerRow, PerRow], None] | None = None
 
@@ -144,6 +146,7 @@ class ChunkedForward:
         self.plan, self.backend, self.tau, self.parameters = plan, plan.backend, tau, parameters
         self.queries, self.keys, self.bias = queries, keys, bias
         self.dtype = self.score_dtype = plan.dtype
+        self._grad_dtype = plan.dtype  # in which the keys' gradient is added up
         self.transform: ScoreTransform | None = None
         self.scale = 1.0  # a factor of the product, where it costs nothing
         if isinstance(plan.transform, Scale):
@@ -193,16 +196,15 @@ class ChunkedForward:
         return result
 
     def _start(self, n: int, mask: GradMask) -> None:
-        """Choose the size of blocks; allocate the result and the accumulators of the gradients."""
-        rows = self._rows_at_a_time(n, mask)
-        self._buffer = acquire_block(rows, len(self.keys), self.queries, self.score_dtype)  # [step m]
+        """Allocate the block of scores, the result, and the accumulators of the gradients."""
+        self._allocate_block(n, mask)
         new = self.queries.new_empty
         log_g, tau, slope = (new(n, dtype=self.dtype) for _ in range(3))
         result = ChunkResult(log_g, tau, slope)
         for name in self.plan.statistics:
             result.statistics[name] = new(n, dtype=self.dtype)
         result.queries = empty_contiguous(self.queries, self.dtype) if mask.queries else None
-        result.keys = empty_contiguous(self.keys, self._dtype_of_keys_gradient(n)) if mask.keys else None
+        result.keys = empty_contiguous(self.keys, self._grad_dtype) if mask.keys else None
         if result.keys is not None and not n:
             result.keys.zero_()  # no chunk will overwrite it
         result.bias = torch.zeros_like(self.bias) if mask.bias and self.bias is not None else None
@@ -224,13 +226,10 @@ class ChunkedForward:
                 train=mask.parameters,
             )
 
-    def _rows_at_a_time(self, n: int, mask: GradMask) -> int:
-        row_bytes = len(self.keys) * self.score_dtype.itemsize
-        return block_rows(n, row_bytes, self.queries.device, sums_over_rows=mask.keys)
-
-    def _dtype_of_keys_gradient(self, n: int) -> torch.dtype:
-        """Precision in which the keys' gradient is added up."""
-        return self.dtype
+    def _allocate_block(self, n: int, mask: GradMask) -> None:
+        m = len(self.keys)
+        rows = block_rows(n, m * self.dtype.itemsize, self.queries.device, sums_over_rows=mask.keys)
+        self._buffer = acquire("scores", rows, m, self.queries, self.dtype)  # [rows m]
 
     def _score(self, chunk: slice, scores: Scores) -> None:
         """Fill a block with the scores of a chunk."""

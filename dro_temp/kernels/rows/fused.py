@@ -17,41 +17,28 @@ float16 alone is scaled by a power of two, since u may be below its smallest num
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from dro_temp._tensors import LOW
-from dro_temp._typing import Features, PerRow, Scores
+from dro_temp._typing import PerRow, Scores
 from dro_temp.functional.statistics import tilted_statistics
-from dro_temp.functional.transforms import SoftCap
+from dro_temp.functional.transforms import Scale, SoftCap
 from dro_temp.kernels.backends.protocol import Coefficients, RowBlock
-from dro_temp.kernels.memory import acquire, block_rows, release
+from dro_temp.kernels.memory import acquire, acquire_block, block_rows, release
 from dro_temp.kernels.products import gradient_dtype, multiply
 from dro_temp.kernels.rows.chunked import ChunkedForward, GradMask, GradOutput
-from dro_temp.kernels.rows.plan import ChunkPlan
 
 _MOMENTS = {"max", "mean", "std", "norm"}
 
 
-def forward_pass(
-    plan: ChunkPlan,
-    queries: Features,
-    keys: Features,
-    bias: PerRow | None,
-    tau: PerRow | None,
-    parameters: Sequence[Tensor] = (),
-) -> ChunkedForward:
-    """The pass for a plan, see `ChunkedForward`: fused where the backend has the kernel and knows the transform."""
-    forward = ChunkedForward(plan, queries, keys, bias, tau, parameters)
-    if plan.backend.fused_rows is None or not isinstance(forward.transform, SoftCap | None):
-        return forward
-    return FusedForward(plan, queries, keys, bias, tau, parameters)
-
-
 class FusedForward(ChunkedForward):
     """A pass over rows of products on a GPU; see `ChunkedForward`."""
+
+    @staticmethod
+    def knows(transform: object) -> bool:
+        """Whether the kernel can apply a transform of scores."""
+        return isinstance(transform, SoftCap | Scale | None)
 
     def _start(self, n: int, mask: GradMask) -> None:
         assert self.plan.backend.fused_rows is not None
@@ -70,18 +57,19 @@ class FusedForward(ChunkedForward):
         #: Whether bias and cap are applied to the scores in memory, since others than the kernel read them.
         self._finishes = reads or bool(_MOMENTS & set(self.plan.statistics))
 
-    def _rows_at_a_time(self, n: int, mask: GradMask) -> int:
+    def _allocate_block(self, n: int, mask: GradMask) -> None:
+        m, device = len(self.keys), self.queries.device
         beside = mask.scores and self._factor != self.score_dtype
-        row_bytes = len(self.keys) * (self.score_dtype.itemsize + (self._factor.itemsize if beside else 0))
-        step = block_rows(n, row_bytes, self.queries.device)
+        row_bytes = m * (self.score_dtype.itemsize + (self._factor.itemsize if beside else 0))
+        rows = block_rows(n, row_bytes, device)
+        rounds = self._factor == torch.bfloat16 == self.keys.dtype
         # All rows at once need no gradient of the keys in float32, which takes memory and a pass of its own.
-        saved = self.keys.numel() * self.dtype.itemsize if mask.keys and self._factor == torch.bfloat16 else 0
-        whole = n * row_bytes <= step * row_bytes + saved and self.queries.device.type == "cuda"
-        return max(n, 1) if whole else step
-
-    def _dtype_of_keys_gradient(self, n: int) -> torch.dtype:
-        rounds = len(self._buffer) >= n and self._factor == torch.bfloat16 == self.keys.dtype
-        return torch.bfloat16 if rounds else self.dtype
+        saved = self.keys.numel() * self.dtype.itemsize if mask.keys and rounds else 0
+        if n * row_bytes <= rows * row_bytes + saved and device.type == "cuda":
+            rows = max(n, 1)
+        self._buffer = acquire_block(rows, m, self.queries, self.score_dtype)  # [rows m]
+        if rounds and len(self._buffer) >= n:
+            self._grad_dtype = torch.bfloat16
 
     def _score(self, chunk: slice, scores: Scores) -> None:
         multiply(self.queries[chunk].to(self._keys.dtype), self._keys.T, scores, scale=self.scale)

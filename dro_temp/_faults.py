@@ -1,0 +1,102 @@
+"""Checks of values on a device that do not wait for it: a fault is noticed late, but surely.
+
+Reading a number waits until all work that was launched before has run, and the work launched after it is no longer
+hidden. So a check on a device computes a flag there, starts to copy it to the host, and goes on; the flags of earlier
+checks are looked at when the next forward starts, when a step commits, and when a state is saved. By then they have
+arrived. What a wrong value could do in the meantime is prevented where it is used: a number outside a table reads and
+writes nothing.
+
+`checks_now()` waits at each check instead, so that the error is raised where the fault is.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Flags that may be under way; beyond that the oldest is waited for, so that no fault goes unnoticed for long.
+_MOST_PENDING = 64
+
+_NOW: ContextVar[bool] = ContextVar("checks_now", default=False)
+#: For tests without a device: whether tensors of the CPU are treated as if reading them waited.
+_EVERYWHERE: ContextVar[bool] = ContextVar("deferred_everywhere", default=False)
+
+
+@dataclass
+class _Fault:
+    """A flag on its way to the host."""
+
+    flag: Tensor
+    arrived: torch.cuda.Event | None
+    error: Callable[[], Exception]
+
+    def is_known(self) -> bool:
+        return self.arrived is None or bool(self.arrived.query())  # type: ignore[no-untyped-call]
+
+
+_pending: list[_Fault] = []
+
+
+@contextmanager
+def checks_now() -> Iterator[None]:
+    """Inside, checks of values on a device wait for it, and raise where the fault is.
+
+    Example:
+        >>> from dro_temp import checks_now
+        >>> with checks_now():
+        ...     pass  # a step in here raises at its own fault, and is slower
+    """
+    token = _NOW.set(True)
+    try:
+        yield
+    finally:
+        _NOW.reset(token)
+
+
+def defers(x: Tensor) -> bool:
+    """Whether checks of this tensor's values are deferred."""
+    return (x.is_cuda or _EVERYWHERE.get()) and not _NOW.get()
+
+
+def report(bad: Tensor, error: Callable[[], Exception]) -> None:
+    """Raise an error later if a flag on a device turns out to be true.
+
+    Args:
+        bad: one boolean, or several.
+        error: makes the error; it may read the device, which has run by then.
+    """
+    if torch.cuda.is_available() and bad.is_cuda and torch.cuda.is_current_stream_capturing():
+        return  # nothing may be copied into a graph's caller; replays are not checked
+    flag = bad.any()
+    if flag.is_cuda:
+        host = torch.empty((), dtype=torch.bool, pin_memory=True)
+        host.copy_(flag, non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+        _pending.append(_Fault(host, arrived, error))
+    else:
+        _pending.append(_Fault(flag, None, error))
+    if len(_pending) > _MOST_PENDING:
+        raise_faults(at_least=1)
+
+
+def raise_faults(*, at_least: int = 0, wait: bool = False) -> None:
+    """Raise the oldest fault that is known by now.
+
+    Args:
+        at_least: flags to wait for.
+        wait: whether to wait for all of them.
+    """
+    waited_for = len(_pending) if wait else at_least
+    while _pending and (waited_for > 0 or _pending[0].is_known()):
+        waited_for -= 1
+        fault = _pending[0]
+        if fault.arrived is not None:
+            fault.arrived.synchronize()
+        if bool(fault.flag):
+            _pending.clear()  # later ones follow from it
+            raise fault.error()
+        del _pending[0]
