@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dro_temp._files import check_writable, whole_file
-from dro_temp.cli.checkpoints import newest_complete
-from dro_temp.cli.messages import in_one_line, require
+from dro_temp.cli.checkpoints import Checkpoint, newest_complete
+from dro_temp.cli.messages import in_one_line, require, say
 from dro_temp.cli.models import load_model
 from dro_temp.predictors import TempNet
 
@@ -77,6 +77,22 @@ class Run:
                     f"{', '.join(other)}. Pass another folder, or remove this one."
                 )
         check_writable(self.folder)
+
+    def start(self, steps: int) -> Checkpoint | None:
+        """Where a run to so many steps begins; None, and a word about it, if it has made them already."""
+        done, start = self.steps_done(), newest_complete(self.checkpoints)
+        if done is not None and done >= steps:
+            say(
+                f"{self.folder} is finished: {done} steps. Nothing to do; next: dro-temp lm eval {self.folder}. To "
+                f"train longer, pass more than --steps {done}."
+            )
+            return None
+        if done is not None and start.folder is None:
+            raise ValueError(
+                f"expected a complete checkpoint in {str(self.checkpoints)!r} to resume from after {done} steps, "
+                f"received a run that {start}. Fit into another folder, or remove this one to start again."
+            )
+        return start
 
     def record(self, options: dict[str, Any]) -> None:
         """Write the options down, all at once."""
