@@ -1,4 +1,4 @@
-"""What every loss on rows must do."""
+"""What every loss on rows, and every penalty over the views of a batch, must do."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,7 @@ from dro_temp.kernels.dispatch import BackendOption
 from dro_temp.losses import LogMeanExpLoss
 from dro_temp.state import staged_modules
 from dro_temp.testing._asserts import assert_same, assert_writes_nothing, few_examples
-from dro_temp.testing._cases import LossCase
+from dro_temp.testing._cases import LossCase, PenaltyCase
 
 _KINDS = (False, True)  # classes, pairs
 _SEEDS = st.integers(0, 999)
@@ -215,9 +215,10 @@ def has_the_right_gradient_at_first_sight(case: LossCase) -> None:
         assert torch.autograd.gradcheck(value, inputs, rtol=1e-6, atol=1e-7)
 
 
-def forward_writes_nothing(case: LossCase) -> None:
+def forward_writes_nothing(case: LossCase | PenaltyCase) -> None:
     """Forward, repeated, with and without gradients, in training and eval: the state stays as it was."""
-    assert_writes_nothing(case.build(), case.rows(4), case.tau(4))
+    inputs = (case.rows(4), case.tau(4)) if isinstance(case, LossCase) else (case.rows(*case.vectors(4)),)
+    assert_writes_nothing(case.build(), *inputs)
 
 
 def survives_saving(case: LossCase) -> None:
@@ -231,3 +232,42 @@ def survives_saving(case: LossCase) -> None:
     loaded.load_state_dict(loss.state_dict())
     rows, tau = case.rows(6, seed=9), case.tau(6)
     assert_same(loaded(rows, tau), loss(rows, tau), "after load_state_dict")
+
+
+def gives_one_number(case: PenaltyCase) -> None:
+    """A finite scalar, float32 or better, under a name; for one pair, and several."""
+    assert isinstance(case.build().name, str)
+    for n in (1, 2, 5):
+        value = case.build()(case.rows(*case.vectors(n)))
+        assert value.shape == ()
+        assert value.dtype == torch.float64
+        assert value.isfinite()
+    x, y = case.vectors(5)
+    assert case.build()(case.rows(x.bfloat16(), y.bfloat16())).dtype == torch.float32
+
+
+def does_not_depend_on_the_order_of_pairs(case: PenaltyCase) -> None:
+    """Shuffling the batch changes nothing."""
+    x, y = case.vectors(6)
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(1))
+    shuffled = case.build()(case.rows(x[order], y[order]))
+    assert_same(shuffled, case.build()(case.rows(x, y)), "pairs in another order", rtol=1e-12, atol=1e-12)
+
+
+def has_the_gradient_of_its_value(case: PenaltyCase) -> None:
+    """Checked by finite differences in float64, to both sides; and it is not zero."""
+    x, y = (side.requires_grad_() for side in case.vectors(4))
+    penalty = case.build()
+    assert torch.autograd.gradcheck(lambda x, y: penalty(case.rows(x, y)), (x, y))
+    gradients = torch.autograd.grad(penalty(case.rows(x, y)), (x, y))
+    for gradient, view in zip(gradients, case.views, strict=True):
+        assert gradient.any(), f"expected a gradient to view {view!r}"
+
+
+def ignores_autocast(case: PenaltyCase) -> None:
+    """Similarities are computed in float32 or better."""
+    x, y = (side.float() for side in case.vectors(4))
+    penalty = case.build()
+    plain = penalty(case.rows(x, y))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same(penalty(case.rows(x, y)), plain, "under autocast")
