@@ -193,7 +193,7 @@ class RiskCase(Case[SampleRisk]):
     def inputs(
         self, n: int, *, seed: int = 0, scale: float = 1.0, weighted: bool = False
     ) -> dict[str, Tensor]:
-        """Random float64 losses of either sign; weights from 0.5 to 1.5 if wanted; groups for a risk that reads them."""
+        """Random float64 losses of either sign; weights from 0.5 to 1.5 if wanted; groups if the risk reads them."""
         generator = torch.Generator().manual_seed(seed)
         inputs = {"losses": scale * torch.randn(n, generator=generator, dtype=torch.float64)}
         if weighted:
