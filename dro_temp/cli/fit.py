@@ -20,8 +20,9 @@ from dro_temp.objective import Objective
 from dro_temp.predictors import TempNet
 from dro_temp.predictors.language_models import LmInput
 
-# Near the likely temperatures, and rather below than above them. Any start serves a network that reads hidden states or
-# statistics; that of logits alone predicts at or above its start at first, and may not come down from far above.
+# Near the likely temperatures, and below rather than above them. With hidden states or statistics the start matters
+# little. A network of logits alone (`PooledReadout`) predicts at or above it at first, and may not come down from far
+# above: see "Where to start" in docs/language-models.md.
 _START = 0.7
 
 

@@ -197,9 +197,11 @@ class LogMovingAverage(LogTable):
 
     def averaged(self, log_u: PerRow, log_g: PerRow) -> PerRow:
         """The average, with the current gamma."""
-        gamma = self.gamma(self.steps) if callable(self.gamma) else self.gamma
+        if not callable(self.gamma):
+            return F.log_average(log_u, log_g, self.steps.new_full((), self.gamma, dtype=torch.float64))
+        gamma = self.gamma(self.steps)
         if not isinstance(gamma, Tensor):
-            gamma = self.steps.new_full((), checked_gamma(gamma), dtype=torch.float64)
+            checked_gamma(gamma)
         elif gamma.is_cpu and not torch.compiler.is_compiling():  # costs no wait for a device
             checked_gamma(float(gamma))
         return F.log_average(log_u, log_g, gamma)

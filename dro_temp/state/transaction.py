@@ -22,7 +22,7 @@ Gradients: TypeAlias = Mapping[int, tuple[ref[Tensor], int]]
 class _Forward:
     """The proposals of one forward, and what became of its loss."""
 
-    proposals: dict[Staged, int]
+    proposals: list[tuple[Tensor, ...]]
     compiled: bool  #: no hooks then: a step means that it was backpropagated
     reached: bool = False  #: by a backward
     accumulated: bool = False  #: False where `autograd.grad` returned the gradients instead
@@ -95,8 +95,8 @@ class Transaction:
 
     def _unrecorded(self) -> list[Staged]:
         """The memory of which no forward recorded a proposal: what it has, it got in backward."""
-        recorded = {staged for forward in self._forwards for staged, n in forward.proposals.items() if n}
-        return [staged for staged in self.memory() if staged not in recorded]
+        recorded = {id(proposal) for forward in self._forwards for proposal in forward.proposals}
+        return [m for m in self.memory() if recorded.isdisjoint(map(id, m.staged))]
 
     def enter(
         self, before: Savepoint, values: Iterable[Tensor], parameters: Callable[[], Iterable[Tensor]]
@@ -108,8 +108,8 @@ class Transaction:
             values: tensors that backward passes through.
             parameters: the parameters that a step may change.
         """
-        proposals = {staged: len(staged.staged) - keep for staged, keep in before[1].items()}
-        if not any(proposals.values()):
+        proposals = [proposal for staged, keep in before[1].items() for proposal in staged.staged[keep:]]
+        if not proposals:
             return
         compiling = torch.compiler.is_compiling()
         forward = _Forward(proposals, compiling, reached=compiling, accumulated=compiling)
@@ -231,17 +231,16 @@ class Transaction:
             )
 
     def _keep(self, condition: Callable[[_Forward], bool]) -> None:
-        if all(map(condition, self._forwards)):
-            return
-        for staged in self.memory():
-            remaining: list[tuple[Tensor, ...]] = []
-            start = 0
-            for forward in self._forwards:
-                end = start + forward.proposals.get(staged, 0)
-                remaining += staged.staged[start:end] if condition(forward) else []
-                start = end
-            staged.staged[:] = remaining + staged.staged[start:]
-        self._forwards = list(filter(condition, self._forwards))
+        dropped = {
+            id(proposal)
+            for forward in self._forwards
+            if not condition(forward)
+            for proposal in forward.proposals
+        }
+        if dropped:
+            for staged in self.memory():
+                staged.staged[:] = [proposal for proposal in staged.staged if id(proposal) not in dropped]
+            self._forwards = list(filter(condition, self._forwards))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**Transaction().__dict__, "_parts": self._parts}  # without proposals

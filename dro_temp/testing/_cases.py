@@ -190,17 +190,21 @@ class RiskCase(Case[SampleRisk]):
     smallest: int = 1
     num_groups: int | None = None
 
-    def inputs(
-        self, n: int, *, seed: int = 0, scale: float = 1.0, weighted: bool = False
-    ) -> dict[str, Tensor]:
-        """Random float64 losses of either sign; weights from 0.5 to 1.5 if wanted; groups if the risk reads them."""
-        generator = torch.Generator().manual_seed(seed)
-        inputs = {"losses": scale * torch.randn(n, generator=generator, dtype=torch.float64)}
-        if weighted:
-            inputs["weight"] = 0.5 + torch.rand(n, generator=generator, dtype=torch.float64)
-        if self.num_groups is not None:
-            inputs["group"] = torch.randint(self.num_groups, (n,), generator=generator)
-        return inputs
+    def losses(self, n: int, *, seed: int = 0, scale: float = 1.0) -> Tensor:
+        """Random float64 losses of either sign."""
+        return scale * torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+    def weight(self, n: int, *, seed: int = 0) -> Tensor:
+        """Random float64 weights between 0.5 and 1.5."""
+        generator = torch.Generator().manual_seed(seed + 1)
+        return 0.5 + torch.rand(n, generator=generator, dtype=torch.float64)
+
+    def groups(self, n: int, *, seed: int = 0) -> dict[str, Tensor]:
+        """The argument `group` of a risk that reads it; of others, nothing."""
+        if self.num_groups is None:
+            return {}
+        generator = torch.Generator().manual_seed(seed + 2)
+        return {"group": torch.randint(self.num_groups, (n,), generator=generator)}
 
 
 @dataclass(frozen=True)
