@@ -6,6 +6,9 @@ from typing import Any
 
 from dro_temp._checks import check_count, check_positive, check_within
 
+#: NumPy takes no larger one, and transformers seeds it as well.
+LARGEST_SEED = 2**32 - 1
+
 
 def check_fit(options: Mapping[str, Any]) -> None:
     """Raise where an option of `fit` is out of range: before a model is loaded, or a folder made."""
@@ -14,7 +17,7 @@ def check_fit(options: Mapping[str, Any]) -> None:
     check_count("--block", options["block"], minimum=2)  # one token to read and one to predict
     for name in ("lr", "host_lr"):
         check_positive(f"--{name}", options[name])
-    check_seed(options["seed"])
+    check_within("--seed", options["seed"], 0, LARGEST_SEED)
     tau_min, tau_max = options["tau_min"], options["tau_max"]
     if not 0.0 < tau_min < tau_max < math.inf:
         raise ValueError(
@@ -34,11 +37,6 @@ def check_fit(options: Mapping[str, Any]) -> None:
             f"expected logits among the --inputs with --centred true, received {list(inputs)}, which it does not "
             "change. Leave --centred out, or pass --inputs '[logits]'."
         )
-
-
-def check_seed(seed: int) -> None:
-    """Raise unless all generators take this seed, NumPy's included, which transformers seeds as well."""
-    check_within("--seed", seed, 0, 2**32 - 1)
 
 
 def check_radius(rho: float, outcomes: int) -> None:

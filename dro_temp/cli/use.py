@@ -9,7 +9,7 @@ import torch
 from dro_temp._checks import check_count, check_positive, check_within
 from dro_temp._files import check_writable, whole_file
 from dro_temp.cli.messages import require
-from dro_temp.cli.options import check_radius, check_room, check_seed
+from dro_temp.cli.options import LARGEST_SEED, check_radius, check_room
 from dro_temp.cli.run import Run
 from dro_temp.cli.text import PYTHON, blocks, check_vocabulary, documents
 from dro_temp.datasets import PythonText
@@ -133,7 +133,7 @@ def generate(
     check_positive("--temperature", temperature)
     check_positive("--top_p", top_p)
     check_within("--top_p", top_p, 0.0, 1.0)
-    check_seed(seed)
+    check_within("--seed", seed, 0, LARGEST_SEED)
     model, tokenizer, tempnet, _ = Run(run).load()
     require("transformers").set_seed(seed)
     inputs = tokenizer(prompt, return_tensors="pt", verbose=False).to(model.device)
