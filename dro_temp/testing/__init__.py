@@ -36,7 +36,6 @@ from dro_temp.testing import (  # noqa: E402  # after the registration
     _losses,
     _predictors,
     _risks,
-    _transforms,
 )
 from dro_temp.testing._cases import (  # noqa: E402
     Case,
@@ -71,7 +70,7 @@ __all__ = [
 #: The contracts of each kind of case, in the order in which they are run: the public functions of these modules, each
 #: by the kinds of case that it takes.
 CONTRACTS: dict[type[Case[Any]], tuple[Callable[[Any], None], ...]] = {}
-for _module in (_predictors, _transforms, _losses, _risks, _hosts, _estimators):
+for _module in (_predictors, _losses, _risks, _hosts, _estimators):
     for _name, _contract in vars(_module).items():
         if inspect.isfunction(_contract) and _contract.__module__ == _module.__name__ and _name[0] != "_":
             _takes = inspect.signature(_contract).parameters["case"].annotation
