@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dro_temp.interfaces import LinearScores, Rows
+from dro_temp.functional import ScoreTransform
+from dro_temp.interfaces import LinearScores
 from dro_temp.kernels.dispatch import BackendOption
 from dro_temp.losses import InfoNCELoss, LogMeanExpLoss
 from dro_temp.state import staged_modules
@@ -48,33 +49,36 @@ def works_row_by_row(case: LossCase) -> None:
         assert not gradient.any(), "expected no gradient of the value of row 1 to the scores of other rows"
 
 
-def streams_what_it_computes(case: LossCase) -> None:
-    """Where scores are products, values and gradients are those of the score matrix, which is not made."""
+def _assert_streams(
+    loss: LogMeanExpLoss, case: LossCase, pairs: bool, transform: ScoreTransform | None = None
+) -> None:
+    generator, tau = torch.Generator().manual_seed(0), case.tau(5).requires_grad_()
+    queries, keys = (
+        torch.randn(n, 4, generator=generator, dtype=torch.float64).requires_grad_()
+        for n in (5, case.outcomes)
+    )
+    rows = case.rows(5, pairs=pairs, scores=LinearScores(queries, keys, transform=transform))
 
-    def run(backend: BackendOption, pairs: bool) -> dict[str, Tensor]:
-        loss, generator = case.build(), torch.Generator().manual_seed(0)
-        assert isinstance(loss, LogMeanExpLoss)
+    def run(backend: BackendOption) -> tuple[Tensor, ...]:
         loss.backend = backend
-        queries, keys = (
-            torch.randn(k, 4, generator=generator, dtype=torch.float64).requires_grad_()
-            for k in (5, case.outcomes)
-        )
-        inputs = {"queries": queries, "keys": keys, "tau": case.tau(5).requires_grad_()}
-        values = loss(case.rows(5, pairs=pairs, scores=LinearScores(queries, keys)), inputs["tau"])
-        gradients = torch.autograd.grad(values.mean(), tuple(inputs.values()))
-        return {"value": values.detach()} | dict(zip(inputs, gradients, strict=True))
+        values = loss(rows, tau)
+        return values.detach(), *torch.autograd.grad(values.mean(), (queries, keys, tau))
 
-    if not isinstance(case.build(), LogMeanExpLoss):
-        return
+    expected = run("reference")
     made = AssertionError(
         "expected a streaming loss to read log_g and tau alone, it made the scores of its rows"
     )
+    with mock.patch.object(LinearScores, "dense", side_effect=made):
+        streamed = run("torch")
+    what = f"values and gradients block by block, and from the matrix (pairs={pairs})"
+    assert_same(streamed, expected, what, rtol=1e-8, atol=1e-10)
+
+
+def streams_what_it_computes(case: LossCase) -> None:
+    """Where scores are products, values and gradients are those of the score matrix, which is not made."""
     for pairs in _KINDS:
-        expected = run("reference", pairs)
-        with mock.patch.object(LinearScores, "dense", side_effect=made):
-            streamed = run("torch", pairs)
-        what = f"values and gradients streamed, and from the matrix (pairs={pairs})"
-        assert_same(streamed, expected, what, rtol=1e-8, atol=1e-10)
+        if isinstance(loss := case.build(), LogMeanExpLoss):
+            _assert_streams(loss, case, pairs)
 
 
 def knows_whether_the_target_is_an_outcome(case: LossCase) -> None:
@@ -322,13 +326,4 @@ def keeps_precision(case: TransformCase) -> None:
 
 def streams_as_the_matrix(case: TransformCase) -> None:
     """A loss over products has the same values and gradients whether the score matrix is made or not."""
-
-    def evaluated(backend: Any) -> tuple[Tensor, ...]:
-        generator = torch.Generator().manual_seed(0)
-        q, k = (torch.randn(n, 4, generator=generator, dtype=torch.float64).requires_grad_() for n in (6, 9))
-        rows = Rows(LinearScores(q, k, transform=case.build()), torch.arange(6))
-        values = InfoNCELoss(backend=backend)(rows, 0.7)
-        return values.detach(), *torch.autograd.grad(values.sum(), (q, k))
-
-    what = "values and gradients, block by block and from the matrix"
-    assert_same(evaluated("torch"), evaluated("reference"), what, rtol=1e-8, atol=1e-10)
+    _assert_streams(InfoNCELoss(), LossCase("infonce", InfoNCELoss), False, case.build())
