@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dro_temp.cli.checkpoints import Checkpoint, checkpoint_callback
-from dro_temp.cli.messages import require, say
+from dro_temp.cli.messages import require
 from dro_temp.cli.models import OFFLINE, load_model
 from dro_temp.cli.options import check_fit, check_positions, check_radius
 from dro_temp.cli.run import Run
@@ -100,8 +100,6 @@ def fit(
     )
     loss = LikelihoodLoss() if radius is None else KLRobustLoss(radius)
     run.record(options)
-    if start.folder is not None or start.skipped:
-        say(f"{run.folder} {start}")
     if _train(run, Objective(host, tempnet, loss), rows, options, start):
         run.finish(max(steps, start.step), tempnet, () if frozen else (lm, words))
         print(f"wrote {run.tempnet}; next: dro-temp lm eval {output}")
@@ -140,13 +138,11 @@ def _train(run: Run, objective: Objective, rows: Tensor, options: dict[str, Any]
         optimizers=(torch.optim.AdamW(groups), None),
     )
     trainer.add_callback(checkpoint_callback())
-    if (
-        start.folder is not None and start.step >= options["steps"]
-    ):  # killed between its last step and its end
+    if start.folder is None or start.step < options["steps"]:
+        trainer.train(resume_from_checkpoint=None if start.folder is None else str(start.folder))
+    else:  # killed between its last step and its end
         state = require("safetensors.torch").load_file(start.folder / "model.safetensors")
         trainer.model.load_state_dict(state)
-    else:
-        trainer.train(resume_from_checkpoint=None if start.folder is None else str(start.folder))
     return bool(trainer.is_world_process_zero())
 
 

@@ -79,7 +79,7 @@ class Run:
         check_writable(self.folder)
 
     def start(self, steps: int) -> Checkpoint | None:
-        """Where a run to so many steps begins; None, and a word about it, if it has made them already."""
+        """The checkpoint from which a run to so many steps goes on, which is printed; None if it has made them all."""
         done, start = self.steps_done(), newest_complete(self.checkpoints)
         if done is not None and done >= steps:
             say(
@@ -92,6 +92,8 @@ class Run:
                 f"expected a complete checkpoint in {str(self.checkpoints)!r} to resume from after {done} steps, "
                 f"received a run that {start}. Fit into another folder, or remove this one to start again."
             )
+        if start.folder is not None or start.skipped:
+            say(f"{self.folder} {start}")
         return start
 
     def record(self, options: dict[str, Any]) -> None:
