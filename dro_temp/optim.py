@@ -83,7 +83,7 @@ class CompositionalOptimizer(Optimizer):
             )
         if gamma is None:
             return
-        gamma = checked_gamma(gamma)
+        gamma = gamma if callable(gamma) else checked_gamma(gamma)
         estimators = [m for m in self.objective.memory_modules() if isinstance(m, LogMovingAverage)]
         if not estimators:
             raise ValueError(

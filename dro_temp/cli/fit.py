@@ -7,8 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dro_temp.cli.checkpoints import checkpoint_callback, newest_complete
-from dro_temp.cli.messages import require, say
+from dro_temp.cli.checkpoints import Checkpoint, checkpoint_callback
+from dro_temp.cli.messages import require
 from dro_temp.cli.models import OFFLINE, load_model
 from dro_temp.cli.options import check_fit, check_positions, check_radius
 from dro_temp.cli.run import Run
@@ -20,8 +20,9 @@ from dro_temp.objective import Objective
 from dro_temp.predictors import TempNet
 from dro_temp.predictors.language_models import LmInput
 
-# Below the likely temperatures, since the network's pooled sum starts positive and first moves up only. From 1.0,
-# 400 steps on the offline model recovered 73 % of the optimum's gain, from here 97 %.
+# Near the likely temperatures, and below rather than above them. With hidden states or statistics the start matters
+# little. A network of logits alone (`PooledReadout`) predicts at or above it at first, and may not come down from far
+# above: see "Where to start" in docs/language-models.md.
 _START = 0.7
 
 
@@ -78,21 +79,10 @@ def fit(
     check_fit(options)
     run = Run(output)
     run.check_options(options)
-    done = run.steps_done()
-    if done is not None and done >= steps:
-        say(
-            f"{run.folder} is finished: {done} steps. Nothing to do; next: dro-temp lm eval {output}. To train longer, "
-            f"pass more than --steps {done}."
-        )
+    start = run.start(steps)
+    if start is None:
         return
-    start = newest_complete(run.checkpoints, read=True)
-    if done is not None and start.folder is None:
-        raise ValueError(
-            f"expected a complete checkpoint in {str(run.checkpoints)!r} to resume from after {done} steps, received a "
-            f"run that {start}. Fit into another folder, or remove this one to start again."
-        )
-    transformers = require("transformers")
-    transformers.set_seed(seed)
+    require("transformers").set_seed(seed)
     lm, words = load_model(model, tokenizer)
     host = CausalLM(lm, frozen=frozen)
     check_vocabulary(words, host.vocabulary)
@@ -110,20 +100,13 @@ def fit(
     )
     loss = LikelihoodLoss() if radius is None else KLRobustLoss(radius)
     run.record(options)
-    trainer = _trainer(run, Objective(host, tempnet, loss), rows, options)
-    if start.folder is not None or start.skipped:
-        say(f"{run.folder} {start}")
-    if start.folder is not None and start.step >= steps:  # killed between its last step and its end
-        state = require("safetensors.torch").load_file(start.folder / "model.safetensors")
-        trainer.model.load_state_dict(state)
-    else:
-        trainer.train(resume_from_checkpoint=None if start.folder is None else str(start.folder))
-    if trainer.is_world_process_zero():
+    if _train(run, Objective(host, tempnet, loss), rows, options, start):
         run.finish(max(steps, start.step), tempnet, () if frozen else (lm, words))
         print(f"wrote {run.tempnet}; next: dro-temp lm eval {output}")
 
 
-def _trainer(run: Run, objective: Objective, rows: Tensor, options: dict[str, Any]) -> Any:
+def _train(run: Run, objective: Objective, rows: Tensor, options: dict[str, Any], start: Checkpoint) -> bool:
+    """Train from the checkpoint on; whether this process is the one that writes the result."""
     from dro_temp.integrations.transformers import TrainableLM
 
     transformers = require("transformers")
@@ -147,17 +130,20 @@ def _trainer(run: Run, objective: Objective, rows: Tensor, options: dict[str, An
         ddp_find_unused_parameters=False,
     )
     groups = objective.param_groups(lr=options["host_lr"], tau_lr=options["lr"])
-    optimizer = torch.optim.AdamW(groups)
-    batches = [{"input_ids": row, "labels": row} for row in rows]
     trainer = transformers.Trainer(
         TrainableLM(objective),
         arguments,
-        train_dataset=batches,
+        train_dataset=[{"input_ids": row, "labels": row} for row in rows],
         data_collator=transformers.default_data_collator,
-        optimizers=(optimizer, None),
+        optimizers=(torch.optim.AdamW(groups), None),
     )
     trainer.add_callback(checkpoint_callback())
-    return trainer
+    if start.folder is None or start.step < options["steps"]:
+        trainer.train(resume_from_checkpoint=None if start.folder is None else str(start.folder))
+    else:  # killed between its last step and its end
+        state = require("safetensors.torch").load_file(start.folder / "model.safetensors")
+        trainer.model.load_state_dict(state)
+    return bool(trainer.is_world_process_zero())
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dro_temp._files import check_writable, whole_file
-from dro_temp.cli.checkpoints import newest_complete
-from dro_temp.cli.messages import in_one_line, require
+from dro_temp.cli.checkpoints import Checkpoint, newest_complete
+from dro_temp.cli.messages import in_one_line, require, say
 from dro_temp.cli.models import load_model
 from dro_temp.predictors import TempNet
 
@@ -77,6 +77,25 @@ class Run:
                     f"{', '.join(other)}. Pass another folder, or remove this one."
                 )
         check_writable(self.folder)
+
+    def start(self, steps: int) -> Checkpoint | None:
+        """The checkpoint from which a run to so many steps goes on, which is printed; None if it has made them all."""
+        done = self.steps_done()
+        if done is not None and done >= steps:
+            say(
+                f"{self.folder} is finished: {done} steps. Nothing to do; next: dro-temp lm eval {self.folder}. To "
+                f"train longer, pass more than --steps {done}."
+            )
+            return None
+        start = newest_complete(self.checkpoints, read=True)
+        if done is not None and start.folder is None:
+            raise ValueError(
+                f"expected a complete checkpoint in {str(self.checkpoints)!r} to resume from after {done} steps, "
+                f"received a run that {start}. Fit into another folder, or remove this one to start again."
+            )
+        if start.folder is not None or start.skipped:
+            say(f"{self.folder} {start}")
+        return start
 
     def record(self, options: dict[str, Any]) -> None:
         """Write the options down, all at once."""

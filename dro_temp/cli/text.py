@@ -20,11 +20,9 @@ def documents(source: str, *, split: str = "train", column: str = "text") -> lis
     path = Path(source).expanduser()
     if source == PYTHON:
         return list(PythonText(split).texts)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-        texts = [text for file in files for text in _of_file(file, column)]
-    elif path.is_file():
-        texts = _of_file(path, column)
+    if path.is_file() or path.is_dir():
+        inside = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+        texts = [text for file in ([path] if path.is_file() else inside) for text in _of_file(file, column)]
     elif path.suffix or source.startswith((".", "/", "~")):
         raise ValueError(
             f"expected a file or folder of text, received {source!r}, which is not there. Check --data: the path is "

@@ -19,7 +19,8 @@ from dro_temp.state import Staged
 Schedule: TypeAlias = Callable[[Tensor], Tensor]
 
 
-def _check_gamma(gamma: float) -> None:
+def checked_gamma(gamma: float) -> float:
+    """Return gamma as a float, or raise unless it is a number in (0, 1]."""
     check_real(
         "gamma", gamma, "Pass 0.8, or a function of the number of steps such as CosineGamma(0.2, epochs=10)."
     )
@@ -28,13 +29,6 @@ def _check_gamma(gamma: float) -> None:
             f"expected gamma in (0, 1], received gamma={gamma}. Use 1.0 to forget the past (the plain minibatch), "
             "0.8 as the paper's contrastive runs do."
         )
-
-
-def checked_gamma(gamma: float | Schedule) -> float | Schedule:
-    """Return gamma, or raise unless it is a number in (0, 1] or a function of the number of steps."""
-    if callable(gamma):
-        return gamma
-    _check_gamma(gamma)
     return float(gamma)
 
 
@@ -63,10 +57,9 @@ class CosineGamma:
     """
 
     def __init__(self, gamma: float, *, epochs: int, steps_per_epoch: int = 1) -> None:
-        _check_gamma(gamma)
-        check_count("epochs", epochs)
-        check_count("steps_per_epoch", steps_per_epoch)
-        self.gamma, self.epochs, self.steps_per_epoch = float(gamma), epochs, steps_per_epoch
+        self.gamma = checked_gamma(gamma)
+        self.epochs = check_count("epochs", epochs)
+        self.steps_per_epoch = check_count("steps_per_epoch", steps_per_epoch)
 
     def __call__(self, steps: Tensor) -> Tensor:
         """Gamma after that many steps."""
@@ -199,7 +192,7 @@ class LogMovingAverage(LogTable):
 
     def __init__(self, num_samples: int, *, gamma: float | Schedule = 0.8, on_host: bool = False) -> None:
         super().__init__(num_samples, on_host=on_host)
-        self.gamma = checked_gamma(gamma)
+        self.gamma = gamma if callable(gamma) else checked_gamma(gamma)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def averaged(self, log_u: PerRow, log_g: PerRow) -> PerRow:
@@ -208,9 +201,9 @@ class LogMovingAverage(LogTable):
             return F.log_average(log_u, log_g, self.steps.new_full((), self.gamma, dtype=torch.float64))
         gamma = self.gamma(self.steps)
         if not isinstance(gamma, Tensor):
-            _check_gamma(gamma)
+            checked_gamma(gamma)
         elif gamma.is_cpu and not torch.compiler.is_compiling():  # costs no wait for a device
-            _check_gamma(float(gamma))
+            checked_gamma(float(gamma))
         return F.log_average(log_u, log_g, gamma)
 
     def write(self, *parts: Tensor) -> None:

@@ -1,12 +1,10 @@
 """Losses on rows: each maps (rows, tau) to one value per row. Penalties: each maps the rows of all views to one."""
 
 from dro_temp.losses.consistency import CyclicPenalty
-from dro_temp.losses.key_queue import KeyQueue
 from dro_temp.losses.kl_robust import EntropicRiskLoss, KLRobustLoss
-from dro_temp.losses.likelihood import InfoNCELoss, LikelihoodLoss
+from dro_temp.losses.likelihood import InfoNCELoss, LikelihoodLoss, SigmoidLoss
 from dro_temp.losses.log_mean_exp import LogMeanExpLoss
-from dro_temp.losses.queued import QueuedLoss
-from dro_temp.losses.sigmoid import SigmoidLoss
+from dro_temp.losses.queued import KeyQueue, QueuedLoss
 
 __all__ = [
     "CyclicPenalty",

@@ -1,11 +1,9 @@
 """Risks: each maps one loss per sample, of any PyTorch loss, to one number."""
 
 from dro_temp.risks.group import GroupRisk
-from dro_temp.risks.kl import KLRisk
-from dro_temp.risks.optimistic import OptimisticRisk
+from dro_temp.risks.kl import KLRisk, TiltedRisk
 from dro_temp.risks.standalone import StandaloneRisk
-from dro_temp.risks.tilted import TiltedRisk
-from dro_temp.risks.weighted import ChiSquareRisk, CVaRRisk, MeanRisk
+from dro_temp.risks.weighted import ChiSquareRisk, CVaRRisk, MeanRisk, OptimisticRisk
 
 __all__ = [
     "CVaRRisk",

@@ -1,13 +1,54 @@
-"""The worst case within a KL ball around the data."""
+"""Risks whose adversary pays for its KL distance from the data, or stays within a ball of it."""
 
 import torch
 
 from dro_temp import functional as F
-from dro_temp._checks import check_feasible, check_kind, check_radius
+from dro_temp._checks import check_feasible, check_kind, check_radius, check_tilt
 from dro_temp._typing import PerRow, RowIndex, Scalar
+from dro_temp.estimators import Exact
 from dro_temp.interfaces import Estimator, TemperaturePredictor
 from dro_temp.risks.standalone import StandaloneRisk
-from dro_temp.risks.tilted import checked_estimator, estimated_log_mean
+
+
+class TiltedRisk(StandaloneRisk):
+    r"""$\frac1t \log \mathbb{E}_i\, e^{t l_i}$: for t > 0 bad samples count more, for t < 0 less.
+
+    With t > 0 it is KL-regularised DRO, $\max_p \mathbb{E}_p l - \frac1t \mathrm{KL}(p\|U)$, with the temperature
+    tau = 1/t. With t < 0 samples that cannot be fitted, such as wrong labels, hardly count:
+    $p_i \propto e^{-|t| l_i}$. Towards t = 0 it is the mean.
+
+    The log of a batch's mean is biased downwards. An estimator averages that one number over steps: the value is its
+    estimate, and the gradient $\nabla g / u$ in place of $\nabla g / g$.
+
+    Args:
+        tilt: t, in units of one over the losses', of either sign, not 0.
+        estimator: `LogMovingAverage(1)`, say, whose memory needs a `CompositionalOptimizer`; None: the batch alone.
+
+    Raises:
+        TypeError: `tilt` is not a number, or `estimator` not an Estimator.
+        ValueError: the tilt is 0 or not finite.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> losses = torch.tensor([0.1, 0.2, 5.0])
+        >>> dt.TiltedRisk(-1.0)(losses), dt.TiltedRisk(1.0)(losses)
+        (tensor(0.5503), tensor(3.9169))
+        >>> dt.TiltedRisk(-1.0).weights(losses)
+        tensor([0.5229, 0.4732, 0.0039])
+
+    Source: arXiv 2007.01162 (TERM); the estimator arXiv 2012.06951 (ABSGD).
+    """
+
+    def __init__(self, tilt: float, *, estimator: Estimator | None = None) -> None:
+        super().__init__()
+        check_tilt(tilt)
+        self.tilt = float(tilt)
+        self.estimator = _checked_estimator(estimator)
+
+    def value(self, losses: PerRow, weight: PerRow, group: RowIndex | None) -> Scalar:
+        """The log of the batch's mean, or its estimate with the compositional gradient, over t."""
+        log_g = F.weighted_log_mean_exp(self.tilt * losses, weight)
+        return _estimated_log_mean(self.estimator, log_g, weight) / self.tilt
 
 
 class KLRisk(StandaloneRisk):
@@ -63,7 +104,7 @@ class KLRisk(StandaloneRisk):
             )
         self.rho = float(rho)
         self.tau = tau
-        self.estimator = checked_estimator(estimator)
+        self.estimator = _checked_estimator(estimator)
 
     def value(self, losses: PerRow, weight: PerRow, group: RowIndex | None) -> Scalar:
         """The worst case of the batch, or the dual at the given temperature."""
@@ -81,6 +122,27 @@ class KLRisk(StandaloneRisk):
         infinite = exponents.isinf()
         exponents = torch.where(infinite, exponents, losses.masked_fill(infinite, 0.0) / tau)
         log_g = F.weighted_log_mean_exp(exponents, weight)
-        log_mean = estimated_log_mean(self.estimator, log_g, weight)
+        log_mean = _estimated_log_mean(self.estimator, log_g, weight)
         finite = log_mean.masked_fill(log_mean.isinf(), 0.0)
         return torch.where(log_mean.isinf(), fixed_tau * log_mean, tau * (finite + self.rho))
+
+
+def _checked_estimator(estimator: Estimator | None) -> Estimator:
+    """The estimator, which must be of one number; `Exact` for None."""
+    estimator = Exact() if estimator is None else estimator
+    check_kind("estimator", estimator, Estimator, "Pass LogMovingAverage(1), or leave it out.")
+    size = getattr(estimator, "num_samples", 1)
+    if size != 1:
+        raise ValueError(
+            f"expected an estimator of one number, since a risk is one number for all samples, received "
+            f"{type(estimator).__name__} of {size}. Pass LogMovingAverage(1), or leave it out."
+        )
+    return estimator
+
+
+def _estimated_log_mean(estimator: Estimator, log_g: Scalar, weight: PerRow) -> Scalar:
+    """The estimate of the data set's log-mean after this batch, with the compositional gradient."""
+    entry = torch.zeros(1, dtype=torch.int64, device=log_g.device)
+    row = log_g.reshape(1)
+    log_u = estimator.propose(entry, row, (weight > 0).any().reshape(1))
+    return F.compositional_log_mean(row, log_u)[0]

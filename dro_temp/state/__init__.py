@@ -4,8 +4,7 @@
 whether its loss was backpropagated; the optimizer commits a `Committable` (an `Objective`, a risk by itself).
 """
 
-from dro_temp.state.committable import Committable
 from dro_temp.state.staged import Staged, staged_modules
-from dro_temp.state.transaction import Transaction
+from dro_temp.state.transaction import Committable, Transaction
 
 __all__ = ["Committable", "Staged", "Transaction", "staged_modules"]

@@ -59,15 +59,7 @@ class Staged(ShapeChecked, ABC):
     ) -> int:
         """Return the new size as an int, or raise if the tables cannot be resized; nothing is changed.
 
-        Args:
-            num_samples: the new size.
-            shrink: True to allow a smaller size, which forgets the last samples.
-            optimizer: the optimizer of tables that are parameters.
-
-        Raises:
-            TypeError: a size that is not an int, or an optimizer that is none.
-            RuntimeError: proposals are pending.
-            ValueError: a smaller size without `shrink`, or one below 1; an optimizer that does not train the table.
+        Arguments and errors are those of `resize`. The optimizer must train the tables that are parameters.
         """
         num_samples = check_count("num_samples", num_samples)
         check_flag("shrink", shrink)

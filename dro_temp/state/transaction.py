@@ -1,15 +1,16 @@
-"""Which forward proposed what, and which of them were backpropagated."""
+"""Which forward proposed what, which of them were backpropagated, and what an optimizer step commits."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 from weakref import ref
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 
+from dro_temp._loading import ShapeChecked
 from dro_temp.state.staged import Staged
 
 #: Number of forwards, and of proposals of each memory.
@@ -22,7 +23,7 @@ Gradients: TypeAlias = Mapping[int, tuple[ref[Tensor], int]]
 class _Forward:
     """The proposals of one forward, and what became of its loss."""
 
-    proposals: dict[Staged, int]
+    proposals: list[tuple[Tensor, ...]]
     compiled: bool  #: no hooks then: a step means that it was backpropagated
     reached: bool = False  #: by a backward
     accumulated: bool = False  #: False where `autograd.grad` returned the gradients instead
@@ -95,8 +96,8 @@ class Transaction:
 
     def _unrecorded(self) -> list[Staged]:
         """The memory of which no forward recorded a proposal: what it has, it got in backward."""
-        recorded = {staged for forward in self._forwards for staged, n in forward.proposals.items() if n}
-        return [staged for staged in self.memory() if staged not in recorded]
+        recorded = {id(proposal) for forward in self._forwards for proposal in forward.proposals}
+        return [m for m in self.memory() if recorded.isdisjoint(map(id, m.staged))]
 
     def enter(
         self, before: Savepoint, values: Iterable[Tensor], parameters: Callable[[], Iterable[Tensor]]
@@ -108,8 +109,8 @@ class Transaction:
             values: tensors that backward passes through.
             parameters: the parameters that a step may change.
         """
-        proposals = {staged: len(staged.staged) - keep for staged, keep in before[1].items()}
-        if not any(proposals.values()):
+        proposals = [proposal for staged, keep in before[1].items() for proposal in staged.staged[keep:]]
+        if not proposals:
             return
         compiling = torch.compiler.is_compiling()
         forward = _Forward(proposals, compiling, reached=compiling, accumulated=compiling)
@@ -231,20 +232,103 @@ class Transaction:
             )
 
     def _keep(self, condition: Callable[[_Forward], bool]) -> None:
-        if all(map(condition, self._forwards)):
-            return
-        for staged in self.memory():
-            remaining: list[tuple[Tensor, ...]] = []
-            start = 0
-            for forward in self._forwards:
-                end = start + forward.proposals.get(staged, 0)
-                remaining += staged.staged[start:end] if condition(forward) else []
-                start = end
-            staged.staged[:] = remaining + staged.staged[start:]
-        self._forwards = list(filter(condition, self._forwards))
+        dropped = {
+            id(proposal)
+            for forward in self._forwards
+            if not condition(forward)
+            for proposal in forward.proposals
+        }
+        if dropped:
+            for staged in self.memory():
+                staged.staged[:] = [proposal for proposal in staged.staged if id(proposal) not in dropped]
+            self._forwards = list(filter(condition, self._forwards))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**Transaction().__dict__, "_parts": self._parts}  # without proposals
+
+
+class Committable(ShapeChecked):
+    """A number to minimise with memory that an optimizer step writes: an `Objective`, or a `SampleRisk` by itself.
+
+    `CompositionalOptimizer` calls these methods. In a loop without it, call `commit()` after a step that was taken and
+    `discard()` after one that was skipped.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> risk = dt.TiltedRisk(1.0, estimator=dt.LogMovingAverage(1))
+        >>> risk(torch.zeros(4, requires_grad=True)).backward()
+        >>> risk.pending, risk.estimator.log_u
+        (True, tensor([-inf]))
+        >>> risk.commit()
+        >>> risk.pending, risk.estimator.log_u
+        (False, tensor([0.]))
+    """
+
+    #: True if the trained parameters may be elsewhere: a risk takes losses, and does not contain the model.
+    trains_others: ClassVar[bool] = False
+
+    _transaction: Transaction
+
+    def memory_modules(self) -> list[Staged]:
+        """The parts with memory of samples; hosts, which may be large, have none."""
+        return self._transaction.memory()
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As `torch.nn.Module.load_state_dict`.
+
+        Raises:
+            TypeError: the state is not a mapping.
+            RuntimeError: the state does not fit.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"expected the state of this {type(self).__name__}, received one that does not fit. Load what "
+                f"state_dict() returned for the same parts; strict=False lets keys be missing. In detail:\n{error}"
+            ) from error
+
+    @property
+    def pending(self) -> bool:
+        """True while a forward's proposals were neither committed nor discarded."""
+        return any(staged.pending for staged in self.memory_modules())
+
+    @property
+    def backpropagated(self) -> bool:
+        """True while there are proposals that belong to a gradient."""
+        return self._transaction.backpropagated
+
+    def commit(self) -> None:
+        """Write the proposals of forwards whose loss was backpropagated; drop the others.
+
+        `CompositionalOptimizer` calls it after each step.
+        """
+        self._transaction.commit(self.parameters())
+
+    def discard(self) -> None:
+        """Drop all proposals."""
+        self._transaction.discard()
+
+    def discard_backpropagated(self) -> None:
+        """Drop the proposals of gradients that are being cleared without a step.
+
+        A gradient scaler skips a step silently; clearing the gradients reveals it. Forwards that are still to be
+        backpropagated keep their proposals.
+        """
+        self._transaction.discard_backpropagated(self.parameters())
+
+    def proposing_once(self, closure: Callable[[], float]) -> Callable[[], float]:
+        """A closure that may be evaluated several times in one step, of which the last evaluation counts."""
+        # Proposals of earlier parts of an accumulation window stay.
+        savepoint = self._transaction.savepoint()
+
+        def evaluate() -> float:
+            self._transaction.rollback(savepoint)
+            return closure()
+
+        return evaluate
 
 
 def _gradients_of(parameters: Iterable[Tensor]) -> Gradients:

@@ -18,17 +18,26 @@ Every case has a name and a function that makes a fresh part. It says what the c
 Hypothesis: `pip install 'dro-temp[testing]'`.
 """
 
+import inspect
 import pkgutil
+from collections.abc import Callable, Iterable
+from typing import Any, get_args
 
 from dro_temp._optional import optional_module
 
 optional_module("hypothesis", "which draws the examples of the contracts", extra="testing")
 # Assertions in the contracts then show the values that they compare, as those of a test module do.
-optional_module("pytest", "which runs the contracts", extra="testing").register_assert_rewrite(
-    *(f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__))
-)
+_pytest = optional_module("pytest", "which runs the contracts", extra="testing")
+_pytest.register_assert_rewrite(*(f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)))
 
-from dro_temp.testing._cases import (  # noqa: E402  # after the registration
+from dro_temp.testing import (  # noqa: E402  # after the registration
+    _estimators,
+    _hosts,
+    _losses,
+    _predictors,
+    _risks,
+)
+from dro_temp.testing._cases import (  # noqa: E402
     Case,
     EncoderCase,
     EstimatorCase,
@@ -41,7 +50,6 @@ from dro_temp.testing._cases import (  # noqa: E402  # after the registration
     RiskCase,
     TransformCase,
 )
-from dro_temp.testing._contracts import CONTRACTS, pair  # noqa: E402
 
 __all__ = [
     "CONTRACTS",
@@ -58,3 +66,33 @@ __all__ = [
     "TransformCase",
     "pair",
 ]
+
+#: The contracts of each kind of case, in the order in which they are run: the public functions of these modules, each
+#: by the kinds of case that it takes.
+CONTRACTS: dict[type[Case[Any]], tuple[Callable[[Any], None], ...]] = {}
+for _module in (_predictors, _losses, _risks, _hosts, _estimators):
+    for _name, _contract in vars(_module).items():
+        if inspect.isfunction(_contract) and _contract.__module__ == _module.__name__ and _name[0] != "_":
+            _takes = inspect.signature(_contract).parameters["case"].annotation
+            for _kind in get_args(_takes) or (_takes,):
+                CONTRACTS[_kind] = (*CONTRACTS.get(_kind, ()), _contract)
+
+
+def pair(cases: Iterable[Case[Any]]) -> list[Any]:
+    """`(case, contract)` parameters for `pytest.mark.parametrize`, named case-contract.
+
+    Args:
+        cases: any mixture of cases.
+
+    Example:
+        >>> import dro_temp as dt
+        >>> from dro_temp import testing
+        >>> case = testing.GammaCase("cosine", lambda: dt.estimators.CosineGamma(0.2, epochs=10))
+        >>> [parameter.id for parameter in testing.pair([case])]
+        ['cosine-stays_in_range', 'cosine-never_rises', 'cosine-is_a_function_of_steps']
+    """
+    return [
+        _pytest.param(case, contract, id=f"{case.name}-{contract.__name__}")
+        for case in cases
+        for contract in CONTRACTS[type(case)]
+    ]

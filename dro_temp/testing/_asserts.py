@@ -45,15 +45,6 @@ def assert_finite_gradients(module: nn.Module) -> None:
         assert parameter.grad.isfinite().all(), f"expected a finite gradient of {name}"
 
 
-def assert_refuses(call: Callable[[], object], what: str) -> None:
-    """The call raises ValueError."""
-    try:
-        call()
-    except ValueError:
-        return
-    raise AssertionError(f"expected a ValueError {what}, received none")
-
-
 def assert_compiles(call: Callable[..., Tensor], *args: Any, **inputs: Any) -> None:
     """One graph without breaks, and the same numbers."""
     # The backend only records: what is tested is the graph, and no compiler is needed.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,13 @@ from dro_temp.interfaces import (
     HostAdapter,
     LinearScores,
     Penalty,
-    PredictorInputs,
     RobustLoss,
     Rows,
     SampleRisk,
-    ScoreStatistics,
     Support,
     TemperaturePredictor,
 )
-from dro_temp.predictors import TempNetEncoder, TempNetReadout
+from dro_temp.predictors import HiddenEncoder, TempNet, TempNetEncoder, TempNetReadout
 
 Part = TypeVar("Part")
 
@@ -41,18 +39,16 @@ class Case(Generic[Part]):
 
 
 @dataclass(frozen=True)
-class PredictorCase(Case[TemperaturePredictor]):
-    """A predictor and the sizes of what it reads.
-
-    Args:
-        width: width of the features.
-        outcomes: number of outcomes in the support.
-        num_samples: size of the data set.
-    """
+class _RowsCase(Case[Part]):
+    """A predictor or a part of one, and the sizes of what it reads."""
 
     width: int = 8
     outcomes: int = 12
     num_samples: int = 50
+
+    def predictor(self) -> TemperaturePredictor:
+        """What the contracts of predictors are tried on."""
+        raise NotImplementedError
 
     def inputs(self, n: int, *, seed: int = 0, scale: float = 1.0) -> dict[str, Any]:
         """Random features, sample numbers and support for `n` rows."""
@@ -64,35 +60,49 @@ class PredictorCase(Case[TemperaturePredictor]):
         }
 
 
-@dataclass(frozen=True)
-class EncoderCase(Case[TempNetEncoder]):
-    """An encoder of `TempNet` and the sizes of what it reads.
+class PredictorCase(_RowsCase[TemperaturePredictor]):
+    """A predictor and the sizes of what it reads.
 
     Args:
         width: width of the features.
         outcomes: number of outcomes in the support.
+        num_samples: size of the data set.
     """
 
-    width: int = 8
-    outcomes: int = 12
-
-    def inputs(self, n: int, *, seed: int = 0, scale: float = 1.0) -> PredictorInputs:
-        """Random features, sample numbers and scores of `n` rows, and the statistics of the scores."""
-        generator = torch.Generator().manual_seed(seed)
-        features = scale * torch.randn(n, self.width, generator=generator)
-        return all_inputs(
-            features, torch.arange(n), scale * torch.randn(n, self.outcomes, generator=generator)
-        )
+    def predictor(self) -> TemperaturePredictor:
+        """The predictor itself."""
+        return self.build()
 
 
-def all_inputs(features: Tensor, index: Tensor, scores: Tensor) -> PredictorInputs:
-    """Inputs with everything that an encoder may read."""
-    read: dict[str, Any] = {"support": Support(scores), "statistics": ScoreStatistics(scores)}
-    return PredictorInputs(len(features), features=features, index=index, **read)
+class EncoderCase(_RowsCase[TempNetEncoder]):
+    """An encoder of `TempNet` and the sizes of what it reads, see `PredictorCase`."""
+
+    def predictor(self) -> TempNet:
+        """A TempNet of which every similarity, and all that is pooled, counts."""
+        return TempNet(self.build(), tau_min=0.1, tau_max=4.0, readout=_SumReadout)
 
 
-class ReadoutCase(Case[TempNetReadout]):
+class _SumReadout(TempNetReadout):
+    def forward(self, encoder: TempNetEncoder, similarities: Tensor) -> Tensor:
+        raw: Tensor = self.last(similarities + encoder.pooled(similarities)).squeeze(1)
+        return raw
+
+
+class ReadoutCase(_RowsCase[TempNetReadout]):
     """A readout of `TempNet`; `build` takes the encoder, and mostly is the class itself."""
+
+    def predictor(self) -> TempNet:
+        """A TempNet with the readout, whose parameters are no longer those of the start."""
+        network = TempNet(HiddenEncoder(self.width, width=6), tau_min=0.1, tau_max=4.0)
+        network.readout = self.build(network.encoder)
+        with torch.no_grad():
+            for parameter in network.readout.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        return network
+
+
+#: What the contracts of predictors are tried on.
+TemperatureCase: TypeAlias = PredictorCase | EncoderCase | ReadoutCase
 
 
 class TransformCase(Case[ScoreTransform]):

@@ -1,5 +1,6 @@
-"""What every loss on rows must do."""
+"""What every loss on rows, every penalty over the views of a batch and every transform of scores must do."""
 
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -8,15 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dro_temp.interfaces import LinearScores, Rows
+from dro_temp.functional import ScoreTransform
+from dro_temp.interfaces import LinearScores
 from dro_temp.kernels.dispatch import BackendOption
-from dro_temp.losses import LogMeanExpLoss
+from dro_temp.losses import InfoNCELoss, LogMeanExpLoss
 from dro_temp.state import staged_modules
 from dro_temp.testing._asserts import assert_same, assert_writes_nothing, few_examples
-from dro_temp.testing._cases import LossCase
+from dro_temp.testing._cases import LossCase, PenaltyCase, TransformCase
 
 _KINDS = (False, True)  # classes, pairs
 _SEEDS = st.integers(0, 999)
+_GRID = torch.linspace(-50.0, 50.0, 201, dtype=torch.float64)  # of scores
 
 
 def gives_one_value_per_row(case: LossCase) -> None:
@@ -46,33 +49,36 @@ def works_row_by_row(case: LossCase) -> None:
         assert not gradient.any(), "expected no gradient of the value of row 1 to the scores of other rows"
 
 
-def streams_what_it_computes(case: LossCase) -> None:
-    """Where scores are products, values and gradients are those of the score matrix, which is not made."""
+def _assert_streams(
+    loss: LogMeanExpLoss, case: LossCase, pairs: bool, transform: ScoreTransform | None = None
+) -> None:
+    generator, tau = torch.Generator().manual_seed(0), case.tau(5).requires_grad_()
+    queries, keys = (
+        torch.randn(n, 4, generator=generator, dtype=torch.float64).requires_grad_()
+        for n in (5, case.outcomes)
+    )
+    rows = case.rows(5, pairs=pairs, scores=LinearScores(queries, keys, transform=transform))
 
-    def run(backend: BackendOption, pairs: bool) -> dict[str, Tensor]:
-        loss, generator = case.build(), torch.Generator().manual_seed(0)
-        assert isinstance(loss, LogMeanExpLoss)
+    def run(backend: BackendOption) -> tuple[Tensor, ...]:
         loss.backend = backend
-        queries, keys = (
-            torch.randn(k, 4, generator=generator, dtype=torch.float64).requires_grad_()
-            for k in (5, case.outcomes)
-        )
-        inputs = {"queries": queries, "keys": keys, "tau": case.tau(5).requires_grad_()}
-        values = loss(case.rows(5, pairs=pairs, scores=LinearScores(queries, keys)), inputs["tau"])
-        gradients = torch.autograd.grad(values.mean(), tuple(inputs.values()))
-        return {"value": values.detach()} | dict(zip(inputs, gradients, strict=True))
+        values = loss(rows, tau)
+        return values.detach(), *torch.autograd.grad(values.mean(), (queries, keys, tau))
 
-    if not isinstance(case.build(), LogMeanExpLoss):
-        return
+    expected = run("reference")
     made = AssertionError(
         "expected a streaming loss to read log_g and tau alone, it made the scores of its rows"
     )
+    with mock.patch.object(LinearScores, "dense", side_effect=made):
+        streamed = run("torch")
+    what = f"values and gradients block by block, and from the matrix (pairs={pairs})"
+    assert_same(streamed, expected, what, rtol=1e-8, atol=1e-10)
+
+
+def streams_what_it_computes(case: LossCase) -> None:
+    """Where scores are products, values and gradients are those of the score matrix, which is not made."""
     for pairs in _KINDS:
-        expected = run("reference", pairs)
-        with mock.patch.object(LinearScores, "dense", side_effect=made):
-            streamed = run("torch", pairs)
-        what = f"values and gradients streamed, and from the matrix (pairs={pairs})"
-        assert_same(streamed, expected, what, rtol=1e-8, atol=1e-10)
+        if isinstance(loss := case.build(), LogMeanExpLoss):
+            _assert_streams(loss, case, pairs)
 
 
 def knows_whether_the_target_is_an_outcome(case: LossCase) -> None:
@@ -121,11 +127,11 @@ def ignores_a_constant_in_scores(case: LossCase, seed: int, shift: float, pairs:
     """F(s + c) = F(s): only margins matter; or, where the case says so, they are not all that does."""
     rows, tau = case.rows(5, seed=seed, pairs=pairs), case.tau(5, seed=seed)
     values = case.build()(rows, tau)
+    shift = shift if case.margins_only else 1.0
+    moved = case.build()(replace(rows, scores=rows.dense_scores + shift), tau)
     if case.margins_only:
-        moved = case.build()(case.rows(5, seed=seed, pairs=pairs, scores=rows.dense_scores + shift), tau)
         assert_same(moved, values, f"values of scores + {shift}, and of the scores", rtol=1e-9, atol=1e-9)
     else:
-        moved = case.build()(case.rows(5, seed=seed, pairs=pairs, scores=rows.dense_scores + 1.0), tau)
         same = torch.allclose(moved, values)
         assert not same, "margins_only=False: expected other values of scores + 1, received the same"
 
@@ -146,15 +152,10 @@ def scales_as_declared(case: LossCase, seed: int, c: float, pairs: bool) -> None
 def follows_a_permutation(case: LossCase, seed: int, pairs: bool) -> None:
     """The order of rows, and of outcomes, does not matter."""
     rows, tau = case.rows(6, seed=seed, pairs=pairs), case.tau(6, seed=seed)
-    assert rows.index is not None
     generator = torch.Generator().manual_seed(seed)
     order, columns = (torch.randperm(n, generator=generator) for n in (6, case.outcomes))
-    shuffled = Rows(
-        rows.dense_scores[order][:, columns],
-        columns.argsort()[rows.target][order],
-        index=rows.index[order],
-        target_in_support=not pairs,
-    )
+    scores, target = rows.dense_scores[order][:, columns], columns.argsort()[rows.target][order]
+    shuffled = replace(rows.select(order), scores=scores, target=target)
     expected = case.build()(rows, tau)[order]
     what = "values of rows and outcomes in another order"
     assert_same(case.build()(shuffled, tau[order]), expected, what, rtol=1e-9, atol=1e-12)
@@ -219,9 +220,10 @@ def has_the_right_gradient_at_first_sight(case: LossCase) -> None:
         assert torch.autograd.gradcheck(value, inputs, rtol=1e-6, atol=1e-7)
 
 
-def forward_writes_nothing(case: LossCase) -> None:
+def forward_writes_nothing(case: LossCase | PenaltyCase) -> None:
     """Forward, repeated, with and without gradients, in training and eval: the state stays as it was."""
-    assert_writes_nothing(case.build(), case.rows(4), case.tau(4))
+    inputs = (case.rows(4), case.tau(4)) if isinstance(case, LossCase) else (case.rows(*case.vectors(4)),)
+    assert_writes_nothing(case.build(), *inputs)
 
 
 def survives_saving(case: LossCase) -> None:
@@ -235,3 +237,93 @@ def survives_saving(case: LossCase) -> None:
     loaded.load_state_dict(loss.state_dict())
     rows, tau = case.rows(6, seed=9), case.tau(6)
     assert_same(loaded(rows, tau), loss(rows, tau), "after load_state_dict")
+
+
+def gives_one_number(case: PenaltyCase) -> None:
+    """A finite scalar, float32 or better, under a name; for one pair, and several."""
+    assert isinstance(case.build().name, str)
+    for n in (1, 2, 5):
+        value = case.build()(case.rows(*case.vectors(n)))
+        assert value.shape == ()
+        assert value.dtype == torch.float64
+        assert value.isfinite()
+    x, y = case.vectors(5)
+    assert case.build()(case.rows(x.bfloat16(), y.bfloat16())).dtype == torch.float32
+
+
+def does_not_depend_on_the_order_of_pairs(case: PenaltyCase) -> None:
+    """Shuffling the batch changes nothing."""
+    x, y = case.vectors(6)
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(1))
+    shuffled = case.build()(case.rows(x[order], y[order]))
+    assert_same(shuffled, case.build()(case.rows(x, y)), "pairs in another order", rtol=1e-12, atol=1e-12)
+
+
+def has_the_gradient_of_its_value(case: PenaltyCase) -> None:
+    """Checked by finite differences in float64, to both sides; and it is not zero."""
+    x, y = (side.requires_grad_() for side in case.vectors(4))
+    penalty = case.build()
+    assert torch.autograd.gradcheck(lambda x, y: penalty(case.rows(x, y)), (x, y))
+    gradients = torch.autograd.grad(penalty(case.rows(x, y)), (x, y))
+    for gradient, view in zip(gradients, case.views, strict=True):
+        assert gradient.any(), f"expected a gradient to view {view!r}"
+
+
+def ignores_autocast(case: PenaltyCase) -> None:
+    """Similarities are computed in float32 or better."""
+    x, y = (side.float() for side in case.vectors(4))
+    penalty = case.build()
+    plain = penalty(case.rows(x, y))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same(penalty(case.rows(x, y)), plain, "under autocast")
+
+
+def increases(case: TransformCase) -> None:
+    """A higher score stays the higher one; equal only where it saturates."""
+    values = case.build()(_GRID)
+    assert (values.diff() >= 0).all(), "expected an increasing function of the scores"
+    assert values[99] < values[100] < values[101], f"expected it to increase at 0, received {values[99:102]}"
+
+
+def works_elementwise(case: TransformCase) -> None:
+    """Each score is transformed by itself, whatever the shape."""
+    transform, values = case.build(), case.build()(_GRID)
+    assert_same(transform(_GRID.view(3, 67)), values.view(3, 67), "scores of shape [3, 67]", rtol=1e-12)
+    assert_same(transform(_GRID[60:61]), values[60:61], "one score, without the others", rtol=1e-12)
+
+
+def applies_in_place(case: TransformCase) -> None:
+    """`apply_` gives the same, in the memory of its argument; calling it leaves the argument alone."""
+    transform, scores = case.build(), _GRID.clone()
+    values = transform(scores)
+    assert_same(scores, _GRID, "the scores after a call, which should leave them alone")
+    applied = transform.apply_(scores)
+    assert_same(applied, values, "apply_(scores), and the call", rtol=1e-12)
+    assert applied.data_ptr() == scores.data_ptr(), "expected apply_ to write into its argument"
+
+
+def has_the_slope_of_its_values(case: TransformCase) -> None:
+    """`slope_` of the *transformed* scores is the derivative, in the memory of its argument."""
+    transform, scores = case.build(), _GRID.clone().requires_grad_()
+    values = transform(scores)
+    (derivative,) = torch.autograd.grad(values.sum(), scores)
+    transformed = values.detach().clone()
+    slope = transform.slope_(transformed)
+    assert_same(slope, derivative, "slope_(transformed scores), and the derivative", rtol=1e-6, atol=1e-9)
+    assert slope.data_ptr() == transformed.data_ptr(), "expected slope_ to write into its argument"
+
+
+def keeps_precision(case: TransformCase) -> None:
+    """The dtype stays; large scores give finite values, and slopes that are finite and not negative."""
+    transform = case.build()
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        values = transform(torch.tensor([-1e4, -1.0, 0.0, 1.0, 1e4], dtype=dtype))
+        slope = transform.slope_(values.clone())
+        assert values.dtype == slope.dtype == dtype
+        assert values.isfinite().all(), f"expected finite values, received {values}"
+        assert (slope.isfinite() & (slope >= 0)).all(), f"expected finite slopes >= 0, received {slope}"
+
+
+def streams_as_the_matrix(case: TransformCase) -> None:
+    """A loss over products has the same values and gradients whether the score matrix is made or not."""
+    _assert_streams(InfoNCELoss(), LossCase("infonce", InfoNCELoss), False, case.build())

@@ -235,13 +235,13 @@ def _readout(name, build, contract, message):
 
 
 NETWORK_FAULTS = (
-    _encoder("depends on the order of the batch", OrderOfTheBatch, "encodes_row_by_row", r"rows \[3, 0, 4\]"),
-    _encoder("pools over the batch", PooledOverTheBatch, "encodes_row_by_row", "pooled"),
+    _encoder("depends on the order of the batch", OrderOfTheBatch, "works_row_by_row", r"rows \[3, 0, 4\]"),
+    _encoder("pools over the batch", PooledOverTheBatch, "works_row_by_row", "without the others"),
     _encoder(
         "reads more than it declares",
         ReadsMoreThanItDeclares,
-        "reads_what_it_declares",
-        r"reads=\['features'\]",
+        "stays_in_bounds",
+        r"expected 'statistics' among the reads of .* reads=\['features'\]",
     ),
     _encoder(
         "rounds features to float16",
@@ -267,7 +267,7 @@ NETWORK_FAULTS = (
     _readout(
         "stops the gradient", StopsTheGradient, "depends_on_the_similarities", "expected a finite gradient"
     ),
-    _readout("compares rows", ComparesRows, "reads_out_one_number_per_row", "without the others"),
+    _readout("compares rows", ComparesRows, "works_row_by_row", "without the others"),
 )
 
 
