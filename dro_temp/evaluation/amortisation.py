@@ -375,9 +375,8 @@ def _gap(
     losses = robust_losses(view, rows, tau, rho, wider, f"best temperatures, {view}" if progress else None)
     gap = AmortisationGap(
         view=view, rows=len(losses.tau), available=sample.available, outcomes=m,
-        rho=rho, tau_min=bounds[0], tau_max=bounds[1], constant=losses.constant,
-        loss=losses.mean(losses.at_tau), loss_optimum=losses.mean(losses.at_optimum),
-        loss_constant=losses.mean(losses.at_constant), loss_same_mean=losses.mean(losses.at_mean),
+        rho=rho, tau_min=bounds[0], tau_max=bounds[1], constant=min(max(losses.constant, bounds[0]), bounds[1]),
+        **{name: losses.mean(x) for name, x in losses.at.items()},
         **_bootstrap(losses, resamples, confidence, seed),
         tau=_spread(losses, losses.tau, bounds), optimum=_spread(losses, losses.optimum, bounds),
         confidence=confidence,
@@ -387,7 +386,7 @@ def _gap(
 
 def _bootstrap(losses: RobustLosses, resamples: int, confidence: float, seed: int) -> dict[str, Any]:
     """Gap, share recovered and rank correlation, with percentile intervals over rows; NaN where undefined."""
-    columns = torch.stack([losses.at_tau, losses.at_constant, losses.at_optimum], 1)
+    columns = torch.stack([losses.at[name] for name in ("loss", "loss_constant", "loss_optimum")], 1)
     # In the float32 of predictors, in which a constant is constant.
     ranks = places(check_tau(losses.tau.float())), places(check_tau(losses.optimum.float()))
 
