@@ -47,8 +47,6 @@ def temperature_by_concept(
         TypeError: concepts of another than an integer dtype.
 
     Example:
-        >>> import torch
-        >>> from dro_temp.plotting import temperature_by_concept
         >>> concept = torch.arange(60) // 3
         >>> figure = temperature_by_concept(0.1 + 0.001 * concept, concept, [f"thing {i}" for i in range(20)], k=2)
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -185,8 +183,6 @@ def temperature_by_duplicates(
         TypeError: numbers of another than an integer dtype.
 
     Example:
-        >>> import torch
-        >>> from dro_temp.plotting import temperature_by_duplicates
         >>> figure = temperature_by_duplicates(torch.rand(60), concept=torch.arange(60) ** 2 // 400)
         >>> [label.get_text().split("\n")[0] for label in figure.axes[0].get_xticklabels()]
         ['2–3', '4–7', '8–15', '16–31']

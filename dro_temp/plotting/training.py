@@ -28,7 +28,6 @@ def training_curves(runs: Mapping[str, Mapping[str, Sequence[float]]], *, step: 
         ValueError: no run or no metric.
 
     Example:
-        >>> from dro_temp.plotting import training_curves
         >>> figure = training_curves({"tempnet": {"loss": [2.0, 1.5], "R@1 (%)": [10.0, 20.0]}})
         >>> [axes.get_ylabel() for axes in figure.axes]
         ['loss', 'R@1 (%)']
@@ -75,8 +74,6 @@ def temperature_histogram(tau: Mapping[str, PerRow], *, bins: int = 40) -> Figur
         ValueError: no label, no temperature under a label, or temperatures that are not finite.
 
     Example:
-        >>> import torch
-        >>> from dro_temp.plotting import temperature_histogram
         >>> figure = temperature_histogram({"images": 0.1 + 0.01 * torch.randn(500)})
         >>> figure.axes[0].get_xlabel()
         'temperature τ'
@@ -134,8 +131,6 @@ def temperature_history(
         TypeError: `bins` is no int.
 
     Example:
-        >>> import torch
-        >>> from dro_temp.plotting import temperature_history
         >>> tau = lambda step: {"image": 0.1 + 0.01 * step * torch.rand(50), "text": 0.1 + 0.02 * step * torch.rand(50)}
         >>> figure = temperature_history([(step, tau(step)) for step in range(5)])
         >>> [axes.get_title(loc="left") for axes in figure.axes][:2]
