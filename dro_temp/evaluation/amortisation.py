@@ -213,15 +213,10 @@ class GapLog:
     log's batches share no sampler or generator with training.
 
     Args:
-        objective: as for `amortisation_gap`.
+        objective: as for `amortisation_gap`, as are the options that are not listed here.
         batches: as for `amortisation_gap`; a few thousand held-out rows, say. For pairs all of them are the support.
         every: steps between two measurements.
         rows: rows of each view; the same ones each time, if the batches are.
-        seed: of the sample, and of the bootstrap.
-        tau_min: lower bound of the optimum; by default that of each view's predictor.
-        tau_max: upper bound.
-        resamples: bootstrap samples.
-        confidence: level of the intervals.
 
     Attributes:
         steps: optimizer steps so far.
@@ -310,7 +305,15 @@ def measured(
     for view in objective.host.views:
         predictor = objective.predictors[view]
         assert isinstance(predictor, TemperaturePredictor)
-        bounds[view] = _bounds(view, predictor, tau_min, tau_max)
+        low = predictor.tau_min if tau_min is None else tau_min
+        high = predictor.tau_max if tau_max is None else tau_max
+        if low == high == predictor.tau_min:
+            raise ValueError(
+                f"expected bounds to search, received a {type(predictor).__name__} at {low} in view {view!r}, which "
+                "has none. Pass tau_min=0.01, tau_max=1.0, or those of the predictor that it is compared with."
+            )
+        check_bounds(low, high)
+        bounds[view] = low, high
         samples[view] = RowSample(view, predictor, rows, seed)
     with without_side_effects(objective):
         check_batches(batches=batches)  # inside, since an iterator of a data loader draws a random number
@@ -345,17 +348,6 @@ def checked_radii(
             )
         radii[view] = loss.rho
     return radii
-
-
-def _bounds(view: str, predictor: TemperaturePredictor, low: float | None, high: float | None) -> Pair:
-    low, high = predictor.tau_min if low is None else low, predictor.tau_max if high is None else high
-    if low == high == predictor.tau_min:
-        raise ValueError(
-            f"expected bounds to search, received a {type(predictor).__name__} at {low} in view {view!r}, which "
-            "has none. Pass tau_min=0.01, tau_max=1.0, or those of the predictor that it is compared with."
-        )
-    check_bounds(low, high)
-    return low, high
 
 
 def _gap(

@@ -39,22 +39,11 @@ def expected_calibration_error(
 
     $$\mathrm{ECE} = \sum_b \frac{|B_b|}{n}\, \bigl|\mathrm{acc}(B_b) - \mathrm{conf}(B_b)\bigr|$$
 
-    It takes confidences, and so also serves tokens, whose probabilities do not fit into memory.
+    A number in [0, 1], from the arguments of [`reliability`][dro_temp.evaluation.reliability], which raises the same
+    errors. It takes confidences, and so also serves tokens, whose probabilities do not fit into memory.
     `torchmetrics.classification.MulticlassCalibrationError` takes all probabilities, gathers over processes, and has
     other norms. The two differ only for a confidence of exactly 1, frequent in float32 for an overconfident model: it
     belongs to the last bin here and has a bin of its own there, which makes their value the same or larger.
-
-    Args:
-        confidence: probability of the most probable outcome of each row, in [0, 1].
-        correct: True where that outcome is the target.
-        bins: number of bins of [0, 1]; a confidence on an edge belongs to the bin above it.
-
-    Returns:
-        A number in [0, 1].
-
-    Raises:
-        ValueError: no rows, shapes that differ, or a confidence outside [0, 1].
-        TypeError: `correct` is not boolean, or `bins` no int.
 
     Example:
         >>> confidence = torch.ones(4)
@@ -160,17 +149,11 @@ class ClassifierReport(Comparison[CalibrationScheme]):
         )
 
     def _lines(self) -> list[list[str]]:
-        rows = (
-            [
-                s.name,
-                f"{s.nll:.4f}",
-                f"{100 * s.ece:.2f}",
-                f"{s.brier:.4f}",
-                *tau_cells(s.tau_mean, s.tau_quantiles),
-            ]
-            for s in self.schemes
-        )
-        return [["temperature", "NLL (nats)", "ECE (%)", "Brier", *TAU_TITLES], *rows]
+        lines = [["temperature", "NLL (nats)", "ECE (%)", "Brier", *TAU_TITLES]]
+        for s in self.schemes:
+            cells = [s.name, f"{s.nll:.4f}", f"{100 * s.ece:.2f}", f"{s.brier:.4f}"]
+            lines.append([*cells, *tau_cells(s.tau_mean, s.tau_quantiles)])
+        return lines
 
 
 def evaluate_classifier(

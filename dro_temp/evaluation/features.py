@@ -181,7 +181,7 @@ def class_embeddings(
             it belongs to runs in evaluation mode, which is then undone; for a bare function, set the mode yourself.
         tokenizer: from a list of strings to the input of `encode_text`; a mapping is passed as keywords where
             `encode_text` takes keywords only, as that of `HFDualEncoder` does.
-        classnames: one name per class.
+        classnames: one name per class, in the order of the class numbers.
         templates: strings with {} in place of the name, or functions of the name.
         batch_size: prompts that are encoded at once; those of one class stay together.
         progress: show a progress bar.
