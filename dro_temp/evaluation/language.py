@@ -167,7 +167,7 @@ def evaluate_language(
     robust = {name: s.means[1] for name, s in sums.items()}
     schemes = []
     for name, s in sums.items():
-        nll, loss, tau = s.means
+        nll, loss, tau, _ = s.means
         gains: tuple[float | None, float | None, float | None] = (None, None, None)
         if rho is not None:
             recovered = recovered_share(loss, robust[BY_ROBUST], robust[OPTIMUM])
