@@ -368,7 +368,6 @@ def _gap(
     gap = AmortisationGap(
         view=view, rows=len(losses.tau), available=sample.available, outcomes=m,
         rho=rho, tau_min=bounds[0], tau_max=bounds[1], constant=min(max(losses.constant, bounds[0]), bounds[1]),
-        **{name: losses.mean(x) for name, x in losses.at.items()},
         **_bootstrap(losses, resamples, confidence, seed),
         tau=_spread(losses, losses.tau, bounds), optimum=_spread(losses, losses.optimum, bounds),
         confidence=confidence,
@@ -377,7 +376,7 @@ def _gap(
 
 
 def _bootstrap(losses: RobustLosses, resamples: int, confidence: float, seed: int) -> dict[str, Any]:
-    """Gap, share recovered and rank correlation, with percentile intervals over rows; NaN where undefined."""
+    """Mean losses; gap, share recovered and rank correlation with percentile intervals over rows, NaN if undefined."""
     columns = torch.stack([losses.at[name] for name in ("loss", "loss_constant", "loss_optimum")], 1)
     # In the float32 of predictors, in which a constant is constant.
     ranks = places(check_tau(losses.tau.float())), places(check_tau(losses.optimum.float()))
@@ -397,7 +396,8 @@ def _bootstrap(losses: RobustLosses, resamples: int, confidence: float, seed: in
     intervals = {
         f"{name}_interval": interval(x, confidence) for name, x in zip(names, drawn.unbind(1), strict=True)
     }
-    return dict(zip(names, whole, strict=True)) | intervals
+    means: dict[str, Any] = {name: losses.mean(x) for name, x in losses.at.items()}
+    return means | dict(zip(names, whole, strict=True)) | intervals
 
 
 def _spread(losses: RobustLosses, tau: PerRow, bounds: Pair) -> TemperatureSpread:

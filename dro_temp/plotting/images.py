@@ -51,7 +51,7 @@ def image_extremes(
     lines = 1 + max(text.count("\n") for text in texts.values())
     columns, rows = min(k, 6), math.ceil(k / 6)
     figure = new_figure(1.3 * columns + 0.2, 2 * (0.4 + rows * (1.6 + 0.16 * lines)))
-    for part, (end, chosen) in zip(figure.subfigures(2, 1), ends.items(), strict=True):
+    for part, (end, chosen) in zip(figure.subfigures(2, 1, squeeze=False).flat, ends.items(), strict=True):
         part.suptitle(f"{end} temperatures", x=0.02, ha="left", weight="bold", fontsize=11)
         grid = part.subplots(rows, columns, squeeze=False).flat
         for unused in grid[k:]:
