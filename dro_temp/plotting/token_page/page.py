@@ -17,7 +17,7 @@ _EXTREMES = 10
 _BEFORE, _AFTER = 6, 3  # tokens of context in the tables,
 _CONTEXT = 32  # and characters of either side
 _LONGEST = 40  # characters of a token in a card or table
-_VISIBLE = {"\n": "↵", "\t": "⇥", "\r": "␍"}
+_VISIBLE = str.maketrans("\n\t\r", "↵⇥␍")
 
 # Controls, surrogates and codes that are no characters; marks that reverse what follows them.
 _UNFIT = ((0x7F, 0x9F), (0xD800, 0xDFFF), (0xFDD0, 0xFDEF), (0x202A, 0x202E), (0x2066, 0x2069))
@@ -181,10 +181,7 @@ def harmless(text: str) -> str:
 
 def shown(token: str) -> str:
     """A token on one line, with its whitespace made visible and its end cut where it is long."""
-    inner = token.strip()
-    start = token.index(inner) if inner else len(token)
-    ends = (token[:start], token[start + len(inner) :])
-    before, after = (end.replace(" ", "·") for end in ends)
-    visible = "".join(_VISIBLE.get(c, c) for c in before + inner + after)
+    marked = re.sub(r"\A\s+|\s+\Z", lambda end: end[0].replace(" ", "·"), token)
+    visible = marked.translate(_VISIBLE)
     cut = visible if len(visible) <= _LONGEST else visible[: _LONGEST - 1] + "…"
     return harmless(cut) or "∅"
