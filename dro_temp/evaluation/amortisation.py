@@ -317,7 +317,15 @@ class GapLog:
         gaps = {view: gap for view, (gap, _) in measured.items()}
         figures: dict[str, float] = {"step": self.steps}
         for view, gap in gaps.items():
-            figures |= {f"{view}/{name}": value for name, value in _figures(gap).items()}
+            for name in ("loss", "loss_optimum", "loss_constant", "loss_same_mean", "constant"):
+                figures[f"{view}/{name}"] = getattr(gap, name)
+            for prefix in ("tau", "optimum"):
+                for name in ("mean", "std", "at_bound"):
+                    figures[f"{view}/{prefix}_{name}"] = getattr(getattr(gap, prefix), name)
+            for name in _WITH_INTERVALS:
+                low, high = getattr(gap, f"{name}_interval")
+                own = {"": getattr(gap, name), "_low": low, "_high": high}
+                figures |= {f"{view}/{name}{end}": value for end, value in own.items()}
         for name, value in figures.items():
             self.history.setdefault(name, []).append(value)
         self.temperatures.append((self.steps, {view: tau.float() for view, (_, tau) in measured.items()}))
@@ -391,14 +399,3 @@ def _spread(losses: RobustLosses, tau: PerRow, bounds: Pair) -> TemperatureSprea
     std = losses.mean((tau - mean).square()) ** 0.5
     quantiles = dict(zip(SHARES, value[place].tolist(), strict=True))
     return TemperatureSpread(mean, std, quantiles, losses.mean(near.double()))
-
-
-def _figures(gap: AmortisationGap) -> dict[str, float]:
-    names = ("loss", "loss_optimum", "loss_constant", "loss_same_mean", "constant")
-    figures = {name: getattr(gap, name) for name in names}
-    for prefix, spread in (("tau", gap.tau), ("optimum", gap.optimum)):
-        figures |= {f"{prefix}_{name}": getattr(spread, name) for name in ("mean", "std", "at_bound")}
-    for name in _WITH_INTERVALS:
-        low, high = getattr(gap, f"{name}_interval")
-        figures |= {name: getattr(gap, name), f"{name}_low": low, f"{name}_high": high}
-    return figures

@@ -197,20 +197,13 @@ def temperature_by_duplicates(
     title = "Spearman r undefined: one side is all one value" if r == "nan" else title
     figure = new_figure(7.0, 4.0)
     axes = figure.subplots()
-    _draw_boxes(axes, values, torch.frexp(count.double()).exponent.long())  # 0, 1, 2-3, 4-7, ...
-    axes.set_title(title, fontsize=10, loc="left")
-    tidy(axes, xlabel=xlabel, ylabel="temperature τ")
-    axes.grid(False, axis="x")
-    return figure
-
-
-def _draw_boxes(axes: Axes, tau: Tensor, box: Tensor) -> None:
+    box = torch.frexp(count.double()).exponent.long()  # 0, 1, 2-3, 4-7, ...
     generator = torch.Generator().manual_seed(0)
-    shown = torch.randperm(len(tau), generator=generator)[:_POINTS]
+    shown = torch.randperm(len(values), generator=generator)[:_POINTS]
     x = box[shown] + 0.56 * torch.rand(len(shown), generator=generator) - 0.28
-    axes.scatter(x.numpy(), tau[shown].numpy(), s=5, color=COLOURS[5], alpha=0.35, linewidths=0, zorder=1)
+    axes.scatter(x.numpy(), values[shown].numpy(), s=5, color=COLOURS[5], alpha=0.35, linewidths=0, zorder=1)
     boxes = torch.unique(box).tolist()
-    parts = [tau[box == b] for b in boxes]
+    parts = [values[box == b] for b in boxes]
     blue = {"color": COLOURS[0], "linewidth": 1.2}
     axes.boxplot(
         [part.numpy() for part in parts], positions=boxes, widths=0.62, whis=(5, 95), showfliers=False,
@@ -222,3 +215,7 @@ def _draw_boxes(axes: Axes, tau: Tensor, box: Tensor) -> None:
     counts = [f"{2**b // 2}–{2**b - 1}" if b > 1 else str(b) for b in boxes]
     labels = [f"{text}\nn = {len(part):,}" for text, part in zip(counts, parts, strict=True)]
     axes.set_xticks(boxes, labels)
+    axes.set_title(title, fontsize=10, loc="left")
+    tidy(axes, xlabel=xlabel, ylabel="temperature τ")
+    axes.grid(False, axis="x")
+    return figure
