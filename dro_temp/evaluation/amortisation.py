@@ -132,7 +132,7 @@ class AmortisationGap(Report):
             lines.append([name, f"{loss:.4f}", f"{loss - optimum:.4f}", share, *tau])
         return lines
 
-    def _footnote(self) -> str:
+    def __str__(self) -> str:
         gap = "gap {:.4f} [{:.4f}, {:.4f}]".format(self.gap, *self.gap_interval)
         shares = (100 * x for x in (self.recovered, *self.recovered_interval))
         share = "recovered {:.1f} % [{:.1f}, {:.1f}]".format(*shares)
@@ -140,7 +140,8 @@ class AmortisationGap(Report):
             share = "recovered –"
         correlation = self.rank_correlation, *self.rank_correlation_interval
         rank = "rank correlation {:.2f} [{:.2f}, {:.2f}]".format(*correlation)
-        return f"{gap}, {share}, {rank} ({100 * self.confidence:g} % bootstrap over rows)"
+        level = f"{100 * self.confidence:g} % bootstrap over rows"
+        return f"{super().__str__()}\n\n{gap}, {share}, {rank} ({level})"
 
 
 def amortisation_gap(
