@@ -48,8 +48,9 @@ def _of_file(path: Path, column: str) -> list[str]:
             f"'{path.with_suffix('.jsonl')}')\", or name a data set on the hub."
         )
     if suffix == ".parquet":
+        datasets = require("datasets")
         try:
-            table = require("datasets").load_dataset("parquet", data_files=str(path), split="train")
+            table = datasets.load_dataset("parquet", data_files=str(path), split="train")
         except Exception as error:  # of datasets, of pyarrow, of the disk: one answer
             raise ValueError(
                 f"expected a parquet file in {str(path)!r}, received one that cannot be read "

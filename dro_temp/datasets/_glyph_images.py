@@ -101,37 +101,29 @@ def render(files: Sequence[Path]) -> Glyphs:
 
 
 def _render_font(path: Path) -> Iterator[tuple[str, bytes]]:
+    """The named, visible characters that a font covers, in order of their code points."""
     module = require("PIL.ImageFont")
     # The basic layout shows characters as they are, and does not depend on a library that may be missing.
     font_at = cache(lambda em: module.truetype(str(path), em, layout_engine=module.Layout.BASIC))
     box = _draw(chr(0x10FFFF), font_at)  # never assigned: what the font shows for characters that it lacks
-    for character in _characters(path):
-        image = _draw(character, font_at)
-        if image is not None and image != box:
-            yield character, image
-
-
-def _characters(path: Path) -> list[str]:
-    """The named, visible characters that a font covers, in order of their code points."""
     with require("fontTools.ttLib").TTFont(path, lazy=True) as font:
         covered = sorted((font.getBestCmap() or {}).items())
-    # Categories C: control, format, surrogate, private use, unassigned; Z: separators.
-    return [
-        character
-        for character, glyph in ((chr(code), glyph) for code, glyph in covered)
-        if glyph != ".notdef"
-        and unicodedata.category(character)[0] not in "CZ"
-        and unicodedata.name(character, "")
-        and _agrees(glyph, character)
-    ]
+    for code, glyph in covered:
+        image = _draw(chr(code), font_at) if _is_shown(chr(code), glyph) else None
+        if image is not None and image != box:
+            yield chr(code), image
 
 
-def _agrees(glyph: str, character: str) -> bool:
-    """Whether a font's own name for a glyph ("alpha", "uni03B1") does not contradict its code point.
+def _is_shown(character: str, glyph: str) -> bool:
+    """Whether a character is visible and named, and the glyph's own name ("alpha", "uni03B1") does not contradict it.
 
     TeX's text fonts have an inverted exclamation mark at "<". Names that the Adobe glyph list does not know, or
     maps to private use, contradict nothing.
     """
+    # Categories C: control, format, surrogate, private use, unassigned; Z: separators.
+    unseen = glyph == ".notdef" or unicodedata.category(character)[0] in "CZ"
+    if unseen or not unicodedata.name(character, ""):
+        return False
     listed = require("fontTools.agl").toUnicode(glyph)
     if not listed or unicodedata.category(listed[0]) == "Co":
         return True
@@ -144,26 +136,20 @@ def _draw(character: str, font_at: Callable[[int], Any]) -> bytes | None:
     All characters have the same font size and baseline, so that "o" and "O", and comma and apostrophe, differ;
     what would not fit is moved, and what cannot fit is scaled. The ink is centred horizontally.
     """
+    new_image, draw = require("PIL.Image").new, require("PIL.ImageDraw").Draw
     room, em = SIDE - 2 * MARGIN, EM
-    ink = _ink(character, font_at(em))
-    while ink is not None and max(ink[0].size) > room and em > 1:
-        em = max(1, min(em - 1, em * (room + 1) // max(ink[0].size)))
-        ink = _ink(character, font_at(em))
-    if ink is None:
-        return None
-    picture, top = ink
-    width, height = picture.size
-    row = min(max(BASELINE + top, MARGIN), SIDE - MARGIN - height)
-    image = require("PIL.Image").new("L", (SIDE, SIDE))
-    image.paste(picture, ((SIDE - width) // 2, row))
+    while True:
+        left, top, right, bottom = font_at(em).getbbox(character, anchor="ls")
+        canvas = new_image("L", (int(right - left) + 2, int(bottom - top) + 2))
+        draw(canvas).text((1 - left, 1 - top), character, fill=255, font=font_at(em), anchor="ls")
+        box = canvas.getbbox()
+        if box is None:
+            return None
+        ink = canvas.crop(box)
+        if max(ink.size) <= room or em == 1:
+            break
+        em = max(1, min(em - 1, em * (room + 1) // max(ink.size)))
+    row = min(max(BASELINE + int(box[1] - 1 + top), MARGIN), SIDE - MARGIN - ink.height)
+    image = new_image("L", (SIDE, SIDE))
+    image.paste(ink, ((SIDE - ink.width) // 2, row))
     return bytes(image.tobytes())
-
-
-def _ink(character: str, font: Any) -> tuple[Any, int] | None:
-    """The smallest picture that holds the character, and its top relative to the baseline; None if it is blank."""
-    left, top, right, bottom = font.getbbox(character, anchor="ls")
-    canvas = require("PIL.Image").new("L", (int(right - left) + 2, int(bottom - top) + 2))
-    draw = require("PIL.ImageDraw").Draw(canvas)
-    draw.text((1 - left, 1 - top), character, fill=255, font=font, anchor="ls")
-    box = canvas.getbbox()
-    return None if box is None else (canvas.crop(box), int(box[1] - 1 + top))

@@ -29,10 +29,9 @@ class GlyphScripts(Dataset[tuple[Any, int]]):
 
     Args:
         split: "train", "val" or "test".
-        root: folder of the rendered images, as in `GlyphCaptions`.
+        root: as in `GlyphCaptions`, as is `transform`.
         size: number of images, drawn at random; None for all.
         seed: of these images and of the held-out names; the global random state is not used.
-        transform: applied to each image, a float32 tensor [1 32 32] in [0, 1], when it is accessed.
 
     Attributes:
         images: uint8 [n 32 32], white on black.

@@ -86,10 +86,7 @@ class GlyphCaptions(Dataset[tuple[Any, str, int]]):
             check_count("size", size)
         self.split, self.size, self.seed, self.transform = split, size, seed, transform
         glyphs = _glyph_images.load(root)
-        rows = _divide(glyphs, seed)
-        if size is not None:
-            rows = _shrink(rows, glyphs, seed, check_size(size, len(rows["train"]), "training samples"))
-        chosen = rows[split]
+        chosen = _divide(glyphs, seed, size)[split]
         self.images = glyphs.images[torch.tensor(chosen, dtype=torch.long)]
         self.fonts = [glyphs.fonts[row] for row in chosen]
         self.codepoints = [glyphs.codepoints[row] for row in chosen]
@@ -131,18 +128,27 @@ HELD_OUT = {"test_seen": ("STIX", "DejaVuSans-BoldOblique"), "val_seen": ("cm", 
 TEST_UNSEEN, VAL_UNSEEN = 0.10, 0.035
 
 
-def _divide(glyphs: Glyphs, seed: int) -> dict[str, list[int]]:
-    """Rows of `glyphs` in each split, for all of the training samples."""
+def _divide(glyphs: Glyphs, seed: int, size: int | None) -> dict[str, list[int]]:
+    """Rows of `glyphs` in each split, those that belong to a random `size` of the training samples."""
     held_out = _held_out_names(glyphs.codepoints, seed)
     rows: dict[str, list[int]] = {split: [] for split in SPLITS}
     for row, (code, font) in enumerate(zip(glyphs.codepoints, glyphs.fonts, strict=True)):
         seen = next((split for split, fonts in HELD_OUT.items() if font.startswith(fonts)), "train")
         rows[held_out.get(code, seen)].append(row)
-    pixels = glyphs.images.numpy()
-    trained = {(glyphs.codepoints[row], pixels[row].tobytes()) for row in rows["train"]}
+    images = [
+        (code, image.tobytes()) for code, image in zip(glyphs.codepoints, glyphs.images.numpy(), strict=True)
+    ]
+    trained = {images[row] for row in rows["train"]}
+    if size is not None:
+        size = check_size(size, len(rows["train"]), "training samples")
+        place = {
+            row: hashed("sample", seed, glyphs.fonts[row], glyphs.codepoints[row]) for row in rows["train"]
+        }
+        rows["train"] = sorted(sorted(place, key=place.__getitem__)[:size])
+    names = {glyphs.codepoints[row] for row in rows["train"]}
     for split in HELD_OUT:
-        rows[split] = [i for i in rows[split] if (glyphs.codepoints[i], pixels[i].tobytes()) not in trained]
-    return _seen_names_only(rows, glyphs.codepoints)
+        rows[split] = [i for i in rows[split] if glyphs.codepoints[i] in names and images[i] not in trained]
+    return rows
 
 
 def _held_out_names(codepoints: list[int], seed: int) -> dict[int, str]:
@@ -155,20 +161,3 @@ def _held_out_names(codepoints: list[int], seed: int) -> dict[int, str]:
         held_out[code] = "test_unseen" if images < TEST_UNSEEN * len(codepoints) else "val_unseen"
         images += count[code]
     return held_out
-
-
-def _shrink(rows: dict[str, list[int]], glyphs: Glyphs, seed: int, size: int) -> dict[str, list[int]]:
-    """The splits that belong to a random `size` of the training samples; smaller subsets lie in larger ones."""
-    ranked = sorted(
-        rows["train"], key=lambda row: hashed("sample", seed, glyphs.fonts[row], glyphs.codepoints[row])
-    )
-    return _seen_names_only(rows | {"train": sorted(ranked[:size])}, glyphs.codepoints)
-
-
-def _seen_names_only(rows: dict[str, list[int]], codepoints: list[int]) -> dict[str, list[int]]:
-    """Restrict the splits of seen names to names that occur in train."""
-    names = {codepoints[row] for row in rows["train"]}
-    return {
-        split: [row for row in chosen if codepoints[row] in names] if split.endswith("_seen") else chosen
-        for split, chosen in rows.items()
-    }

@@ -25,13 +25,19 @@ LEFT_OUT = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
 )
 
+END = "<|endoftext|>"
+SMALLEST, LARGEST = 1024, 8192  # vocabularies
+_FORMAT = 1  # raise it when the same text would give other tokens
+
+_require = partial(optional_module, use="which PythonText makes its tokenizer with")
+
 
 class PythonText(Dataset[str]):
     """The source files of Python's standard library: code, comments and docstrings, several megabytes of them.
 
-    Tests, tables of character codes, documentation stored as code and copies of other files are left out. A file
-    belongs to one split as a whole, by a hash of its path. Other versions of Python have other texts: compare numbers
-    within one version only.
+    Tests, tables of character codes, documentation stored as code and copies of other files are left out, as are files
+    that are empty or cannot be read. A file belongs to one split as a whole, by a hash of its path. Other versions of
+    Python have other texts: compare numbers within one version only.
 
     Args:
         split: `train`, `validation` or `test`, about 8 : 1 : 1.
@@ -57,8 +63,29 @@ class PythonText(Dataset[str]):
     def __init__(self, split: str = "train", *, size: int = 6_000_000, seed: int = 0) -> None:
         check_split(split, SPLITS, seed)
         self.split, self.size, self.seed = split, check_count("size", size, minimum=100), seed
-        chosen = _chosen(split, self.size, seed)
-        self.files, self.texts = [name for name, _ in chosen], [text for _, text in chosen]
+        self.files: list[str] = []
+        self.texts: list[str] = []
+        folder, seen, left = library(), {"\n"}, round(self.size * SHARES[SPLITS.index(split)])
+        paths = (path.relative_to(folder) for path in folder.rglob("*.py"))
+        names = [path.as_posix() for path in paths if LEFT_OUT.isdisjoint(path.parts)]
+        if not names:
+            raise FileNotFoundError(
+                f"expected Python's standard library as source files, received {folder}, which has none (a zipped or "
+                "embedded Python). Run a Python from python.org, conda or your system's package manager."
+            )
+        own = (name for name in names if split_of(name, seed) == split)
+        for name in sorted(own, key=lambda name: hashed("order", seed, name)):
+            try:
+                text = (folder / name).read_text(encoding="utf-8").strip() + "\n"
+            except (OSError, UnicodeDecodeError):  # a few old files are Latin-1
+                continue
+            if text not in seen:
+                seen.add(text)
+                self.files.append(name)
+                self.texts.append(text[:left])
+                left -= len(text)
+            if left <= 0:
+                break
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -94,8 +121,33 @@ class PythonText(Dataset[str]):
             >>> len(tokenizer), tokenizer.decode(tokenizer("def f(x):  # ü").input_ids)
             (1024, 'def f(x):  # ü')
         """
+        vocabulary = check_count("vocabulary", vocabulary)
+        if not SMALLEST <= vocabulary <= LARGEST:
+            raise ValueError(
+                f"expected a vocabulary of {SMALLEST} to {LARGEST} tokens, received {vocabulary}. The text is too "
+                "small for more, and 256 of them are single bytes. Pass vocabulary=4096."
+            )
+        transformers, tokenizers = _require("transformers"), _require("tokenizers")
         train = self if self.split == "train" else PythonText("train", size=self.size, seed=self.seed)
-        return load_tokenizer(train.texts, vocabulary, root)
+        digests = (hashlib.sha256(text.encode()).hexdigest() for text in train.texts)
+        version = hashed(_FORMAT, vocabulary, tokenizers.__version__, *digests).hex()[:16]
+
+        def read(path: Path) -> Any:
+            try:
+                tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            except Exception:  # tokenizers raises plain Exception for whatever is wrong with a file
+                return None
+            return tokenizer if tokenizer.get_vocab_size() == vocabulary else None
+
+        def make(file: BinaryIO) -> Any:
+            tokenizer = _train(train.texts, vocabulary)
+            file.write(tokenizer.to_str().encode())
+            return tokenizer
+
+        trained = cached(root, f"python-text-{version}.json", read, make, "tokenizer(root='text-cache')")
+        return transformers.PreTrainedTokenizerFast(
+            tokenizer_object=trained, bos_token=END, eos_token=END, clean_up_tokenization_spaces=False
+        )
 
     def tokens(self, tokenizer: Any) -> Int[Tensor, "n"]:
         """All files as one sequence of tokens, int64, the tokenizer's end-of-text token after each.
@@ -132,82 +184,11 @@ def library() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
-def _sources(folder: Path) -> list[str]:
-    """Paths of the files within the folder, in a fixed order."""
-    paths = (path.relative_to(folder) for path in folder.rglob("*.py"))
-    names = sorted(path.as_posix() for path in paths if LEFT_OUT.isdisjoint(path.parts))
-    if not names:
-        raise FileNotFoundError(
-            f"expected Python's standard library as source files, received {folder}, which has none (a zipped or "
-            "embedded Python). Run a Python from python.org, conda or your system's package manager."
-        )
-    return names
-
-
-def _chosen(split: str, size: int, seed: int) -> list[tuple[str, str]]:
-    """(path, text) of one split's files, in a random order, until its share of the characters is reached.
-
-    Files that cannot be read, empty and repeated ones are left out.
-    """
-    folder, files, seen = library(), [], {"\n"}
-    left = round(size * SHARES[SPLITS.index(split)])
-    names = [name for name in _sources(folder) if split_of(name, seed) == split]
-    for name in sorted(names, key=lambda name: hashed("order", seed, name)):
-        try:
-            text = (folder / name).read_text(encoding="utf-8").strip() + "\n"
-        except (OSError, UnicodeDecodeError):  # a few old files are Latin-1
-            continue
-        if text not in seen:
-            seen.add(text)
-            files.append((name, text[:left]))
-            left -= len(text)
-        if left <= 0:
-            break
-    return files
-
-
 def split_of(name: str, seed: int) -> str:
     """The split of a file, which depends on its path alone."""
     place = int.from_bytes(hashed("split", seed, name)[:8], "big") / 2**64
     train, validation, _ = SHARES
     return "train" if place < train else "validation" if place < train + validation else "test"
-
-
-END = "<|endoftext|>"
-SMALLEST, LARGEST = 1024, 8192
-_FORMAT = 1  # raise it when the same text would give other tokens
-
-_require = partial(optional_module, use="which PythonText makes its tokenizer with")
-
-
-def load_tokenizer(texts: Sequence[str], vocabulary: int, root: str | os.PathLike[str] | None) -> Any:
-    """Read the tokenizer, or train and cache it; see `PythonText.tokenizer`."""
-    vocabulary = check_count("vocabulary", vocabulary)
-    if not SMALLEST <= vocabulary <= LARGEST:
-        raise ValueError(
-            f"expected a vocabulary of {SMALLEST} to {LARGEST} tokens, received {vocabulary}. The text is too small "
-            "for more, and 256 of them are single bytes. Pass vocabulary=4096."
-        )
-    transformers = _require("transformers")
-    digests = (hashlib.sha256(text.encode()).hexdigest() for text in texts)
-    version = hashed(_FORMAT, vocabulary, _require("tokenizers").__version__, *digests).hex()[:16]
-
-    def read(path: Path) -> Any:
-        try:
-            tokenizer = _require("tokenizers").Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception:  # tokenizers raises plain Exception for whatever is wrong with a file
-            return None
-        return tokenizer if tokenizer.get_vocab_size() == vocabulary else None
-
-    def make(file: BinaryIO) -> Any:
-        tokenizer = _train(texts, vocabulary)
-        file.write(tokenizer.to_str().encode())
-        return tokenizer
-
-    trained = cached(root, f"python-text-{version}.json", read, make, "tokenizer(root='text-cache')")
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=trained, bos_token=END, eos_token=END, clean_up_tokenization_spaces=False
-    )
 
 
 def _train(texts: Sequence[str], vocabulary: int) -> Any:

@@ -3,7 +3,7 @@
 import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -125,19 +125,13 @@ def without_side_effects(module: nn.Module) -> Iterator[None]:
     A data loader draws a random number each time that it is iterated over, and data may be augmented at random: the
     generators of torch, Python and NumPy are all restored.
     """
-    hosts = [part for part in module.modules() if isinstance(part, HostAdapter)]
-    trains = [host.objective_trains for host in hosts]
-    numpy = sys.modules.get("numpy")  # code that has not imported it draws nothing from it
-    state = random.getstate(), None if numpy is None else numpy.random.get_state()
     devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
-    try:
-        with torch.random.fork_rng(devices=list(devices)), evaluating(module):
-            for host in hosts:
+    with ExitStack() as afterwards, torch.random.fork_rng(devices=list(devices)), evaluating(module):
+        afterwards.callback(random.setstate, random.getstate())
+        if numpy := sys.modules.get("numpy"):  # code that has not imported it draws nothing from it
+            afterwards.callback(numpy.random.set_state, numpy.random.get_state())
+        for host in module.modules():
+            if isinstance(host, HostAdapter):
+                afterwards.callback(setattr, host, "objective_trains", host.objective_trains)
                 host.objective_trains = False  # else it waits for the rows of other processes
-            yield
-    finally:
-        random.setstate(state[0])
-        if numpy is not None:
-            numpy.random.set_state(state[1])
-        for host, before in zip(hosts, trains, strict=True):
-            host.objective_trains = before
+        yield

@@ -20,11 +20,8 @@ class Report:
     def _heading(self) -> str:
         raise NotImplementedError
 
-    def _footnote(self) -> str:
-        return ""
-
     def __str__(self) -> str:
-        return "\n\n".join(filter(None, (self._heading(), self.table(), self._footnote())))
+        return f"{self._heading()}\n\n{self.table()}"
 
     def asdict(self) -> dict[str, Any]:
         """Plain numbers, strings, tuples and dicts, for JSON."""

@@ -27,21 +27,26 @@ class Part(NamedTuple):
     rows: Rows
     tau: PerRow
 
+    def up_to(self, highest: float) -> "Part":
+        """Those with keys that are not higher."""
+        kept = (self.key <= highest).nonzero()[:, 0]
+        index = kept.to(self.tau.device)
+        same = len(kept) == len(self.key)
+        return self if same else Part(self.key[kept], self.rows.select(index), self.tau[index])
+
 
 class RowSample:
     """A number of rows without replacement, from a stream of unknown length.
 
-    Scores that are products stay products. Score matrices, where a host gives these, are stored for at most twice as
-    many rows as are wanted. Rows of pairs are scored against the keys of all batches, so these are stored.
-    Temperatures are predicted from the rows of a batch, as in training. How rows are cut into batches does not change
-    which are drawn.
+    Scores that are products stay products. Score matrices, where a host gives these, are stored for the sampled rows
+    alone. Rows of pairs are scored against the keys of all batches, so these are stored. Temperatures are predicted
+    from the rows of a batch, as in training. How rows are cut into batches does not change which are drawn.
     """
 
     def __init__(self, view: str, predictor: TemperaturePredictor, size: int, seed: int) -> None:
         self.view, self.predictor, self.size = view, predictor, size
         self.available = 0
         self._parts: list[Part] = []
-        self._highest = 1.0
         self._rng = generator(seed)
         self._batches: list[LinearScores] = []  # without queries: the keys of all pairs
 
@@ -52,39 +57,25 @@ class RowSample:
         number = (weight_of(rows) > 0 if single else rows.valid).nonzero()[:, 0]
         self.available += len(number)
         key = torch.rand(len(number), generator=self._rng, dtype=torch.float64)
-        taken = key <= self._highest
+        keys = torch.cat([key, *(part.key for part in self._parts)])
+        highest = float(keys.kthvalue(self.size).values) if len(keys) > self.size else 1.0
+        self._parts = [part for before in self._parts if len((part := before.up_to(highest)).key)]
+        taken = key <= highest
         chosen = rows.select(number[taken.to(number.device)])
         placed = chosen if rows.target_in_support else self._placed_in_all_batches(chosen)
         if len(chosen):
             self._parts.append(Part(key[taken], self._sharing_keys(placed), self._temperatures(chosen)))
-        if sum(len(part.key) for part in self._parts) > 2 * self.size:
-            self._drop()
 
     def drawn(self) -> tuple[list[Rows], PerRow]:
         """The rows, each over its whole support, and their temperatures."""
-        self._drop()
         if not self._parts:
             raise ValueError(
                 f"expected batches with at least one row that counts in view {self.view!r}, received none. Pass "
                 "batches that are not empty, with labels other than -100."
             )
         rows = [part.rows for part in self._parts]
-        if self._batches:
-            rows = [self._over_all_keys(rows)]
-        return rows, torch.cat([part.tau for part in self._parts])
-
-    def _drop(self) -> None:
-        """Drop all rows but those of the smallest keys."""
-        keys = torch.cat([torch.empty(0, dtype=torch.float64), *(part.key for part in self._parts)])
-        if len(keys) <= self.size:
-            return
-        self._highest = float(keys.kthvalue(self.size).values)
-        parts, self._parts = self._parts, []
-        for key, rows, tau in parts:
-            kept = (key <= self._highest).nonzero()[:, 0]
-            if len(kept):
-                index = kept.to(tau.device)
-                self._parts.append(Part(key[kept], rows.select(index), tau[index]))
+        tau = torch.cat([part.tau for part in self._parts])
+        return [self._over_all_keys(rows)] if self._batches else rows, tau
 
     def _temperatures(self, rows: Rows) -> PerRow:
         if not self.predictor.reads_scores:
@@ -179,10 +170,7 @@ class RobustLosses:
     tau: PerRow  # predicted
     optimum: PerRow
     constant: float  # the best constant on these rows
-    at_tau: PerRow
-    at_optimum: PerRow
-    at_constant: PerRow
-    at_mean: PerRow  # at the mean of the predicted temperatures
+    at: dict[str, PerRow]  # by the names that `AmortisationGap` has for their means
 
     def mean(self, x: PerRow) -> float:
         """Weighted mean over rows."""
@@ -195,8 +183,10 @@ def robust_losses(
     """Losses of batches of rows with these predicted temperatures; margins exist a block at a time."""
     tau = tau.detach().cpu().double()
     weight = torch.cat([weight_of(r) for r in rows]).detach().cpu().double()
-    share = weight / weight.sum()
-    blocks, columns = _blocks(rows), []
+    share, blocks, columns = weight / weight.sum(), [], []
+    for batch in rows:
+        step = max(1, OUTCOMES_AT_A_TIME // batch.scores.shape[1])
+        blocks += [batch.select(slice(first, first + step)) for first in range(0, len(batch), step)]
     parts = zip(blocks, torch.split(tau, [len(block) for block in blocks]), strict=True)
     for block, predicted in with_progress(list(parts), title):
         margins = Margins(block, rho)
@@ -211,7 +201,9 @@ def robust_losses(
             f"of {len(bad)} sampled rows. Look at the inputs, or load a checkpoint from before the model diverged."
         )
     constant, at_constant = _best_constant(blocks, share, optimum, rho)
-    return RobustLosses(weight, tau, optimum, constant, at_tau, at_optimum, at_constant, at_mean)
+    names = "loss", "loss_optimum", "loss_same_mean", "loss_constant"
+    losses = dict(zip(names, (at_tau, at_optimum, at_mean, at_constant), strict=True))
+    return RobustLosses(weight, tau, optimum, constant, losses)
 
 
 def _best_constant(blocks: list[Rows], share: PerRow, optimum: PerRow, rho: float) -> tuple[float, PerRow]:
@@ -225,18 +217,10 @@ def _best_constant(blocks: list[Rows], share: PerRow, optimum: PerRow, rho: floa
         _, kl, slope = at(float(tau)) @ share
         return kl[None], slope[None]
 
-    logs = optimum.log()
-    low, high = logs.min()[None], logs.max()[None]
-    start = (share @ logs)[None].clamp(low, high)
-    # A step of 1e-7 is below what the mean loss, flat there, can show.
+    ends = optimum.aminmax()
+    low, high = (end.log()[None] for end in ends)
+    start = (share @ optimum.log())[None].clamp(low, high)
+    # A step of 1e-7 is below what the mean loss, flat there, can show. A minimum at an end is approached in such steps.
     best = math.exp(float(log_tau_at(rho, kl_and_slope, low, high, _STEPS, start=start, tolerance=1e-7)))
+    best = next((float(end) for end in ends if math.isclose(end, best, rel_tol=1e-6)), best)
     return best, at(best)[0]
-
-
-def _blocks(rows: list[Rows]) -> list[Rows]:
-    """The rows, so many outcomes at a time."""
-    blocks = []
-    for batch in rows:
-        step = max(1, OUTCOMES_AT_A_TIME // batch.scores.shape[1])
-        blocks += [batch.select(slice(first, first + step)) for first in range(0, len(batch), step)]
-    return blocks

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from dro_temp._typing import PerRow
 from dro_temp.evaluation._batches import ScoredRows
 from dro_temp.evaluation._reports import SHARES
 from dro_temp.functional.reliability import Reliability, reliability_sums
@@ -20,29 +19,36 @@ class TemperatureSums:
     r"""Sums over rows at one temperature, or at those of a predictor.
 
     With $z = s / \tau$: the negative log-likelihood is $\log \sum_j e^{z_j} - z_y$, the confidence
-    $e^{\max_j z_j} / \sum_j e^{z_j}$, and the robust loss $\tau (\mathrm{nll} - \log m + \rho)$.
+    $e^{\max_j z_j} / \sum_j e^{z_j}$, and the robust loss $\tau (\mathrm{nll} - \log m + \rho)$. The Brier score, which
+    torchmetrics 1.9 has for two classes only, is $\sum_j p_j^2 - 2 p_y + 1$; it is NaN unless asked for.
     """
 
-    def __init__(self, tau: float | TemperaturePredictor, rho: float, bins: int) -> None:
-        self._tau, self._rho = tau, rho
+    def __init__(
+        self, tau: float | TemperaturePredictor, rho: float, bins: int, *, brier: bool = False
+    ) -> None:
+        self._tau, self._rho, self._brier = tau, rho, brier
         self._bins = torch.zeros(3, bins, dtype=torch.float64)
-        self._sums = torch.zeros(4, dtype=torch.float64)
+        self._sums = torch.zeros(5, dtype=torch.float64)
         self._taus: list[Tensor] = []  # one number per row: exact quantiles are worth it
 
-    def add(self, rows: ScoredRows) -> PerRow:
-        """Add a block of rows; their temperatures."""
+    def add(self, rows: ScoredRows) -> None:
+        """Add a block of rows."""
         chosen = self._tau
         tau = torch.full_like(rows.top, chosen) if isinstance(chosen, float) else chosen.predict(rows.rows)
         tau = tau.to(rows.scores.dtype)
         # Relative to the largest score: nothing is lost at a low temperature.
-        log_partition = ((rows.scores - rows.top[:, None]) / tau[:, None]).logsumexp(1)
+        z = (rows.scores - rows.top[:, None]) / tau[:, None]
+        log_partition = z.logsumexp(1)
         nll = (rows.top - rows.target_score) / tau + log_partition
         robust = tau * (nll - math.log(rows.rows.support_size) + self._rho)
         confidence, correct, weight = (x.cpu() for x in ((-log_partition).exp(), rows.correct, rows.weight))
         self._bins += reliability_sums(confidence, correct, weight, self._bins.shape[1])
-        self._sums += torch.stack([torch.ones_like(nll), nll, robust, tau]).cpu().double() @ weight.double()
+        squares = (z.mul_(2).logsumexp(1) - 2 * log_partition).exp() if self._brier else torch.nan
+        brier = (squares - 2 * (-nll).exp() + 1).clamp(min=0)
+        self._sums += (
+            torch.stack([torch.ones_like(nll), nll, robust, tau, brier]).cpu().double() @ weight.double()
+        )
         self._taus.append(tau.cpu().float())
-        return tau
 
     @property
     def rows(self) -> int:
@@ -50,10 +56,10 @@ class TemperatureSums:
         return sum(map(len, self._taus))
 
     @property
-    def means(self) -> tuple[float, float, float]:
-        """Negative log-likelihood in nats, robust loss, and temperature."""
-        nll, robust, tau = (self._sums[1:] / self._sums[0]).tolist()
-        return nll, robust, tau
+    def means(self) -> tuple[float, float, float, float]:
+        """Negative log-likelihood in nats, robust loss, temperature, and Brier score."""
+        nll, robust, tau, brier = (self._sums[1:] / self._sums[0]).tolist()
+        return nll, robust, tau, brier
 
     @property
     def reliability(self) -> Reliability:

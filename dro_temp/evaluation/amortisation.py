@@ -29,6 +29,8 @@ from dro_temp.objective import Objective
 
 Pair = tuple[float, float]
 
+_WITH_INTERVALS = ("gap", "recovered", "rank_correlation")
+
 
 @dataclass(frozen=True)
 class TemperatureSpread:
@@ -130,7 +132,7 @@ class AmortisationGap(Report):
             lines.append([name, f"{loss:.4f}", f"{loss - optimum:.4f}", share, *tau])
         return lines
 
-    def _footnote(self) -> str:
+    def __str__(self) -> str:
         gap = "gap {:.4f} [{:.4f}, {:.4f}]".format(self.gap, *self.gap_interval)
         shares = (100 * x for x in (self.recovered, *self.recovered_interval))
         share = "recovered {:.1f} % [{:.1f}, {:.1f}]".format(*shares)
@@ -138,7 +140,8 @@ class AmortisationGap(Report):
             share = "recovered –"
         correlation = self.rank_correlation, *self.rank_correlation_interval
         rank = "rank correlation {:.2f} [{:.2f}, {:.2f}]".format(*correlation)
-        return f"{gap}, {share}, {rank} ({100 * self.confidence:g} % bootstrap over rows)"
+        level = f"{100 * self.confidence:g} % bootstrap over rows"
+        return f"{super().__str__()}\n\n{gap}, {share}, {rank} ({level})"
 
 
 def amortisation_gap(
@@ -202,8 +205,10 @@ def amortisation_gap(
 
     Source: arXiv 2404.04575, equation 6, for $F_i$.
     """
-    options = rows, seed, tau_min, tau_max, resamples, confidence, progress
-    return measured(objective, batches, *options)[0]
+    return GapLog(
+        objective, batches, rows=rows, seed=seed, tau_min=tau_min, tau_max=tau_max, resamples=resamples,
+        confidence=confidence, progress=progress,
+    ).measure()  # fmt: skip
 
 
 class GapLog:
@@ -213,15 +218,10 @@ class GapLog:
     log's batches share no sampler or generator with training.
 
     Args:
-        objective: as for `amortisation_gap`.
+        objective: as for `amortisation_gap`, as are the options that are not listed here.
         batches: as for `amortisation_gap`; a few thousand held-out rows, say. For pairs all of them are the support.
         every: steps between two measurements.
         rows: rows of each view; the same ones each time, if the batches are.
-        seed: of the sample, and of the bootstrap.
-        tau_min: lower bound of the optimum; by default that of each view's predictor.
-        tau_max: upper bound.
-        resamples: bootstrap samples.
-        confidence: level of the intervals.
 
     Attributes:
         steps: optimizer steps so far.
@@ -266,12 +266,25 @@ class GapLog:
         tau_max: float | None = None,
         resamples: int = 200,
         confidence: float = 0.95,
+        progress: bool = False,
     ) -> None:
-        checked_radii(objective, rows, seed, resamples, confidence)
-        with without_side_effects(objective):
+        check_inside("confidence", confidence, 0.0, 1.0)
+        instead = "Pass the Objective itself, model.module of DistributedDataParallel, say."
+        check_kind("objective", objective, Objective, instead)
+        for view, loss in objective.losses.items():
+            if not isinstance(loss, KLRobustLoss):
+                raise TypeError(
+                    f"expected a KLRobustLoss in view {view!r}, whose radius rho defines the best temperature of a "
+                    f"row, received {type(loss).__name__}. Pass dt.Objective(objective.host, predictor, "
+                    "dt.KLRobustLoss(rho=1.0)) to measure the predictor against that loss."
+                )
+        with without_side_effects(objective):  # an iterator of a data loader draws a random number
             check_batches(batches=batches)
         self.objective, self.batches, self.every = objective, batches, check_count("every", every)
-        self._options = rows, seed, tau_min, tau_max, resamples, confidence
+        self._rows, self._seed = check_count("rows", rows), check_count("seed", seed, 0)
+        self._tau_min, self._tau_max = tau_min, tau_max
+        self._resamples, self._confidence = check_count("resamples", resamples), confidence
+        self._progress = progress
         self.load_state_dict({"steps": 0, "history": {}, "temperatures": []})
 
     def step(self) -> dict[str, AmortisationGap] | None:
@@ -281,13 +294,42 @@ class GapLog:
 
     def measure(self) -> dict[str, AmortisationGap]:
         """Measure and record the gaps now, for example before training or after it."""
-        gaps, taus = measured(self.objective, self.batches, *self._options)
+        samples, bounds, objective = {}, {}, self.objective
+        for view in objective.host.views:
+            predictor = objective.predictors[view]
+            assert isinstance(predictor, TemperaturePredictor)
+            low = predictor.tau_min if self._tau_min is None else self._tau_min
+            high = predictor.tau_max if self._tau_max is None else self._tau_max
+            if low == high == predictor.tau_min:
+                raise ValueError(
+                    f"expected bounds to search, received a {type(predictor).__name__} at {low} in view {view!r}, "
+                    "which has none. Pass tau_min=0.01, tau_max=1.0, or those of the predictor that it is compared "
+                    "with."
+                )
+            check_bounds(low, high)
+            bounds[view] = low, high
+            samples[view] = RowSample(view, predictor, self._rows, self._seed)
+        with without_side_effects(objective):
+            for batch in with_progress(self.batches, "rows" if self._progress else None):
+                by_view = rows_of(objective.host, batch)
+                for view, sample in samples.items():
+                    sample.offer(by_view[view])
+            measured = {view: self._gap(sample, bounds[view]) for view, sample in samples.items()}
+        gaps = {view: gap for view, (gap, _) in measured.items()}
         figures: dict[str, float] = {"step": self.steps}
         for view, gap in gaps.items():
-            figures |= {f"{view}/{name}": value for name, value in _figures(gap).items()}
+            for name in ("loss", "loss_optimum", "loss_constant", "loss_same_mean", "constant"):
+                figures[f"{view}/{name}"] = getattr(gap, name)
+            for prefix in ("tau", "optimum"):
+                for name in ("mean", "std", "at_bound"):
+                    figures[f"{view}/{prefix}_{name}"] = getattr(getattr(gap, prefix), name)
+            for name in _WITH_INTERVALS:
+                low, high = getattr(gap, f"{name}_interval")
+                own = {"": getattr(gap, name), "_low": low, "_high": high}
+                figures |= {f"{view}/{name}{end}": value for end, value in own.items()}
         for name, value in figures.items():
             self.history.setdefault(name, []).append(value)
-        self.temperatures.append((self.steps, {view: tau.float() for view, tau in taus.items()}))
+        self.temperatures.append((self.steps, {view: tau.float() for view, (_, tau) in measured.items()}))
         return gaps
 
     def state_dict(self) -> dict[str, Any]:
@@ -299,114 +341,52 @@ class GapLog:
         state = copy.deepcopy(state)
         self.steps, self.history, self.temperatures = state["steps"], state["history"], state["temperatures"]
 
-
-def measured(
-    objective: Objective, batches: Iterable[HostBatch], rows: int, seed: int, tau_min: float | None,
-    tau_max: float | None, resamples: int, confidence: float, progress: bool = False,
-) -> tuple[dict[str, AmortisationGap], dict[str, PerRow]]:  # fmt: skip
-    """As `amortisation_gap`, with the predicted temperatures of the sampled rows."""
-    radii = checked_radii(objective, rows, seed, resamples, confidence)
-    samples, bounds = {}, {}
-    for view in objective.host.views:
-        predictor = objective.predictors[view]
-        assert isinstance(predictor, TemperaturePredictor)
-        bounds[view] = _bounds(view, predictor, tau_min, tau_max)
-        samples[view] = RowSample(view, predictor, rows, seed)
-    with without_side_effects(objective):
-        check_batches(batches=batches)  # inside, since an iterator of a data loader draws a random number
-        for batch in with_progress(batches, "rows" if progress else None):
-            by_view = rows_of(objective.host, batch)
-            for view, sample in samples.items():
-                sample.offer(by_view[view])
-        gaps, taus = {}, {}
-        for view, sample in samples.items():
-            options = bounds[view], resamples, confidence, seed, progress
-            gaps[view], taus[view] = _gap(sample, radii[view], *options)
-    return gaps, taus
-
-
-def checked_radii(
-    objective: Objective, rows: int, seed: int, resamples: int, confidence: float
-) -> dict[str, float]:
-    """The radius of each view's loss; raise on a wrong argument, and unless every row has a best temperature."""
-    check_count("rows", rows)
-    check_count("seed", seed, 0)
-    check_count("resamples", resamples)
-    check_inside("confidence", confidence, 0.0, 1.0)
-    instead = "Pass the Objective itself, model.module of DistributedDataParallel, say."
-    check_kind("objective", objective, Objective, instead)
-    radii = {}
-    for view, loss in objective.losses.items():
-        if not isinstance(loss, KLRobustLoss):
-            raise TypeError(
-                f"expected a KLRobustLoss in view {view!r}, whose radius rho defines the best temperature of a row, "
-                f"received {type(loss).__name__}. Pass dt.Objective(objective.host, predictor, "
-                "dt.KLRobustLoss(rho=1.0)) to measure the predictor against that loss."
+    def _gap(self, sample: RowSample, bounds: Pair) -> tuple[AmortisationGap, PerRow]:
+        view, (rows, tau), loss = sample.view, sample.drawn(), self.objective.losses[sample.view]
+        assert isinstance(loss, KLRobustLoss)
+        rho, m = loss.rho, min(r.support_size for r in rows)
+        if m == 0 or 0 < rho >= math.log(m):
+            more = "" if rows[0].target_in_support else "more data, all that the loss was trained on, or "
+            raise ValueError(
+                f"expected rho < log m in view {view!r}, received rho={rho} and m={m} outcomes in a row's support, log "
+                f"m = {math.log(max(m, 1)):.4g}: every temperature would collapse to tau_min. Pass {more}a smaller rho."
             )
-        radii[view] = loss.rho
-    return radii
+        # A little wider where float32 rounds the bounds so: a prediction at its bound is not outside.
+        low, high = torch.tensor(bounds).tolist()
+        wider = min(low, bounds[0]), max(high, bounds[1])
+        title = f"best temperatures, {view}" if self._progress else None
+        losses = robust_losses(view, rows, tau, rho, wider, title)
+        gap = AmortisationGap(
+            view=view, rows=len(losses.tau), available=sample.available, outcomes=m,
+            rho=rho, tau_min=bounds[0], tau_max=bounds[1], constant=min(max(losses.constant, bounds[0]), bounds[1]),
+            **self._means(losses), confidence=self._confidence,
+            tau=_spread(losses, losses.tau, bounds), optimum=_spread(losses, losses.optimum, bounds),
+        )  # fmt: skip
+        return gap, losses.tau
 
+    def _means(self, losses: RobustLosses) -> dict[str, Any]:
+        """Mean losses; gap, share recovered and rank correlation with intervals over rows, NaN where undefined."""
+        columns = torch.stack([losses.at[name] for name in ("loss", "loss_constant", "loss_optimum")], 1)
+        # In the float32 of predictors, in which a constant is constant.
+        ranks = places(check_tau(losses.tau.float())), places(check_tau(losses.optimum.float()))
 
-def _bounds(view: str, predictor: TemperaturePredictor, low: float | None, high: float | None) -> Pair:
-    low, high = predictor.tau_min if low is None else low, predictor.tau_max if high is None else high
-    if low == high == predictor.tau_min:
-        raise ValueError(
-            f"expected bounds to search, received a {type(predictor).__name__} at {low} in view {view!r}, which "
-            "has none. Pass tau_min=0.01, tau_max=1.0, or those of the predictor that it is compared with."
+        def figures(times: Tensor) -> list[float]:
+            """Of rows that are counted so many times, [n]."""
+            weight = losses.weight * times
+            loss, constant, optimum = (weight @ columns / weight.sum()).tolist()
+            correlation = float(rank_correlation(*ranks, weight))
+            return [loss - optimum, recovered_share(loss, constant, optimum), correlation]
+
+        rng, n = generator(self._seed), len(losses.tau)
+        whole = figures(torch.ones(n, dtype=torch.float64))
+        drawn = torch.tensor(
+            [figures(times_drawn(n, rng)) for _ in range(self._resamples)], dtype=torch.float64
         )
-    check_bounds(low, high)
-    return low, high
-
-
-def _gap(
-    sample: RowSample, rho: float, bounds: Pair, resamples: int, confidence: float, seed: int, progress: bool
-) -> tuple[AmortisationGap, PerRow]:
-    view, (rows, tau) = sample.view, sample.drawn()
-    m = min(r.support_size for r in rows)
-    if m == 0 or 0 < rho >= math.log(m):
-        more = "" if rows[0].target_in_support else "more data, all that the loss was trained on, or "
-        raise ValueError(
-            f"expected rho < log m in view {view!r}, received rho={rho} and m={m} outcomes in a row's support, "
-            f"log m = {math.log(max(m, 1)):.4g}: every temperature would collapse to tau_min. Pass {more}a smaller rho."
-        )
-    # A little wider where float32 rounds the bounds so: a prediction at its bound is not outside.
-    low, high = torch.tensor(bounds).tolist()
-    wider = min(low, bounds[0]), max(high, bounds[1])
-    losses = robust_losses(view, rows, tau, rho, wider, f"best temperatures, {view}" if progress else None)
-    gap = AmortisationGap(
-        view=view, rows=len(losses.tau), available=sample.available, outcomes=m,
-        rho=rho, tau_min=bounds[0], tau_max=bounds[1], constant=losses.constant,
-        loss=losses.mean(losses.at_tau), loss_optimum=losses.mean(losses.at_optimum),
-        loss_constant=losses.mean(losses.at_constant), loss_same_mean=losses.mean(losses.at_mean),
-        **_bootstrap(losses, resamples, confidence, seed),
-        tau=_spread(losses, losses.tau, bounds), optimum=_spread(losses, losses.optimum, bounds),
-        confidence=confidence,
-    )  # fmt: skip
-    return gap, losses.tau
-
-
-def _bootstrap(losses: RobustLosses, resamples: int, confidence: float, seed: int) -> dict[str, Any]:
-    """Gap, share recovered and rank correlation, with percentile intervals over rows; NaN where undefined."""
-    columns = torch.stack([losses.at_tau, losses.at_constant, losses.at_optimum], 1)
-    # In the float32 of predictors, in which a constant is constant.
-    ranks = places(check_tau(losses.tau.float())), places(check_tau(losses.optimum.float()))
-
-    def figures(times: Tensor) -> list[float]:
-        """Of rows that are counted so many times, [n]."""
-        weight = losses.weight * times
-        loss, constant, optimum = (weight @ columns / weight.sum()).tolist()
-        correlation = float(rank_correlation(*ranks, weight))
-        return [loss - optimum, recovered_share(loss, constant, optimum), correlation]
-
-    rng, n = generator(seed), len(losses.tau)
-    whole = figures(torch.ones(n, dtype=torch.float64))
-    drawn = torch.tensor([figures(times_drawn(n, rng)) for _ in range(resamples)], dtype=torch.float64)
-    drawn += 0.0 * torch.tensor(whole)  # a figure that is undefined for the rows has no interval
-    names = "gap", "recovered", "rank_correlation"
-    intervals = {
-        f"{name}_interval": interval(x, confidence) for name, x in zip(names, drawn.unbind(1), strict=True)
-    }
-    return dict(zip(names, whole, strict=True)) | intervals
+        drawn += 0.0 * torch.tensor(whole)  # a figure that is undefined for the rows has no interval
+        means: dict[str, Any] = {name: losses.mean(x) for name, x in losses.at.items()}
+        for name, value, column in zip(_WITH_INTERVALS, whole, drawn.unbind(1), strict=True):
+            means |= {name: value, f"{name}_interval": interval(column, self._confidence)}
+        return means
 
 
 def _spread(losses: RobustLosses, tau: PerRow, bounds: Pair) -> TemperatureSpread:
@@ -420,14 +400,3 @@ def _spread(losses: RobustLosses, tau: PerRow, bounds: Pair) -> TemperatureSprea
     std = losses.mean((tau - mean).square()) ** 0.5
     quantiles = dict(zip(SHARES, value[place].tolist(), strict=True))
     return TemperatureSpread(mean, std, quantiles, losses.mean(near.double()))
-
-
-def _figures(gap: AmortisationGap) -> dict[str, float]:
-    names = ("loss", "loss_optimum", "loss_constant", "loss_same_mean", "constant")
-    figures = {name: getattr(gap, name) for name in names}
-    for prefix, spread in (("tau", gap.tau), ("optimum", gap.optimum)):
-        figures |= {f"{prefix}_{name}": getattr(spread, name) for name in ("mean", "std", "at_bound")}
-    for name in ("gap", "recovered", "rank_correlation"):
-        low, high = getattr(gap, f"{name}_interval")
-        figures |= {name: getattr(gap, name), f"{name}_low": low, f"{name}_high": high}
-    return figures

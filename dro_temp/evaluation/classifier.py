@@ -13,7 +13,6 @@ from torch import Tensor
 from dro_temp._checks import check_bounds, check_count, check_floats, check_kind, check_tensor
 from dro_temp._modes import evaluating
 from dro_temp._optional import optional_module
-from dro_temp._typing import PerRow
 from dro_temp.evaluation._batches import (
     HostBatch,
     Predictors,
@@ -39,22 +38,11 @@ def expected_calibration_error(
 
     $$\mathrm{ECE} = \sum_b \frac{|B_b|}{n}\, \bigl|\mathrm{acc}(B_b) - \mathrm{conf}(B_b)\bigr|$$
 
-    It takes confidences, and so also serves tokens, whose probabilities do not fit into memory.
+    A number in [0, 1], from the arguments of [`reliability`][dro_temp.evaluation.reliability], which raises the same
+    errors. It takes confidences, and so also serves tokens, whose probabilities do not fit into memory.
     `torchmetrics.classification.MulticlassCalibrationError` takes all probabilities, gathers over processes, and has
     other norms. The two differ only for a confidence of exactly 1, frequent in float32 for an overconfident model: it
     belongs to the last bin here and has a bin of its own there, which makes their value the same or larger.
-
-    Args:
-        confidence: probability of the most probable outcome of each row, in [0, 1].
-        correct: True where that outcome is the target.
-        bins: number of bins of [0, 1]; a confidence on an edge belongs to the bin above it.
-
-    Returns:
-        A number in [0, 1].
-
-    Raises:
-        ValueError: no rows, shapes that differ, or a confidence outside [0, 1].
-        TypeError: `correct` is not boolean, or `bins` no int.
 
     Example:
         >>> confidence = torch.ones(4)
@@ -160,17 +148,11 @@ class ClassifierReport(Comparison[CalibrationScheme]):
         )
 
     def _lines(self) -> list[list[str]]:
-        rows = (
-            [
-                s.name,
-                f"{s.nll:.4f}",
-                f"{100 * s.ece:.2f}",
-                f"{s.brier:.4f}",
-                *tau_cells(s.tau_mean, s.tau_quantiles),
-            ]
-            for s in self.schemes
-        )
-        return [["temperature", "NLL (nats)", "ECE (%)", "Brier", *TAU_TITLES], *rows]
+        lines = [["temperature", "NLL (nats)", "ECE (%)", "Brier", *TAU_TITLES]]
+        for s in self.schemes:
+            cells = [s.name, f"{s.nll:.4f}", f"{100 * s.ece:.2f}", f"{s.brier:.4f}"]
+            lines.append([*cells, *tau_cells(s.tau_mean, s.tau_quantiles)])
+        return lines
 
 
 def evaluate_classifier(
@@ -242,41 +224,26 @@ def evaluate_classifier(
     with evaluating(host, *named.values()):
         (best,) = best_constants(lambda: _labelled_rows(host, validation, title), None, tau_min, tau_max)
         _warn_at_bound(best, tau_min, tau_max)
-        sums = {ONE: _BrierSums(1.0, bins), CONSTANT: _BrierSums(best, bins)}
-        sums |= {name: _BrierSums(predictor, bins) for name, predictor in named.items()}
+        taus: dict[str, float | TemperaturePredictor] = {ONE: 1.0, CONSTANT: best, **named}
+        sums = {name: TemperatureSums(tau, 0.0, bins, brier=True) for name, tau in taus.items()}
         for rows in _labelled_rows(host, test, "test" if progress else None):
             # Not average="macro": it counts a class without rows, once it is predicted, as one always missed.
             accuracy = accuracy or metrics.MulticlassAccuracy(rows.rows.support_size, average="none")
             accuracy.update(rows.predicted.cpu(), rows.label.cpu())
             for s in sums.values():
                 s.add(rows)
-    of_class = accuracy.tp + accuracy.fn
+    schemes, of_class = [], accuracy.tp + accuracy.fn
+    for name, s in sums.items():
+        nll, _, tau, brier = s.means
+        calibration = s.reliability
+        schemes.append(CalibrationScheme(name, nll, calibration.error, brier, tau, s.quantiles, calibration))
     return ClassifierReport(
         samples=sums[ONE].rows,
         classes=int(accuracy.num_classes),
         accuracy=100.0 * int(accuracy.tp.sum()) / int(of_class.sum()),
         balanced_accuracy=100.0 * float(accuracy.compute()[of_class > 0].double().mean()),
-        schemes=tuple(s.scheme(name) for name, s in sums.items()),
+        schemes=tuple(schemes),
     )
-
-
-class _BrierSums(TemperatureSums):
-    """With the Brier score, which torchmetrics 1.9 has for two classes only."""
-
-    def __init__(self, tau: float | TemperaturePredictor, bins: int) -> None:
-        super().__init__(tau, 0.0, bins)
-        self._brier = 0.0
-
-    def add(self, rows: ScoredRows) -> PerRow:
-        tau = super().add(rows)
-        difference = ((rows.scores - rows.top[:, None]) / tau[:, None]).softmax(1)
-        difference[torch.arange(len(difference)), rows.label] -= 1
-        self._brier += float(difference.square().sum(1).double().sum())
-        return tau
-
-    def scheme(self, name: str) -> CalibrationScheme:
-        (nll, _, tau), brier, bins = self.means, self._brier / self.rows, self.reliability
-        return CalibrationScheme(name, nll, bins.error, brier, tau, self.quantiles, bins)
 
 
 def _warn_at_bound(best: float, tau_min: float, tau_max: float) -> None:

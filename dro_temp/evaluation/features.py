@@ -181,7 +181,7 @@ def class_embeddings(
             it belongs to runs in evaluation mode, which is then undone; for a bare function, set the mode yourself.
         tokenizer: from a list of strings to the input of `encode_text`; a mapping is passed as keywords where
             `encode_text` takes keywords only, as that of `HFDualEncoder` does.
-        classnames: one name per class.
+        classnames: one name per class, in the order of the class numbers.
         templates: strings with {} in place of the name, or functions of the name.
         batch_size: prompts that are encoded at once; those of one class stay together.
         progress: show a progress bar.
@@ -388,7 +388,13 @@ def linear_probe(
 
     Source: Radford et al., arXiv 2103.00020, appendix A.3.
     """
-    splits = _checked({"train": train, "validation": validation, "test": test})
+    named = {"train": train, "validation": validation, "test": test}
+    for name, split in named.items():
+        if not (isinstance(split, tuple | list) and len(split) == 2):
+            raise TypeError(
+                f"expected {name} as a pair, received {type(split).__name__}. Pass {name}=(features, label)."
+            )
+    check_features(**{name: x for name, (x, _) in named.items()})
     check_several("strengths", strengths, "Pass strengths=(1e-3, 1e-5).")
     for strength in strengths:
         check_positive("strength", strength)
@@ -396,6 +402,11 @@ def linear_probe(
     if not order:
         raise ValueError("expected at least one strength, received none. Pass strengths=(1e-3, 1e-5).")
     check_count("steps", steps)
+    dtype = torch.float64 if any(x.dtype == torch.float64 for x, _ in named.values()) else torch.float32
+    splits = [
+        (x.to(train[0].device, dtype), check_labels(f"{name}_label", y, len(x)).to(train[0].device))
+        for name, (x, y) in named.items()
+    ]
     (x, label), on_validation, on_test = splits
     classes = 1 + max(int(y.max()) for _, y in splits)
     model = x.new_zeros(x.shape[1], classes), x.new_zeros(classes)
@@ -408,21 +419,6 @@ def linear_probe(
         both = torch.cat([x, on_validation[0]]), torch.cat([label, on_validation[1]])
         model = fitted(*both, best, models[best], steps)
     return ProbeReport(_accuracy(model, *on_test), best, accuracy)
-
-
-def _checked(splits: dict[str, Labelled]) -> list[Labelled]:
-    for name, split in splits.items():
-        if not (isinstance(split, tuple | list) and len(split) == 2):
-            raise TypeError(
-                f"expected {name} as a pair, received {type(split).__name__}. Pass {name}=(features, label)."
-            )
-    check_features(**{name: x for name, (x, _) in splits.items()})
-    dtype = torch.float64 if any(x.dtype == torch.float64 for x, _ in splits.values()) else torch.float32
-    device = splits["train"][0].device
-    return [
-        (x.to(device, dtype), check_labels(f"{name}_label", y, len(x)).to(device))
-        for name, (x, y) in splits.items()
-    ]
 
 
 def _accuracy(model: Linear, x: Tensor, label: Tensor) -> float:

@@ -33,9 +33,8 @@ class TemperatureScheme:
         ece: expected calibration error of the most probable token, in [0, 1].
         robust_loss: mean of tau (log-mean-exp of margins / tau + rho); None, as the next two, without a radius.
         gap: mean robust loss above that of the optimum of each token: the amortisation gap.
-        recovered: share of the optimum's gain over the best constant temperature: 0 for that constant, 1 for the
-            optimum, negative if worse than the constant; NaN if there is nothing to gain. The table shows a dash where
-            the attainable gain rounds to 0.0000.
+        recovered: share of the optimum's gain over the best constant, as in `AmortisationGap`. The table shows a dash
+            where the attainable gain rounds to 0.0000.
         tau_mean: mean temperature.
         tau_quantiles: temperature by share of tokens below it: 0.5 is the median.
     """
@@ -100,15 +99,11 @@ def evaluate_language(
 ) -> LanguageReport:
     r"""Predicted temperatures of a language model, between the best constant one and the optimum of every token.
 
-    The robust loss of one token is $F(\tau) = \tau\,(\mathrm{nll}(s/\tau) - \log m + \rho)$, and the share of the
-    optimum's gain that a predictor recovers
-
-    $$\frac{\bar F(\tau_c) - \bar F(\tau_{\mathrm{net}})}{\bar F(\tau_c) - \bar F(\tau^*)},$$
-
-    $\tau_c$ the best constant on the validation data and $\tau_i^* = \arg\min F_i$ within the bounds. It measures
-    how well the predictor optimises its training objective. Whether that helps the likelihood, the perplexity tells:
-    the optimum gives every token's distribution the entropy $\log m - \rho$, and often makes the likelihood of a
-    frozen model worse.
+    The robust loss of one token is $F(\tau) = \tau\,(\mathrm{nll}(s/\tau) - \log m + \rho)$. The gap, and the share of
+    the optimum's gain that a predictor recovers, are those of
+    [`amortisation_gap`][dro_temp.evaluation.amortisation_gap], with the best constant of the validation data: how well
+    the predictor optimises its training objective. Whether that helps the likelihood, the perplexity tells: the
+    optimum gives every token the entropy $\log m - \rho$, and often makes the likelihood of a frozen model worse.
 
     The validation data are read three times, the test data once, in evaluation mode, a few thousand tokens at a time.
 
@@ -167,7 +162,7 @@ def evaluate_language(
     robust = {name: s.means[1] for name, s in sums.items()}
     schemes = []
     for name, s in sums.items():
-        nll, loss, tau = s.means
+        nll, loss, tau, _ = s.means
         gains: tuple[float | None, float | None, float | None] = (None, None, None)
         if rho is not None:
             recovered = recovered_share(loss, robust[BY_ROBUST], robust[OPTIMUM])

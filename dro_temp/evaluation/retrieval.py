@@ -53,7 +53,23 @@ def retrieval_recall(
         {1: 50.0, 4: 100.0}
     """
     ks = check_ks(ks)
-    _check(queries, gallery, query_label, gallery_label)
+    check_floats("queries", queries)
+    check_floats("gallery", gallery)
+    check_integers("query_label", query_label)
+    check_integers("gallery_label", gallery_label)
+    shapes = q, g, *labels = [list(x.shape) for x in (queries, gallery, query_label, gallery_label)]
+    if not (len(q) == len(g) == 2 and q[1] == g[1] and labels == [q[:1], g[:1]] and len(queries) > 0):
+        raise ValueError(
+            "expected queries [n d], gallery [m d], query_label [n] and gallery_label [m] with n > 0, received "
+            f"{', '.join(map(str, shapes))}. Give one embedding and one label per item, in the same order."
+        )
+    missing = (~torch.isin(query_label, gallery_label)).nonzero()[:, 0].tolist()
+    if missing:
+        raise ValueError(
+            f"expected the label of every query in the gallery, received label {int(query_label[missing[0]])} of query "
+            f"{missing[0]} (and {len(missing) - 1} more), which no item has. Leave those queries out, or enlarge the "
+            "gallery: keep = torch.isin(query_label, gallery_label)."
+        )
     queries, gallery = queries.float(), gallery.float()
     slack = ROUNDING * queries.norm(dim=1) * gallery.norm(dim=1).max()
     blocks = in_blocks(len(gallery), queries, query_label, slack)
@@ -139,23 +155,3 @@ def caption_recall(
         retrieval_recall(images[queries], texts, queries, image_of, ks, progress=progress),
         retrieval_recall(texts, images, image_of, number, ks, progress=progress),
     )
-
-
-def _check(queries: Tensor, gallery: Tensor, query_label: Tensor, gallery_label: Tensor) -> None:
-    check_floats("queries", queries)
-    check_floats("gallery", gallery)
-    check_integers("query_label", query_label)
-    check_integers("gallery_label", gallery_label)
-    shapes = q, g, *labels = [list(x.shape) for x in (queries, gallery, query_label, gallery_label)]
-    if not (len(q) == len(g) == 2 and q[1] == g[1] and labels == [q[:1], g[:1]] and len(queries) > 0):
-        raise ValueError(
-            "expected queries [n d], gallery [m d], query_label [n] and gallery_label [m] with n > 0, received "
-            f"{', '.join(map(str, shapes))}. Give one embedding and one label per item, in the same order."
-        )
-    missing = (~torch.isin(query_label, gallery_label)).nonzero()[:, 0].tolist()
-    if missing:
-        raise ValueError(
-            f"expected the label of every query in the gallery, received label {int(query_label[missing[0]])} of query "
-            f"{missing[0]} (and {len(missing) - 1} more), which no item has. Leave those queries out, or enlarge the "
-            "gallery: keep = torch.isin(query_label, gallery_label)."
-        )

@@ -21,10 +21,10 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", "-.", ":")
 
 
-def new_figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A figure outside of pyplot's global state; width and height in inches."""
     module = optional_module("matplotlib.figure", "which dro_temp.plotting draws with", extra="recipes")
-    figure: Figure = module.Figure(figsize=(width, height), dpi=150, layout=layout, facecolor="white")
+    figure: Figure = module.Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
     return figure
 
 

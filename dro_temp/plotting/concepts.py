@@ -47,8 +47,6 @@ def temperature_by_concept(
         TypeError: concepts of another than an integer dtype.
 
     Example:
-        >>> import torch
-        >>> from dro_temp.plotting import temperature_by_concept
         >>> concept = torch.arange(60) // 3
         >>> figure = temperature_by_concept(0.1 + 0.001 * concept, concept, [f"thing {i}" for i in range(20)], k=2)
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -60,63 +58,55 @@ def temperature_by_concept(
     numbers = per_row("concept", concept, len(values))
     check_count("k", k)
     check_count("min_rows", min_rows, 2)
-    _, place, count = torch.unique(numbers, return_inverse=True, return_counts=True)
-    enough = int((count >= min_rows).sum())
-    if enough < 2:
+    different, place, count = torch.unique(numbers, return_inverse=True, return_counts=True)
+    parts = torch.split(values[place.argsort(stable=True)], count.tolist())
+    frequent = [i for i, part in enumerate(parts) if len(part) >= min_rows]
+    if len(frequent) < 2:
         raise ValueError(
-            f"expected at least two concepts of {min_rows} rows or more, received {enough} among "
-            f"{len(count)} concepts of {len(numbers)} rows. Number concepts more coarsely, or pass more rows."
+            f"expected at least two concepts of {min_rows} rows or more, received {len(frequent)} among "
+            f"{len(parts)} concepts of {len(numbers)} rows. Number concepts more coarsely, or pass more rows."
         )
-    frequent = count[place] >= min_rows
-    values, numbers = values[frequent], numbers[frequent]
-    if names is not None and len(names) <= int(numbers.max()):
+    last = int(different[frequent[-1]])
+    if names is not None and len(names) <= last:
         raise ValueError(
-            f"expected a name for each concept up to {int(numbers.max())}, received {len(names)} names. "
+            f"expected a name for each concept up to {last}, received {len(names)} names. "
             "Pass names by concept number: names[concept[i]] is that of row i."
         )
-    different, place = torch.unique(numbers, return_inverse=True)
-    medians = torch.stack([part.quantile(0.5) for part in _parts(values, place)])
-    order = medians.argsort(stable=True)
-    ends = min(k, len(different) // 2)
+    order = sorted(frequent, key=lambda i: float(parts[i].quantile(0.5)))
+    parts = tuple(parts[i] for i in order)
+    ends = min(k, len(parts) // 2)
     figure = new_figure(10.0, 2.2 + 0.44 * ends)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    height = _draw_concepts(left, values, order.argsort()[place], ends)
-    shown = [*range(ends), *range(len(different) - ends, len(different))]
+    height = _draw_concepts(left, parts, ends)
+    shown = [*range(ends), *range(len(parts) - ends, len(parts))]
     labels = [
         f"concept {i}" if names is None else textwrap.shorten(names[i], _LETTERS, placeholder=" …")
-        for i in different[order[shown]].tolist()
+        for i in different[order][shown].tolist()
     ]
     left.set_yticks(height[shown].tolist(), labels, fontsize=8)
-    left.set_title(f"{len(different):,} concepts of {len(values):,} rows", fontsize=10, loc="left")
+    rows = sum(map(len, parts))
+    left.set_title(f"{len(parts):,} concepts of {rows:,} rows", fontsize=10, loc="left")
     tidy(left, xlabel="temperature τ")
     left.grid(False, axis="y")
-    _draw_differences(right, values, place)
+    _draw_differences(right, parts)
     return figure
 
 
-def _parts(values: Tensor, place: Tensor) -> Sequence[Tensor]:
-    """The temperatures of each concept."""
-    parts: Sequence[Tensor] = torch.split(values[place.argsort(stable=True)], place.bincount().tolist())
-    return parts
-
-
-def _draw_concepts(axes: Axes, tau: Tensor, rank: Tensor, ends: int) -> Tensor:
-    """Draw rows by the rank of their concept; the height of each concept, those at the ends a unit apart."""
-    parts = _parts(tau, rank)
-    concepts = len(parts)
-    rest = concepts - 2 * ends
+def _draw_concepts(axes: Axes, parts: Sequence[Tensor], ends: int) -> Tensor:
+    """Draw the rows of each concept; the height of each, those at the ends a unit apart."""
+    rest = len(parts) - 2 * ends
     room = min(rest, max(ends, 4))  # for all between the ends
     between = torch.linspace(ends, ends + max(room, 1) - 1, rest, dtype=torch.float64)
     below = torch.arange(ends, dtype=torch.float64)
     height = torch.cat([below, between, below + ends + room])
-    unnamed = ((rank >= ends) & (rank < concepts - ends)).nonzero()[:, 0]
-    unnamed = unnamed[torch.randperm(len(unnamed), generator=torch.Generator().manual_seed(0))[:_POINTS]]
-    y = height[rank[unnamed]].numpy()
-    axes.scatter(tau[unnamed].numpy(), y, s=4, color="0.6", alpha=0.5, linewidths=0, zorder=1)
+    middle = slice(ends, ends + rest)
+    x = torch.cat([torch.empty(0, dtype=torch.float64), *parts[middle]])
+    y = between.repeat_interleave(torch.tensor([len(part) for part in parts[middle]], dtype=torch.long))
+    unnamed = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:_POINTS]
+    axes.scatter(x[unnamed].numpy(), y[unnamed].numpy(), s=4, color="0.6", alpha=0.5, linewidths=0, zorder=1)
     medians = [float(part.quantile(0.5)) for part in parts]
-    middle = slice(ends, concepts - ends)
-    axes.plot(medians[middle], height[middle].tolist(), color="0.25", linewidth=1.5, zorder=2)
-    for i in (*range(ends), *range(concepts - ends, concepts)):
+    axes.plot(medians[middle], between.tolist(), color="0.25", linewidth=1.5, zorder=2)
+    for i in (*range(ends), *range(ends + rest, len(parts))):
         x, at = parts[i], [float(height[i])] * len(parts[i])
         axes.plot([float(x.min()), float(x.max())], at[:2], color=COLOURS[0], linewidth=1.2, zorder=2)
         axes.scatter(x.numpy(), at, s=14, color=COLOURS[5], alpha=0.8, linewidths=0, zorder=3)
@@ -125,8 +115,22 @@ def _draw_concepts(axes: Axes, tau: Tensor, rank: Tensor, ends: int) -> Tensor:
     return height
 
 
-def _draw_differences(axes: Axes, tau: Tensor, place: Tensor) -> None:
-    within, between = _differences(tau, place)
+def _draw_differences(axes: Axes, parts: Sequence[Tensor]) -> None:
+    """Distributions over random pairs of rows: uniform over those of one concept, and over those of two."""
+    rng, tau, count = (
+        torch.Generator().manual_seed(0),
+        torch.cat(tuple(parts)),
+        torch.tensor([*map(len, parts)]),
+    )
+    # A concept is drawn by its number of pairs; then two of its rows, the second another than the first.
+    drawn = torch.multinomial((count * (count - 1)).double(), _PAIRS, replacement=True, generator=rng)
+    start, size = (count.cumsum(0) - count)[drawn], count[drawn]
+    first = (torch.rand(_PAIRS, generator=rng, dtype=torch.float64) * size).long()
+    further = 1 + (torch.rand(_PAIRS, generator=rng, dtype=torch.float64) * (size - 1)).long()
+    within = (tau[start + first] - tau[start + (first + further) % size]).abs()
+    a, b = torch.randint(len(tau), (2, 2 * _PAIRS), generator=rng)
+    place = torch.arange(len(count)).repeat_interleave(count)
+    between = (tau[a] - tau[b])[place[a] != place[b]].abs()[:_PAIRS]
     for x, label, colour, line in (
         (within, "two rows of one concept", COLOURS[0], "-"),
         (between, "of two concepts", COLOURS[1], "--"),
@@ -139,22 +143,6 @@ def _draw_differences(axes: Axes, tau: Tensor, place: Tensor) -> None:
     axes.legend(loc="lower right", frameon=False, fontsize=8, title="mean difference", title_fontsize=8)
     labels = {"xlabel": "difference of two temperatures", "ylabel": "share of pairs that differ by less (%)"}
     tidy(axes, xlim=(0, end if end > 0 else None), ylim=(0, 1.01), **labels)
-
-
-def _differences(tau: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Absolute differences of random pairs of rows: uniform over pairs of one concept, and over pairs of two."""
-    rng = torch.Generator().manual_seed(0)
-    count = place.bincount()
-    # A concept is drawn by its number of pairs; then two of its rows, the second another than the first.
-    drawn = torch.multinomial((count * (count - 1)).double(), _PAIRS, replacement=True, generator=rng)
-    start, size = (count.cumsum(0) - count)[drawn], count[drawn]
-    first = (torch.rand(_PAIRS, generator=rng, dtype=torch.float64) * size).long()
-    further = 1 + (torch.rand(_PAIRS, generator=rng, dtype=torch.float64) * (size - 1)).long()
-    grouped = tau[place.argsort(stable=True)]
-    within = (grouped[start + first] - grouped[start + (first + further) % size]).abs()
-    a, b = torch.randint(len(tau), (2, 2 * _PAIRS), generator=rng)
-    apart = place[a] != place[b]
-    return within, (tau[a] - tau[b])[apart].abs()[:_PAIRS]
 
 
 def temperature_by_duplicates(
@@ -185,8 +173,6 @@ def temperature_by_duplicates(
         TypeError: numbers of another than an integer dtype.
 
     Example:
-        >>> import torch
-        >>> from dro_temp.plotting import temperature_by_duplicates
         >>> figure = temperature_by_duplicates(torch.rand(60), concept=torch.arange(60) ** 2 // 400)
         >>> [label.get_text().split("\n")[0] for label in figure.axes[0].get_xticklabels()]
         ['2–3', '4–7', '8–15', '16–31']
@@ -211,20 +197,13 @@ def temperature_by_duplicates(
     title = "Spearman r undefined: one side is all one value" if r == "nan" else title
     figure = new_figure(7.0, 4.0)
     axes = figure.subplots()
-    _draw_boxes(axes, values, torch.frexp(count.double()).exponent.long())  # 0, 1, 2-3, 4-7, ...
-    axes.set_title(title, fontsize=10, loc="left")
-    tidy(axes, xlabel=xlabel, ylabel="temperature τ")
-    axes.grid(False, axis="x")
-    return figure
-
-
-def _draw_boxes(axes: Axes, tau: Tensor, box: Tensor) -> None:
+    box = torch.frexp(count.double()).exponent.long()  # 0, 1, 2-3, 4-7, ...
     generator = torch.Generator().manual_seed(0)
-    shown = torch.randperm(len(tau), generator=generator)[:_POINTS]
+    shown = torch.randperm(len(values), generator=generator)[:_POINTS]
     x = box[shown] + 0.56 * torch.rand(len(shown), generator=generator) - 0.28
-    axes.scatter(x.numpy(), tau[shown].numpy(), s=5, color=COLOURS[5], alpha=0.35, linewidths=0, zorder=1)
+    axes.scatter(x.numpy(), values[shown].numpy(), s=5, color=COLOURS[5], alpha=0.35, linewidths=0, zorder=1)
     boxes = torch.unique(box).tolist()
-    parts = [tau[box == b] for b in boxes]
+    parts = [values[box == b] for b in boxes]
     blue = {"color": COLOURS[0], "linewidth": 1.2}
     axes.boxplot(
         [part.numpy() for part in parts], positions=boxes, widths=0.62, whis=(5, 95), showfliers=False,
@@ -236,3 +215,7 @@ def _draw_boxes(axes: Axes, tau: Tensor, box: Tensor) -> None:
     counts = [f"{2**b // 2}–{2**b - 1}" if b > 1 else str(b) for b in boxes]
     labels = [f"{text}\nn = {len(part):,}" for text, part in zip(counts, parts, strict=True)]
     axes.set_xticks(boxes, labels)
+    axes.set_title(title, fontsize=10, loc="left")
+    tidy(axes, xlabel=xlabel, ylabel="temperature τ")
+    axes.grid(False, axis="x")
+    return figure

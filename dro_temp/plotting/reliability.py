@@ -31,7 +31,6 @@ def reliability_diagram(schemes: Mapping[str, Reliability]) -> Figure:
 
     Example:
         >>> from dro_temp.evaluation import reliability
-        >>> from dro_temp.plotting import reliability_diagram
         >>> confidence = torch.rand(500)
         >>> figure = reliability_diagram({"sure": reliability(confidence, torch.rand(500) < confidence**2)})
         >>> [axes.get_ylabel() for axes in figure.axes]

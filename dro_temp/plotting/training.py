@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dro_temp._checks import check_count, check_kind
 from dro_temp._typing import PerRow
-from dro_temp.plotting._style import COLOURS, DASHES, Axes, Figure, check_not_empty, finite, new_figure, tidy
+from dro_temp.plotting._style import COLOURS, DASHES, Figure, check_not_empty, finite, new_figure, tidy
 
 
 def training_curves(runs: Mapping[str, Mapping[str, Sequence[float]]], *, step: str = "epoch") -> Figure:
@@ -28,7 +27,6 @@ def training_curves(runs: Mapping[str, Mapping[str, Sequence[float]]], *, step: 
         ValueError: no run or no metric.
 
     Example:
-        >>> from dro_temp.plotting import training_curves
         >>> figure = training_curves({"tempnet": {"loss": [2.0, 1.5], "R@1 (%)": [10.0, 20.0]}})
         >>> [axes.get_ylabel() for axes in figure.axes]
         ['loss', 'R@1 (%)']
@@ -75,8 +73,6 @@ def temperature_histogram(tau: Mapping[str, PerRow], *, bins: int = 40) -> Figur
         ValueError: no label, no temperature under a label, or temperatures that are not finite.
 
     Example:
-        >>> import torch
-        >>> from dro_temp.plotting import temperature_histogram
         >>> figure = temperature_histogram({"images": 0.1 + 0.01 * torch.randn(500)})
         >>> figure.axes[0].get_xlabel()
         'temperature τ'
@@ -134,8 +130,6 @@ def temperature_history(
         TypeError: `bins` is no int.
 
     Example:
-        >>> import torch
-        >>> from dro_temp.plotting import temperature_history
         >>> tau = lambda step: {"image": 0.1 + 0.01 * step * torch.rand(50), "text": 0.1 + 0.02 * step * torch.rand(50)}
         >>> figure = temperature_history([(step, tau(step)) for step in range(5)])
         >>> [axes.get_title(loc="left") for axes in figure.axes][:2]
@@ -154,11 +148,25 @@ def temperature_history(
         view: torch.stack([100.0 * torch.histogram(x, edges).hist / len(x) for x in columns], dim=1)
         for view, columns in values.items()
     }
-    top = max(float(share.max()) for share in shares.values())
+    at = torch.tensor(steps, dtype=torch.float64)
+    # A column reaches halfway to its neighbours.
+    half = 0.5 * at.diff() if len(at) > 1 else torch.tensor([0.5], dtype=torch.float64)
+    sides = torch.cat([at[:1] - half[:1], at[:-1] + 0.5 * at.diff(), at[-1:] + half[-1:]])
     figure = new_figure(3.9 * len(views) + 0.8, 3.6)
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+
+    norm = PowerNorm(0.5, vmin=0, vmax=max(float(share.max()) for share in shares.values()))
     panels = figure.subplots(1, len(views), squeeze=False, sharey=True)[0]
     for i, (axes, view) in enumerate(zip(panels, views, strict=True)):
-        _draw_shares(axes, COLOURS[i % len(COLOURS)], steps, edges, shares[view], top)
+        colours = LinearSegmentedColormap.from_list("shares", ["white", COLOURS[i % len(COLOURS)]])
+        mesh = axes.pcolormesh(
+            sides.numpy(), edges.numpy(), shares[view].numpy(), norm=norm, cmap=colours, rasterized=True
+        )
+        bar = figure.colorbar(mesh, ax=axes, pad=0.02)
+        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.ax.set_title("%", fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.locator_params(axis="x", integer=True)
         for share, line, label in ((0.05, ":", "5 % and 95 %"), (0.5, "-", "median"), (0.95, ":", None)):
             quantile = [float(x.quantile(share)) for x in values[view]]
             axes.plot(steps, quantile, color="black", linestyle=line, linewidth=1.2, label=label)
@@ -188,23 +196,3 @@ def _steps_and_views(history: Sequence[tuple[int, Mapping[str, PerRow]]]) -> tup
                 f"expected the views {views} at every step, received {list(tau)} at step {number}. Record them all."
             )
     return steps, views
-
-
-def _draw_shares(
-    axes: Axes, colour: str, steps: list[int], edges: Tensor, shares: Tensor, top: float
-) -> None:
-    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
-
-    at = torch.tensor(steps, dtype=torch.float64)
-    half = 0.5 * at.diff() if len(at) > 1 else torch.tensor([0.5], dtype=torch.float64)
-    # A column reaches halfway to its neighbours.
-    sides = torch.cat([at[:1] - half[:1], at[:-1] + 0.5 * at.diff(), at[-1:] + half[-1:]])
-    mesh = axes.pcolormesh(
-        sides.numpy(), edges.numpy(), shares.numpy(), norm=PowerNorm(0.5, vmin=0, vmax=top),
-        cmap=LinearSegmentedColormap.from_list("shares", ["white", colour]), rasterized=True,
-    )  # fmt: skip
-    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02)
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    bar.ax.set_title("%", fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.locator_params(axis="x", integer=True)

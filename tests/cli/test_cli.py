@@ -745,7 +745,7 @@ def test_broken_records_are_refused(tmp_path, content, said):
         text.documents(str(tmp_path / "a.jsonl"))
 
 
-def test_json_and_parquet(tmp_path, capsys):
+def test_json_and_parquet(tmp_path, capsys, monkeypatch):
     datasets = pytest.importorskip("datasets")
     (tmp_path / "a.json").write_text('[{"text": "one"}, {"text": "two"}]')
     assert text.documents(str(tmp_path / "a.json")) == ["one", "two"]
@@ -757,6 +757,9 @@ def test_json_and_parquet(tmp_path, capsys):
     assert "1 of 3 records" in capsys.readouterr().out
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and nothing")
     with pytest.raises(ValueError, match="expected a parquet file"):
+        text.documents(parquet)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match="expected the package datasets"):
         text.documents(parquet)
 
 

@@ -209,7 +209,7 @@ def test_tokenizer_says_that_the_folder_cannot_be_written_to(splits, tmp_path):
 def test_names_the_extra(splits, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=r"pip install 'dro-temp\[llm\]'"):
-        python_text.load_tokenizer(splits["train"].texts, 1024, None)
+        splits["train"].tokenizer(1024)
 
 
 def test_tokens_wants_an_end_of_text(splits):

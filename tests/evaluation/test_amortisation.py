@@ -454,6 +454,18 @@ def test_intervals():
         assert low < a < getattr(found, name) < b < high
 
 
+@pytest.mark.parametrize(("low", "high"), [(LOW, 0.3), (LOW, 1.7), (2.0, 100.0), (5.0, 100.0)])
+def test_a_best_constant_at_a_bound_is_that_bound(low, high):
+    torch.manual_seed(0)
+    scores = torch.randn(30, 9) * (3.0 if low == LOW else 1.0)
+    scores[:3] *= 0.1 if low == LOW else 10.0  # the best temperatures of some rows are inside
+    predictor = dt.OptimalTemperature(RHO, tau_min=low, tau_max=high)
+    obj = dt.Objective(dt.hosts.Classifier(nn.Identity()), predictor, dt.KLRobustLoss(rho=RHO))
+    found = amortisation_gap(obj, [(scores, torch.randint(9, (30,)))])["class"]
+    assert found.constant == (high if low == LOW else low)
+    assert found.optimum.at_bound < 1
+
+
 def test_nothing_to_gain_is_nan():
     found = amortisation_gap(classifier(rho=0.0), [labelled()])["class"]
     assert found.optimum.at_bound == 1

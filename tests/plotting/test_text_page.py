@@ -306,7 +306,7 @@ def test_escapes_quotes():
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=30))
 def test_colours_rise_with_temperature(taus):
-    scale = ColourScale.from_temperatures(taus)
+    scale = ColourScale(taus)
     places = [scale.classes.index(scale.class_of(t)) for t in sorted(taus)]
     assert places == sorted(places)
     assert scale.class_of(scale.middle) == scale.classes[len(scale.classes) // 2]

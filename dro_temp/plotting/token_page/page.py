@@ -2,13 +2,10 @@
 
 import base64
 import hashlib
-import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +17,7 @@ _EXTREMES = 10
 _BEFORE, _AFTER = 6, 3  # tokens of context in the tables,
 _CONTEXT = 32  # and characters of either side
 _LONGEST = 40  # characters of a token in a card or table
-_VISIBLE = {"\n": "↵", "\t": "⇥", "\r": "␍"}
+_VISIBLE = str.maketrans("\n\t\r", "↵⇥␍")
 
 # Controls, surrogates and codes that are no characters; marks that reverse what follows them.
 _UNFIT = ((0x7F, 0x9F), (0xD800, 0xDFFF), (0xFDD0, 0xFDEF), (0x202A, 0x202E), (0x2066, 0x2069))
@@ -62,7 +59,6 @@ def text_page(
             positive, or a probability outside [0, 1].
 
     Example:
-        >>> from dro_temp.plotting import text_page
         >>> before, after = [[], [("b", 0.5), ("c", 0.5)]], [[], [("b", 0.9), ("c", 0.1)]]
         >>> page = text_page(["a", "b"], [float("nan"), 0.4], before, after)
         >>> page.startswith("<!doctype html>"), "https:" in page
@@ -75,12 +71,13 @@ def text_page(
     ranked = sorted((i for i, t in enumerate(taus) if not math.isnan(t)), key=taus.__getitem__)
     known, k = [taus[i] for i in ranked], min(_EXTREMES, len(ranked) // 2)
     ends = {"Lowest temperatures": ranked[:k], "Highest temperatures": ranked[::-1][:k]}
-    scale, script = ColourScale.from_temperatures(known), _file("page.js")
+    scale, script = ColourScale(known), _file("page.js")
     cards = [_card(*row) for row in zip(tokens, taus, candidates_before, candidates_after, strict=True)]
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, finalize=lambda x: harmless(x) if type(x) is str else x
     )
     environment.filters |= {"number": number, "shown": shown}
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     return environment.from_string(_file("page.html")).render(
         title=title,
         tokens=list(zip(tokens, taus, strict=True)),
@@ -89,7 +86,7 @@ def text_page(
         bars=_bars(known) if known else [],
         extremes={heading: [(i, *_context(tokens, i)) for i in rows] for heading, rows in ends.items() if k},
         style=_file("page.css"),
-        data=_as_json(cards),
+        cards=cards,
         script=script,
         hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -125,28 +122,17 @@ def _file(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-@dataclass(frozen=True)
 class ColourScale:
-    """Blue below the median, orange above, both stronger further away.
-
-    Args:
-        low: temperature up to which the blue is strongest.
-        middle: the median, without colour.
-        high: temperature from which the orange is strongest.
-    """
-
-    low: float
-    middle: float
-    high: float
+    """Blue below the median of the temperatures, orange above, both stronger further away, up to the tails."""
 
     #: Names of the classes, from the lowest temperatures to the highest.
     classes = tuple(f"c{i}" for i in range(2 * _SHADES + 1))
 
-    @classmethod
-    def from_temperatures(cls, taus: list[float]) -> "ColourScale":
-        """The scale of these temperatures; of temperature 1 if there are none."""
+    def __init__(self, taus: list[float]) -> None:
         ranked = sorted(taus) or [1.0]
-        return cls(*(ranked[round(q * (len(ranked) - 1))] for q in (_TAIL, 0.5, 1 - _TAIL)))
+        self.low, self.middle, self.high = (
+            ranked[round(q * (len(ranked) - 1))] for q in (_TAIL, 0.5, 1 - _TAIL)
+        )
 
     def class_of(self, tau: float) -> str:
         """Class of a temperature; the empty string for NaN."""
@@ -195,18 +181,7 @@ def harmless(text: str) -> str:
 
 def shown(token: str) -> str:
     """A token on one line, with its whitespace made visible and its end cut where it is long."""
-    inner = token.strip()
-    start = token.index(inner) if inner else len(token)
-    ends = (token[:start], token[start + len(inner) :])
-    before, after = (end.replace(" ", "·") for end in ends)
-    visible = "".join(_VISIBLE.get(c, c) for c in before + inner + after)
+    marked = re.sub(r"\A\s+|\s+\Z", lambda end: end[0].replace(" ", "·"), token)
+    visible = marked.translate(_VISIBLE)
     cut = visible if len(visible) <= _LONGEST else visible[: _LONGEST - 1] + "…"
     return harmless(cut) or "∅"
-
-
-def _as_json(value: Any) -> str:
-    """JSON for a script element, which `</script>` and `<!--` would end or confuse."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text

@@ -1,6 +1,8 @@
 """The temperature of every token of a text, and the most likely tokens in its place."""
 
+import math
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from dro_temp._checks import check_count
 from dro_temp._modes import evaluating
+from dro_temp._typing import PerRow
 from dro_temp.interfaces import HostAdapter, Rows, TemperaturePredictor
 
 _BYTES = 4  # of the longest character
@@ -81,28 +84,34 @@ def token_temperatures(
         raise ValueError(
             f"expected a text of at least two tokens, received {text!r}, which is {len(numbers)}. Pass a longer text."
         )
-    taus, before, after = [], [], []
-    with evaluating(host, predictor):
-        for rows in _windows(host, numbers, window):
-            tau = predictor.predict(rows)
-            taus += tau.double().tolist()
-            before += _most_likely(rows, torch.ones_like(tau), k)
-            after += _most_likely(rows, tau, k)
-    missing = len(numbers) - len(taus)  # the first token, unless the model's labels are not shifted
     spelled = _spelled(tokenizer, numbers.tolist())
-    # Alone, some tokenizers drop the space that a token begins with.
-    words = {n: _inside(tokenizer, [n]) for n in {n for row in before + after for n, _ in row}}
+    word = cache(lambda number: _inside(tokenizer, [number]))
+    # Without a temperature: the first token, and more where the model's labels are not shifted.
+    read = TokenTemperatures(spelled, [math.nan] * len(spelled), [[] for _ in spelled], [[] for _ in spelled])
 
-    def in_words(rows: list[list[tuple[int, float]]]) -> list[list[tuple[str, float]]]:
-        places = zip(rows, spelled[missing:], numbers.tolist()[missing:], strict=True)
-        named = [[(own if n == target else words[n], p) for n, p in row] for row, own, target in places]
-        return [[] for _ in range(missing)] + named
+    def most_likely(rows: Rows, tau: PerRow, own: list[str]) -> list[list[tuple[str, float]]]:
+        """In falling order; the actual token last, if it is not among them."""
+        p = (rows.dense_scores / tau[:, None]).softmax(1)
+        best, target = p.topk(min(k, p.shape[1]), dim=1), rows.target.long()
+        columns = best.indices, best.values, target, p.gather(1, target[:, None])[:, 0]
+        listed = []
+        for text, ids, top, actual, share in zip(own, *(column.tolist() for column in columns), strict=True):
+            pairs = [*zip(ids, top, strict=True), *[(actual, share)] * (actual not in ids)]
+            # Alone, some tokenizers drop the space that a token begins with.
+            listed.append([(text if n == actual else word(n), x) for n, x in pairs])
+        return listed
 
-    return TokenTemperatures(spelled, [float("nan")] * missing + taus, in_words(before), in_words(after))
+    with evaluating(host, predictor):
+        for first, rows in _windows(host, numbers, window):
+            places, tau = slice(first, first + len(rows)), predictor.predict(rows)
+            read.tau[places] = tau.double().tolist()
+            read.candidates_before[places] = most_likely(rows, torch.ones_like(tau), spelled[places])
+            read.candidates_after[places] = most_likely(rows, tau, spelled[places])
+    return read
 
 
-def _windows(host: HostAdapter, numbers: Tensor, window: int) -> Iterator[Rows]:
-    """The rows of a text, each once."""
+def _windows(host: HostAdapter, numbers: Tensor, window: int) -> Iterator[tuple[int, Rows]]:
+    """The rows of a text, each once, and the place of the token that the first of them predicts."""
     device = next((p.device for p in host.parameters()), torch.device("cpu"))
     step, done = max(1, window // 2), 0
     for start in range(0, max(1, len(numbers) - window + step), step):
@@ -110,24 +119,11 @@ def _windows(host: HostAdapter, numbers: Tensor, window: int) -> Iterator[Rows]:
         if len(part) < 2:
             break
         (rows,) = host(input_ids=part[None].to(device)).values()
-        first = start + len(part) - len(rows)  # place of the token that the first row predicts
-        done = done or first
-        fresh = rows.select(slice(done - first, None)).dense()
-        done = start + len(part)
-        if len(fresh):
-            yield fresh
-
-
-def _most_likely(rows: Rows, tau: Tensor, k: int) -> list[list[tuple[int, float]]]:
-    """Token ids and probabilities, in falling order; the actual token last, if it is not among them."""
-    p = (rows.dense_scores / tau[:, None]).softmax(1)
-    best = p.topk(min(k, p.shape[1]), dim=1)
-    own = p.gather(1, rows.target.long()[:, None])
-    columns = best.indices.tolist(), best.values.tolist(), rows.target.tolist(), own.tolist()
-    return [
-        list(zip(ids, top, strict=True)) + [(target, p_own)] * (target not in ids)
-        for ids, top, target, (p_own,) in zip(*columns, strict=True)
-    ]
+        end = start + len(part)
+        first = max(done, end - len(rows))
+        if first < end:
+            yield first, rows.select(slice(first - end + len(rows), None)).dense()
+        done = end
 
 
 def _spelled(tokenizer: Any, numbers: list[int]) -> list[str]:
