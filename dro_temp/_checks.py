@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dro_temp import _faults
+
 
 def check_kind(name: str, value: Any, kind: type, instead: str) -> None:
     """Raise unless `value` is an instance of `kind`."""
@@ -234,7 +236,10 @@ _LARGER_SUPPORT = (
 
 
 def check_index(index: Tensor, num_samples: int) -> Tensor:
-    """Return `index` as int64, or raise where it is no sample number in [0, num_samples)."""
+    """Return `index` as int64, or raise where it is no sample number in [0, num_samples).
+
+    On a device the error is raised later (`_faults`), and such a number becomes -1, which no sample has.
+    """
     if not isinstance(index, Tensor) or index.dtype not in _INTEGERS:
         check_integers("index", index)
     index = index.long()
@@ -242,15 +247,24 @@ def check_index(index: Tensor, num_samples: int) -> Tensor:
     unreadable = index.is_meta or (index.is_cpu and not values_can_be_read(index))
     if torch.compiler.is_compiling() or index.numel() == 0 or unreadable:
         return index
+    if index.is_cuda or _faults.everywhere:
+        wrong = (index < 0) | (index >= num_samples)
+        _faults.report(wrong, lambda: _outside(index, num_samples))
+        return index.masked_fill(wrong, -1)
     low, high = torch.stack(index.aminmax()).tolist()  # one wait, not two
     if low < 0 or high >= num_samples:
-        raise IndexError(
-            f"expected sample numbers from 0 to {num_samples - 1}, received numbers from {low} to {high}. "
-            f"Build the table for the whole data set, for example LogMovingAverage({high + 1}), or, if the data set "
-            "has grown, call objective.resize(number of samples); and number samples by their place in the data set "
-            "(dro_temp.datasets.Indexed does)."
-        )
+        raise _outside(index, num_samples)
     return index
+
+
+def _outside(index: Tensor, num_samples: int) -> IndexError:
+    low, high = torch.stack(index.aminmax()).tolist()
+    return IndexError(
+        f"expected sample numbers from 0 to {num_samples - 1}, received numbers from {low} to {high}. "
+        f"Build the table for the whole data set, for example LogMovingAverage({high + 1}), or, if the data set "
+        "has grown, call objective.resize(number of samples); and number samples by their place in the data set "
+        "(dro_temp.datasets.Indexed does)."
+    )
 
 
 def check_tensor(name: str, value: Any) -> None:

@@ -21,8 +21,9 @@ from torch import Tensor
 _MOST_PENDING = 64
 
 _NOW: ContextVar[bool] = ContextVar("checks_now", default=False)
-#: For tests without a device: whether tensors of the CPU are treated as if reading them waited.
-_EVERYWHERE: ContextVar[bool] = ContextVar("deferred_everywhere", default=False)
+
+#: For tests without a device: True to treat tensors of the CPU as if reading them waited.
+everywhere = False
 
 
 @dataclass
@@ -56,21 +57,20 @@ def checks_now() -> Iterator[None]:
         _NOW.reset(token)
 
 
-def defers(x: Tensor) -> bool:
-    """Whether checks of this tensor's values are deferred."""
-    return (x.is_cuda or _EVERYWHERE.get()) and not _NOW.get()
-
-
 def report(bad: Tensor, error: Callable[[], Exception]) -> None:
-    """Raise an error later if a flag on a device turns out to be true.
+    """Raise an error if a flag on a device is true: later, or now inside `checks_now`.
 
     Args:
         bad: one boolean, or several.
         error: makes the error; it may read the device, which has run by then.
     """
-    if torch.cuda.is_available() and bad.is_cuda and torch.cuda.is_current_stream_capturing():
-        return  # nothing may be copied into a graph's caller; replays are not checked
+    if bad.is_cuda and torch.cuda.is_current_stream_capturing():
+        return  # replays of a graph are not checked
     flag = bad.any()
+    if _NOW.get():
+        if bool(flag):
+            raise error()
+        return
     if flag.is_cuda:
         host = torch.empty((), dtype=torch.bool, pin_memory=True)
         host.copy_(flag, non_blocking=True)

@@ -124,8 +124,7 @@ class LogTable(Estimator, Staged):
             return
         index, log_g = parts
         # NaN and infinity would stay in the memory for good.
-        valid = (index >= 0) & log_g.isfinite()
-        index, log_g = index[valid], log_g[valid]
+        index = index.masked_fill(~log_g.isfinite(), -1)
         self.put("log_u", index, self._updated(index, log_g))
 
     def resize(

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dro_temp import _faults
 from dro_temp import functional as F
 from dro_temp._checks import (
     check_integers,
@@ -89,7 +90,12 @@ def labelled_rows(
     check_integers("labels", labels)
     counted = labels != IGNORE if mask is None else (labels != IGNORE) & mask
     weight = None
-    if torch.compiler.is_compiling() or not _all_counted(labels, counted, classes, advice):
+    if (labels.is_cuda or _faults.everywhere) and not torch.compiler.is_compiling():
+        wrong, seen = counted & ((labels < 0) | (labels >= classes)), labels
+        _faults.report(wrong, lambda: _wrong_label(wrong, seen, classes, advice))
+        counted = counted & ~wrong  # such a label is no column
+        labels, weight = labels.masked_fill(~counted, 0), counted.float()
+    elif torch.compiler.is_compiling() or not _all_counted(labels, counted, classes, advice):
         labels, weight = labels.masked_fill(~counted, 0), counted.float()
     smoothed = F.smoothed_distribution(labels, classes, smoothing) if smoothing else None
     return Rows(scores, labels, features, index, weight=weight, target_distribution=smoothed)
@@ -100,12 +106,15 @@ def _all_counted(labels: Tensor, counted: Tensor, classes: int, advice: str) -> 
     wrong = counted & ((labels < 0) | (labels >= classes))
     some_wrong, all_counted = torch.stack([wrong.any(), counted.all()]).tolist()  # one wait for the device
     if some_wrong:
-        row, value = first_wrong(wrong, labels)
-        raise ValueError(
-            f"expected labels from 0 to {classes - 1}, or {IGNORE} to ignore a row, received {value} "
-            f"in row {row}. {advice}"
-        )
+        raise _wrong_label(wrong, labels, classes, advice)
     return bool(all_counted)
+
+
+def _wrong_label(wrong: Tensor, labels: Tensor, classes: int, advice: str) -> ValueError:
+    row, value = first_wrong(wrong, labels)
+    return ValueError(
+        f"expected labels from 0 to {classes - 1}, or {IGNORE} to ignore a row, received {value} in row {row}. {advice}"
+    )
 
 
 def as_index(index: Any, device: torch.device) -> Tensor | None:

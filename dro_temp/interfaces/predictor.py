@@ -153,7 +153,11 @@ class TemperaturePredictor(ShapeChecked, ABC):
         """Initialise prototypes from features of the other views; by default there are none."""
 
     def observe(self, index: RowIndex, gradient: PerRow) -> None:
-        """Receive each row's own dF/dtau, unscaled by reduction; only for `observes_gradient`."""
+        """Receive each row's own dF/dtau, unscaled by reduction; only for `observes_gradient`.
+
+        On a device, rows that do not count come with index -1 and gradient 0, which `Staged.put` leaves out; elsewhere
+        they do not come.
+        """
         raise NotImplementedError(f"{type(self).__name__} declares observes_gradient but does not observe")
 
     def extra_repr(self) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dro_temp import distributed
+from dro_temp import _faults, distributed
 from dro_temp._autograd import outside_graphs
 from dro_temp._checks import check_count, check_flag, check_kind
 from dro_temp._typing import Features, PerRow, RowIndex
@@ -92,9 +92,11 @@ class KeyQueue(Staged):
 
     def others(self, number: RowIndex, but: RowIndex | None = None) -> Tensor | None:
         """True for keys of samples other than these, and at the positions `but`; None if that is everywhere."""
-        same_sample = torch.isin(self.number, number[number != _UNNUMBERED])
+        same_sample = torch.isin(self.number, number) & (self.number != _UNNUMBERED)
         if but is not None:
             same_sample[but] = False
+        if same_sample.is_cuda or _faults.everywhere:  # reading it would wait
+            return ~same_sample
         return ~same_sample if bool(same_sample.any()) else None
 
     def drawn(self, count: int) -> RowIndex:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dro_temp import distributed
 from dro_temp._checks import check_count, check_flag, check_kind
+from dro_temp._faults import raise_faults
 from dro_temp._pytree import one_line, pytree
 from dro_temp._typing import PerRow, Scalar
 from dro_temp.interfaces import (
@@ -158,6 +159,7 @@ class Objective(Committable):
             group: [n] number of each row's group, for a risk that needs it.
             **batch: what the host takes.
         """
+        raise_faults()
         if self.training and torch.is_grad_enabled():
             self._transaction.refuse_uncommitted()
         with self._transaction.recording() as before:

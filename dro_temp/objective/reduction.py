@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dro_temp import distributed
+from dro_temp import _faults, distributed
 from dro_temp._checks import check_integers, check_positive, values_can_be_read
 from dro_temp.interfaces import HostAdapter, LossOutput, Rows, SampleRisk
 from dro_temp.objective.views import PerView, per_view
@@ -30,18 +30,27 @@ def refuse_non_finite(
             bad["features", view] = ~(features.amax(1).isfinite() & features.amin(1).isfinite()) & valid[view]
         bad["temperatures", view] = ~taus[view].detach().isfinite() & valid[view]
         bad["loss", view] = ~values[view].detach().isfinite()
-    if not bool(torch.cat(list(bad.values())).any()):  # the one wait for the device
-        return
-    for (what, view), mask in bad.items():
-        if bool(mask.any()):
-            positions = mask.nonzero()[:, 0].tolist()
-            index = rows[view].index
-            samples = "" if index is None else f" (samples {index[mask].tolist()[:8]})"
-            raise FloatingPointError(
-                f"expected finite {what} in view {view!r}, received NaN or infinity in rows {positions[:8]}"
-                f"{samples}. Look at those inputs; lower the learning rate or clip gradients if the model "
-                "diverged; pass check_finite=False if a gradient scaler is to handle overflow."
-            )
+    flags = torch.cat(list(bad.values()))
+    if flags.is_cuda or _faults.everywhere:
+        index = {view: r.index for view, r in rows.items()}
+        _faults.report(flags, lambda: _non_finite(bad, index))
+    elif bool(flags.any()):
+        raise _non_finite(bad, {view: r.index for view, r in rows.items()})
+
+
+def _non_finite(
+    bad: Mapping[tuple[str, str], Tensor], index: Mapping[str, Tensor | None]
+) -> FloatingPointError:
+    """The error for the first of some flags of rows that is set."""
+    what, view = next(name for name, mask in bad.items() if bool(mask.any()))
+    mask, numbers = bad[what, view], index[view]
+    positions = mask.nonzero()[:, 0].tolist()
+    samples = "" if numbers is None else f" (samples {numbers[mask].tolist()[:8]})"
+    return FloatingPointError(
+        f"expected finite {what} in view {view!r}, received NaN or infinity in rows {positions[:8]}{samples}. Look at "
+        "those inputs; lower the learning rate or clip gradients if the model diverged; pass check_finite=False if a "
+        "gradient scaler is to handle overflow."
+    )
 
 
 def checked_count(count: float | Tensor) -> float | Tensor:

@@ -5,6 +5,7 @@ from typing import TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
+from dro_temp import _faults
 from dro_temp._checks import check_kind
 from dro_temp.interfaces import HostAdapter, LossOutput, Penalty, Rows, TemperaturePredictor
 from dro_temp.state import staged_modules
@@ -139,9 +140,14 @@ def register_tau_grad_hook(predictor: TemperaturePredictor, rows: Rows, output: 
     upstream: dict[str, Tensor] = {}
 
     def observe(gradient: Tensor) -> None:
-        scale = upstream["scale"]
+        assert rows.index is not None
+        index, scale = rows.index, upstream["scale"]
         counted = scale != 0
-        predictor.observe(rows.index[counted], gradient[counted] / scale[counted])  # type: ignore[index]
+        gradient = gradient / scale.masked_fill(~counted, 1.0)
+        if index.is_cuda or _faults.everywhere:  # without a wait for how many there are
+            predictor.observe(index.masked_fill(~counted, -1), gradient.masked_fill(~counted, 0.0))
+        else:
+            predictor.observe(index[counted], gradient[counted])
 
     values.register_hook(lambda gradient: upstream.__setitem__("scale", gradient))  # type: ignore[no-untyped-call]
     tau.register_hook(observe)  # type: ignore[no-untyped-call]

@@ -141,9 +141,10 @@ class IndividualTemperature(TemperaturePredictor, Staged):
             parts = empty.long(), empty
         index, gradient = (distributed.gather_rows(part)[0] for part in parts)
         gradient = F.mean_duplicates(index, gradient).clamp(-self.update.clip, self.update.clip)
-        momentum = (1 - self.update.beta) * self.read("momentum", index) + self.update.beta * gradient
+        at = index.clamp(min=0)
+        momentum = (1 - self.update.beta) * self.read("momentum", at) + self.update.beta * gradient
         self.put("momentum", index, momentum)
-        tau = self.read("tau", index) - self.update.lr * momentum
+        tau = self.read("tau", at) - self.update.lr * momentum
         self.put("tau", index, tau.clamp(self.tau_min, self.tau_max))
 
     def resize(

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from dro_temp import distributed
+from dro_temp import _faults, distributed
 from dro_temp import functional as F
 from dro_temp._checks import check_count, check_number, check_positive
 from dro_temp._typing import PerRow, RowIndex, Scalar
@@ -99,7 +99,7 @@ class GroupRisk(StandaloneRisk):
     def value(self, losses: PerRow, weight: PerRow, group: RowIndex | None) -> Scalar:
         """The groups' means under their weights, or the worst of them."""
         assert group is not None
-        self._check(group)
+        group = self._check(group)
         sums, mass = (
             losses.new_zeros(self.num_groups).index_add(0, group, part) for part in (weight * losses, weight)
         )
@@ -111,15 +111,24 @@ class GroupRisk(StandaloneRisk):
             return means.masked_fill(~present, -torch.inf).amax()
         return F.mean_under(log_q.masked_fill(~present, -torch.inf).softmax(0), means)
 
-    def _check(self, group: Tensor) -> None:
+    def _check(self, group: Tensor) -> Tensor:
+        """The group numbers, or raise where one is none; on a device later, and such a row joins group 0."""
         if torch.compiler.is_compiling():  # reading values would stop the graph
-            return
+            return group
+        wrong = (group < 0) | (group >= self.num_groups)
+        if group.is_cuda or _faults.everywhere:
+            _faults.report(wrong, lambda: self._outside(group))
+            return group.masked_fill(wrong, 0)
+        if bool(wrong.any()):
+            raise self._outside(group)
+        return group
+
+    def _outside(self, group: Tensor) -> IndexError:
         low, high = torch.stack(group.aminmax()).tolist()
-        if low < 0 or high >= self.num_groups:
-            raise IndexError(
-                f"expected group numbers from 0 to {self.num_groups - 1}, received numbers from {low} to {high}. "
-                f"Write GroupRisk({high + 1}), or number the groups from 0."
-            )
+        return IndexError(
+            f"expected group numbers from 0 to {self.num_groups - 1}, received numbers from {low} to {high}. "
+            f"Write GroupRisk({high + 1}), or number the groups from 0."
+        )
 
     def extra_repr(self) -> str:
         """Number of groups, and the step size."""

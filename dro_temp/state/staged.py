@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from dro_temp import _faults
 from dro_temp._checks import check_count, check_flag, check_index, check_kind
 from dro_temp._loading import ShapeChecked
 
@@ -113,8 +114,22 @@ class Staged(ShapeChecked, ABC):
         return self.read(name, torch.empty(0, dtype=torch.long, device=self._device))
 
     def put(self, name: str, index: Tensor, values: Tensor) -> None:
-        """Overwrite entries of a table; rows with the same index must agree."""
+        """Overwrite entries of a table; rows with the same index must agree, and those of negative index are left out."""
         table: Tensor = getattr(self, name)
+        valid = index >= 0
+        if index.is_cuda or _faults.everywhere:
+            # How many rows are left out is known on the device alone. They repeat what a row that counts writes, or, if
+            # none does, what the table holds.
+            if not len(index):
+                return
+            stand_in = valid.long().argmax()[None]
+            at = index.index_select(0, stand_in).clamp(min=0)
+            value = torch.where(
+                valid.any(), values.index_select(0, stand_in).to(values), self.read(name, at).to(values)
+            )
+            index, values = torch.where(valid, index, at), torch.where(valid, values, value)
+        else:
+            index, values = index[valid], values[valid]
         # The copy waits: the host must not read before it has arrived.
         table[index.to(table.device)] = values.to(table)
 
