@@ -1,6 +1,5 @@
 """Temperature predictors: from one number for all to a network that reads each row."""
 
-from dro_temp.predictors.checkpoint import Pretrained
 from dro_temp.predictors.constant import ConstantTemperature
 from dro_temp.predictors.encoders import (
     HiddenEncoder,
@@ -32,7 +31,6 @@ __all__ = [
     "LogitEncoder",
     "OptimalTemperature",
     "PooledReadout",
-    "Pretrained",
     "PrototypeEncoder",
     "ResidualReadout",
     "StatisticsEncoder",
