@@ -32,7 +32,7 @@ from dro_temp._typing import Mask, PerRow, RowIndex, Scores
 IMPOSSIBLE = -1e30
 
 #: The largest g / u in a gradient: far above the 1/gamma of any useful moving average, and small enough for the norm
-# of a : float32 gradient to stay finite.
+#: of a float32 gradient to stay finite.
 LARGEST_RATIO = 1e9
 
 

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from dro_temp._checks import (
+    check_choice,
     check_kind,
     check_positive,
+    check_several,
     extremes,
     first_wrong,
     values_can_be_read,
 )
 from dro_temp._loading import ShapeChecked
 from dro_temp._pytree import one_line, pytree
-from dro_temp._tensors import at_least_float32
 from dro_temp._typing import PerRow
 from dro_temp.functional.statistics import STATISTICS, Statistic, row_statistics
 from dro_temp.interfaces.predictor import TemperaturePredictor
@@ -121,7 +122,9 @@ class RobustLoss(ShapeChecked, ABC):
         if check:
             check_kind("rows", rows, Rows, "Write loss(Rows(scores, target), tau).")
             rows.check_values()
-            _check_statistics(statistics)
+            check_several("statistics", statistics, "Pass statistics=('entropy',), say.")
+            for name in statistics:
+                check_choice("statistics", name, STATISTICS)
         if not isinstance(tau, TemperaturePredictor):
             tau = _one_per_row(rows, tau)
             if check:
@@ -201,25 +204,17 @@ def _one_per_row(rows: Rows, tau: Tensor | float) -> PerRow:
         tau = torch.tensor(float(tau), dtype=torch.promote_types(rows.scores.dtype, torch.float32))
     if tau.device != rows.target.device:
         tau = tau.to(rows.target.device)
-    if tau.dtype not in _REAL:
-        tau = _as_real(tau, rows.scores.dtype)
+    if tau.is_complex() or tau.dtype == torch.bool:
+        raise TypeError(f"expected tau as real numbers, received {tau.dtype}. Pass tau.float().")
+    if tau.dtype not in (torch.float32, torch.float64):
+        whole = not tau.is_floating_point()
+        tau = tau.to(torch.promote_types(rows.scores.dtype, torch.float32)) if whole else tau.float()
     if tau.dim() > 1 or (tau.dim() == 1 and len(tau) != len(rows)):
         raise ValueError(
             f"expected tau of shape [{len(rows)}] or a number, received shape {list(tau.shape)}. "
             "Pass the predictor, or predictor.predict(rows)."
         )
     return tau.expand(len(rows))
-
-
-_REAL = (torch.float32, torch.float64)
-
-
-def _as_real(tau: Tensor, dtype: torch.dtype) -> Tensor:
-    if tau.is_complex() or tau.dtype == torch.bool:
-        raise TypeError(f"expected tau as real numbers, received {tau.dtype}. Pass tau.float().")
-    if tau.is_floating_point():
-        return at_least_float32(tau)
-    return tau.to(torch.promote_types(dtype, torch.float32))
 
 
 def _check_positive(rows: Rows, tau: PerRow) -> None:
@@ -236,15 +231,3 @@ def _check_positive(rows: Rows, tau: PerRow) -> None:
             f"expected temperatures that are finite and > 0, received {value} in row {row}. Pass "
             "predictor.predict(rows), whose bounds keep it so, or tau.clamp(min=0.01)."
         )
-
-
-def _check_statistics(statistics: Collection[str]) -> None:
-    if isinstance(statistics, str) or not isinstance(statistics, Collection):
-        raise TypeError(
-            f"expected statistics as a collection of names, received {statistics!r}. Pass statistics=('entropy',), say."
-        )
-    for name in statistics:
-        if name not in STATISTICS:
-            raise ValueError(
-                f"expected statistics out of {list(STATISTICS)}, received {name!r}. Pass statistics=('entropy',), say."
-            )

@@ -10,17 +10,15 @@ from torch import Tensor, nn
 
 from dro_temp._checks import check_count, check_dropout, check_flag, check_kind, check_several, check_tensor
 from dro_temp._typing import Features
-from dro_temp.interfaces import PredictorInputs, Readable, ScoreStatistics
-from dro_temp.interfaces.predictor import check_reads
+from dro_temp.interfaces import PredictorInputs, ScoreStatistics
+from dro_temp.interfaces.predictor import Reader
 
 _Kind = TypeVar("_Kind")
 
 
-class TempNetEncoder(nn.Module, ABC):
+class TempNetEncoder(Reader, nn.Module, ABC):
     """Transformation and projection: from inputs to `width` similarities per row."""
 
-    #: Inputs that `forward` reads.
-    reads: frozenset[Readable]
     #: Number of similarities per row.
     width: int
     #: Initial log of the pooling's sharpness.
@@ -29,12 +27,6 @@ class TempNetEncoder(nn.Module, ABC):
     outcomes: int | None = None
     #: Width that features must have; None: any.
     features: int | None = None
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Check the declaration when the class is defined, not at its first call."""
-        super().__init_subclass__(**options)
-        if "reads" in vars(cls) and not hasattr(vars(cls)["reads"], "__get__"):  # a property is none yet
-            check_reads(vars(cls)["reads"], cls.__name__)
 
     @property
     @abstractmethod
