@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dro_temp import functional as F
 from dro_temp._checks import (
+    check_callable,
     check_count,
     check_flag,
     check_floats,
@@ -58,22 +59,19 @@ class LinearScores:
     local_keys: Features | None = None
 
     def __post_init__(self) -> None:
-        check_floats("queries", self.queries)
-        check_floats("keys", self.keys)
-        if self.bias is not None:
-            check_floats("bias", self.bias)
         for name in ("queries", "keys", "bias"):
-            if hasattr(getattr(self, name), "full_tensor"):
+            value = getattr(self, name)
+            if value is None and name == "bias":
+                continue
+            check_floats(name, value)
+            if hasattr(value, "full_tensor"):
                 raise ValueError(
                     f"expected whole {name}, received a DTensor, sharded over processes. A head's scores are made "
                     "after the model has run: keep what holds the head gathered until then, fully_shard(model, "
                     f"reshard_after_forward=False), and do not shard the head by itself; or pass {name}.full_tensor()."
                 )
-        if self.transform is not None and not callable(self.transform):
-            raise TypeError(
-                f"expected a transform that can be called, received {type(self.transform).__name__} "
-                f"({self.transform!r}). Pass SoftCap(cap), Scale(factor), or None."
-            )
+        if self.transform is not None:
+            check_callable("transform", self.transform)
         if self.keys.device != self.queries.device:
             raise ValueError(
                 f"expected queries and keys on one device, received {self.queries.device} and {self.keys.device}. Pass "
@@ -148,9 +146,7 @@ class LinearScores:
 
     def detached(self) -> "LinearScores":
         """The same scores, through which no gradient flows."""
-        names = ("queries", "keys", "bias", "local_keys")
-        values = {name: getattr(self, name) for name in names}
-        return _derived(self, **{name: None if x is None else x.detach() for name, x in values.items()})
+        return _derived(self, **_of_each(self, Tensor.detach, "queries", "keys", "bias", "local_keys"))
 
 
 def _derived(x: T, **changes: Any) -> T:
@@ -161,6 +157,12 @@ def _derived(x: T, **changes: Any) -> T:
     # Fields alone: a subclass may have cached something else.
     new.__dict__.update({name: getattr(x, name) for name in x.__dataclass_fields__}, **changes)  # type: ignore[attr-defined]
     return new
+
+
+def _of_each(x: Any, function: Callable[[Any], Any], *names: str) -> dict[str, Any]:
+    """The function of each of these fields; None stays."""
+    values = {name: getattr(x, name) for name in names}
+    return {name: None if value is None else function(value) for name, value in values.items()}
 
 
 def _check_selection(rows: Any) -> None:
@@ -276,9 +278,8 @@ class Rows:
                 check_integers(name, value)
             elif not isinstance(value, Tensor):
                 check_tensor(name, value)
-            if (
-                value.device != device and name != "index"
-            ):  # a table may be in host memory, the numbers with it
+            # A table may be in host memory, the numbers with it.
+            if value.device != device and name != "index":
                 self._refuse_device(name, value)
             if value.dim() != (2 if name == "features" else 1) or value.shape[0] != n:
                 shape = f"[{n}, d]" if name == "features" else f"[{n}]"
@@ -401,9 +402,7 @@ class Rows:
     @property
     def has_weight(self) -> RowMask:
         """True for rows of positive weight, including a pair that is alone in its batch and has an empty support."""
-        if self.weight is None:
-            return torch.ones_like(self.target, dtype=torch.bool)
-        return self.weight > 0
+        return torch.ones_like(self.target, dtype=torch.bool) if self.weight is None else self.weight > 0
 
     def dense(self) -> "Rows":
         """The same rows with the score matrix computed once."""
@@ -418,9 +417,7 @@ class Rows:
         _check_selection(rows)
         scores = self.scores.select(rows) if isinstance(self.scores, LinearScores) else self.scores[rows]
         names = ("target", "features", "index", "weight", "target_distribution")
-        values = {name: getattr(self, name) for name in names}
-        selected = {name: None if x is None else x[rows] for name, x in values.items()}
-        return _derived(self, scores=scores, **selected)
+        return _derived(self, scores=scores, **_of_each(self, lambda x: x[rows], *names))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Rows":
         """The same rows on a device.
@@ -442,8 +439,7 @@ class Rows:
     def detached(self) -> "Rows":
         """The same rows, through which no gradient flows to the host."""
         scores = self.scores.detached() if isinstance(self.scores, LinearScores) else self.scores.detach()
-        features = None if self.features is None else self.features.detach()
-        return _derived(self, scores=scores, features=features)
+        return _derived(self, scores=scores, **_of_each(self, Tensor.detach, "features"))
 
     def inert_where_invalid(self) -> "Rows":
         """The same rows with zeros where the weight is zero: multiplying would not do, since 0 times NaN is NaN."""
@@ -454,19 +450,8 @@ class Rows:
             # Before the product as well: see `dense_scores`; and the transform cannot overflow.
             scores = _derived(scores, queries=scores.queries.masked_fill(invalid[:, None], 0.0)).dense()
         scores = at_least_float32(scores).masked_fill(invalid[:, None], 0.0)
-        features, index = self.inert_features_and_index()
-        target, probability = self.target, self.target_distribution
-        if self.weight is not None:
-            inert = ~self.has_weight
-            target = target.masked_fill(inert, 0)
-            probability = None if probability is None else probability.masked_fill(inert[:, None], 0.0)
         return _derived(
-            self,
-            scores=scores,
-            target=target,
-            features=features,
-            index=index,
-            target_distribution=probability,
+            self, scores=scores, **self._inert("target", "features", "index", "target_distribution")
         )
 
     def inert_features_and_index(self) -> tuple[Features | None, RowIndex | None]:
@@ -475,11 +460,15 @@ class Rows:
         A pair that is alone in its batch, with an empty support, keeps its features and its number: they do not
         depend on the rest of the batch.
         """
+        inert = self._inert("features", "index")
+        return inert["features"], inert["index"]
+
+    def _inert(self, *names: str) -> dict[str, Any]:
+        """Fields, zero where a row's weight is zero."""
         if self.weight is None:
-            return self.features, self.index
+            return {name: getattr(self, name) for name in names}
         inert = ~self.has_weight
-        features = None if self.features is None else self.features.masked_fill(inert[:, None], 0.0)
-        return features, None if self.index is None else self.index.masked_fill(inert, 0)
+        return _of_each(self, lambda x: x.masked_fill(inert if x.dim() == 1 else inert[:, None], 0), *names)
 
 
 def check_distribution(name: str, distribution: Scores, counts: RowMask | None = None) -> None:
