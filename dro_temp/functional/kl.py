@@ -139,9 +139,6 @@ def compositional_log_mean(log_g: PerRow, log_u: PerRow | None = None) -> PerRow
         log_g: log of the minibatch mean, with gradient.
         log_u: estimate of the log of the population mean; no gradient flows to it. None: `log_g` is exact.
 
-    Returns:
-        One value per row.
-
     Example:
         >>> log_g = torch.zeros(1, requires_grad=True)
         >>> log_mean = compositional_log_mean(log_g, torch.tensor([0.5]).log())
@@ -175,9 +172,6 @@ def dual_value(log_g: PerRow, tau: PerRow, *, rho: float, log_u: PerRow | None =
         rho: radius of the KL ball in nats, >= 0.
         log_u: estimate of the log of the population mean; no gradient flows to it. None: `log_g` is exact.
 
-    Returns:
-        One value per row.
-
     Example:
         >>> dual_value(torch.zeros(2), torch.ones(2), rho=0.5)
         tensor([0.5000, 0.5000])
@@ -201,9 +195,6 @@ def kl_dual(
         rho: radius of the KL ball in nats, 0 <= rho < log m.
         mask: True inside the support.
         log_u: estimate of log g, see `dual_value`.
-
-    Returns:
-        One value per row.
 
     Example:
         >>> kl_dual(torch.zeros(1, 4), torch.ones(1), rho=1.0)
@@ -306,9 +297,6 @@ def optimal_tau(
         iterations: Newton or bisection steps; 40 leave an error in F at rounding level. The temperature itself
             is as sharp as F's minimum: to 1e-8 in float64 and 1e-3 in float32 for ordinary radii, less within
             1e-6 of 0 and of log m, where F is flat.
-
-    Returns:
-        One temperature per row.
 
     Example:
         >>> h = torch.tensor([[0.0, 1.0, 2.0]], dtype=torch.float64)

@@ -56,9 +56,7 @@ def support_mask(scores: Scores, target: RowIndex, target_in_support: bool) -> M
 def impossible(scores: Scores, mask: Mask | None = None) -> Mask | None:
     """True where an outcome is masked or cannot happen, see `IMPOSSIBLE_BELOW`; None if there are known to be none.
 
-    Args:
-        scores: one row of scores per row.
-        mask: True where an outcome counts; None: all do. The maximum is over those.
+    The mask is True where an outcome counts; the maximum is over those.
     """
     outside = None if mask is None else ~mask
     if scores.numel() == 0:
@@ -152,15 +150,7 @@ def tilted_statistics(
 def row_statistics(
     scores: Scores, target: RowIndex, tau: PerRow, target_in_support: bool, names: Collection[Statistic]
 ) -> dict[str, PerRow]:
-    """Statistics of rows whose scores are in memory, over each row's support.
-
-    Args:
-        scores: one row of scores per row.
-        target: column of each row's target.
-        tau: temperature of each row.
-        target_in_support: False to leave the target out of the support.
-        names: of `STATISTICS`.
-    """
+    """Those of `STATISTICS` that are in `names`, of rows whose scores are in memory, over each row's support."""
     if not names:
         return {}
     mask = support_mask(scores, target, target_in_support)

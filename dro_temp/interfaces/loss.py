@@ -92,12 +92,7 @@ class RobustLoss(ShapeChecked, ABC):
 
     @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(self, rows: Rows, tau: Tensor | float | TemperaturePredictor) -> PerRow:
-        """Value of each row; zero, with zero gradient, where a row does not count.
-
-        Args:
-            rows: scores and targets.
-            tau: temperature of each row, > 0, or one for all, or a predictor of them.
-        """
+        """Value of each row, see `evaluate`; zero, with zero gradient, where a row does not count."""
         return self.evaluate(rows, tau).values
 
     @final

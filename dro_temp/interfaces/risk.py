@@ -70,15 +70,7 @@ class SampleRisk(ShapeChecked, ABC):
 
         It is the gradient of the risk with respect to the losses, normalised (which changes it only if there is an
         estimator). Nothing is proposed; all zero if no sample counts. In several processes all must call it together,
-        if the risk has memory and is in training mode.
-
-        Args:
-            losses: [n] as for `forward`.
-            weight: [n] as for `forward`.
-            group: [n] as for `forward`.
-
-        Returns:
-            [n] weights >= 0, detached.
+        if the risk has memory and is in training mode. Arguments are those of `forward`; weights are >= 0, detached.
         """
         _check_losses(losses)
         _check_weight(weight)

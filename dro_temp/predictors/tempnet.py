@@ -114,14 +114,7 @@ class TempNet(TemperaturePredictor):
     ) -> "TempNet":
         """The paper's network over the logits of a classifier or language model.
 
-        Args:
-            outcomes: number of logits.
-            tau_min: lower bound, > 0.
-            tau_max: upper bound.
-            width: hidden width.
-            dropout: dropout in training.
-            centred: subtract each row's maximum first, see `LogitEncoder`.
-            tau_init: see `TempNet`.
+        The bounds and `tau_init` are those of `TempNet`, the other arguments those of its `LogitEncoder`.
 
         Example:
             >>> import torch, dro_temp as dt
@@ -155,7 +148,7 @@ class TempNet(TemperaturePredictor):
 
         Args:
             model: the model; its head's weight says how many outcomes there are and how wide hidden states are.
-            tau_min: lower bound, > 0.
+            tau_min: lower bound, > 0, in units of the logits.
             tau_max: upper bound.
             inputs: "logits" (the paper's `LogitEncoder`), "hidden" (`HiddenEncoder`), "statistics"
                 (`StatisticsEncoder`), or a tuple of several.
@@ -277,13 +270,7 @@ class TempNet(TemperaturePredictor):
         encoders: Iterable[type[TempNetEncoder]] = (),
         readouts: Iterable[type[TempNetReadout]] = (),
     ) -> "TempNet":
-        """A network of this `config`, with fresh weights.
-
-        Args:
-            config: the `config` of another network.
-            encoders: encoder classes of your own that it may name.
-            readouts: readout classes of your own that it may name.
-        """
+        """A network of this `config`, which may name these classes of your own, with fresh weights."""
         encoder = encoder_of(config["encoder"], (*ENCODERS, *encoders))
         readout: type[TempNetReadout] = class_named("a readout", config["readout"], (*READOUTS, *readouts))
         network = cls(encoder, tau_min=config["tau_min"], tau_max=config["tau_max"], readout=readout)
