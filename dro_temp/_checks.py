@@ -72,9 +72,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:40]} ... {text[-10:]}"
 
 
-# Numbers
-
-
 def check_count(name: str, value: Any, minimum: int = 1) -> int:
     """Return `value` as an int (NumPy's included), or raise unless it is a whole number >= `minimum`."""
     if torch.compiler.is_compiling():  # a size may be a symbol there, and must not become a number
@@ -165,9 +162,6 @@ def check_interval(lower: float, upper: float) -> None:
         )
 
 
-# Hyperparameters
-
-
 def check_bounds(tau_min: float, tau_max: float) -> None:
     """Raise unless `0 < tau_min < tau_max < inf`."""
     check_real("tau_min", tau_min, "Pass tau_min=0.01, say.")
@@ -227,9 +221,6 @@ _LARGER_SUPPORT = (
     "Lower rho, or raise m: a larger batch (drop_last=True if this is a short last batch), or a LogMovingAverage "
     "estimator, which makes m the size of the data set."
 )
-
-
-# Tensors
 
 
 def check_index(index: Tensor, num_samples: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Dataclasses of tensors: as trees, for DistributedDataParallel, FSDP, `torch.func` and export; as one line of text."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -88,12 +88,9 @@ def one_line(instance: Any) -> str:
         >>> dt.Rows(torch.zeros(4, 10), torch.arange(4))
         Rows(scores=float32[4, 10], target=int64[4])
     """
-    values = ((field, getattr(instance, field.name)) for field in fields(instance))
-    parts = (f"{field.name}={described(value)}" for field, value in values if not _is_default(field, value))
+    parts = []
+    for field in fields(instance):
+        value, factory = getattr(instance, field.name), field.default_factory
+        if not (value is field.default if factory is MISSING else value == factory()):
+            parts.append(f"{field.name}={described(value)}")
     return f"{type(instance).__name__}({', '.join(parts)})"
-
-
-def _is_default(field: "Field[Any]", value: Any) -> bool:
-    if field.default_factory is not MISSING:
-        return bool(value == field.default_factory())
-    return value is field.default

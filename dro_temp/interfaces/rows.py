@@ -472,13 +472,7 @@ class Rows:
 
 
 def check_distribution(name: str, distribution: Scores, counts: RowMask | None = None) -> None:
-    """Raise unless the rows that count hold probabilities; their values must be readable.
-
-    Args:
-        name: of the argument, for the error.
-        distribution: one per row.
-        counts: True for the rows that count; None: all.
-    """
+    """Raise unless the rows that count (None: all) hold probabilities; their values must be readable."""
     total = distribution.detach().sum(1)
     # The sum may hide a negative probability, which is checked by itself.
     (least, _), (low, high) = extremes(distribution), extremes(total)
