@@ -82,15 +82,11 @@ def projected(scores: Scores, weight: Tensor, shift: PerRow | None) -> Tensor:
 
 def score_profile(scores: Scores, mask: Mask | None = None) -> ScoreProfile:
     """Profiles of a block of scores, which stay; the mask is True where an outcome counts."""
-    groups = row_groups(scores)
-    if len(groups) == 1:
-        return ScoreProfile(*_profile(scores, mask))
-    profile = ScoreProfile(*(scores.new_empty(len(scores)) for _ in range(6)))
-    for rows in groups:
-        parts = _profile(scores[rows], None if mask is None else mask[rows])
-        for whole, part in zip(profile, parts, strict=True):
-            whole[rows] = part
-    return profile
+    parts = [
+        _profile(scores[rows], None if mask is None else mask[rows])
+        for rows in row_groups(scores) or [slice(None)]
+    ]
+    return ScoreProfile(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _profile(scores: Scores, mask: Mask | None) -> tuple[PerRow, ...]:

@@ -65,13 +65,13 @@ class HostAdapter(nn.Module, ABC):
         """Raise unless `rows` returned Rows for each view, in order."""
         views, name = tuple(self.views), type(self).__name__
         fix = "Make it return {view: Rows(...)} for each of `views`, in their order."
-        if not isinstance(rows, dict):
-            raise TypeError(
-                f"expected a dict of the views {list(views)} from {name}.rows, received {type(rows).__name__}. {fix}"
+        if not isinstance(rows, dict) or tuple(rows) != views:
+            kind, received = (
+                (ValueError, list(rows)) if isinstance(rows, dict) else (TypeError, type(rows).__name__)
             )
-        if tuple(rows) != views:
-            raise ValueError(
-                f"expected the views {list(views)}, in this order, from {name}.rows, received {list(rows)}. {fix}"
+            raise kind(
+                f"expected a dict of the views {list(views)}, in this order, from {name}.rows, received {received}. "
+                f"{fix}"
             )
         for view, r in rows.items():
             if not isinstance(r, Rows):

@@ -120,8 +120,6 @@ class TemperaturePredictor(Reader, ShapeChecked, ABC):
         check_bounds(tau_min, tau_max)
         self.tau_min, self.tau_max = float(tau_min), float(tau_max)
 
-    # What a subclass implements
-
     @abstractmethod
     def raw(self, inputs: PredictorInputs) -> PerRow:
         """One unbounded number per row, [n]; `bound` maps it into [tau_min, tau_max].
@@ -144,8 +142,6 @@ class TemperaturePredictor(Reader, ShapeChecked, ABC):
     def extra_repr(self) -> str:
         """The bounds."""
         return f"tau_min={self.tau_min}, tau_max={self.tau_max}"
-
-    # Calls
 
     @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(
@@ -178,7 +174,17 @@ class TemperaturePredictor(Reader, ShapeChecked, ABC):
         """
         if run is not None:
             return run()  # type: ignore[no-any-return]
-        _check_arguments(features, index, support, statistics)
+        for name, x in (("features", features), ("index", index)):
+            if x is not None:
+                check_tensor(name, x)
+        if features is not None and features.dim() == 0:
+            raise ValueError(
+                "expected features of shape [..., d], received one number. Pass one vector for each row."
+            )
+        if support is not None:
+            check_kind("support", support, Support, "Pass Support(scores).")
+        if statistics is not None:
+            check_kind("statistics", statistics, ScoreStatistics, "Pass support=Support(scores).")
         if statistics is None and support is not None and "statistics" in self.reads:
             statistics = ScoreStatistics(support.scores, support.mask)
         if shape is None:
@@ -311,8 +317,6 @@ class TemperaturePredictor(Reader, ShapeChecked, ABC):
             "(index: call objective(..., index=index))."
         )
 
-    # Generation
-
     def decoder(self, head: FrozenHead) -> Decoder:
         """A function for the temperatures of a frozen head's rows, called for every generated token.
 
@@ -364,25 +368,6 @@ class TemperaturePredictor(Reader, ShapeChecked, ABC):
                 f"expected {type(self).__name__} in evaluation mode, received one in training mode, whose "
                 f"{type(differing[0]).__name__} would change the temperatures. Call predictor.eval() first."
             )
-
-
-def _check_arguments(
-    features: Tensor | None,
-    index: Tensor | None,
-    support: Support | None,
-    statistics: ScoreStatistics | None,
-) -> None:
-    for name, x in (("features", features), ("index", index)):
-        if x is not None:
-            check_tensor(name, x)
-    if features is not None and features.dim() == 0:
-        raise ValueError(
-            "expected features of shape [..., d], received one number. Pass one vector for each row."
-        )
-    if support is not None:
-        check_kind("support", support, Support, "Pass Support(scores).")
-    if statistics is not None:
-        check_kind("statistics", statistics, ScoreStatistics, "Pass support=Support(scores).")
 
 
 def _differs_in_training(part: nn.Module) -> bool:

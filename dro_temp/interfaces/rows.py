@@ -15,6 +15,7 @@ from dro_temp._checks import (
     check_flag,
     check_floats,
     check_integers,
+    check_matrix,
     check_tensor,
     extremes,
     first_wrong,
@@ -198,12 +199,7 @@ class Support:
     outcomes: int | None = None
 
     def __post_init__(self) -> None:
-        check_floats("scores", self.scores)
-        if self.scores.dim() != 2:
-            raise ValueError(
-                f"expected scores of shape [n, m], received {list(self.scores.shape)}. Flatten leading dimensions "
-                "first, for example scores.flatten(0, -2)."
-            )
+        check_matrix("scores", self.scores)
         if self.mask is not None:
             check_tensor("mask", self.mask)
             if self.mask.dtype != torch.bool or self.mask.shape != self.scores.shape:
@@ -260,17 +256,12 @@ class Rows:
     def __post_init__(self) -> None:
         """Check types, shapes and devices; see `check_values` for what is in them."""
         if not isinstance(self.scores, LinearScores):
-            check_floats("scores", self.scores)
+            check_matrix("scores", self.scores)
         if not isinstance(self.target_in_support, bool):
             check_flag("target_in_support", self.target_in_support)
         per_row = self.scores.queries if isinstance(self.scores, LinearScores) else self.scores
-        if per_row.dim() != 2:
-            raise ValueError(
-                f"expected scores of shape [n, m], received {list(per_row.shape)}. "
-                "Flatten leading dimensions first, for example logits.flatten(0, -2)."
-            )
         n, device = per_row.shape[0], per_row.device
-        for name in ("target", "features", "index", "weight"):
+        for name in ("target", "features", "index", "weight", "target_distribution"):
             value = getattr(self, name)
             if value is None and name != "target":
                 continue
@@ -280,21 +271,18 @@ class Rows:
                 check_tensor(name, value)
             # A table may be in host memory, the numbers with it.
             if value.device != device and name != "index":
-                self._refuse_device(name, value)
-            if value.dim() != (2 if name == "features" else 1) or value.shape[0] != n:
+                raise ValueError(
+                    f"expected {name} on {device}, as the scores, received it on {value.device}. Pass "
+                    f"{name}.to(scores.device)."
+                )
+            if name == "target_distribution":
+                self._check_distribution(value)
+            elif value.dim() != (2 if name == "features" else 1) or value.shape[0] != n:
                 shape = f"[{n}, d]" if name == "features" else f"[{n}]"
                 raise ValueError(
                     f"expected {name} of shape {shape}, one per row of scores, received {list(value.shape)}. "
                     f"Flatten {name} together with the scores."
                 )
-        if self.target_distribution is not None:
-            self._check_distribution(self.target_distribution)
-
-    def _refuse_device(self, name: str, value: Tensor) -> None:
-        raise ValueError(
-            f"expected {name} on {self.scores.device}, as the scores, received it on {value.device}. Pass "
-            f"{name}.to(scores.device)."
-        )
 
     def check_values(self) -> None:
         """Raise on a target out of range, a negative weight, or probabilities that do not sum to one.
@@ -331,8 +319,6 @@ class Rows:
 
     def _check_distribution(self, distribution: Scores) -> None:
         check_floats("target_distribution", distribution)
-        if distribution.device != self.scores.device:
-            self._refuse_device("target_distribution", distribution)
         if not self.target_in_support:
             raise ValueError(
                 "expected one target per row where targets are not among the outcomes (pairs), received a "

@@ -7,6 +7,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from dro_temp._checks import check_matrix
 from dro_temp._tensors import LOW, at_least_float32, row_groups
 from dro_temp._typing import Features, Mask, PerRow, Scores
 from dro_temp.functional.statistics import ScoreProfile, impossible, projected, score_profile
@@ -46,13 +47,7 @@ class ScoreStatistics:
         project: Project | None = None,
         profile: Callable[[], ScoreProfile] | None = None,
     ) -> None:
-        if not isinstance(scores, Tensor) or scores.dim() != 2 or not scores.is_floating_point():
-            shaped = isinstance(scores, Tensor)
-            received = f"{scores.dtype} of shape {list(scores.shape)}" if shaped else type(scores).__name__
-            raise TypeError(
-                f"expected scores as floating-point numbers of shape [n, m], received {received}. Pass "
-                "logits.flatten(0, -2), or logits.float()."
-            )
+        check_matrix("scores", scores)
         scores = scores.detach()
         self._scores = at_least_float32(scores) if scores.dtype in LOW else scores
         self._mask, self._project = mask, project
