@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def pytree(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
-    """Register a dataclass with torch's trees.
+    """Register a dataclass with torch's trees, and represent it in one line.
 
     Wrappers look for tensors in a module's output, and find none in an unregistered class: DistributedDataParallel
     with a static graph then averages no gradient, and FSDP gathers no parameter for backward, both silently.
@@ -49,6 +49,7 @@ def pytree(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
             serialized_type_name=f"{kind.__module__}.{kind.__qualname__}",
             flatten_with_keys_fn=flatten_with_keys,
         )
+        kind.__repr__ = one_line  # type: ignore[method-assign, assignment]
         return kind
 
     return register

@@ -160,17 +160,15 @@ def compositional_log_mean(log_g: PerRow, log_u: PerRow | None = None) -> PerRow
 def dual_value(log_g: PerRow, tau: PerRow, *, rho: float, log_u: PerRow | None = None) -> PerRow:
     r"""The dual $F = \tau(\log g + \rho)$ from $\log g$, or from an estimate of it.
 
-    With `log_u`, the value is $\tau(\log u + \rho)$ and the gradient is the compositional one,
-    $\nabla \log g$ replaced by $\nabla g / u$: `tau * (log_u + r - stop(r) + rho)`, `r = exp(log_g - log_u)`.
-    Since `u` contains `g` with a weight of at least gamma, `r <= 1/gamma` (k/gamma for a sample that is k times in the
-    batch, whose copies share `g`). Where that weight may be tiny, as with `Scent`, the gradient clips r to
-    `LARGEST_RATIO`, so that it and its norm stay finite.
+    With `log_u`, value and gradient of log g are those of `compositional_log_mean`. Since `u` contains `g` with a
+    weight of at least gamma, r <= 1/gamma (k/gamma for a sample that is k times in the batch, whose copies share `g`).
+    Where that weight may be tiny, as with `Scent`, the clipped ratio keeps the gradient and its norm finite.
 
     Args:
         log_g: log of the minibatch mean, with gradient.
         tau: temperatures, > 0.
         rho: radius of the KL ball in nats, >= 0.
-        log_u: estimate of the log of the population mean; no gradient flows to it. None: `log_g` is exact.
+        log_u: see `compositional_log_mean`.
 
     Example:
         >>> dual_value(torch.zeros(2), torch.ones(2), rho=0.5)

@@ -20,7 +20,7 @@ from dro_temp._checks import (
     values_can_be_read,
 )
 from dro_temp._loading import ShapeChecked
-from dro_temp._pytree import one_line, pytree
+from dro_temp._pytree import pytree
 from dro_temp._typing import PerRow
 from dro_temp.functional.statistics import STATISTICS, Statistic, row_statistics
 from dro_temp.interfaces.predictor import TemperaturePredictor
@@ -59,9 +59,6 @@ class LossOutput:
     tau: PerRow
     backend: BackendChoice
     statistics: dict[str, PerRow] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        return one_line(self)
 
 
 class RobustLoss(ShapeChecked, ABC):

@@ -28,7 +28,7 @@ _WIDE = (torch.float32, torch.float64)
 
 def check_reads(reads: Any, owner: str) -> None:
     """Raise unless `reads`, declared by `owner`, is a set of `Readable` names."""
-    if isinstance(reads, str) or not isinstance(reads, Collection) or not set(reads) <= set(_READABLE):
+    if isinstance(reads, str) or not isinstance(reads, Collection) or not all(x in _READABLE for x in reads):
         raise ValueError(
             f"expected {owner}.reads as a set of names out of {list(_READABLE)}, received {reads!r}. Write "
             'reads = frozenset({"features"}), say.'

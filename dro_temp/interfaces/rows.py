@@ -21,7 +21,7 @@ from dro_temp._checks import (
     first_wrong,
     values_can_be_read,
 )
-from dro_temp._pytree import map_tensors, one_line, pytree
+from dro_temp._pytree import map_tensors, pytree
 from dro_temp._tensors import at_least_float32
 from dro_temp._typing import Features, Mask, PerRow, RowIndex, RowMask, Scores
 
@@ -89,9 +89,6 @@ class LinearScores:
                 f"expected a bias of shape [{k[0]}], one per key, received {list(self.bias.shape)}."
                 " Pass head.bias, or None."
             )
-
-    def __repr__(self) -> str:
-        return one_line(self)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -210,9 +207,6 @@ class Support:
         if self.outcomes is not None:
             check_count("outcomes", self.outcomes, minimum=0)
 
-    def __repr__(self) -> str:
-        return one_line(self)
-
     @property
     def size(self) -> int:
         """Number of outcomes in every row's support."""
@@ -329,9 +323,6 @@ class Rows:
                 f"expected target_distribution of shape {list(self.scores.shape)}, that of the scores, received "
                 f"{list(distribution.shape)}. Give every row a probability of each outcome."
             )
-
-    def __repr__(self) -> str:
-        return one_line(self)
 
     def __len__(self) -> int:
         return self.target.shape[0]
