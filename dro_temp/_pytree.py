@@ -14,10 +14,8 @@ def pytree(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
     """Register a dataclass with torch's trees, and represent it in one line.
 
     Wrappers look for tensors in a module's output, and find none in an unregistered class: DistributedDataParallel
-    with a static graph then averages no gradient, and FSDP gathers no parameter for backward, both silently.
-
-    Args:
-        static: fields without tensors.
+    with a static graph then averages no gradient, and FSDP gathers no parameter for backward, both silently. Static
+    fields have no tensors.
     """
 
     def register(kind: type[T]) -> type[T]:

@@ -203,11 +203,7 @@ class TemperaturePredictor(Reader, ShapeChecked, ABC):
         support: Support | None,
         statistics: ScoreStatistics | None,
     ) -> PerRow:
-        """Temperatures of n rows: the only place where `raw` is called, with exactly the declared inputs.
-
-        Raises:
-            ValueError: an input that this predictor reads is None.
-        """
+        """As `forward`, of n rows: the only place where `raw` is called, with exactly the declared inputs."""
         passed: dict[str, Any] = dict(zip(_READABLE, (features, index, support, statistics), strict=True))
         try:
             values = {name: passed[name] for name in self.reads}
@@ -322,9 +318,6 @@ class TemperaturePredictor(Reader, ShapeChecked, ABC):
 
         A subclass may precompute what depends on the frozen head. Parameters are read when the decoder is built; build
         another one after they have changed.
-
-        Args:
-            head: the head.
 
         Raises:
             ValueError: the predictor is in training mode and behaves differently in it (dropout), or reads sample

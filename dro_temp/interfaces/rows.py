@@ -386,11 +386,7 @@ class Rows:
         return _derived(self, scores=self.dense_scores)
 
     def select(self, rows: slice | RowIndex) -> "Rows":
-        """Some of the rows, by a slice (views), or by row numbers or a mask (copies).
-
-        Raises:
-            TypeError: anything else.
-        """
+        """Some of the rows, by a slice (views), or by row numbers or a mask (copies)."""
         _check_selection(rows)
         scores = self.scores.select(rows) if isinstance(self.scores, LinearScores) else self.scores[rows]
         names = ("target", "features", "index", "weight", "target_distribution")

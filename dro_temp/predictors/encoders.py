@@ -135,10 +135,7 @@ class PrototypeEncoder(TempNetEncoder):
 
     @torch.no_grad()
     def set_prototypes(self, embeddings: Features) -> None:
-        """Initialise the prototypes from embeddings of the *other* side, repeated if there are too few.
-
-        Args:
-            embeddings: at least one vector of width d; lengths do not matter.
+        """Initialise the prototypes from the directions of embeddings of the *other* side, repeated if too few.
 
         Raises:
             ValueError: a different width, or no embedding.

@@ -28,7 +28,16 @@ def reference_state(source: Mapping[str, Any] | str | Path) -> dict[str, Tensor]
     """The parameters under our names, in float32 or better; see `TempNet.from_reference`."""
     loaded = source if isinstance(source, Mapping) else _load(Path(source))
     state = {name.removeprefix(_PREFIX): value for name, value in loaded.items()}
-    _check_keys(state, loaded)
+    missing = [_PREFIX + name for name in NAMES if name not in state]
+    unknown = [name for name in loaded if name.removeprefix(_PREFIX) not in NAMES]
+    unknown += [name for name in loaded if _PREFIX + name in loaded]  # with and without the prefix: ambiguous
+    if missing or unknown:
+        shown = unknown[:8] + (["..."] if len(unknown) > 8 else [])
+        raise ValueError(
+            f"expected the keys {', '.join(_PREFIX + name for name in NAMES)}, received a checkpoint of {len(loaded)} "
+            f"keys: missing {', '.join(missing) or 'none'}; unknown {', '.join(shown) or 'none'}. Pass the TempNet's "
+            "own part, {k: v for k, v in state.items() if k.startswith('tempnet.')}."
+        )
     if state["scaler"].dim() == 0:  # in training; [1] in converted checkpoints
         state["scaler"] = state["scaler"].reshape(1)
     first = list(state["proj.0.weight"].shape)
@@ -44,19 +53,6 @@ def reference_state(source: Mapping[str, Any] | str | Path) -> dict[str, Tensor]
             "Pass the checkpoint of one TempNet."
         )
     return {ours: at_least_float32(state[theirs].detach()) for theirs, ours in NAMES.items()}
-
-
-def _check_keys(state: Mapping[str, Any], loaded: Mapping[str, Any]) -> None:
-    missing = [_PREFIX + name for name in NAMES if name not in state]
-    unknown = [name for name in loaded if name.removeprefix(_PREFIX) not in NAMES]
-    unknown += [name for name in loaded if _PREFIX + name in loaded]  # with and without the prefix: ambiguous
-    if missing or unknown:
-        shown = unknown[:8] + (["..."] if len(unknown) > 8 else [])
-        raise ValueError(
-            f"expected the keys {', '.join(_PREFIX + name for name in NAMES)}, received a checkpoint of {len(loaded)} "
-            f"keys: missing {', '.join(missing) or 'none'}; unknown {', '.join(shown) or 'none'}. Pass the TempNet's "
-            "own part, {k: v for k, v in state.items() if k.startswith('tempnet.')}."
-        )
 
 
 def _load(path: Path) -> dict[str, Tensor]:
