@@ -127,14 +127,9 @@ def score_moments(
 def tilted_statistics(
     log_g: PerRow, target_over_tau: PerRow, mean_over_tau: PerRow, size: int, names: Collection[str]
 ) -> dict[str, PerRow]:
-    r"""Log-sum-exp of s/tau, KL(p||U) and entropy of p = softmax(s/tau).
+    r"""Log-sum-exp of s/tau, KL(p||U) and entropy of p = softmax(s/tau), from the log-mean-exp of margins over tau.
 
-    Args:
-        log_g: log-mean-exp of margins over tau.
-        target_over_tau: the target's score over tau.
-        mean_over_tau: E_p[s] over tau.
-        size: m.
-        names: of the statistics to return.
+    `mean_over_tau` is E_p[s] over tau, and the size is m.
     """
     log_m = log_of_size(size, log_g)
     kl = mean_over_tau - target_over_tau - log_g
