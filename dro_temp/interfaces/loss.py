@@ -1,14 +1,14 @@
-"""The contract of a loss on rows."""
+"""The contracts of a loss on rows, of what estimates its inner mean, and of a penalty on the rows of all views."""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Literal, TypeAlias, final
+from typing import ClassVar, Literal, TypeAlias, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dro_temp._checks import (
     check_choice,
@@ -21,8 +21,9 @@ from dro_temp._checks import (
 )
 from dro_temp._loading import ShapeChecked
 from dro_temp._pytree import pytree
-from dro_temp._typing import PerRow
+from dro_temp._typing import PerRow, RowIndex, RowMask, Scalar
 from dro_temp.functional.statistics import STATISTICS, Statistic, row_statistics
+from dro_temp.interfaces.host import HostAdapter
 from dro_temp.interfaces.predictor import TemperaturePredictor
 from dro_temp.interfaces.rows import Rows
 
@@ -182,6 +183,55 @@ class RobustLoss(ShapeChecked, ABC):
         backend: BackendChoice,
     ) -> LossOutput:
         raise AssertionError(f"{type(self).__name__} chose {backend.name} and cannot stream")
+
+
+class Estimator(nn.Module, ABC):
+    """Estimates log E_j exp(h_ij / tau_i), the log of the inner mean of a row, from minibatches."""
+
+    #: True if each row's estimate depends on that row's `log_g` alone: rows may then be processed block by block.
+    row_by_row: ClassVar[bool] = False
+
+    @abstractmethod
+    def propose(self, index: RowIndex | None, log_g: PerRow, valid: RowMask) -> Tensor | None:
+        """The estimate after this minibatch; None where `log_g` itself is exact.
+
+        Staged for a later commit in training mode with gradients enabled; otherwise only computed. Outside
+        training `index` may be None: held-out samples have no number, and their estimate is the batch's.
+
+        Args:
+            index: the rows' numbers in the data set.
+            log_g: log of the minibatch mean of each row.
+            valid: True for rows that count; the others change nothing.
+        """
+
+    @abstractmethod
+    def population(self, batch_support: int) -> int:
+        """Number of outcomes in the estimated mean, from the number in the batch."""
+
+
+class Penalty(nn.Module, ABC):
+    """Maps the rows of all views to one number that `Objective` adds to its loss.
+
+    The number is a mean over the batch's rows, and counts as if it were the value of each of them: with a `count`,
+    or in several processes, it is reduced as the losses of rows are. It includes the penalty's weights.
+    """
+
+    #: Its name in the metrics, `"penalty/{name}"`.
+    name: ClassVar[str]
+
+    def check_host(self, host: HostAdapter) -> None:
+        """Raise ValueError if the penalty does not support this host's rows; `Objective` calls it once."""
+
+    @abstractmethod
+    def value(self, rows: Mapping[str, Rows]) -> Scalar:
+        """The term, for the rows of every view."""
+
+    @final  # type: ignore[misc]  # torch declares forward as an attribute
+    def forward(self, rows: Mapping[str, Rows]) -> Scalar:
+        """The term, in float32 or better also under autocast."""
+        device = next(iter(rows.values())).target.device
+        with torch.autocast(device.type, enabled=False):
+            return self.value(rows)
 
 
 def _one_per_row(rows: Rows, tau: Tensor | float) -> PerRow:

@@ -60,9 +60,18 @@ class SampleRisk(ShapeChecked, ABC):
     def reduced(self, losses: Tensor, *, weight: Tensor | None = None, group: Tensor | None = None) -> Scalar:
         """As `forward`, for a caller that checks arguments and records proposals itself, as `Objective` does."""
         _check_losses(losses)
+        losses = at_least_float32(losses)
+        weight = torch.ones_like(losses) if weight is None else weight
+        check_shape("weight", weight, losses.shape, "Pass one weight per sample, or leave weight out.")
+        group = self._checked_group(group, losses)
+        weight = weight.detach().to(losses.dtype)
+        if len(losses) == 0:  # one sample that does not count, so that subclasses need no special case
+            losses, weight = torch.cat([losses, losses.new_zeros(1)]), weight.new_zeros(1)
+            group = None if group is None else group.new_zeros(1)
+        inert = weight == 0
+        group = None if group is None else group.masked_fill(inert, 0)
         with torch.autocast(losses.device.type, enabled=False):
-            losses, weight, group = self._inert(losses, weight, group)
-            value = self.value(losses, weight, group)
+            value = self.value(losses.masked_fill(inert, 0.0), weight, group)
             return value.masked_fill(~(weight > 0).any(), 0.0)
 
     def weights(self, losses: Tensor, *, weight: Tensor | None = None, group: Tensor | None = None) -> PerRow:
@@ -81,22 +90,6 @@ class SampleRisk(ShapeChecked, ABC):
             (gradient,) = torch.autograd.grad(self.reduced(x, weight=weight, group=group), x)
         total = gradient.sum()
         return gradient / total.masked_fill(total == 0, 1.0)
-
-    def _inert(
-        self, losses: Tensor, weight: Tensor | None, group: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Losses, weights and groups of at least one sample; those that do not count are zero."""
-        losses = at_least_float32(losses)
-        if weight is None:
-            weight = torch.ones_like(losses)
-        check_shape("weight", weight, losses.shape, "Pass one weight per sample, or leave weight out.")
-        group = self._checked_group(group, losses)
-        weight = weight.detach().to(losses.dtype)
-        if len(losses) == 0:  # one sample that does not count, so that subclasses need no special case
-            losses, weight = torch.cat([losses, losses.new_zeros(1)]), weight.new_zeros(1)
-            group = None if group is None else group.new_zeros(1)
-        inert = weight == 0
-        return losses.masked_fill(inert, 0.0), weight, None if group is None else group.masked_fill(inert, 0)
 
     def _checked_group(self, group: Tensor | None, losses: Tensor) -> Tensor | None:
         name = type(self).__name__
