@@ -213,16 +213,17 @@ def kl_ball_weights(
     x = _unit(losses, share > 0)
     log_share = share.to(x.dtype).log()
     low, high = x.new_tensor(math.log(_LOWEST_TAU[x.dtype])), x.new_tensor(math.log(_HIGHEST_TAU))
-
-    def kl_and_slope(tau: Scalar, _: torch.Tensor | None) -> tuple[Scalar, Scalar]:
-        """KL(p||s) and -dKL/dlog(tau) = Var_p(x / tau) of p ~ s e^(x / tau)."""
-        z = x / tau
-        p = (z + log_share).softmax(0)
-        mean = (p * z).sum()
-        return mean - (z + log_share).logsumexp(0), (p * (z - mean).square()).sum()
-
-    log_tau = log_tau_at(rho, kl_and_slope, low, high, iterations)
+    log_tau = log_tau_at(rho, lambda tau, _: _kl_and_slope(x, log_share, tau), low, high, iterations)
     return (x / log_tau.exp() + log_share).softmax(0).to(losses.dtype)
+
+
+def _kl_and_slope(x: PerRow, log_share: PerRow, tau: Scalar) -> tuple[Scalar, Scalar]:
+    """KL(p||s) and -dKL/dlog(tau) = Var_p(x / tau) of p ~ s e^(x / tau)."""
+    z = x / tau
+    p = (z + log_share).softmax(0)
+    mean = (p * z).sum()
+    kl = mean - (z + log_share).logsumexp(0)
+    return kl, (p * (z - mean).square()).sum()
 
 
 def _unit(losses: PerRow, counts: torch.Tensor) -> PerRow:

@@ -69,7 +69,7 @@ class HostAdapter(nn.Module, ABC):
         received = list(rows) if isinstance(rows, dict) else type(rows).__name__
         if received != list(self.views):
             raise (ValueError if isinstance(rows, dict) else TypeError)(
-                f"expected a dict of the views {list(self.views)}, in this order, from {name}.rows, received "
+                f"expected the views {list(self.views)}, in this order, in a dict from {name}.rows, received "
                 f"{received}. {fix}"
             )
         for view, r in rows.items():
