@@ -164,10 +164,6 @@ class _TwoLayers(TempNetEncoder):
         """The constructor's arguments."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
-    def _projected(self, x: Tensor) -> Features:
-        similarities: Tensor = self.rest(self.first(x.to(self.first.weight.dtype)))
-        return similarities
-
 
 class LogitEncoder(_TwoLayers):
     r"""A projection of the normalised logits.
@@ -256,7 +252,8 @@ class HiddenEncoder(_TwoLayers):
                 f"expected features of width {self.features}, received {features.shape[1]}. "
                 f"Build HiddenEncoder({features.shape[1]}, ...), or TempNet.for_lm(model, inputs='hidden', ...)."
             )
-        return self._projected(self.norm(features.to(self.first.weight.dtype)))
+        similarities: Tensor = self.rest(self.first(self.norm(features.to(self.first.weight.dtype))))
+        return similarities
 
 
 class StatisticsEncoder(_TwoLayers):
@@ -293,7 +290,9 @@ class StatisticsEncoder(_TwoLayers):
 
     def forward(self, inputs: PredictorInputs) -> Features:
         """Projection of the statistics."""
-        return self._projected(shift_invariant_statistics(inputs.statistics))
+        x = shift_invariant_statistics(inputs.statistics).to(self.first.weight.dtype)
+        similarities: Tensor = self.rest(self.first(x))
+        return similarities
 
 
 def shift_invariant_statistics(statistics: ScoreStatistics) -> Features:
