@@ -25,6 +25,7 @@ from dro_temp import (
 from dro_temp import (
     objective as objective,
 )
+from dro_temp._version import __version__ as __version__
 from dro_temp.estimators import LogMovingAverage, Scent
 from dro_temp.integrations.transformers import TemperatureLogitsProcessor
 from dro_temp.interfaces import HostAdapter, LinearScores, RobustLoss, Rows, Support, TemperaturePredictor
@@ -38,7 +39,7 @@ from dro_temp.losses import (
     SigmoidLoss,
 )
 from dro_temp.objective import Objective, TemperatureWarning
-from dro_temp.optim import CompositionalOptimizer
+from dro_temp.optim import CompositionalOptimizer, hold_temperatures
 from dro_temp.predictors import (
     ConstantTemperature,
     EntropyTemperature,
@@ -48,9 +49,6 @@ from dro_temp.predictors import (
     TempNet,
 )
 from dro_temp.risks import ChiSquareRisk, CVaRRisk, GroupRisk, KLRisk, OptimisticRisk, TiltedRisk
-from dro_temp.schedules import hold_temperatures
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CVaRRisk",

@@ -74,9 +74,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:40]} ... {text[-10:]}"
 
 
-# Numbers
-
-
 def check_count(name: str, value: Any, minimum: int = 1) -> int:
     """Return `value` as an int (NumPy's included), or raise unless it is a whole number >= `minimum`."""
     if torch.compiler.is_compiling():  # a size may be a symbol there, and must not become a number
@@ -168,9 +165,6 @@ def check_interval(lower: float, upper: float) -> None:
         )
 
 
-# Hyperparameters
-
-
 def check_bounds(tau_min: float, tau_max: float) -> None:
     """Raise unless `0 < tau_min < tau_max < inf`."""
     check_real("tau_min", tau_min, "Pass tau_min=0.01, say.")
@@ -210,10 +204,14 @@ def check_feasible(rho: float, support_size: int, *, instead: str | None = None)
     else:
         holds_everything = rho >= math.log(max(support_size, 1))
     if rho > 0.0 and holds_everything:
+        instead = instead or (
+            "Lower rho, or raise m: a larger batch (drop_last=True if this is a short last batch), or a "
+            "LogMovingAverage estimator, which makes m the size of the data set."
+        )
         raise ValueError(
             f"expected rho < log m, received rho={rho} with m={support_size} outcomes in the support "
             f"(log m = {math.log(max(support_size, 1)):.4g}): the KL ball holds every distribution and the "
-            f"temperature collapses to tau_min. {instead or _LARGER_SUPPORT}"
+            f"temperature collapses to tau_min. {instead}"
         )
 
 
@@ -224,15 +222,6 @@ def check_feasible_for(rho: float, num_samples: int) -> None:
     enough = needed if rho < 30.0 else ""  # beyond, the number is no help
     instead = f"Lower rho below log(num_samples - 1) = {math.log(max(others, 1)):.4g}{enough}."
     check_feasible(rho, others, instead=instead)
-
-
-_LARGER_SUPPORT = (
-    "Lower rho, or raise m: a larger batch (drop_last=True if this is a short last batch), or a LogMovingAverage "
-    "estimator, which makes m the size of the data set."
-)
-
-
-# Tensors
 
 
 def check_index(index: Tensor, num_samples: int) -> Tensor:
@@ -289,6 +278,16 @@ def check_floats(name: str, value: Any) -> None:
     if not value.is_floating_point():
         raise TypeError(
             f"expected {name} of a floating-point dtype, received {value.dtype}. Pass {name}.float()."
+        )
+
+
+def check_matrix(name: str, x: Any) -> None:
+    """Raise unless `x` is a matrix of floating-point numbers, [n, m]."""
+    check_floats(name, x)
+    if x.dim() != 2:
+        raise ValueError(
+            f"expected {name} of shape [n, m], received {list(x.shape)}. Flatten leading dimensions first, for example "
+            f"{name}.flatten(0, -2)."
         )
 
 

@@ -1,6 +1,6 @@
 """Loading a state that does not fit raises before any of it is written."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +10,21 @@ class ShapeChecked(nn.Module):
     """A module that checks all shapes of a state before it loads any; torch raises after loading some."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        refuse_other_shapes(self._checked_parts(prefix), state_dict)
+        wrong: list[str] = []
+        for start, part in self._checked_parts(prefix):
+            for path, module in part.named_modules(remove_duplicate=False):
+                name = f"{start}{path}." if path else start
+                if isinstance(module, ShapeChecked):
+                    module.check_memory(state_dict, name)
+                loader = type(module)._load_from_state_dict.__module__.partition(".")[0]
+                # Modules with loaders or hooks of their own may convert shapes.
+                if loader in ("torch", "dro_temp") and not module._load_state_dict_pre_hooks:
+                    wrong += _other_shapes(module, state_dict, name)
+        if wrong:
+            raise RuntimeError(
+                f"expected a state of these modules, received other shapes: {', '.join(wrong)}. Build the parts with "
+                "the sizes that they were saved with; nothing was loaded."
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
 
     def _checked_parts(self, prefix: str) -> list[tuple[str, nn.Module]]:
@@ -19,34 +33,6 @@ class ShapeChecked(nn.Module):
 
     def check_memory(self, state: Mapping[str, Any], prefix: str) -> None:
         """Raise ValueError if a state has memory of another number of samples; for modules with memory."""
-
-
-def refuse_other_shapes(parts: Iterable[tuple[str, nn.Module]], state: Mapping[str, Any]) -> None:
-    """Raise if a state has tensors of other shapes, before any is written; torch raises after writing the rest.
-
-    Args:
-        parts: modules, and the prefix of their names in the state.
-        state: the state to load.
-
-    Raises:
-        ValueError: memory of another size.
-        RuntimeError: another tensor of another shape, as torch raises it.
-    """
-    wrong: list[str] = []
-    for prefix, part in parts:
-        for path, module in part.named_modules(remove_duplicate=False):
-            start = f"{prefix}{path}." if path else prefix
-            if isinstance(module, ShapeChecked):
-                module.check_memory(state, start)
-            loader = type(module)._load_from_state_dict.__module__.partition(".")[0]
-            # Modules with loaders or hooks of their own may convert shapes.
-            if loader in ("torch", "dro_temp") and not module._load_state_dict_pre_hooks:
-                wrong += _other_shapes(module, state, start)
-    if wrong:
-        raise RuntimeError(
-            f"expected a state of these modules, received other shapes: {', '.join(wrong)}. Build the parts with the "
-            "sizes that they were saved with; nothing was loaded."
-        )
 
 
 def _other_shapes(module: nn.Module, state: Mapping[str, Any], prefix: str) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Modules in evaluation mode during a measurement."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -19,17 +19,14 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
         >>> dropout.training
         True
     """
-    # Only modes that differ are written: other threads may be running these modules.
     before = [(part, part.training) for module in modules for part in module.modules()]
     try:
-        _set_modes((part, False) for part, _ in before)
+        # Only modes that differ are written: other threads may be running these modules.
+        for part in (part for part, training in before if training):
+            part.training = False
         with torch.no_grad():
             yield
     finally:
-        _set_modes(before)
-
-
-def _set_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
-    for part, training in modes:
-        if part.training is not training:
-            part.training = training
+        for part, training in before:
+            if part.training is not training:
+                part.training = training

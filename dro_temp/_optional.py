@@ -5,16 +5,7 @@ from typing import Any
 
 
 def optional_module(name: str, use: str, *, extra: str = "llm") -> Any:
-    """The module, imported now.
-
-    Args:
-        name: of the module.
-        use: its purpose, for the error: "which draws progress bars".
-        extra: the extra of this package that installs it.
-
-    Raises:
-        ImportError: it is not installed.
-    """
+    """The module, imported now, or an ImportError that says its use, "which draws progress bars", and its extra."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -1,7 +1,7 @@
 """Dataclasses of tensors: as trees, for DistributedDataParallel, FSDP, `torch.func` and export; as one line of text."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -11,13 +11,11 @@ T = TypeVar("T")
 
 
 def pytree(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
-    """Register a dataclass with torch's trees.
+    """Register a dataclass with torch's trees, and represent it in one line.
 
     Wrappers look for tensors in a module's output, and find none in an unregistered class: DistributedDataParallel
-    with a static graph then averages no gradient, and FSDP gathers no parameter for backward, both silently.
-
-    Args:
-        static: fields without tensors.
+    with a static graph then averages no gradient, and FSDP gathers no parameter for backward, both silently. Static
+    fields have no tensors.
     """
 
     def register(kind: type[T]) -> type[T]:
@@ -49,6 +47,7 @@ def pytree(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
             serialized_type_name=f"{kind.__module__}.{kind.__qualname__}",
             flatten_with_keys_fn=flatten_with_keys,
         )
+        kind.__repr__ = one_line  # type: ignore[method-assign, assignment]
         return kind
 
     return register
@@ -88,12 +87,9 @@ def one_line(instance: Any) -> str:
         >>> dt.Rows(torch.zeros(4, 10), torch.arange(4))
         Rows(scores=float32[4, 10], target=int64[4])
     """
-    values = ((field, getattr(instance, field.name)) for field in fields(instance))
-    parts = (f"{field.name}={described(value)}" for field, value in values if not _is_default(field, value))
+    parts = []
+    for field in fields(instance):
+        value, factory = getattr(instance, field.name), field.default_factory
+        if not (value is field.default if factory is MISSING else value == factory()):
+            parts.append(f"{field.name}={described(value)}")
     return f"{type(instance).__name__}({', '.join(parts)})"
-
-
-def _is_default(field: "Field[Any]", value: Any) -> bool:
-    if field.default_factory is not MISSING:
-        return bool(value == field.default_factory())
-    return value is field.default

@@ -8,9 +8,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-# Precision
-
-
 LOW = (torch.float16, torch.bfloat16)
 
 
@@ -60,9 +57,6 @@ def product_with_bfloat16(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
     return out
 
 
-# Groups of rows
-
-
 # Scores that stay in a CPU's cache from one elementwise pass to the next; on a device, launching costs more.
 _CPU_SCORES, _DEVICE_SCORES = 2**18, 2**26
 
@@ -77,9 +71,6 @@ def row_groups(scores: Tensor) -> list[slice]:
     n, m = scores.shape
     step = max((_CPU_SCORES if scores.device.type == "cpu" else _DEVICE_SCORES) // max(m, 1), 1)
     return [slice(start, min(start + step, n)) for start in range(0, n, step)]
-
-
-# Compiled graphs
 
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -77,12 +77,10 @@ def counting_traffic() -> Iterator[Traffic]:
 
 
 def _count(gathered: Tensor | None = None, reduced: Tensor | None = None) -> None:
-    world = world_size()
+    others = world_size() - 1
     for traffic in _counting:
-        if gathered is not None:
-            traffic.gathered += (world - 1) * gathered.numel() * gathered.element_size()
-        if reduced is not None:
-            traffic.reduced += 2 * (world - 1) * reduced.numel() * reduced.element_size() // world
+        traffic.gathered += 0 if gathered is None else others * gathered.nbytes
+        traffic.reduced += 0 if reduced is None else 2 * others * reduced.nbytes // (others + 1)
 
 
 def refuse_missing_group() -> None:
@@ -108,9 +106,7 @@ def raising_together(device: torch.device) -> Iterator[None]:
     """Around a check of this process's own data: if it fails on one process, it fails on all.
 
     If one process stopped alone, the others would hang. Every process must enter the block; a single one does nothing.
-
-    Args:
-        device: for the message to the other processes.
+    The device is that of the message to the other processes.
 
     Raises:
         RuntimeError: another process failed; its own error says why.

@@ -35,7 +35,7 @@ class Report:
     def _repr_markdown_(self) -> str:
         """The same in a notebook; names are shown as text, whatever they hold."""
         table = _aligned([[_as_text(cell) for cell in line] for line in self._lines()])
-        return "\n\n".join(filter(None, (_as_text(self._heading()), table, _as_text(self._footnote()))))
+        return f"{_as_text(self._heading())}\n\n{table}"
 
 
 def _as_text(text: str) -> str:

@@ -16,9 +16,6 @@ def log_average(log_u: PerRow, log_g: PerRow, gamma: float | Tensor) -> PerRow:
         log_g: log of the new value.
         gamma: weight of the new value, in (0, 1].
 
-    Returns:
-        Log of the new average.
-
     Example:
         >>> log_average(torch.tensor([float("-inf"), 0.0]), torch.tensor([2.0, 0.0]), 0.5)
         tensor([2., 0.])
@@ -45,9 +42,6 @@ def log_mirror_average(log_u: PerRow, log_g: PerRow, alpha: float) -> PerRow:
         log_g: log of the new value.
         alpha: log of the step size, any finite number. Rows with log u well below -alpha hardly move; towards
             infinity the past is forgotten.
-
-    Returns:
-        Log of the new average.
 
     Example:
         >>> log_mirror_average(torch.tensor([float("-inf"), 0.0]), torch.tensor([2.0, 2.0]), 0.0)
@@ -95,15 +89,9 @@ def mean_duplicates(index: RowIndex, x: PerRow) -> PerRow:
     if _all_differ(index):
         return x.clone()
     order, segment = _segments(index, x)
-    mean, _ = _mean_and_size(segment, x[order])
-    return torch.empty_like(x).index_copy(0, order, mean)
-
-
-def _mean_and_size(segment: Tensor, ordered: PerRow) -> tuple[PerRow, PerRow]:
-    """Mean over its segment, and the segment's size, for each sorted row."""
-    total = torch.zeros_like(ordered).index_add(0, segment, ordered)
-    size = torch.zeros_like(ordered).index_add(0, segment, torch.ones_like(ordered))
-    return (total / size.clamp(min=1))[segment], size[segment]
+    total = torch.zeros_like(x).index_add(0, segment, x[order])
+    size = torch.zeros_like(x).index_add(0, segment, torch.ones_like(x))
+    return torch.empty_like(x).index_copy(0, order, (total / size.clamp(min=1))[segment])
 
 
 def combine_duplicates(index: RowIndex, log_g: PerRow) -> PerRow:
@@ -118,10 +106,6 @@ def combine_duplicates(index: RowIndex, log_g: PerRow) -> PerRow:
     if _all_differ(index):
         return log_g.clone()
     order, segment = _segments(index, log_g)
-    ordered = log_g[order]
-    largest = torch.full_like(log_g, -torch.inf).scatter_reduce(0, segment, ordered, "amax")[segment]
-    largest = largest.masked_fill(largest.isinf(), 0.0)
-    mean, size = _mean_and_size(segment, (ordered - largest).exp())
-    # A single value is returned unchanged: exp and log would cost its last digit.
-    combined = torch.where(size == 1, ordered, mean.log() + largest)
-    return torch.empty_like(log_g).index_copy(0, order, combined)
+    largest = torch.full_like(log_g, -torch.inf).scatter_reduce(0, segment, log_g[order], "amax")[segment]
+    largest = torch.empty_like(log_g).index_copy(0, order, largest.masked_fill(largest.isinf(), 0.0))
+    return mean_duplicates(index, (log_g - largest).exp()).log() + largest

@@ -32,7 +32,7 @@ from dro_temp._typing import Mask, PerRow, RowIndex, Scores
 IMPOSSIBLE = -1e30
 
 #: The largest g / u in a gradient: far above the 1/gamma of any useful moving average, and small enough for the norm
-# of a : float32 gradient to stay finite.
+#: of a float32 gradient to stay finite.
 LARGEST_RATIO = 1e9
 
 
@@ -139,9 +139,6 @@ def compositional_log_mean(log_g: PerRow, log_u: PerRow | None = None) -> PerRow
         log_g: log of the minibatch mean, with gradient.
         log_u: estimate of the log of the population mean; no gradient flows to it. None: `log_g` is exact.
 
-    Returns:
-        One value per row.
-
     Example:
         >>> log_g = torch.zeros(1, requires_grad=True)
         >>> log_mean = compositional_log_mean(log_g, torch.tensor([0.5]).log())
@@ -163,20 +160,15 @@ def compositional_log_mean(log_g: PerRow, log_u: PerRow | None = None) -> PerRow
 def dual_value(log_g: PerRow, tau: PerRow, *, rho: float, log_u: PerRow | None = None) -> PerRow:
     r"""The dual $F = \tau(\log g + \rho)$ from $\log g$, or from an estimate of it.
 
-    With `log_u`, the value is $\tau(\log u + \rho)$ and the gradient is the compositional one,
-    $\nabla \log g$ replaced by $\nabla g / u$: `tau * (log_u + r - stop(r) + rho)`, `r = exp(log_g - log_u)`.
-    Since `u` contains `g` with a weight of at least gamma, `r <= 1/gamma` (k/gamma for a sample that is k times in the
-    batch, whose copies share `g`). Where that weight may be tiny, as with `Scent`, the gradient clips r to
-    `LARGEST_RATIO`, so that it and its norm stay finite.
+    With `log_u`, value and gradient of log g are those of `compositional_log_mean`. Since `u` contains `g` with a
+    weight of at least gamma, r <= 1/gamma (k/gamma for a sample that is k times in the batch, whose copies share `g`).
+    Where that weight may be tiny, as with `Scent`, the clipped ratio keeps the gradient and its norm finite.
 
     Args:
         log_g: log of the minibatch mean, with gradient.
         tau: temperatures, > 0.
         rho: radius of the KL ball in nats, >= 0.
-        log_u: estimate of the log of the population mean; no gradient flows to it. None: `log_g` is exact.
-
-    Returns:
-        One value per row.
+        log_u: see `compositional_log_mean`.
 
     Example:
         >>> dual_value(torch.zeros(2), torch.ones(2), rho=0.5)
@@ -201,9 +193,6 @@ def kl_dual(
         rho: radius of the KL ball in nats, 0 <= rho < log m.
         mask: True inside the support.
         log_u: estimate of log g, see `dual_value`.
-
-    Returns:
-        One value per row.
 
     Example:
         >>> kl_dual(torch.zeros(1, 4), torch.ones(1), rho=1.0)
@@ -306,9 +295,6 @@ def optimal_tau(
         iterations: Newton or bisection steps; 40 leave an error in F at rounding level. The temperature itself
             is as sharp as F's minimum: to 1e-8 in float64 and 1e-3 in float32 for ordinary radii, less within
             1e-6 of 0 and of log m, where F is flat.
-
-    Returns:
-        One temperature per row.
 
     Example:
         >>> h = torch.tensor([[0.0, 1.0, 2.0]], dtype=torch.float64)

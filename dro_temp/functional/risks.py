@@ -2,8 +2,9 @@
 
     risk(l) = max_p sum_i p_i l_i - penalty(p),      p a distribution near the samples' own, w / sum w.
 
-Where p is constrained, the functions return the worst p: it is the gradient of the risk (the envelope theorem), and the
-risk is sum_i p_i l_i. All are invariant to a common factor of the weights; if all weights are zero, they count as ones.
+Where p is constrained, the functions return the worst p, which sums to one: it is the gradient of the risk (the
+envelope theorem), and the risk is sum_i p_i l_i. All are invariant to a common factor of the weights; if all weights
+are zero, they count as ones.
 """
 
 import math
@@ -21,9 +22,6 @@ def shares(losses: PerRow, weight: PerRow | None = None) -> PerRow:
     Args:
         losses: of the samples; only their number counts.
         weight: >= 0; all alike if None.
-
-    Returns:
-        Shares that sum to one.
 
     Example:
         >>> shares(torch.zeros(2), torch.tensor([1.0, 3.0]))
@@ -85,9 +83,6 @@ def mean_under(p: PerRow, losses: PerRow) -> Scalar:
         p: weights that sum to one.
         losses: any.
 
-    Returns:
-        One number.
-
     Example:
         >>> mean_under(torch.tensor([0.5, 0.5, 0.0]), torch.tensor([1.0, 2.0, torch.inf]))
         tensor(1.5000)
@@ -102,11 +97,8 @@ def tilted_mean(losses: PerRow, weight: PerRow | None = None, *, tilt: float) ->
 
     Args:
         losses: any.
-        weight: >= 0; all alike if None.
+        weight: of the samples, as in `shares`.
         tilt: t, of either sign, not 0.
-
-    Returns:
-        One number between the least and the greatest loss.
 
     Example:
         >>> tilted_mean(torch.tensor([0.0, 1.0]), tilt=100.0)
@@ -130,9 +122,6 @@ def cvar_weights(losses: PerRow, weight: PerRow | None = None, *, alpha: float) 
         losses: any.
         weight: >= 0; all alike if None.
         alpha: share, in (0, 1].
-
-    Returns:
-        Weights that sum to one.
 
     Example:
         >>> cvar_weights(torch.tensor([3.0, 1.0, 2.0]), alpha=0.5)
@@ -162,9 +151,6 @@ def chi_square_weights(losses: PerRow, weight: PerRow | None = None, *, rho: flo
         losses: any.
         weight: >= 0; all alike if None.
         rho: radius, >= 0. The ball holds every distribution from (n - 1) / 2 on.
-
-    Returns:
-        Weights that sum to one.
 
     Example:
         >>> chi_square_weights(torch.tensor([0.0, 1.0, 2.0]), rho=0.25)
@@ -210,9 +196,6 @@ def kl_ball_weights(
         weight: >= 0; all alike if None.
         rho: radius in nats, >= 0.
         iterations: Newton or bisection steps.
-
-    Returns:
-        Weights that sum to one.
 
     Example:
         >>> p = kl_ball_weights(torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64), rho=0.5)

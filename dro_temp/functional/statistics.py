@@ -18,8 +18,8 @@ STATISTICS: tuple[Statistic, ...] = ("log_sum_exp", "kl", "entropy", "max", "mea
 #: An outcome that scores so far below its row's maximum cannot happen: a mask has excluded it, by -inf, the smallest
 #: number of a precision, or -1e4, instead of its score or added to it. -1e4, which bfloat16 rounds to -9984, is the
 #: smallest of those in use; the rest is room for scores that differ by a thousand. An outcome that low without a mask
-# has : the weight exp(-9000 / tau): 0 in float32, up to tau = 86. Statistics, norms and projections of a row are those
-# of the : row without such outcomes. kernels/backends/cpu/numbers.h has the same number.
+#: has the weight exp(-9000 / tau): 0 in float32, up to tau = 86. Statistics, norms and projections of a row are those
+#: of the row without such outcomes. kernels/backends/cpu/numbers.h has the same number.
 IMPOSSIBLE_BELOW = 9e3
 
 # Stands for "not an outcome". Finite: with -inf, the weighted score of such an outcome would be 0 * inf.
@@ -54,20 +54,22 @@ def support_mask(scores: Scores, target: RowIndex, target_in_support: bool) -> M
 
 
 def impossible(scores: Scores, mask: Mask | None = None) -> Mask | None:
-    """True where an outcome cannot happen, see `IMPOSSIBLE_BELOW`; None if all are known to be possible.
+    """True where an outcome is masked or cannot happen, see `IMPOSSIBLE_BELOW`; None if there are known to be none.
 
-    Args:
-        scores: one row of scores per row.
-        mask: True where an outcome counts; None: all do. The maximum is over those.
+    The mask is True where an outcome counts; the maximum is over those.
     """
+    outside = None if mask is None else ~mask
     if scores.numel() == 0:
-        return None
-    floor = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).amax(1) - IMPOSSIBLE_BELOW
+        return outside
+    floor = (scores if outside is None else scores.masked_fill(outside, -torch.inf)).amax(
+        1
+    ) - IMPOSSIBLE_BELOW
     if values_can_be_read(scores):
-        inside = scores if mask is None else scores.masked_fill(~mask, torch.inf)
+        inside = scores if outside is None else scores.masked_fill(outside, torch.inf)
         if not bool((inside.amin(1) < floor).any()):
-            return None
-    return scores < floor[:, None]
+            return outside
+    below = scores < floor[:, None]
+    return below if outside is None else below | outside
 
 
 def projected(scores: Scores, weight: Tensor, shift: PerRow | None) -> Tensor:
@@ -80,21 +82,15 @@ def projected(scores: Scores, weight: Tensor, shift: PerRow | None) -> Tensor:
 
 def score_profile(scores: Scores, mask: Mask | None = None) -> ScoreProfile:
     """Profiles of a block of scores, which stay; the mask is True where an outcome counts."""
-    groups = row_groups(scores)
-    if len(groups) == 1:
-        return ScoreProfile(*_profile(scores, mask))
-    profile = ScoreProfile(*(scores.new_empty(len(scores)) for _ in range(6)))
-    for rows in groups:
-        parts = _profile(scores[rows], None if mask is None else mask[rows])
-        for whole, part in zip(profile, parts, strict=True):
-            whole[rows] = part
-    return profile
+    parts = [
+        _profile(scores[rows], None if mask is None else mask[rows])
+        for rows in row_groups(scores) or [slice(None)]
+    ]
+    return ScoreProfile(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _profile(scores: Scores, mask: Mask | None) -> tuple[PerRow, ...]:
     excluded = impossible(scores, mask)
-    if mask is not None:
-        excluded = ~mask if excluded is None else excluded | ~mask
     if excluded is None:
         size = scores.new_full((len(scores),), scores.shape[1])
         mean = scores.mean(1)
@@ -120,69 +116,20 @@ def score_moments(
     scores: Scores, target: RowIndex, target_in_support: bool, names: Collection[str]
 ) -> dict[str, PerRow]:
     """Those of max, mean, std and norm that are in `names`, over the possible outcomes of the support."""
-    if not names:
+    if not set(names) & {"max", "mean", "std", "norm"}:
         return {}
-    inside = support_mask(scores, target, target_in_support)
-    excluded = impossible(scores, inside)
-    if excluded is not None:
-        return _moments_inside(scores, ~excluded if inside is None else inside & ~excluded, names)
-    moments: dict[str, PerRow] = {}
-    m = scores.shape[1]
-    target_score = scores.gather(1, target[:, None]).squeeze(1)
-    outside = torch.zeros_like(target_score) if target_in_support else target_score
-    size = m - (0 if target_in_support else 1)
-    if "max" in names:
-        inside = scores if target_in_support else scores.scatter(1, target[:, None], NOT_AN_OUTCOME)
-        moments["max"] = inside.amax(1)
-    if "mean" in names or "std" in names:
-        moments["mean"] = (scores.sum(1) - outside) / size
-    if "norm" in names:
-        moments["norm"] = _root(torch.linalg.vector_norm(scores, dim=1).square() - outside.square())
-    if "std" in names:
-        # About the mean, not from the sum of squares: scores may lie far from zero.
-        square = norm_about(scores, moments["mean"]).square()
-        if not target_in_support:
-            square = square - (target_score - moments["mean"]).square()
-        moments["std"] = _root(square) / size**0.5
+    p = score_profile(scores, support_mask(scores, target, target_in_support))
+    norm = (p.possible * (p.mean.square() + p.std.square())).sqrt()
+    moments = {"max": p.row_max, "mean": p.mean, "std": p.std, "norm": norm}
     return {name: value for name, value in moments.items() if name in names}
-
-
-def _moments_inside(scores: Scores, inside: Mask, names: Collection[str]) -> dict[str, PerRow]:
-    scores_inside, size = scores.masked_fill(~inside, 0.0), inside.sum(1)
-    mean = scores_inside.sum(1) / size
-    deviation = (scores - mean[:, None]).masked_fill_(~inside, 0.0)
-    moments = {
-        "max": scores.masked_fill(~inside, NOT_AN_OUTCOME).amax(1),
-        "mean": mean,
-        "std": torch.linalg.vector_norm(deviation, dim=1) / size.sqrt(),
-        "norm": torch.linalg.vector_norm(scores_inside, dim=1),
-    }
-    return {name: value for name, value in moments.items() if name in names}
-
-
-def _root(square: Tensor) -> Tensor:
-    return square.clamp(min=0.0).sqrt()
-
-
-def norm_about(scores: Scores, centre: PerRow) -> PerRow:
-    """Norm of each row of `scores - centre`, a few rows at a time, without a second block."""
-    parts = [
-        torch.linalg.vector_norm(scores[rows] - centre[rows, None], dim=1) for rows in row_groups(scores)
-    ]
-    return torch.cat(parts) if parts else centre.clone()
 
 
 def tilted_statistics(
     log_g: PerRow, target_over_tau: PerRow, mean_over_tau: PerRow, size: int, names: Collection[str]
 ) -> dict[str, PerRow]:
-    r"""Log-sum-exp of s/tau, KL(p||U) and entropy of p = softmax(s/tau).
+    r"""Log-sum-exp of s/tau, KL(p||U) and entropy of p = softmax(s/tau), from the log-mean-exp of margins over tau.
 
-    Args:
-        log_g: log-mean-exp of margins over tau.
-        target_over_tau: the target's score over tau.
-        mean_over_tau: E_p[s] over tau.
-        size: m.
-        names: of the statistics to return.
+    `mean_over_tau` is E_p[s] over tau, and the size is m.
     """
     log_m = log_of_size(size, log_g)
     kl = mean_over_tau - target_over_tau - log_g
@@ -194,15 +141,7 @@ def tilted_statistics(
 def row_statistics(
     scores: Scores, target: RowIndex, tau: PerRow, target_in_support: bool, names: Collection[Statistic]
 ) -> dict[str, PerRow]:
-    """Statistics of rows whose scores are in memory, over each row's support.
-
-    Args:
-        scores: one row of scores per row.
-        target: column of each row's target.
-        tau: temperature of each row.
-        target_in_support: False to leave the target out of the support.
-        names: of `STATISTICS`.
-    """
+    """Those of `STATISTICS` that are in `names`, of rows whose scores are in memory, over each row's support."""
     if not names:
         return {}
     mask = support_mask(scores, target, target_in_support)

@@ -10,15 +10,12 @@ Contracts only: nothing here streams, remembers or trains. What is remembered fr
 are in `kernels`, and `Objective` puts the parts together.
 """
 
-from dro_temp.interfaces.estimator import Estimator
-from dro_temp.interfaces.frozen_head import Decoder, FrozenHead
 from dro_temp.interfaces.host import HostAdapter
-from dro_temp.interfaces.loss import BackendChoice, LossOutput, RobustLoss
-from dro_temp.interfaces.penalty import Penalty
+from dro_temp.interfaces.loss import BackendChoice, Estimator, LossOutput, Penalty, RobustLoss
 from dro_temp.interfaces.predictor import PredictorInputs, Readable, TemperaturePredictor
 from dro_temp.interfaces.risk import SampleRisk
 from dro_temp.interfaces.rows import LinearScores, Rows, Support
-from dro_temp.interfaces.statistics import FoldedProjection, ScoreStatistics
+from dro_temp.interfaces.statistics import Decoder, FoldedProjection, FrozenHead, ScoreStatistics
 
 __all__ = [
     "BackendChoice",

@@ -1,7 +1,6 @@
 """The contract of a host adapter."""
 
 import inspect
-import re
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from typing import Any, ClassVar, final
@@ -63,15 +62,15 @@ class HostAdapter(nn.Module, ABC):
 
     def _check_rows(self, rows: dict[str, Rows]) -> None:
         """Raise unless `rows` returned Rows for each view, in order."""
-        views, name = tuple(self.views), type(self).__name__
-        fix = "Make it return {view: Rows(...)} for each of `views`, in their order."
-        if not isinstance(rows, dict):
-            raise TypeError(
-                f"expected a dict of the views {list(views)} from {name}.rows, received {type(rows).__name__}. {fix}"
-            )
-        if tuple(rows) != views:
-            raise ValueError(
-                f"expected the views {list(views)}, in this order, from {name}.rows, received {list(rows)}. {fix}"
+        name, fix = (
+            type(self).__name__,
+            "Make it return {view: Rows(...)} for each of `views`, in their order.",
+        )
+        received = list(rows) if isinstance(rows, dict) else type(rows).__name__
+        if received != list(self.views):
+            raise (ValueError if isinstance(rows, dict) else TypeError)(
+                f"expected the views {list(self.views)}, in this order, in a dict from {name}.rows, received "
+                f"{received}. {fix}"
             )
         for view, r in rows.items():
             if not isinstance(r, Rows):
@@ -87,9 +86,8 @@ class HostAdapter(nn.Module, ABC):
         except TypeError as mismatch:
             takes = ", ".join(str(parameter).split(":")[0] for parameter in signature.parameters.values())
             raise TypeError(
-                f"expected a batch for {type(self).__name__}, which takes ({takes}), received "
-                f"{_received(str(mismatch))}. "
-                "Pass these, by place or by name; count= and group= go to the objective."
+                f"expected a batch for {type(self).__name__}, which takes ({takes}), received one that does not fit "
+                f"({mismatch}). Pass these, by place or by name; count= and group= go to the objective."
             ) from error
 
     def train(self, mode: bool = True) -> "HostAdapter":
@@ -97,10 +95,3 @@ class HostAdapter(nn.Module, ABC):
         self.objective_trains = mode
         super().train(mode and not self.frozen)
         return self
-
-
-def _received(message: str) -> str:
-    """The message of `inspect` about arguments, as the object of "received"."""
-    message = re.sub(r"^got an unexpected keyword argument", "the unexpected keyword", message)
-    message = re.sub(r"^missing a required (keyword-only )?argument:", "a batch without", message)
-    return re.sub(r"^multiple values for argument", "two values for", message)

@@ -1,27 +1,29 @@
-"""The contract of a loss on rows."""
+"""The contracts of a loss on rows, of what estimates its inner mean, and of a penalty on the rows of all views."""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Literal, TypeAlias, final
+from typing import ClassVar, Literal, TypeAlias, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dro_temp._checks import (
+    check_choice,
     check_kind,
     check_positive,
+    check_several,
     extremes,
     first_wrong,
     values_can_be_read,
 )
 from dro_temp._loading import ShapeChecked
-from dro_temp._pytree import one_line, pytree
-from dro_temp._tensors import at_least_float32
-from dro_temp._typing import PerRow, Scalar
+from dro_temp._pytree import pytree
+from dro_temp._typing import PerRow, RowIndex, RowMask, Scalar
 from dro_temp.functional.statistics import STATISTICS, Statistic, row_statistics
+from dro_temp.interfaces.host import HostAdapter
 from dro_temp.interfaces.predictor import TemperaturePredictor
 from dro_temp.interfaces.rows import Rows
 
@@ -62,9 +64,6 @@ class LossOutput:
     statistics: dict[str, PerRow] = field(default_factory=dict)
     mean: Scalar | None = None
 
-    def __repr__(self) -> str:
-        return one_line(self)
-
 
 class RobustLoss(ShapeChecked, ABC):
     """Maps rows and their temperatures to one value per row; reduction belongs to `Objective`.
@@ -94,12 +93,7 @@ class RobustLoss(ShapeChecked, ABC):
 
     @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(self, rows: Rows, tau: Tensor | float | TemperaturePredictor) -> PerRow:
-        """Value of each row; zero, with zero gradient, where a row does not count.
-
-        Args:
-            rows: scores and targets.
-            tau: temperature of each row, > 0, or one for all, or a predictor of them.
-        """
+        """Value of each row, see `evaluate`; zero, with zero gradient, where a row does not count."""
         return self.evaluate(rows, tau).values
 
     @final
@@ -124,7 +118,9 @@ class RobustLoss(ShapeChecked, ABC):
         if check:
             check_kind("rows", rows, Rows, "Write loss(Rows(scores, target), tau).")
             rows.check_values()
-            _check_statistics(statistics)
+            check_several("statistics", statistics, "Pass statistics=('entropy',), say.")
+            for name in statistics:
+                check_choice("statistics", name, STATISTICS)
         if not isinstance(tau, TemperaturePredictor):
             tau = _one_per_row(rows, tau)
             if check:
@@ -192,6 +188,55 @@ class RobustLoss(ShapeChecked, ABC):
         raise AssertionError(f"{type(self).__name__} chose {backend.name} and cannot stream")
 
 
+class Estimator(nn.Module, ABC):
+    """Estimates log E_j exp(h_ij / tau_i), the log of the inner mean of a row, from minibatches."""
+
+    #: True if each row's estimate depends on that row's `log_g` alone: rows may then be processed block by block.
+    row_by_row: ClassVar[bool] = False
+
+    @abstractmethod
+    def propose(self, index: RowIndex | None, log_g: PerRow, valid: RowMask) -> Tensor | None:
+        """The estimate after this minibatch; None where `log_g` itself is exact.
+
+        Staged for a later commit in training mode with gradients enabled; otherwise only computed. Outside
+        training `index` may be None: held-out samples have no number, and their estimate is the batch's.
+
+        Args:
+            index: the rows' numbers in the data set.
+            log_g: log of the minibatch mean of each row.
+            valid: True for rows that count; the others change nothing.
+        """
+
+    @abstractmethod
+    def population(self, batch_support: int) -> int:
+        """Number of outcomes in the estimated mean, from the number in the batch."""
+
+
+class Penalty(nn.Module, ABC):
+    """Maps the rows of all views to one number that `Objective` adds to its loss.
+
+    The number is a mean over the batch's rows, and counts as if it were the value of each of them: with a `count`,
+    or in several processes, it is reduced as the losses of rows are. It includes the penalty's weights.
+    """
+
+    #: Its name in the metrics, `"penalty/{name}"`.
+    name: ClassVar[str]
+
+    def check_host(self, host: HostAdapter) -> None:
+        """Raise ValueError if the penalty does not support this host's rows; `Objective` calls it once."""
+
+    @abstractmethod
+    def value(self, rows: Mapping[str, Rows]) -> Scalar:
+        """The term, for the rows of every view."""
+
+    @final  # type: ignore[misc]  # torch declares forward as an attribute
+    def forward(self, rows: Mapping[str, Rows]) -> Scalar:
+        """The term, in float32 or better also under autocast."""
+        device = next(iter(rows.values())).target.device
+        with torch.autocast(device.type, enabled=False):
+            return self.value(rows)
+
+
 def _one_per_row(rows: Rows, tau: Tensor | float) -> PerRow:
     """One temperature for each row, in float32 or better."""
     if not isinstance(tau, Tensor):
@@ -204,25 +249,17 @@ def _one_per_row(rows: Rows, tau: Tensor | float) -> PerRow:
         tau = torch.tensor(float(tau), dtype=torch.promote_types(rows.scores.dtype, torch.float32))
     if tau.device != rows.target.device:
         tau = tau.to(rows.target.device)
-    if tau.dtype not in _REAL:
-        tau = _as_real(tau, rows.scores.dtype)
+    if tau.is_complex() or tau.dtype == torch.bool:
+        raise TypeError(f"expected tau as real numbers, received {tau.dtype}. Pass tau.float().")
+    if tau.dtype not in (torch.float32, torch.float64):
+        whole = not tau.is_floating_point()
+        tau = tau.to(torch.promote_types(rows.scores.dtype, torch.float32)) if whole else tau.float()
     if tau.dim() > 1 or (tau.dim() == 1 and len(tau) != len(rows)):
         raise ValueError(
             f"expected tau of shape [{len(rows)}] or a number, received shape {list(tau.shape)}. "
             "Pass the predictor, or predictor.predict(rows)."
         )
     return tau.expand(len(rows))
-
-
-_REAL = (torch.float32, torch.float64)
-
-
-def _as_real(tau: Tensor, dtype: torch.dtype) -> Tensor:
-    if tau.is_complex() or tau.dtype == torch.bool:
-        raise TypeError(f"expected tau as real numbers, received {tau.dtype}. Pass tau.float().")
-    if tau.is_floating_point():
-        return at_least_float32(tau)
-    return tau.to(torch.promote_types(dtype, torch.float32))
 
 
 def _check_positive(rows: Rows, tau: PerRow) -> None:
@@ -239,15 +276,3 @@ def _check_positive(rows: Rows, tau: PerRow) -> None:
             f"expected temperatures that are finite and > 0, received {value} in row {row}. Pass "
             "predictor.predict(rows), whose bounds keep it so, or tau.clamp(min=0.01)."
         )
-
-
-def _check_statistics(statistics: Collection[str]) -> None:
-    if isinstance(statistics, str) or not isinstance(statistics, Collection):
-        raise TypeError(
-            f"expected statistics as a collection of names, received {statistics!r}. Pass statistics=('entropy',), say."
-        )
-    for name in statistics:
-        if name not in STATISTICS:
-            raise ValueError(
-                f"expected statistics out of {list(STATISTICS)}, received {name!r}. Pass statistics=('entropy',), say."
-            )

@@ -16,43 +16,36 @@ from dro_temp._checks import check_bounds, check_kind, check_tensor
 from dro_temp._loading import ShapeChecked
 from dro_temp._tensors import LOW, at_least_float32, contiguous_left_factor
 from dro_temp._typing import Features, PerRow, RowIndex, Scores
-from dro_temp.interfaces.frozen_head import Decoder, FrozenHead
 from dro_temp.interfaces.rows import Rows, Support
-from dro_temp.interfaces.statistics import ScoreStatistics
+from dro_temp.interfaces.statistics import Decoder, FrozenHead, ScoreStatistics
 
 #: Inputs that a predictor may declare.
 Readable: TypeAlias = Literal["features", "index", "support", "statistics"]
 
-# How each input is passed, for errors.
-_ARGUMENT: dict[str, str] = {
-    "features": "features=...",
-    "index": "index=...",
-    "support": "support=dro_temp.Support(scores)",
-    "statistics": "support=dro_temp.Support(scores)",
-}
-_DESCRIPTION: dict[str, str] = {
-    "features": "features",
-    "index": "index",
-    "support": "scores (support=dro_temp.Support(logits))",
-    "statistics": "scores (support=dro_temp.Support(logits))",
-}
-
-
+_READABLE = get_args(Readable)
 _WIDE = (torch.float32, torch.float64)
 
 
 def check_reads(reads: Any, owner: str) -> None:
     """Raise unless `reads`, declared by `owner`, is a set of `Readable` names."""
-    names = get_args(Readable)
-    if (
-        isinstance(reads, str)
-        or not isinstance(reads, Collection)
-        or any(name not in names for name in reads)
-    ):
+    if isinstance(reads, str) or not isinstance(reads, Collection) or not all(x in _READABLE for x in reads):
         raise ValueError(
-            f"expected {owner}.reads as a set of names out of {list(names)}, received {reads!r}. Write "
+            f"expected {owner}.reads as a set of names out of {list(_READABLE)}, received {reads!r}. Write "
             'reads = frozenset({"features"}), say.'
         )
+
+
+class Reader:
+    """A class that declares the inputs that it reads."""
+
+    reads: frozenset[Readable]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Check the declaration when the class is defined, not at its first call."""
+        super().__init_subclass__(**options)
+        declared = vars(cls).get("reads", ())
+        if not hasattr(declared, "__get__"):  # a property is checked when it is read
+            check_reads(declared, cls.__name__)
 
 
 class PredictorInputs:
@@ -82,21 +75,20 @@ class PredictorInputs:
     statistics: ScoreStatistics
 
     def __init__(self, n: int, *, owner: str = "the class", **values: Any) -> None:
-        unknown = [name for name in values if name not in _ARGUMENT]
-        if unknown:
-            raise TypeError(
-                f"expected inputs out of {list(_ARGUMENT)}, received {unknown[0]!r}. Write PredictorInputs(n, "
-                "features=...), say."
-            )
-        self.n, self._owner, self._reads = n, owner, sorted(values)
         for name, value in values.items():
+            if name not in _READABLE:
+                raise TypeError(
+                    f"expected inputs out of {list(_READABLE)}, received {name!r}. Write PredictorInputs(n, "
+                    "features=...), say."
+                )
             setattr(self, name, value)
+        self.n, self._owner, self._reads = n, owner, sorted(values)
 
     def __getattr__(self, name: str) -> Any:
         # Called for missing attributes only: undeclared inputs.
-        if name not in _ARGUMENT:
+        if name not in _READABLE:
             raise AttributeError(
-                f"expected n, {', '.join(_ARGUMENT)} of PredictorInputs, received {name!r}. Write inputs.features, "
+                f"expected n, {', '.join(_READABLE)} of PredictorInputs, received {name!r}. Write inputs.features, "
                 "say, and declare it in reads."
             )
         declared = ", ".join(sorted(repr(x) for x in {*self._reads, name}))
@@ -106,7 +98,7 @@ class PredictorInputs:
         )
 
 
-class TemperaturePredictor(ShapeChecked, ABC):
+class TemperaturePredictor(Reader, ShapeChecked, ABC):
     """Maps each row to a temperature in [tau_min, tau_max].
 
     A subclass declares its inputs in `reads` and implements `raw`, whose result the base maps into the bounds. Inputs
@@ -119,23 +111,14 @@ class TemperaturePredictor(ShapeChecked, ABC):
 
     #: What `raw` needs: any of "features", "index", "statistics" (statistics and projections of the scores), and
     #: "support" (the scores themselves). With one of the last two, a streaming loss predicts block by block.
-    reads: frozenset[Readable] = frozenset({"features"})
+    reads = frozenset({"features"})
     #: True if the predictor updates itself from each row's own gradient dF/dtau (see `observe`).
     observes_gradient: bool = False
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Check the declaration when the class is defined, not at its first call."""
-        super().__init_subclass__(**options)
-        declared = vars(cls).get("reads")
-        if "reads" in vars(cls) and not hasattr(declared, "__get__"):  # a property is checked when it is read
-            check_reads(declared, cls.__name__)
 
     def __init__(self, *, tau_min: float, tau_max: float) -> None:
         super().__init__()
         check_bounds(tau_min, tau_max)
         self.tau_min, self.tau_max = float(tau_min), float(tau_max)
-
-    # What a subclass implements
 
     @abstractmethod
     def raw(self, inputs: PredictorInputs) -> PerRow:
@@ -163,8 +146,6 @@ class TemperaturePredictor(ShapeChecked, ABC):
     def extra_repr(self) -> str:
         """The bounds."""
         return f"tau_min={self.tau_min}, tau_max={self.tau_max}"
-
-    # Calls
 
     @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(
@@ -197,7 +178,17 @@ class TemperaturePredictor(ShapeChecked, ABC):
         """
         if run is not None:
             return run()  # type: ignore[no-any-return]
-        _check_arguments(features, index, support, statistics)
+        for name, x in (("features", features), ("index", index)):
+            if x is not None:
+                check_tensor(name, x)
+        if features is not None and features.dim() == 0:
+            raise ValueError(
+                "expected features of shape [..., d], received one number. Pass one vector for each row."
+            )
+        if support is not None:
+            check_kind("support", support, Support, "Pass Support(scores).")
+        if statistics is not None:
+            check_kind("statistics", statistics, ScoreStatistics, "Pass support=Support(scores).")
         if statistics is None and support is not None and "statistics" in self.reads:
             statistics = ScoreStatistics(support.scores, support.mask)
         if shape is None:
@@ -216,12 +207,8 @@ class TemperaturePredictor(ShapeChecked, ABC):
         support: Support | None,
         statistics: ScoreStatistics | None,
     ) -> PerRow:
-        """Temperatures of n rows: the only place where `raw` is called, with exactly the declared inputs.
-
-        Raises:
-            ValueError: an input that this predictor reads is None.
-        """
-        passed: dict[str, Any] = dict(zip(_ARGUMENT, (features, index, support, statistics), strict=True))
+        """As `forward`, of n rows: the only place where `raw` is called, with exactly the declared inputs."""
+        passed: dict[str, Any] = dict(zip(_READABLE, (features, index, support, statistics), strict=True))
         try:
             values = {name: passed[name] for name in self.reads}
         except (KeyError, TypeError):  # set on the instance: that of a class was checked when it was made
@@ -234,12 +221,14 @@ class TemperaturePredictor(ShapeChecked, ABC):
             values["features"] = contiguous_left_factor(x) if x.dtype in LOW else x
         raw = self.raw(PredictorInputs(n, owner=type(self).__name__, **values))
         # In a graph the number of rows is not compared, which would specialise it.
-        if (
-            not isinstance(raw, Tensor)
-            or raw.dim() != 1
-            or not (torch.compiler.is_compiling() or raw.shape[0] == n)
-        ):
-            raise ValueError(self._wrong_raw(raw, n))
+        one_per_row = isinstance(raw, Tensor) and raw.dim() == 1
+        if not (one_per_row and (torch.compiler.is_compiling() or raw.shape[0] == n)):
+            received = f"shape {list(raw.shape)}" if isinstance(raw, Tensor) else type(raw).__name__
+            raise ValueError(
+                f"expected a tensor of shape [{n}], one number per row, from {type(self).__name__}.raw, received "
+                f"{received}. Write .squeeze(-1) after a layer of one output, or .expand(inputs.n) for one number for "
+                "all."
+            )
         return self.bound(raw if raw.dtype in _WIDE else at_least_float32(raw))
 
     @final
@@ -309,38 +298,30 @@ class TemperaturePredictor(ShapeChecked, ABC):
                 )
         return tuple(self.parameters())
 
-    def _wrong_raw(self, raw: Any, n: int) -> str:
-        """The error message about a result of `raw` that is not one number per row."""
-        received = f"shape {list(raw.shape)}" if isinstance(raw, Tensor) else type(raw).__name__
-        return (
-            f"expected a tensor of shape [{n}], one number per row, from {type(self).__name__}.raw, received "
-            f"{received}. Write .squeeze(-1) after a layer of one output, or .expand(inputs.n) for one number for all."
-        )
-
     def _missing(self, values: dict[str, Any]) -> str:
         """The error message about declared inputs that were not passed."""
-        missing = sorted(name for name in self.reads if values[name] is None)
-        required = ", ".join(dict.fromkeys(_DESCRIPTION[name] for name in sorted(self.reads)))
-        absent = dict.fromkeys("scores" if name in ("statistics", "support") else name for name in missing)
+        required, absent = (
+            dict.fromkeys("scores" if name in ("statistics", "support") else name for name in sorted(names))
+            for names in (self.reads, (name for name in self.reads if values[name] is None))
+        )
+        wanted = ", ".join(required).replace("scores", "scores (support=dro_temp.Support(logits))")
         # Logits passed as features are the likely mistake.
         mistaken = "scores" in absent and values["features"] is not None and "features" not in self.reads
         unread = "features, which it does not read, and " if mistaken else ""
-        return (
-            f"expected {required} for {type(self).__name__}, received {unread}no {' and no '.join(absent)}. Pass "
-            f"{', '.join(dict.fromkeys(_ARGUMENT[name] for name in missing))}; in an Objective the host's Rows carry "
-            "them (index: call objective(..., index=index))."
+        arguments = (
+            "support=dro_temp.Support(scores)" if name == "scores" else f"{name}=..." for name in absent
         )
-
-    # Generation
+        return (
+            f"expected {wanted} for {type(self).__name__}, received {unread}no "
+            f"{' and no '.join(absent)}. Pass {', '.join(arguments)}; in an Objective the host's Rows carry them "
+            "(index: call objective(..., index=index))."
+        )
 
     def decoder(self, head: FrozenHead) -> Decoder:
         """A function for the temperatures of a frozen head's rows, called for every generated token.
 
         A subclass may precompute what depends on the frozen head. Parameters are read when the decoder is built; build
         another one after they have changed.
-
-        Args:
-            head: the head.
 
         Raises:
             ValueError: the predictor is in training mode and behaves differently in it (dropout), or reads sample
@@ -384,25 +365,6 @@ class TemperaturePredictor(ShapeChecked, ABC):
                 f"expected {type(self).__name__} in evaluation mode, received one in training mode, whose "
                 f"{type(differing[0]).__name__} would change the temperatures. Call predictor.eval() first."
             )
-
-
-def _check_arguments(
-    features: Tensor | None,
-    index: Tensor | None,
-    support: Support | None,
-    statistics: ScoreStatistics | None,
-) -> None:
-    for name, x in (("features", features), ("index", index)):
-        if x is not None:
-            check_tensor(name, x)
-    if features is not None and features.dim() == 0:
-        raise ValueError(
-            "expected features of shape [..., d], received one number. Pass one vector for each row."
-        )
-    if support is not None:
-        check_kind("support", support, Support, "Pass Support(scores).")
-    if statistics is not None:
-        check_kind("statistics", statistics, ScoreStatistics, "Pass support=Support(scores).")
 
 
 def _differs_in_training(part: nn.Module) -> bool:

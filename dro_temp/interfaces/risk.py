@@ -53,17 +53,25 @@ class SampleRisk(ShapeChecked, ABC):
             TypeError: losses that are not floating-point numbers.
             ValueError: a wrong shape, a negative weight, or no groups for a risk that needs them.
         """
-        _check_losses(losses)
         _check_weight(weight)
-        self._check_group(group)
         return self.reduced(losses, weight=weight, group=group)
 
     @final
     def reduced(self, losses: Tensor, *, weight: Tensor | None = None, group: Tensor | None = None) -> Scalar:
         """As `forward`, for a caller that checks arguments and records proposals itself, as `Objective` does."""
+        _check_losses(losses)
+        losses = at_least_float32(losses)
+        weight = torch.ones_like(losses) if weight is None else weight
+        check_shape("weight", weight, losses.shape, "Pass one weight per sample, or leave weight out.")
+        group = self._checked_group(group, losses)
+        weight = weight.detach().to(losses.dtype)
+        if len(losses) == 0:  # one sample that does not count, so that subclasses need no special case
+            losses, weight = torch.cat([losses, losses.new_zeros(1)]), weight.new_zeros(1)
+            group = None if group is None else group.new_zeros(1)
+        inert = weight == 0
+        group = None if group is None else group.masked_fill(inert, 0)
         with torch.autocast(losses.device.type, enabled=False):
-            losses, weight, group = self._inert(losses, weight, group)
-            value = self.value(losses, weight, group)
+            value = self.value(losses.masked_fill(inert, 0.0), weight, group)
             return value.masked_fill(~(weight > 0).any(), 0.0)
 
     def weights(self, losses: Tensor, *, weight: Tensor | None = None, group: Tensor | None = None) -> PerRow:
@@ -71,19 +79,10 @@ class SampleRisk(ShapeChecked, ABC):
 
         It is the gradient of the risk with respect to the losses, normalised (which changes it only if there is an
         estimator). Nothing is proposed; all zero if no sample counts. In several processes all must call it together,
-        if the risk has memory and is in training mode.
-
-        Args:
-            losses: [n] as for `forward`.
-            weight: [n] as for `forward`.
-            group: [n] as for `forward`.
-
-        Returns:
-            [n] weights >= 0, detached.
+        if the risk has memory and is in training mode. Arguments are those of `forward`; weights are >= 0, detached.
         """
         _check_losses(losses)
         _check_weight(weight)
-        self._check_group(group)
         with torch.inference_mode(False), torch.enable_grad():
             x = at_least_float32(losses.detach().clone()).requires_grad_()
             weight, group = (None if y is None else y.clone() for y in (weight, group))
@@ -92,34 +91,15 @@ class SampleRisk(ShapeChecked, ABC):
         total = gradient.sum()
         return gradient / total.masked_fill(total == 0, 1.0)
 
-    def _inert(
-        self, losses: Tensor, weight: Tensor | None, group: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Losses, weights and groups of at least one sample; those that do not count are zero."""
-        _check_losses(losses)
-        losses = at_least_float32(losses)
-        if weight is None:
-            weight = torch.ones_like(losses)
-        check_shape("weight", weight, losses.shape, "Pass one weight per sample, or leave weight out.")
-        group = self._checked_group(group, losses)
-        weight = weight.detach().to(losses.dtype)
-        if len(losses) == 0:  # one sample that does not count, so that subclasses need no special case
-            losses, weight = torch.cat([losses, losses.new_zeros(1)]), weight.new_zeros(1)
-            group = None if group is None else group.new_zeros(1)
-        inert = weight == 0
-        return losses.masked_fill(inert, 0.0), weight, None if group is None else group.masked_fill(inert, 0)
-
-    def _check_group(self, group: Tensor | None) -> None:
-        if group is not None and not self.needs_groups:
-            raise ValueError(
-                f"expected no groups for {type(self).__name__}, which reads none, received group=... Use "
-                "GroupRisk(num_groups), or leave group out."
-            )
-
     def _checked_group(self, group: Tensor | None, losses: Tensor) -> Tensor | None:
-        if not self.needs_groups:
-            return None
         name = type(self).__name__
+        if not self.needs_groups:
+            if group is not None:
+                raise ValueError(
+                    f"expected no groups for {name}, which reads none, received group=... Use GroupRisk(num_groups), "
+                    "or leave group out."
+                )
+            return None
         if group is None:
             raise ValueError(
                 f"expected the group of each sample for {name}, received none. Call risk(losses, group=group), or "

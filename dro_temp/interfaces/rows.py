@@ -10,16 +10,18 @@ from torch import Tensor
 
 from dro_temp import functional as F
 from dro_temp._checks import (
+    check_callable,
     check_count,
     check_flag,
     check_floats,
     check_integers,
+    check_matrix,
     check_tensor,
     extremes,
     first_wrong,
     values_can_be_read,
 )
-from dro_temp._pytree import map_tensors, one_line, pytree
+from dro_temp._pytree import map_tensors, pytree
 from dro_temp._tensors import LOW, at_least_float32
 from dro_temp._typing import Features, Mask, PerRow, RowIndex, RowMask, Scores
 
@@ -65,22 +67,19 @@ class LinearScores:
     score_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        check_floats("queries", self.queries)
-        check_floats("keys", self.keys)
-        if self.bias is not None:
-            check_floats("bias", self.bias)
         for name in ("queries", "keys", "bias"):
-            if hasattr(getattr(self, name), "full_tensor"):
+            value = getattr(self, name)
+            if value is None and name == "bias":
+                continue
+            check_floats(name, value)
+            if hasattr(value, "full_tensor"):
                 raise ValueError(
                     f"expected whole {name}, received a DTensor, sharded over processes. A head's scores are made "
                     "after the model has run: keep what holds the head gathered until then, fully_shard(model, "
                     f"reshard_after_forward=False), and do not shard the head by itself; or pass {name}.full_tensor()."
                 )
-        if self.transform is not None and not callable(self.transform):
-            raise TypeError(
-                f"expected a transform that can be called, received {type(self.transform).__name__} "
-                f"({self.transform!r}). Pass SoftCap(cap), Scale(factor), or None."
-            )
+        if self.transform is not None:
+            check_callable("transform", self.transform)
         if self.score_dtype not in (None, self.dtype, *LOW):
             raise ValueError(
                 f"expected score_dtype=None, torch.bfloat16 or torch.float16, received {self.score_dtype!r}. "
@@ -102,9 +101,6 @@ class LinearScores:
                 f"expected a bias of shape [{k[0]}], one per key, received {list(self.bias.shape)}."
                 " Pass head.bias, or None."
             )
-
-    def __repr__(self) -> str:
-        return one_line(self)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -162,9 +158,7 @@ class LinearScores:
 
     def detached(self) -> "LinearScores":
         """The same scores, through which no gradient flows."""
-        names = ("queries", "keys", "bias", "local_keys")
-        values = {name: getattr(self, name) for name in names}
-        return _derived(self, **{name: None if x is None else x.detach() for name, x in values.items()})
+        return _derived(self, **_of_each(self, Tensor.detach, "queries", "keys", "bias", "local_keys"))
 
 
 def _derived(x: T, **changes: Any) -> T:
@@ -175,6 +169,12 @@ def _derived(x: T, **changes: Any) -> T:
     # Fields alone: a subclass may have cached something else.
     new.__dict__.update({name: getattr(x, name) for name in x.__dataclass_fields__}, **changes)  # type: ignore[attr-defined]
     return new
+
+
+def _of_each(x: Any, function: Callable[[Any], Any], *names: str) -> dict[str, Any]:
+    """The function of each of these fields; None stays."""
+    values = {name: getattr(x, name) for name in names}
+    return {name: None if value is None else function(value) for name, value in values.items()}
 
 
 def _check_selection(rows: Any) -> None:
@@ -210,12 +210,7 @@ class Support:
     outcomes: int | None = None
 
     def __post_init__(self) -> None:
-        check_floats("scores", self.scores)
-        if self.scores.dim() != 2:
-            raise ValueError(
-                f"expected scores of shape [n, m], received {list(self.scores.shape)}. Flatten leading dimensions "
-                "first, for example scores.flatten(0, -2)."
-            )
+        check_matrix("scores", self.scores)
         if self.mask is not None:
             check_tensor("mask", self.mask)
             if self.mask.dtype != torch.bool or self.mask.shape != self.scores.shape:
@@ -225,9 +220,6 @@ class Support:
                 )
         if self.outcomes is not None:
             check_count("outcomes", self.outcomes, minimum=0)
-
-    def __repr__(self) -> str:
-        return one_line(self)
 
     @property
     def size(self) -> int:
@@ -272,17 +264,12 @@ class Rows:
     def __post_init__(self) -> None:
         """Check types, shapes and devices; see `check_values` for what is in them."""
         if not isinstance(self.scores, LinearScores):
-            check_floats("scores", self.scores)
+            check_matrix("scores", self.scores)
         if not isinstance(self.target_in_support, bool):
             check_flag("target_in_support", self.target_in_support)
         per_row = self.scores.queries if isinstance(self.scores, LinearScores) else self.scores
-        if per_row.dim() != 2:
-            raise ValueError(
-                f"expected scores of shape [n, m], received {list(per_row.shape)}. "
-                "Flatten leading dimensions first, for example logits.flatten(0, -2)."
-            )
         n, device = per_row.shape[0], per_row.device
-        for name in ("target", "features", "index", "weight"):
+        for name in ("target", "features", "index", "weight", "target_distribution"):
             value = getattr(self, name)
             if value is None and name != "target":
                 continue
@@ -290,24 +277,20 @@ class Rows:
                 check_integers(name, value)
             elif not isinstance(value, Tensor):
                 check_tensor(name, value)
-            if (
-                value.device != device and name != "index"
-            ):  # a table may be in host memory, the numbers with it
-                self._refuse_device(name, value)
-            if value.dim() != (2 if name == "features" else 1) or value.shape[0] != n:
+            # A table may be in host memory, the numbers with it.
+            if value.device != device and name != "index":
+                raise ValueError(
+                    f"expected {name} on {device}, as the scores, received it on {value.device}. Pass "
+                    f"{name}.to(scores.device)."
+                )
+            if name == "target_distribution":
+                self._check_distribution(value)
+            elif value.dim() != (2 if name == "features" else 1) or value.shape[0] != n:
                 shape = f"[{n}, d]" if name == "features" else f"[{n}]"
                 raise ValueError(
                     f"expected {name} of shape {shape}, one per row of scores, received {list(value.shape)}. "
                     f"Flatten {name} together with the scores."
                 )
-        if self.target_distribution is not None:
-            self._check_distribution(self.target_distribution)
-
-    def _refuse_device(self, name: str, value: Tensor) -> None:
-        raise ValueError(
-            f"expected {name} on {self.scores.device}, as the scores, received it on {value.device}. Pass "
-            f"{name}.to(scores.device)."
-        )
 
     def check_values(self) -> None:
         """Raise on a target out of range, a negative weight, or probabilities that do not sum to one.
@@ -344,8 +327,6 @@ class Rows:
 
     def _check_distribution(self, distribution: Scores) -> None:
         check_floats("target_distribution", distribution)
-        if distribution.device != self.scores.device:
-            self._refuse_device("target_distribution", distribution)
         if not self.target_in_support:
             raise ValueError(
                 "expected one target per row where targets are not among the outcomes (pairs), received a "
@@ -356,9 +337,6 @@ class Rows:
                 f"expected target_distribution of shape {list(self.scores.shape)}, that of the scores, received "
                 f"{list(distribution.shape)}. Give every row a probability of each outcome."
             )
-
-    def __repr__(self) -> str:
-        return one_line(self)
 
     def __len__(self) -> int:
         return self.target.shape[0]
@@ -415,26 +393,18 @@ class Rows:
     @property
     def has_weight(self) -> RowMask:
         """True for rows of positive weight, including a pair that is alone in its batch and has an empty support."""
-        if self.weight is None:
-            return torch.ones_like(self.target, dtype=torch.bool)
-        return self.weight > 0
+        return torch.ones_like(self.target, dtype=torch.bool) if self.weight is None else self.weight > 0
 
     def dense(self) -> "Rows":
         """The same rows with the score matrix computed once."""
         return _derived(self, scores=self.dense_scores)
 
     def select(self, rows: slice | RowIndex) -> "Rows":
-        """Some of the rows, by a slice (views), or by row numbers or a mask (copies).
-
-        Raises:
-            TypeError: anything else.
-        """
+        """Some of the rows, by a slice (views), or by row numbers or a mask (copies)."""
         _check_selection(rows)
         scores = self.scores.select(rows) if isinstance(self.scores, LinearScores) else self.scores[rows]
         names = ("target", "features", "index", "weight", "target_distribution")
-        values = {name: getattr(self, name) for name in names}
-        selected = {name: None if x is None else x[rows] for name, x in values.items()}
-        return _derived(self, scores=scores, **selected)
+        return _derived(self, scores=scores, **_of_each(self, lambda x: x[rows], *names))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Rows":
         """The same rows on a device.
@@ -456,8 +426,7 @@ class Rows:
     def detached(self) -> "Rows":
         """The same rows, through which no gradient flows to the host."""
         scores = self.scores.detached() if isinstance(self.scores, LinearScores) else self.scores.detach()
-        features = None if self.features is None else self.features.detach()
-        return _derived(self, scores=scores, features=features)
+        return _derived(self, scores=scores, **_of_each(self, Tensor.detach, "features"))
 
     def inert_where_invalid(self) -> "Rows":
         """The same rows with zeros where the weight is zero: multiplying would not do, since 0 times NaN is NaN."""
@@ -468,19 +437,8 @@ class Rows:
             # Before the product as well: see `dense_scores`; and the transform cannot overflow.
             scores = _derived(scores, queries=scores.queries.masked_fill(invalid[:, None], 0.0)).dense()
         scores = at_least_float32(scores).masked_fill(invalid[:, None], 0.0)
-        features, index = self.inert_features_and_index()
-        target, probability = self.target, self.target_distribution
-        if self.weight is not None:
-            inert = ~self.has_weight
-            target = target.masked_fill(inert, 0)
-            probability = None if probability is None else probability.masked_fill(inert[:, None], 0.0)
         return _derived(
-            self,
-            scores=scores,
-            target=target,
-            features=features,
-            index=index,
-            target_distribution=probability,
+            self, scores=scores, **self._inert("target", "features", "index", "target_distribution")
         )
 
     def inert_features_and_index(self) -> tuple[Features | None, RowIndex | None]:
@@ -489,21 +447,19 @@ class Rows:
         A pair that is alone in its batch, with an empty support, keeps its features and its number: they do not
         depend on the rest of the batch.
         """
+        inert = self._inert("features", "index")
+        return inert["features"], inert["index"]
+
+    def _inert(self, *names: str) -> dict[str, Any]:
+        """Fields, zero where a row's weight is zero."""
         if self.weight is None:
-            return self.features, self.index
+            return {name: getattr(self, name) for name in names}
         inert = ~self.has_weight
-        features = None if self.features is None else self.features.masked_fill(inert[:, None], 0.0)
-        return features, None if self.index is None else self.index.masked_fill(inert, 0)
+        return _of_each(self, lambda x: x.masked_fill(inert if x.dim() == 1 else inert[:, None], 0), *names)
 
 
 def check_distribution(name: str, distribution: Scores, counts: RowMask | None = None) -> None:
-    """Raise unless the rows that count hold probabilities; their values must be readable.
-
-    Args:
-        name: of the argument, for the error.
-        distribution: one per row.
-        counts: True for the rows that count; None: all.
-    """
+    """Raise unless the rows that count (None: all) hold probabilities; their values must be readable."""
     total = distribution.detach().sum(1)
     # The sum may hide a negative probability, which is checked by itself.
     (least, _), (low, high) = extremes(distribution), extremes(total)

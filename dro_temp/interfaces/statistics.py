@@ -1,16 +1,21 @@
 """Statistics and projections of a row's scores, which a predictor can read without the score matrix."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from dro_temp._checks import check_matrix
 from dro_temp._tensors import LOW, at_least_float32, product_with_bfloat16, row_groups, sums_in_float32
 from dro_temp._typing import Features, Mask, PerRow, Scores
 from dro_temp.functional.statistics import ScoreProfile, impossible, projected, score_profile
 
 #: `(weight, shift) -> (scores - shift) @ weight.T`
 Project = Callable[[Tensor, "PerRow | None"], Tensor]
+#: `(queries, scores) -> temperatures`, for a frozen head's own queries and logits.
+Decoder: TypeAlias = Callable[[Features, Scores], PerRow]
 
 # Keys converted to another precision at a time.
 _TILE = 8192
@@ -42,16 +47,7 @@ class ScoreStatistics:
         project: Project | None = None,
         profile: Callable[[], ScoreProfile] | None = None,
     ) -> None:
-        if not isinstance(scores, Tensor) or scores.dim() != 2 or not scores.is_floating_point():
-            received = (
-                f"{scores.dtype} of shape {list(scores.shape)}"
-                if isinstance(scores, Tensor)
-                else type(scores)
-            )
-            raise TypeError(
-                f"expected scores as floating-point numbers of shape [n, m], received {received}. Pass "
-                "logits.flatten(0, -2), or logits.float()."
-            )
+        check_matrix("scores", scores)
         self._given = scores.detach()
         self._mask, self._project = mask, project
         self._compute_profile = profile
@@ -124,19 +120,14 @@ class ScoreStatistics:
             # From the profile, which one kernel computes faster than several calls would.
             p, mean = self.profile, self.profile.mean
             return p.possible.sqrt() * torch.hypot(p.std, mean if centre is None else mean - centre)
-        norms = [self._norms(rows, centre) for rows in row_groups(self._scores)]
+        norms = []
+        for rows in row_groups(self._scores):
+            scores, mask = self._scores[rows], None if self._mask is None else self._mask[rows]
+            outside = impossible(scores, mask)
+            scores = scores if centre is None else scores - centre[rows, None]
+            scores = scores if outside is None else scores.masked_fill(outside, 0.0)
+            norms.append(torch.linalg.vector_norm(scores, dim=1))
         return torch.cat(norms or [self._scores.new_empty(0)])
-
-    def _norms(self, rows: slice, centre: PerRow | None) -> PerRow:
-        scores = self._scores[rows]
-        mask = None if self._mask is None else self._mask[rows]
-        centred = scores if centre is None else scores - centre[rows, None]
-        centred = centred if mask is None else centred.masked_fill(~mask, 0.0)
-        banned = impossible(scores, mask)
-        norms: Tensor = torch.linalg.vector_norm(
-            centred if banned is None else centred.masked_fill(banned, 0.0), dim=1
-        )
-        return norms
 
     def project(self, weight: Tensor, shift: PerRow | None = None) -> Tensor:
         """`(scores - shift) @ weight.T`, in float32 or better, with gradient to the weight.
@@ -175,7 +166,7 @@ class FoldedProjection:
     Source: arXiv 2404.04575, the first layer of TempNet over logits.
     """
 
-    def __init__(self, keys: Features, bias: PerRow | None, *, scale: float = 1.0) -> None:
+    def __init__(self, keys: Features, bias: PerRow | None = None, *, scale: float = 1.0) -> None:
         self.scale = scale
         self.keys = keys.detach()
         self.bias = None if bias is None else bias.detach()
@@ -254,3 +245,33 @@ class FoldedProjection:
             result.addr_(gradient[:, -2], self.bias.to(gradient.dtype))
         result.add_(gradient[:, -1:])
         return result if self._banned is None else result.masked_fill_(self._banned, 0.0)
+
+
+class FrozenHead(FoldedProjection):
+    r"""The weights of a frozen head, with a predictor's projection of its logits folded into them.
+
+    In generation the logits exist anyway; a network's first layer over them, $A z = (A W) h$, then costs a small
+    product with the hidden state instead of one as wide as the vocabulary. `hosts.causal_lm.model_head` explains how
+    the library's four kinds of head relate.
+
+    Args:
+        keys: the head's weight, [m d].
+        bias: the head's bias, or None.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> weight, hidden = torch.randn(500, 16), torch.randn(1, 16)
+        >>> tempnet = dt.TempNet.for_logits(500, tau_min=0.1, tau_max=2.0).eval()
+        >>> temperatures = tempnet.decoder(FrozenHead(weight))  # built once
+        >>> temperatures(hidden, hidden @ weight.T).shape  # called for every token
+        torch.Size([1])
+    """
+
+    def statistics(self, queries: Features, scores: Scores) -> ScoreStatistics:
+        """Statistics of the head's logits.
+
+        Args:
+            queries: the head's input, [n d].
+            scores: its output, [n m], neither scaled nor capped.
+        """
+        return ScoreStatistics(scores, project=partial(self, queries))

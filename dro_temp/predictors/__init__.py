@@ -1,7 +1,5 @@
 """Temperature predictors: from one number for all to a network that reads each row."""
 
-from dro_temp.predictors.checkpoint import Pretrained
-from dro_temp.predictors.constant import ConstantTemperature
 from dro_temp.predictors.encoders import (
     HiddenEncoder,
     LogitEncoder,
@@ -13,7 +11,7 @@ from dro_temp.predictors.encoders import (
 from dro_temp.predictors.entropy import DynatempRule, EdtRule, EntropyRule, EntropyTemperature
 from dro_temp.predictors.individual import GradientUpdate, IndividualTemperature
 from dro_temp.predictors.language_models import HeadShape
-from dro_temp.predictors.learnable import LearnableTemperature
+from dro_temp.predictors.one_for_all import ConstantTemperature, LearnableTemperature
 from dro_temp.predictors.optimal import OptimalTemperature
 from dro_temp.predictors.readouts import PooledReadout, ResidualReadout, TempNetReadout
 from dro_temp.predictors.tempnet import TempNet
@@ -32,7 +30,6 @@ __all__ = [
     "LogitEncoder",
     "OptimalTemperature",
     "PooledReadout",
-    "Pretrained",
     "PrototypeEncoder",
     "ResidualReadout",
     "StatisticsEncoder",

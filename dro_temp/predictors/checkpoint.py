@@ -8,9 +8,7 @@ The model card is written last; other files of the folder are never touched.
 import hashlib
 import json
 import os
-import tempfile
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,9 +17,7 @@ from torch import Tensor, nn
 
 from dro_temp._files import whole_file
 from dro_temp._optional import optional_module
-from dro_temp.predictors.encoders import TempNetEncoder
-from dro_temp.predictors.model_card import CARD, REPOSITORY, is_untouched, write_card
-from dro_temp.predictors.readouts import TempNetReadout
+from dro_temp.predictors.model_card import CARD, REPOSITORY, is_untouched
 
 CONFIG = "config.json"
 _WEIGHTS = "tempnet-*.safetensors"
@@ -29,155 +25,15 @@ _WEIGHTS = "tempnet-*.safetensors"
 PATTERNS = (CONFIG, _WEIGHTS, CARD)
 _LIBRARY, _FORMAT = "dro-temp", 1
 _LARGEST_CONFIG, _DEEPEST_CONFIG = 2**20, 32
+_USE = "for saving and loading"
 _AGAIN = "Save it again with save_pretrained, or fetch the whole folder."
 #: What building a network from a file of unknown origin may raise, beside errors that say what they expect.
 _UNBUILDABLE = (KeyError, TypeError, AttributeError, RuntimeError, OverflowError, RecursionError, MemoryError)
 
-_Network = TypeVar("_Network", bound="Pretrained")
+_Network = TypeVar("_Network", bound=nn.Module)
 
 
-class Pretrained(nn.Module, ABC):
-    """A network that can be saved, and rebuilt from its `config`.
-
-    Needs safetensors, and huggingface_hub for the Hub: `pip install 'dro-temp[llm]'`.
-    """
-
-    @property
-    @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """What it was built with, in JSON's types."""
-
-    @classmethod
-    @abstractmethod
-    def from_config(
-        cls: type[_Network],
-        config: Mapping[str, Any],
-        encoders: Iterable[type[TempNetEncoder]] = (),
-        readouts: Iterable[type[TempNetReadout]] = (),
-    ) -> _Network:
-        """A network of this `config`, with fresh weights.
-
-        Args:
-            config: the `config` of another network.
-            encoders: encoder classes of your own that it may name.
-            readouts: readout classes of your own that it may name.
-        """
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and the weights; a kill leaves the earlier checkpoint or this one, nothing between.
-
-        A model card, `README.md`, is written as well: which model the network was made for, its bounds and radius, how
-        to load it, and what to cite.
-
-        Args:
-            folder: created if missing; other files in it are left alone, and so is a `README.md` that was not written
-                here or has been edited since.
-
-        Raises:
-            FileExistsError: the folder holds the `config.json` of something else, such as a language model.
-            ImportError: safetensors is missing.
-        """
-        import dro_temp
-
-        config = {"class": type(self).__name__, **self.config}
-        _write(Path(folder), config, self.state_dict())
-        parameters = sum(p.numel() for p in self.parameters())
-        write_card(Path(folder), config, parameters=parameters, version=dro_temp.__version__)
-
-    @classmethod
-    def from_pretrained(
-        cls: type[_Network],
-        source: str | Path,
-        *,
-        encoders: Iterable[type[TempNetEncoder]] = (),
-        readouts: Iterable[type[TempNetReadout]] = (),
-        revision: str | None = None,
-        token: str | None = None,
-        cache_dir: str | Path | None = None,
-    ) -> _Network:
-        """Load a saved network, in evaluation mode, on the CPU, in the precision of its weights.
-
-        Nothing is imported by a name in a file: classes of your own are passed as arguments.
-
-        Args:
-            source: a folder, or "owner/name" on the Hugging Face Hub.
-            encoders: encoder classes of your own, if it was built with one.
-            readouts: readout classes of your own, if it was built with one.
-            revision: branch, tag or commit on the Hub.
-            token: for private repositories.
-            cache_dir: where copies from the Hub are kept.
-
-        Raises:
-            FileNotFoundError: no such folder, or a file of the checkpoint is missing.
-            OSError: the Hub has no such repository, or cannot be reached.
-            ValueError: a damaged checkpoint, one of another class, or weights of another shape.
-            ImportError: safetensors or huggingface_hub is missing.
-        """
-        folder = _local_folder(source, revision=revision, token=token, cache_dir=cache_dir)
-        config, tensors = _read(folder)
-        if config.get("class") != cls.__name__:
-            raise ValueError(
-                f"expected a checkpoint of {cls.__name__}, received one of {config.get('class')!r}: {folder}. "
-                "Load it with that class."
-            )
-        custom = tuple(encoders), tuple(readouts)
-        try:
-            _check_nesting(config, len(tensors))
-            # A file of unknown origin is compared with its weights before anything of that size is allocated.
-            try:
-                with torch.device("meta"):
-                    outline = cls.from_config(config, *custom).state_dict()
-            except RuntimeError:
-                if not any(custom):  # a user's class may compute something in its constructor
-                    raise
-            else:
-                _check_shapes(outline, tensors, folder)
-            with torch.random.fork_rng(devices=[]):  # the fresh weights are overwritten: leave no trace
-                network = cls.from_config(config, *custom)
-            _check_shapes(network.state_dict(), tensors, folder)
-        except _UNBUILDABLE as error:
-            raise ValueError(
-                f"expected a config.json that describes a {cls.__name__}, received {folder / CONFIG}, which "
-                f"cannot be built ({type(error).__name__}: {error}). Save it again with save_pretrained."
-            ) from error
-        network.load_state_dict(tensors, assign=True)  # keeps the precision that was saved
-        return network.eval()
-
-    def push_to_hub(self, name: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Upload to the Hugging Face Hub, in one commit, with a model card; the repository is created if missing.
-
-        A card that was edited on the Hub is left alone.
-
-        Args:
-            name: "owner/name", or "name" under your own account.
-            private: whether a repository that is created is private; None: the account's default.
-            token: yours; that of `hf auth login` if None.
-
-        Returns:
-            The repository's address.
-
-        Raises:
-            ImportError: safetensors or huggingface_hub is missing.
-        """
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            self.save_pretrained(folder)
-            hub = optional_module("huggingface_hub", "for saving and loading")
-            api = hub.HfApi(token=token)
-            repository: str = api.create_repo(name, private=private, exist_ok=True).repo_id
-            if api.file_exists(repository, CARD) and not is_untouched(api.hf_hub_download(repository, CARD)):
-                (folder / CARD).unlink(missing_ok=True)
-            api.upload_folder(
-                repo_id=repository,
-                folder_path=folder,
-                commit_message=f"Upload of a {type(self).__name__}",
-                allow_patterns=list(PATTERNS),
-                delete_patterns=[_WEIGHTS],  # of earlier checkpoints; what is uploaded stays
-            )
-        return f"https://huggingface.co/{repository}"
-
-
-def _local_folder(source: str | Path, **options: Any) -> Path:
+def local_folder(source: str | Path, **options: Any) -> Path:
     """The folder itself, or a local copy of the repository of that name."""
     if not isinstance(source, str | os.PathLike):
         raise TypeError(
@@ -191,7 +47,7 @@ def _local_folder(source: str | Path, **options: Any) -> Path:
             f"expected a folder that save_pretrained wrote, or 'owner/name' on the Hugging Face Hub, received "
             f"{str(source)!r}, which is neither. Check the path; it is relative to {Path.cwd()}."
         )
-    hub = optional_module("huggingface_hub", "for saving and loading")
+    hub = optional_module("huggingface_hub", _USE)
     try:
         return Path(hub.snapshot_download(source, allow_patterns=list(PATTERNS), **options))
     except Exception as error:  # of the Hub, the connection or the disk: one answer
@@ -202,9 +58,9 @@ def _local_folder(source: str | Path, **options: Any) -> Path:
         ) from error
 
 
-def _write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write a checkpoint, over an earlier one if there is one."""
-    serialise = optional_module("safetensors.torch", "for saving and loading").save
+    serialise = optional_module("safetensors.torch", _USE).save
     folder.mkdir(parents=True, exist_ok=True)
     earlier = _earlier_weights(folder)
     data: bytes = serialise({name: x.detach().cpu().contiguous() for name, x in tensors.items()})
@@ -243,9 +99,58 @@ def _weights_of(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
     return name if inside else None, digest
 
 
+def load(
+    folder: Path, kind: type[_Network], build: Callable[[Mapping[str, Any]], _Network], custom: bool
+) -> _Network:
+    """The network in this folder; `custom` is True if `build` knows classes of the user's own."""
+    config, tensors = _read(folder)
+    if config.get("class") != kind.__name__:
+        raise ValueError(
+            f"expected a checkpoint of {kind.__name__}, received one of {config.get('class')!r}: {folder}. "
+            "Load it with that class."
+        )
+    try:
+        _check_nesting(config, len(tensors))
+        # A file of unknown origin is compared with its weights before anything of that size is allocated.
+        try:
+            with torch.device("meta"):
+                outline = build(config).state_dict()
+        except RuntimeError:
+            if not custom:  # a user's class may compute something in its constructor
+                raise
+        else:
+            _check_shapes(outline, tensors, folder)
+        with torch.random.fork_rng(devices=[]):  # the fresh weights are overwritten: leave no trace
+            network = build(config)
+        _check_shapes(network.state_dict(), tensors, folder)
+    except _UNBUILDABLE as error:
+        raise ValueError(
+            f"expected a config.json that describes a {kind.__name__}, received {folder / CONFIG}, which "
+            f"cannot be built ({type(error).__name__}: {error}). Save it again with save_pretrained."
+        ) from error
+    network.load_state_dict(tensors, assign=True)  # keeps the precision that was saved
+    return network.eval()
+
+
+def upload(folder: Path, name: str, kind: str, *, private: bool | None, token: str | None) -> str:
+    """Upload a checkpoint to the Hub, and return the repository's address; a card that was edited there stays."""
+    api = optional_module("huggingface_hub", _USE).HfApi(token=token)
+    repository: str = api.create_repo(name, private=private, exist_ok=True).repo_id
+    if api.file_exists(repository, CARD) and not is_untouched(api.hf_hub_download(repository, CARD)):
+        (folder / CARD).unlink()
+    api.upload_folder(
+        repo_id=repository,
+        folder_path=folder,
+        commit_message=f"Upload of a {kind}",
+        allow_patterns=list(PATTERNS),
+        delete_patterns=[_WEIGHTS],  # of earlier checkpoints; what is uploaded stays
+    )
+    return f"https://huggingface.co/{repository}"
+
+
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and weights, if the checkpoint is intact."""
-    parse = optional_module("safetensors.torch", "for saving and loading").load
+    parse = optional_module("safetensors.torch", _USE).load
     config = _read_config(folder / CONFIG)
     file, digest = _weights_of(config)
     if file is None:

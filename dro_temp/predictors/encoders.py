@@ -1,5 +1,6 @@
 """The encoders of a TempNet: from its inputs to similarities, by transformation and projection."""
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,17 +11,18 @@ from torch import Tensor, nn
 
 from dro_temp._checks import check_count, check_dropout, check_flag, check_kind, check_several, check_tensor
 from dro_temp._typing import Features
-from dro_temp.interfaces import PredictorInputs, Readable, ScoreStatistics
-from dro_temp.interfaces.predictor import check_reads
+from dro_temp.interfaces import PredictorInputs, ScoreStatistics
+from dro_temp.interfaces.predictor import Reader
 
 _Kind = TypeVar("_Kind")
 
 
-class TempNetEncoder(nn.Module, ABC):
-    """Transformation and projection: from inputs to `width` similarities per row."""
+class TempNetEncoder(Reader, nn.Module, ABC):
+    """Transformation and projection: from inputs to `width` similarities per row.
 
-    #: Inputs that `forward` reads.
-    reads: frozenset[Readable]
+    Constructors raise ValueError for sizes below one and a dropout outside [0, 1); calls, for inputs of another width.
+    """
+
     #: Number of similarities per row.
     width: int
     #: Initial log of the pooling's sharpness.
@@ -29,12 +31,6 @@ class TempNetEncoder(nn.Module, ABC):
     outcomes: int | None = None
     #: Width that features must have; None: any.
     features: int | None = None
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Check the declaration when the class is defined, not at its first call."""
-        super().__init_subclass__(**options)
-        if "reads" in vars(cls) and not hasattr(vars(cls)["reads"], "__get__"):  # a property is none yet
-            check_reads(vars(cls)["reads"], cls.__name__)
 
     @property
     @abstractmethod
@@ -45,12 +41,7 @@ class TempNetEncoder(nn.Module, ABC):
     def from_config(
         cls, config: Mapping[str, Any], known: Iterable[type["TempNetEncoder"]]
     ) -> "TempNetEncoder":
-        """The encoder that has this `config`.
-
-        Args:
-            config: its constructor's arguments.
-            known: classes that it may contain.
-        """
+        """The encoder that has this `config`, which may contain others of the known classes."""
         return cls(**config)
 
     @abstractmethod
@@ -144,10 +135,7 @@ class PrototypeEncoder(TempNetEncoder):
 
     @torch.no_grad()
     def set_prototypes(self, embeddings: Features) -> None:
-        """Initialise the prototypes from embeddings of the *other* side, repeated if there are too few.
-
-        Args:
-            embeddings: at least one vector of width d; lengths do not matter.
+        """Initialise the prototypes from the directions of embeddings of the *other* side, repeated if too few.
 
         Raises:
             ValueError: a different width, or no embedding.
@@ -162,7 +150,22 @@ class PrototypeEncoder(TempNetEncoder):
         self.prototypes.copy_(nn.functional.normalize(embeddings[index], dim=1))
 
 
-class LogitEncoder(TempNetEncoder):
+class _TwoLayers(TempNetEncoder):
+    """An encoder that ends in `rest(first(x))`; its arguments are its attributes."""
+
+    def _build(self, inputs: int, width: int, dropout: float, activation: nn.Module) -> None:
+        check_dropout(dropout)
+        self.width, self.dropout = check_count("width", width), dropout
+        self.first = nn.Linear(inputs, width)
+        self.rest = nn.Sequential(activation, nn.Dropout(dropout), nn.Linear(width, width))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+
+class LogitEncoder(_TwoLayers):
     r"""A projection of the normalised logits.
 
     $v = B\,\mathrm{dropout}(\sigma(A z / \|z\| + a)) + b$, outcomes that cannot happen (see `ScoreStatistics`) left
@@ -191,16 +194,9 @@ class LogitEncoder(TempNetEncoder):
     ) -> None:
         super().__init__()
         self.outcomes = check_count("outcomes", outcomes)
-        check_dropout(dropout)
         check_flag("centred", centred)
-        self.width, self.dropout, self.centred = check_count("width", width), dropout, centred
-        self.first = nn.Linear(outcomes, width)
-        self.rest = nn.Sequential(nn.Sigmoid(), nn.Dropout(dropout), nn.Linear(width, width))
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {name: getattr(self, name) for name in ("outcomes", "width", "dropout", "centred")}
+        self.centred = centred
+        self._build(outcomes, width, dropout, nn.Sigmoid())
 
     def forward(self, inputs: PredictorInputs) -> Features:
         """Hidden projection of the normalised logits."""
@@ -219,7 +215,7 @@ class LogitEncoder(TempNetEncoder):
         return similarities
 
 
-class HiddenEncoder(TempNetEncoder):
+class HiddenEncoder(_TwoLayers):
     r"""A projection of the hidden state that a head turns into logits.
 
     $v = B\,\mathrm{dropout}(\mathrm{GELU}(A\,\mathrm{LayerNorm}(f) + a)) + b$. Unlike the normalised logits, a
@@ -230,9 +226,6 @@ class HiddenEncoder(TempNetEncoder):
         features: width d of the hidden state.
         width: hidden width.
         dropout: share of the hidden units that is dropped in training, in [0, 1).
-
-    Raises:
-        ValueError: a width or a count below one, dropout outside [0, 1); at a call, features of another width.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -248,16 +241,8 @@ class HiddenEncoder(TempNetEncoder):
     def __init__(self, features: int, *, width: int = 256, dropout: float = 0.0) -> None:
         super().__init__()
         self.features = check_count("features", features)
-        check_dropout(dropout)
-        self.width, self.dropout = check_count("width", width), dropout
         self.norm = nn.LayerNorm(features)
-        self.first = nn.Linear(features, width)
-        self.rest = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(width, width))
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {"features": self.features, "width": self.width, "dropout": self.dropout}
+        self._build(features, width, dropout, nn.GELU())
 
     def forward(self, inputs: PredictorInputs) -> Features:
         """Projection of the normalised hidden state."""
@@ -271,7 +256,7 @@ class HiddenEncoder(TempNetEncoder):
         return similarities
 
 
-class StatisticsEncoder(TempNetEncoder):
+class StatisticsEncoder(_TwoLayers):
     r"""A small network over four statistics of each row's scores.
 
     With $\bar s$ the mean of a row over its m outcomes that can happen (see `ScoreStatistics`), v is a two-layer
@@ -288,9 +273,6 @@ class StatisticsEncoder(TempNetEncoder):
         width: hidden width.
         dropout: share of the hidden units that is dropped in training, in [0, 1).
 
-    Raises:
-        ValueError: a width below one, dropout outside [0, 1).
-
     Example:
         >>> import torch, dro_temp as dt
         >>> tempnet = dt.TempNet(dt.predictors.StatisticsEncoder(), tau_min=0.1, tau_max=2.0)
@@ -304,15 +286,7 @@ class StatisticsEncoder(TempNetEncoder):
 
     def __init__(self, *, width: int = 256, dropout: float = 0.0) -> None:
         super().__init__()
-        check_dropout(dropout)
-        self.width, self.dropout = check_count("width", width), dropout
-        self.first = nn.Linear(4, width)
-        self.rest = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(width, width))
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {"width": self.width, "dropout": self.dropout}
+        self._build(4, width, dropout, nn.GELU())
 
     def forward(self, inputs: PredictorInputs) -> Features:
         """Projection of the statistics."""

@@ -38,10 +38,7 @@ class HeadShape:
 
     @classmethod
     def from_model(cls, model: nn.Module) -> "HeadShape":
-        """Of a Hugging Face causal language model.
-
-        Args:
-            model: the model, or anything with `get_output_embeddings()`.
+        """Of a Hugging Face causal language model, or anything with `get_output_embeddings()`.
 
         Raises:
             TypeError: it has no head with a weight [outcomes, d].

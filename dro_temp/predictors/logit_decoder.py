@@ -20,7 +20,7 @@ def logit_decoder(
     logits. The rest costs a fiftieth of the head's own product or less, if it is one call: in separate calls their
     overhead would dominate. Bounds and parameters of the predictor are read now.
     """
-    projection, offset, ones = head.folded(encoder.first.weight)
+    projection, offset, ones = head.parts(encoder.first.weight)
     last = encoder.rest[-1]
     assert isinstance(last, torch.nn.Linear)
     # As generation computes: in float32 or better, whatever the parameters are kept in.

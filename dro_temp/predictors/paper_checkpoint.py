@@ -28,15 +28,6 @@ def reference_state(source: Mapping[str, Any] | str | Path) -> dict[str, Tensor]
     """The parameters under our names, in float32 or better; see `TempNet.from_reference`."""
     loaded = source if isinstance(source, Mapping) else _load(Path(source))
     state = {name.removeprefix(_PREFIX): value for name, value in loaded.items()}
-    _check_keys(state, loaded)
-    _check_shapes({name: tuple(x.shape) for name, x in state.items()})
-    ours = {name: at_least_float32(state[theirs].detach()) for theirs, name in NAMES.items()}
-    sharpness = NAMES["scaler"]
-    ours[sharpness] = ours[sharpness].reshape(1)  # [1] in converted checkpoints, [] in training
-    return ours
-
-
-def _check_keys(state: Mapping[str, Any], loaded: Mapping[str, Any]) -> None:
     missing = [_PREFIX + name for name in NAMES if name not in state]
     unknown = [name for name in loaded if name.removeprefix(_PREFIX) not in NAMES]
     unknown += [name for name in loaded if _PREFIX + name in loaded]  # with and without the prefix: ambiguous
@@ -47,26 +38,21 @@ def _check_keys(state: Mapping[str, Any], loaded: Mapping[str, Any]) -> None:
             f"keys: missing {', '.join(missing) or 'none'}; unknown {', '.join(shown) or 'none'}. Pass the TempNet's "
             "own part, {k: v for k, v in state.items() if k.startswith('tempnet.')}."
         )
-
-
-def _check_shapes(shapes: Mapping[str, tuple[int, ...]]) -> None:
-    first = shapes["proj.0.weight"]
-    width = (first or (0,))[0]
-    expected: dict[str, list[tuple[int, ...]]] = {
-        "proj.0.weight": [(width, first[-1] if len(first) == 2 else -1)],
-        "proj.0.bias": [(width,)],
-        "proj.3.weight": [(width, width)],
-        "proj.3.bias": [(width,)],
-        "last.weight": [(1, width)],
-        "last.bias": [(1,)],
-        "scaler": [(), (1,)],
-    }
-    wrong = [f"{name} {list(shapes[name])}" for name, fit in expected.items() if shapes[name] not in fit]
+    if state["scaler"].dim() == 0:  # in training; [1] in converted checkpoints
+        state["scaler"] = state["scaler"].reshape(1)
+    first = list(state["proj.0.weight"].shape)
+    width, outcomes = first if len(first) == 2 else (-1, -1)  # fits nothing
+    shapes = [[width, outcomes], [width], [width, width], [width], [1], [1, width], [1]]
+    found = {name: list(state[name].shape) for name in NAMES}
+    wrong = [
+        f"{name} {shape}" for (name, shape), fit in zip(found.items(), shapes, strict=True) if shape != fit
+    ]
     if wrong:
         raise ValueError(
             f"expected one hidden width throughout, and one number for the scaler, received {', '.join(wrong)}. "
             "Pass the checkpoint of one TempNet."
         )
+    return {ours: at_least_float32(state[theirs].detach()) for theirs, ours in NAMES.items()}
 
 
 def _load(path: Path) -> dict[str, Tensor]:

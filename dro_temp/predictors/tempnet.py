@@ -1,5 +1,6 @@
 """The temperature network."""
 
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from numbers import Integral
@@ -12,7 +13,7 @@ from dro_temp import functional as F
 from dro_temp._checks import check_class, check_feasible, check_kind, check_radius, check_within
 from dro_temp._typing import Features, PerRow
 from dro_temp.interfaces import Decoder, FrozenHead, PredictorInputs, TemperaturePredictor
-from dro_temp.predictors.checkpoint import Pretrained
+from dro_temp.predictors import checkpoint
 from dro_temp.predictors.encoders import (
     HiddenEncoder,
     LogitEncoder,
@@ -25,6 +26,7 @@ from dro_temp.predictors.encoders import (
 )
 from dro_temp.predictors.language_models import HeadShape, LmInput
 from dro_temp.predictors.logit_decoder import logit_decoder
+from dro_temp.predictors.model_card import write_card
 from dro_temp.predictors.paper_checkpoint import reference_state
 from dro_temp.predictors.readouts import READOUTS, PooledReadout, ResidualReadout, TempNetReadout
 
@@ -32,7 +34,7 @@ from dro_temp.predictors.readouts import READOUTS, PooledReadout, ResidualReadou
 ENCODERS = (PrototypeEncoder, LogitEncoder, HiddenEncoder, StatisticsEncoder, SumEncoder)
 
 
-class TempNet(Pretrained, TemperaturePredictor):
+class TempNet(TemperaturePredictor):
     r"""A small network that reads each row and returns its temperature: transform, project, pool.
 
     With similarities $v$ from the encoder, $a = \mathrm{softmax}(v / e^\varphi)$ and
@@ -112,14 +114,7 @@ class TempNet(Pretrained, TemperaturePredictor):
     ) -> "TempNet":
         """The paper's network over the logits of a classifier or language model.
 
-        Args:
-            outcomes: number of logits.
-            tau_min: lower bound, > 0.
-            tau_max: upper bound.
-            width: hidden width.
-            dropout: dropout in training.
-            centred: subtract each row's maximum first, see `LogitEncoder`.
-            tau_init: see `TempNet`.
+        The bounds and `tau_init` are those of `TempNet`, the other arguments those of its `LogitEncoder`.
 
         Example:
             >>> import torch, dro_temp as dt
@@ -153,7 +148,7 @@ class TempNet(Pretrained, TemperaturePredictor):
 
         Args:
             model: the model; its head's weight says how many outcomes there are and how wide hidden states are.
-            tau_min: lower bound, > 0.
+            tau_min: lower bound, > 0, in units of the logits.
             tau_max: upper bound.
             inputs: "logits" (the paper's `LogitEncoder`), "hidden" (`HiddenEncoder`), "statistics"
                 (`StatisticsEncoder`), or a tuple of several.
@@ -275,7 +270,7 @@ class TempNet(Pretrained, TemperaturePredictor):
         encoders: Iterable[type[TempNetEncoder]] = (),
         readouts: Iterable[type[TempNetReadout]] = (),
     ) -> "TempNet":
-        """See `Pretrained.from_config`."""
+        """A network of this `config`, which may name these classes of your own, with fresh weights."""
         encoder = encoder_of(config["encoder"], (*ENCODERS, *encoders))
         readout: type[TempNetReadout] = class_named("a readout", config["readout"], (*READOUTS, *readouts))
         network = cls(encoder, tau_min=config["tau_min"], tau_max=config["tau_max"], readout=readout)
@@ -284,6 +279,77 @@ class TempNet(Pretrained, TemperaturePredictor):
             check_radius(network.rho)
         network.made_for = None if made_for is None else HeadShape(**made_for)
         return network
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and the weights; a kill leaves the earlier checkpoint or this one, nothing between.
+
+        A model card, `README.md`, is written as well: which model the network was made for, its bounds and radius, how
+        to load it, and what to cite. Needs safetensors, and the Hub huggingface_hub: `pip install 'dro-temp[llm]'`.
+
+        Args:
+            folder: created if missing; other files in it are left alone, and so is a `README.md` that was not written
+                here or has been edited since.
+
+        Raises:
+            FileExistsError: the folder holds the `config.json` of something else, such as a language model.
+            ImportError: safetensors is missing.
+        """
+        config = {"class": type(self).__name__, **self.config}
+        checkpoint.write(Path(folder), config, self.state_dict())
+        write_card(Path(folder), config, sum(p.numel() for p in self.parameters()))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        encoders: Iterable[type[TempNetEncoder]] = (),
+        readouts: Iterable[type[TempNetReadout]] = (),
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> "TempNet":
+        """Load a saved network, in evaluation mode, on the CPU, in the precision of its weights.
+
+        Nothing is imported by a name in a file: classes of your own are passed as arguments.
+
+        Args:
+            source: a folder, or "owner/name" on the Hugging Face Hub.
+            encoders: encoder classes of your own, if it was built with one.
+            readouts: readout classes of your own, if it was built with one.
+            revision: branch, tag or commit on the Hub.
+            token: for private repositories.
+            cache_dir: where copies from the Hub are kept.
+
+        Raises:
+            FileNotFoundError: no such folder, or a file of the checkpoint is missing.
+            OSError: the Hub has no such repository, or cannot be reached.
+            ValueError: a damaged checkpoint, one of another class, or weights of another shape.
+            ImportError: safetensors or huggingface_hub is missing.
+        """
+        custom = tuple(encoders), tuple(readouts)
+        folder = checkpoint.local_folder(source, revision=revision, token=token, cache_dir=cache_dir)
+        return checkpoint.load(folder, cls, lambda config: cls.from_config(config, *custom), any(custom))
+
+    def push_to_hub(self, name: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Upload to the Hugging Face Hub, in one commit, with a model card; the repository is created if missing.
+
+        A card that was edited on the Hub is left alone.
+
+        Args:
+            name: "owner/name", or "name" under your own account.
+            private: whether a repository that is created is private; None: the account's default.
+            token: yours; that of `hf auth login` if None.
+
+        Returns:
+            The repository's address.
+
+        Raises:
+            ImportError: safetensors or huggingface_hub is missing.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return checkpoint.upload(Path(folder), name, type(self).__name__, private=private, token=token)
 
     def start_prototypes(self, others: Features) -> None:
         """Initialise the encoder's prototypes, if it has any, from features of the other side."""

@@ -114,7 +114,7 @@ class Staged(ShapeChecked, ABC):
         return self.read(name, torch.empty(0, dtype=torch.long, device=self._device))
 
     def put(self, name: str, index: Tensor, values: Tensor) -> None:
-        """Overwrite entries of a table; rows with the same index must agree, and those of negative index are left out."""
+        """Overwrite entries of a table; rows of the same index must agree, and those of a negative one are left out."""
         table: Tensor = getattr(self, name)
         valid = index >= 0
         if index.is_cuda or _faults.everywhere:
@@ -124,9 +124,8 @@ class Staged(ShapeChecked, ABC):
                 return
             stand_in = valid.long().argmax()[None]
             at = index.index_select(0, stand_in).clamp(min=0)
-            value = torch.where(
-                valid.any(), values.index_select(0, stand_in).to(values), self.read(name, at).to(values)
-            )
+            kept = self.read(name, at).to(values)
+            value = torch.where(valid.any(), values.index_select(0, stand_in), kept)
             index, values = torch.where(valid, index, at), torch.where(valid, values, value)
         else:
             index, values = index[valid], values[valid]

@@ -479,18 +479,18 @@ def test_a_sample_number_beyond_a_table_may_be_of_a_data_set_that_grew():
     [
         (
             {"inputs": torch.randn(2, 6), "labels": SOME[:2], "idx": SOME[:2]},
-            "received the unexpected keyword 'idx'",
+            "received .*an unexpected keyword argument 'idx'",
         ),
-        ({"inputs": torch.randn(2, 6)}, "received a batch without 'labels'"),
+        ({"inputs": torch.randn(2, 6)}, "received .*missing a required argument: 'labels'"),
     ],
 )
 def test_arguments_that_a_host_does_not_take(batch, received):
     host = dt.hosts.Classifier(nn.Linear(6, 10))
     with pytest.raises(TypeError, match=received):
         host(**batch)
-    with pytest.raises(TypeError, match="received too many positional arguments"):
+    with pytest.raises(TypeError, match=r"received .*too many positional arguments"):
         host(torch.randn(2, 6), SOME[:2], SOME[:2], 3)
-    with pytest.raises(TypeError, match="received two values for 'labels'"):
+    with pytest.raises(TypeError, match=r"received .*multiple values for argument 'labels'"):
         host(torch.randn(2, 6), SOME[:2], labels=SOME[:2])
 
 

@@ -15,6 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "_optional",
         "_pytree",
         "_tensors",
+        "_version",
     ),
     ("functional", "distributed"),
     ("interfaces",),
@@ -22,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("estimators",),
     ("predictors", "losses", "risks", "hosts", "datasets", "plotting"),
     ("objective",),
-    ("optim", "schedules", "recipes", "evaluation"),
+    ("optim", "recipes", "evaluation"),
     ("testing", "integrations"),
     ("cli",),
 )
