@@ -1,12 +1,14 @@
 """A warning if temperatures that should differ between rows do not."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dro_temp.interfaces import TemperaturePredictor
+from dro_temp.interfaces import LossOutput, TemperaturePredictor
 
 #: Training forwards between two checks; each waits for the device once.
 EVERY = 50
@@ -48,9 +50,17 @@ class TemperatureMonitor:
 
     def __init__(self, views: tuple[str, ...]) -> None:
         self._states = {view: _CheckState() for view in views}
+        self._forwards = 0
 
-    def check(self, view: str, predictor: TemperaturePredictor, tau: Tensor) -> None:
-        """Warn once for each view, after several checks with the same result."""
+    def check(self, predictors: nn.ModuleDict, outputs: Mapping[str, LossOutput]) -> None:
+        """Warn once for each view, after several checks with the same result; called in each training forward."""
+        if not torch.compiler.is_compiling():
+            self._forwards += 1
+            if self._forwards % EVERY == 0:
+                for view, output in outputs.items():
+                    self._check_view(view, predictors[view], output.tau)
+
+    def _check_view(self, view: str, predictor: Any, tau: Tensor) -> None:
         state = self._states[view]
         if state.warned or not predictor.reads or not tau.requires_grad or len(tau) < 2:
             return
@@ -60,10 +70,10 @@ class TemperatureMonitor:
         shares = (bound.double().mean() for bound in (tau < low + margin, tau > high - margin))
         mean, std, at_low, at_high = torch.stack([tau.mean(), tau.std(), *shares]).tolist()
         problem = None
-        if at_low >= PINNED or at_high >= PINNED:
-            problem = (
-                f"at the bound tau_min = {low:g}" if at_low >= PINNED else f"at the bound tau_max = {high:g}"
-            )
+        if at_low >= PINNED:
+            problem = f"at the bound tau_min = {low:g}"
+        elif at_high >= PINNED:
+            problem = f"at the bound tau_max = {high:g}"
         elif std < SPREAD * mean:
             problem = "one temperature"
             if mean == state.tau:

@@ -24,7 +24,7 @@ from dro_temp.interfaces import (
 )
 from dro_temp.objective import reduction, views
 from dro_temp.objective.groups import check_rate, host_groups, trained
-from dro_temp.objective.monitor import EVERY, TemperatureMonitor
+from dro_temp.objective.monitor import TemperatureMonitor
 from dro_temp.objective.sharding import UnreducedGradients
 from dro_temp.state import Committable, Staged, Transaction, staged_modules
 
@@ -132,7 +132,6 @@ class Objective(Committable):
         check_flag("monitor", monitor)
         self.check_finite = check_finite
         self._monitor = TemperatureMonitor(host.views) if monitor else None
-        self._forwards = 0
         self._transaction = Transaction(self.predictors, self.losses, self.tau_losses, self.risks)
         self._unreduced = UnreducedGradients(self)
         # Every process commits the same memory; broadcasting it at each forward would cost more than the step.
@@ -191,17 +190,16 @@ class Objective(Committable):
         else:
             predictors: dict[str, Any] = {view: self.predictors[view] for view in rows}
             outputs = views.evaluate_views(mirrored, rows, predictors, self.losses)
-        taus = {view: output.tau for view, output in outputs.items()}
-        values = {view: output.values for view, output in outputs.items()}
-        valid = {view: r.valid for view, r in rows.items()}
         if self.training:
-            self._observe_and_monitor(rows, tau_outputs or outputs)
+            for view, output in (tau_outputs or outputs).items():
+                if self.predictors[view].observes_gradient:
+                    views.register_tau_grad_hook(self.predictors[view], rows[view], output)
+            if self._monitor is not None:
+                self._monitor.check(self.predictors, tau_outputs or outputs)
         if self.check_finite:
             with nullcontext() if alone else distributed.raising_together(device):
-                reduction.refuse_non_finite(rows, valid, taus, values)
-        means = reduction.view_means(
-            self.risks, values, rows, valid, count=count, group=group, trains=self.training
-        )
+                reduction.refuse_non_finite(rows, outputs)
+        means = reduction.view_means(self.risks, rows, outputs, count, group, self.training)
         penalties = self._penalties(rows, count) if self.penalties else {}
         loss = torch.stack(list(means.values())).mean() + sum(penalties.values())
         terms: dict[str, Tensor] = {}
@@ -213,14 +211,14 @@ class Objective(Committable):
         metrics: dict[str, Tensor] = {"loss": loss.detach()}
         metrics |= {f"{view}/tau_loss": term.detach() for view, term in terms.items()}
         metrics |= {f"penalty/{name}": term.detach() for name, term in penalties.items()}
-        for view in self.host.views:
-            metrics |= reduction.temperature_metrics(view, means[view], taus[view], valid[view])
+        for view, r in rows.items():
+            metrics |= reduction.temperature_metrics(view, means[view], outputs[view].tau, r.valid)
         if self.training and not single and not torch.compiler.is_compiling():
             self._unreduced.check_after(loss)
         return ObjectiveOutput(
             loss=loss,
-            values=values,
-            tau={view: tau.detach() for view, tau in taus.items()},
+            values={view: output.values for view, output in outputs.items()},
+            tau={view: output.tau.detach() for view, output in outputs.items()},
             metrics=metrics,
             backend={view: output.backend for view, output in outputs.items()},
             tau_values={view: output.values for view, output in tau_outputs.items()},
@@ -234,27 +232,12 @@ class Objective(Committable):
                     staged.check(r.index.masked_fill(~r.valid, 0))
 
     def _penalties(self, rows: dict[str, Rows], count: float | Tensor | None) -> dict[str, Tensor]:
-        first = rows[self.host.views[0]]
-        weight = first.valid if first.weight is None else first.weight * first.valid
-        terms = {name: penalty(rows).expand(len(first)) for name, penalty in self.penalties.items()}
-        return {
-            name: reduction.weighted_mean(term, weight.to(term.dtype), count, self.training)
-            for name, term in terms.items()
-        }
-
-    def _observe_and_monitor(self, rows: dict[str, Rows], outputs: dict[str, LossOutput]) -> None:
-        """Hook the gradient of temperatures for predictors that observe it, and monitor them."""
-        monitor, due = self._monitor, False
-        if monitor is not None and not torch.compiler.is_compiling():
-            self._forwards += 1
-            due = self._forwards % EVERY == 0
-        for view, output in outputs.items():
-            predictor = self.predictors[view]
-            assert isinstance(predictor, TemperaturePredictor)
-            if predictor.observes_gradient:
-                views.register_tau_grad_hook(predictor, rows[view], output)
-            if due and monitor is not None:
-                monitor.check(view, predictor, output.tau)
+        first, terms = rows[self.host.views[0]], {}
+        for name, penalty in self.penalties.items():
+            values = penalty(rows).expand(len(first))
+            weight = reduction.weights_of(first, values.dtype)
+            terms[name] = reduction.weighted_mean(values, weight, count, self.training)
+        return terms
 
     @torch.no_grad()
     def start_prototypes(self, *args: Any, **batch: Any) -> None:

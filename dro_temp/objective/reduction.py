@@ -13,23 +13,19 @@ from dro_temp.objective.views import PerView, per_view
 from dro_temp.state import Committable, staged_modules
 
 
-def refuse_non_finite(
-    rows: Mapping[str, Rows],
-    valid: Mapping[str, Tensor],
-    taus: Mapping[str, Tensor],
-    values: Mapping[str, Tensor],
-) -> None:
+def refuse_non_finite(rows: Mapping[str, Rows], outputs: Mapping[str, LossOutput]) -> None:
     """Raise at the first NaN or infinity, with the numbers of its rows."""
     if torch.compiler.is_compiling():
         return
     bad: dict[tuple[str, str], Tensor] = {}
     for view, r in rows.items():
+        valid, output = r.valid, outputs[view]
         if r.features is not None:
             # NaN and infinity appear in the extremes, which take a thirtieth of the time.
             features = r.features.detach()
-            bad["features", view] = ~(features.amax(1).isfinite() & features.amin(1).isfinite()) & valid[view]
-        bad["temperatures", view] = ~taus[view].detach().isfinite() & valid[view]
-        bad["loss", view] = ~values[view].detach().isfinite()
+            bad["features", view] = ~(features.amax(1).isfinite() & features.amin(1).isfinite()) & valid
+        bad["temperatures", view] = ~output.tau.detach().isfinite() & valid
+        bad["loss", view] = ~output.values.detach().isfinite()
     if not bool(torch.cat(list(bad.values())).any()):  # the one wait for the device
         return
     for (what, view), mask in bad.items():
@@ -57,6 +53,11 @@ def checked_count(count: float | Tensor) -> float | Tensor:
     if values_can_be_read(count):
         check_positive("count", count.item())
     return count.reshape(())
+
+
+def weights_of(rows: Rows, dtype: torch.dtype) -> Tensor:
+    """Weight of each row in a mean, zero where it does not count."""
+    return (rows.valid if rows.weight is None else rows.weight * rows.valid).to(dtype)
 
 
 def weighted_mean(values: Tensor, weight: Tensor, count: float | Tensor | None, trains: bool) -> Tensor:
@@ -161,29 +162,26 @@ def check_for_risks(
 
 def view_means(
     risks: nn.ModuleDict,
-    values: Mapping[str, Tensor],
     rows: Mapping[str, Rows],
-    valid: Mapping[str, Tensor],
-    *,
+    outputs: Mapping[str, LossOutput],
     count: float | Tensor | None,
     group: Tensor | None,
     trains: bool,
 ) -> dict[str, Tensor]:
     """One number per view: its risk, or the weighted mean of its values where there are no risks."""
     means: dict[str, Tensor] = {}
-    for view, x in values.items():
-        weight, counted = rows[view].weight, valid[view].to(x.dtype)
-        weight = counted if weight is None else weight.to(x.dtype) * counted
+    for view, output in outputs.items():
+        values, weight = output.values, weights_of(rows[view], output.values.dtype)
         if not risks:
-            means[view] = weighted_mean(x, weight, count, trains)
+            means[view] = weighted_mean(values, weight, count, trains)
             continue
         risk: Any = risks[view]
         members = group if risk.needs_groups else None
         if trains:
             # Every process takes the risk of all rows. Gradients come back summed over processes, and data parallel
             # training averages them: that is the gradient of the one risk. An evaluation waits for no other process.
-            x, _ = distributed.gather_rows_with_gradient(x)
+            values, _ = distributed.gather_rows_with_gradient(values)
             weight, _ = distributed.gather_rows(weight)
             members = None if members is None else distributed.gather_rows(members)[0]
-        means[view] = risk.reduced(x, weight=weight, group=members)
+        means[view] = risk.reduced(values, weight=weight, group=members)
     return means

@@ -14,6 +14,13 @@ from dro_temp.interfaces import HostAdapter
 from dro_temp.objective import Objective
 
 _HOST = "objective.host."
+_OF_THE_MODEL = {
+    "config",
+    "generation_config",
+    "get_input_embeddings",  # to which the Trainer adds noise (neftune_noise_alpha)
+    "gradient_checkpointing_enable",
+    "activation_checkpointing_enable",
+}
 
 
 class TrainableLM(nn.Module):
@@ -100,7 +107,14 @@ class TrainableLM(nn.Module):
                 "labels of tokens."
             )
         if attention_mask is not None and not torch.compiler.is_compiling():
-            _refuse_labels_at_padding(labels, attention_mask)
+            wrong = (labels != IGNORE) & (attention_mask == 0)
+            if bool(wrong[:, 1:].any()):
+                raise ValueError(
+                    f"expected labels of {IGNORE} at padding, received {int(wrong[:, 1:].sum())} others where "
+                    "attention_mask is 0: the Trainer would count them. Collate with "
+                    "DataCollatorForLanguageModeling(tokenizer, mlm=False), or write "
+                    f"labels.masked_fill(attention_mask == 0, {IGNORE})."
+                )
         inputs.update({} if position_ids is None else {"position_ids": position_ids})
         # An objective makes up for data parallel training's mean over processes, and so does the Trainer.
         processes, items = distributed.world_size() if self.training else 1, num_items_in_batch
@@ -131,20 +145,9 @@ class TrainableLM(nn.Module):
         """Read by the Trainer: whether the first label of a sequence counts."""
         return "ForCausalLM" if self._host.shifted else None
 
-    @property
-    def config(self) -> Any:
-        """The language model's."""
-        return self._host.model.config
-
-    @property
-    def generation_config(self) -> Any:
-        """The language model's, or None; the Trainer writes a tokenizer's special tokens into it."""
-        return getattr(self._host.model, "generation_config", None)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The language model's, to which the Trainer adds noise (`neftune_noise_alpha`)."""
-        embeddings: nn.Module = self._host.model.get_input_embeddings()  # type: ignore[operator]
-        return embeddings
+    def __getattr__(self, name: str) -> Any:
+        """What the Trainer reads of a language model, and calls on it, is the language model's own."""
+        return getattr(self._host.model, name) if name in _OF_THE_MODEL else super().__getattr__(name)
 
     def add_model_tags(self, tags: Any) -> None:
         """Called by TRL's trainers, which compute a loss of their own from the model's parts, bypassing the objective.
@@ -156,25 +159,6 @@ class TrainableLM(nn.Module):
             f"expected a trainer that takes the model's loss, received one of TRL ({tags}), which computes its own and "
             "would not train the objective. Write transformers.Trainer(TrainableLM(objective), ...), or "
             "SFTTrainer(language_model, compute_loss_func=robust_loss_func(tempnet, loss))."
-        )
-
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """As the language model's."""
-        self._host.model.gradient_checkpointing_enable(*args, **kwargs)  # type: ignore[operator]
-
-    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """As the language model's."""
-        self._host.model.activation_checkpointing_enable(*args, **kwargs)  # type: ignore[operator]
-
-
-def _refuse_labels_at_padding(labels: Tensor, attention_mask: Tensor) -> None:
-    wrong = (labels != IGNORE) & (attention_mask == 0)
-    wrong[:, 0] = False
-    if bool(wrong.any()):
-        raise ValueError(
-            f"expected labels of {IGNORE} at padding, received {int(wrong.sum())} others where attention_mask is 0: "
-            "the Trainer would count them. Collate with DataCollatorForLanguageModeling(tokenizer, mlm=False), or "
-            f"write labels.masked_fill(attention_mask == 0, {IGNORE})."
         )
 
 
