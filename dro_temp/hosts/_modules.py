@@ -15,7 +15,6 @@ M = TypeVar("M", bound=nn.Module)
 # torch reads a hook's number and increments it in two steps: two threads could get one number on one module.
 _REGISTERING = threading.Lock()
 _KINDS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_CONTAINERS = (dict, OrderedDict, list, tuple, set)
 
 
 def add_hook(register: Callable[..., RemovableHandle], hook: Callable[..., Any]) -> RemovableHandle:
@@ -83,7 +82,7 @@ def _redirected(value: Any, copies: dict[int, nn.Module], depth: int = 2) -> Any
         args = [_redirected(x, copies) for x in value.args]
         keywords = {name: _redirected(x, copies) for name, x in value.keywords.items()}
         return functools.partial(_redirected(value.func, copies), *args, **keywords)
-    if type(value) not in _CONTAINERS or depth == 0:
+    if type(value) not in (dict, OrderedDict, list, tuple, set) or depth == 0:
         return value
     if isinstance(value, dict):
         return type(value)((name, _redirected(x, copies, depth - 1)) for name, x in list(value.items()))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp._modes import evaluating
-from dro_temp.hosts._pairs import freeze_own_scale, pair_rows, unit
+from dro_temp.hosts.pairs import freeze_own_scale, pair_rows, unit
 from dro_temp.interfaces import HostAdapter, Rows
 
 
@@ -56,19 +56,14 @@ class HFDualEncoder(HostAdapter):
         freeze_own_scale(model)
 
     def encode_image(self, **inputs: Any) -> Tensor:
-        """Unit vectors [n d] of images (or audio, or videos), in float32 or better: what image rows' predictors read.
+        """Unit vectors [n d] of what the model's `get_image_features` (or audio, or video) takes, `pixel_values`, say.
 
-        Args:
-            **inputs: what the model's `get_image_features` takes, for example `pixel_values`.
+        They are in float32 or better, and are what image rows' predictors read.
         """
         return self._encode(self._image, inputs)
 
     def encode_text(self, **inputs: Any) -> Tensor:
-        """Unit vectors [n d] of texts, in float32 or better: what text rows' predictors read.
-
-        Args:
-            **inputs: what the model's `get_text_features` takes: `input_ids`, `attention_mask`.
-        """
+        """As `encode_image`, of what `get_text_features` takes: `input_ids`, `attention_mask`."""
         return self._encode(self._text, inputs)
 
     def rows(self, index: Any = None, **batch: Any) -> dict[str, Rows]:

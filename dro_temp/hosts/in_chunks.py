@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dro_temp._checks import check_count, check_kind
-from dro_temp.hosts._pairs import pair_rows
+from dro_temp.hosts.pairs import pair_rows
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp._modes import evaluating
-from dro_temp.hosts._pairs import freeze_own_scale, pair_rows, unit
+from dro_temp.hosts.pairs import TwoTower, freeze_own_scale, unit
 from dro_temp.interfaces import HostAdapter, Rows
 
 
-class OpenCLIP(HostAdapter):
+class OpenCLIP(TwoTower):
     r"""Any model of open_clip, scored by cosine similarity: $s_{ij} = x_i^\top y_j$ with $\|x\| = \|y\| = 1$.
 
     $x$ and $y$ come from the model's own `encode_image` and `encode_text`, with its towers, pooling and projections,
@@ -27,6 +27,7 @@ class OpenCLIP(HostAdapter):
 
     Raises:
         TypeError: a model without `encode_image` or `encode_text`.
+        ValueError: at a call, no images, no texts, not as many of one as of the other, or towers of two widths.
 
     Example:
         >>> import dro_temp as dt, open_clip
@@ -38,8 +39,6 @@ class OpenCLIP(HostAdapter):
         (['image', 'text'], 3, 24)
     """
 
-    views = mirrored = ("image", "text")
-
     def __init__(self, model: nn.Module, *, frozen: bool = False) -> None:
         missing = [name for name in ("encode_image", "encode_text") if not hasattr(model, name)]
         if missing:
@@ -48,7 +47,7 @@ class OpenCLIP(HostAdapter):
                 f"{' and '.join(missing)}. Pass what open_clip.create_model returns, unwrapped (model.module of "
                 "DistributedDataParallel: wrap the objective instead), or use TwoTower(image_encoder, text_encoder)."
             )
-        super().__init__(frozen=frozen)
+        HostAdapter.__init__(self, frozen=frozen)  # the encoders are the model's own methods
         self.model = model
         freeze_own_scale(model)
 
@@ -61,23 +60,13 @@ class OpenCLIP(HostAdapter):
         return unit(self.model.encode_text(texts), "text tower")  # type: ignore[operator]
 
     def rows(self, images: Any = None, texts: Tensor | None = None, index: Any = None) -> dict[str, Rows]:
-        """Image rows and text rows of a batch of pairs.
-
-        Args:
-            images: preprocessed images [n channels height width], or whatever the image tower takes.
-            texts: tokens [n length], as the model's tokenizer makes them.
-            index: the pairs' numbers in the data set, also as a list or an array.
-
-        Raises:
-            ValueError: no images, no texts, not as many of one as of the other, or towers of two widths.
-        """
+        """As `TwoTower.rows`, of preprocessed images, and of tokens [n length] as the model's tokenizer makes them."""
         if images is None or texts is None:
             raise ValueError(
                 f"expected images and texts, received no {'images' if images is None else 'texts'}. "
                 "Call host(images, texts, index=index); for one side alone use encode_image or encode_text."
             )
-        image, text = self.encode_image(images), self.encode_text(texts)
-        return pair_rows(image, text, index, gathers=self.objective_trains)
+        return super().rows(images, texts, index)
 
     @property
     def width(self) -> int:

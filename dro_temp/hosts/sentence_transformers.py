@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dro_temp.hosts._pairs import pair_rows, unit
+from dro_temp.hosts.pairs import pair_rows, unit
 from dro_temp.interfaces import HostAdapter, Rows
 
 
@@ -45,11 +45,7 @@ class SentenceTransformers(HostAdapter):
         self.model = model
 
     def encode(self, features: Mapping[str, Any]) -> Tensor:
-        """Unit vectors [n d] of texts, in float32 or better: what predictors read.
-
-        Args:
-            features: a column, tokenised by the model's own tokeniser.
-        """
+        """Unit vectors [n d] of a column that the model's own tokeniser made, in float32 or better: for predictors."""
         output = self.model(features)
         if not isinstance(output, Mapping) or "sentence_embedding" not in output:
             raise TypeError(
@@ -81,7 +77,5 @@ class SentenceTransformers(HostAdapter):
                 "anchor one positive, and one negative in each further column."
             )
         further = torch.cat(columns[2:]) if negatives else None
-        gathers = self.objective_trains  # an evaluation may run on one process only
-        return pair_rows(
-            columns[0], columns[1], index, negatives=further, gathers=gathers, views=("anchor", "positive")
-        )
+        options: Any = {"negatives": further, "gathers": self.objective_trains, "views": self.views}
+        return pair_rows(columns[0], columns[1], index, **options)

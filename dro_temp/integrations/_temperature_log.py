@@ -31,8 +31,7 @@ class TemperatureMoments:
         tau = tau.float() if tau.device.type == "mps" else tau.double()
         weight = torch.ones_like(tau) if valid is None else valid.to(tau)
         sums = torch.stack([weight.sum(), (weight * tau).sum(), (weight * tau.square()).sum()])
-        before = self._sums[training].get(view)
-        self._sums[training][view] = sums if before is None else before + sums
+        self._sums[training][view] = sums + self._sums[training].get(view, 0)
 
     def clear(self, *, training: bool) -> None:
         """Forget the batches so far."""

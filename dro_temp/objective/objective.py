@@ -1,6 +1,6 @@
-"""The objective: a host, a predictor and a loss as one number to minimise; and its output."""
+"""The objective: a host, a predictor and a loss as one number to minimise; its output; its parameters in groups."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp import distributed
-from dro_temp._checks import check_count, check_flag, check_kind
+from dro_temp._checks import check_count, check_flag, check_kind, check_not_negative
 from dro_temp._pytree import one_line, pytree
 from dro_temp._typing import PerRow, Scalar
 from dro_temp.interfaces import (
@@ -23,9 +23,7 @@ from dro_temp.interfaces import (
     TemperaturePredictor,
 )
 from dro_temp.objective import reduction, views
-from dro_temp.objective.groups import check_rate, host_groups, trained
-from dro_temp.objective.monitor import TemperatureMonitor
-from dro_temp.objective.sharding import UnreducedGradients
+from dro_temp.objective.monitor import TemperatureMonitor, UnreducedGradients
 from dro_temp.state import Committable, Staged, Transaction, staged_modules
 
 
@@ -335,14 +333,15 @@ class Objective(Committable):
         Raises:
             ValueError: there is nothing to train; groups of the host that leave out a parameter or hold another's.
         """
-        check_rate("lr", lr)
         tau_lr = lr if tau_lr is None else tau_lr
-        check_rate("tau_lr", tau_lr)
-        temperature = trained(self.predictors, self.risks)
-        loss = trained(self.losses, self.tau_losses, self.penalties, without=temperature)
-        rest = trained(self, without=temperature + loss)
+        for name, rate in (("lr", lr), ("tau_lr", tau_lr)):
+            if not isinstance(rate, Tensor):  # which optimizers accept as well
+                check_not_negative(name, rate)
+        temperature = _trained(self.predictors, self.risks)
+        loss = _trained(self.losses, self.tau_losses, self.penalties, without=temperature)
+        rest = _trained(self, without=temperature + loss)
         groups = [
-            *host_groups(self.host, rest, host, {"lr": lr, **host_options}),
+            *_host_groups(self.host, rest, host, {"lr": lr, **host_options}),
             {"name": "loss", "params": loss, "lr": lr, "weight_decay": 0.0},
             {"name": "temperature", "params": temperature, "lr": tau_lr, "weight_decay": 0.0},
         ]
@@ -353,3 +352,40 @@ class Objective(Committable):
                 "an update of its own needs no optimizer: call objective.commit() after backward."
             )
         return [group for group in groups if group["params"]]
+
+
+def _trained(*modules: nn.Module, without: Sequence[nn.Parameter] = ()) -> list[nn.Parameter]:
+    """Parameters that require gradient, each once, except those `without`."""
+    excluded = {id(p) for p in without}
+    unique = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
+    return [p for key, p in unique.items() if key not in excluded]
+
+
+def _host_groups(
+    host: nn.Module,
+    params: list[nn.Parameter],
+    host_params: Iterable[dict[str, Any]] | None,
+    options: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """The host's parameters as one group, or as the user's groups with the options as defaults."""
+    if host_params is None:
+        return [{"name": "host", "params": params, **options}]
+    groups = list(host_params) if isinstance(host_params, Iterable) else [host_params]
+    if not all(isinstance(group, Mapping) and "params" in group for group in groups):
+        raise TypeError(
+            'expected host as parameter groups, dicts with a list of "params", received '
+            f"{type(host_params).__name__}. Pass "
+            'host=[{"params": list(objective.host.parameters()), "lr": 1e-4}], or leave it out.'
+        )
+    groups = [{**options, **group, "name": "host", "params": list(group["params"])} for group in groups]
+    members = [id(p) for group in groups for p in group["params"]]
+    names = {id(p): name for name, p in host.named_parameters()}
+    missing = [names.get(id(p), "?") for p in params if id(p) not in set(members)]
+    unknown = len(set(members) - {id(p) for p in params})
+    if missing or unknown or len(members) != len(set(members)):
+        what = f"none with {missing[0]}" if missing else f"{unknown or 'some twice, and'} others"
+        raise ValueError(
+            f"expected groups of all of the host's {len(params)} trained parameters, each once, received {what}. Make "
+            "them from the model that the host holds: param_groups_layer_decay(objective.host.model, ...)."
+        )
+    return groups

@@ -1,7 +1,7 @@
 """The parts of each view, and every view's temperatures and values."""
 
 from collections.abc import Iterable, Mapping
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
@@ -129,7 +129,7 @@ def evaluate_separately(
     return evaluate_views(mirrored, rows, fixed, losses), tau_outputs
 
 
-def register_tau_grad_hook(predictor: TemperaturePredictor, rows: Rows, output: LossOutput) -> None:
+def register_tau_grad_hook(predictor: Any, rows: Rows, output: LossOutput) -> None:
     """Pass each row's dF/dtau to a predictor that updates itself from it, during backward."""
     values, tau = output.values, output.tau
     if not (values.requires_grad and tau.requires_grad):

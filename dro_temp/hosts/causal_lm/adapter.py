@@ -11,12 +11,10 @@ from dro_temp.hosts.causal_lm.model_head import (
     HeadSnapshot,
     ModelHead,
     capture,
-    outcomes_of,
-    output_embeddings,
-)
-from dro_temp.hosts.causal_lm.trial_runs import (
     decoder_states,
     logits_of,
+    outcomes_of,
+    output_embeddings,
     probe_decoder,
     probe_head,
     probe_shift,

@@ -4,16 +4,24 @@ import threading
 import weakref
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from dro_temp._autograd import outside_graphs
+from dro_temp.functional import Scale
 from dro_temp.hosts._modules import add_hook, foreign_hooks
-from dro_temp.hosts.causal_lm.model_head import outcomes_of, output_embeddings
-from dro_temp.integrations.transformers.head_temperatures import HeadTemperatures
-from dro_temp.interfaces import TemperaturePredictor
+from dro_temp.hosts.causal_lm.model_head import (
+    HeadSnapshot,
+    ModelHead,
+    outcomes_of,
+    output_embeddings,
+    probe_head,
+    trial_run,
+)
+from dro_temp.interfaces import Decoder, FrozenHead, ScoreStatistics, TemperaturePredictor
 from dro_temp.predictors import TempNet
 
 
@@ -296,3 +304,61 @@ def _are_logits(scores: Tensor, logits: Tensor) -> bool:
     same = torch.equal(highest, logits.gather(1, top).to(highest))
     log_sum = logits.float().logsumexp(1)
     return same and not torch.allclose(log_sum, torch.zeros_like(log_sum), atol=0.05)
+
+
+class HeadTemperatures:
+    """A predictor bound to a model's head; how heads are named in this library, see `hosts.causal_lm.model_head`.
+
+    What can be prepared is prepared once, and again after a weight has changed. The model is not kept alive.
+    """
+
+    #: As last examined.
+    head: ModelHead
+
+    def __init__(self, model: nn.Module, predictor: TemperaturePredictor) -> None:
+        self._model, self._predictor = weakref.ref(model), predictor
+        self._snapshot: HeadSnapshot | None = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Prepare again if anything has changed; not needed between the tokens of one text."""
+        model = self._model()
+        if model is not None and (self._snapshot is None or self._snapshot.is_outdated(model)):
+            self._snapshot = HeadSnapshot(model)
+            with trial_run(model) as trial:
+                self.head = probe_head(model, trial)
+            self._prepared_for: list[object] = []
+        # Read first: a weight that changes meanwhile is then noticed the next time.
+        versions = self._versions()
+        if versions != self._prepared_for:
+            self._decode = _decoder(self.head, self._predictor)
+            self._prepared_for = versions
+
+    def __call__(self, hidden: Tensor | None, logits: Tensor) -> Tensor:
+        """Temperatures, [n], from what the head was given, [n d], and what the model returned, [n vocabulary]."""
+        return self._decode(hidden, logits)  # type: ignore[arg-type]  # a predictor of features raises by itself
+
+    def _versions(self) -> list[object]:
+        weights = [*self._predictor.parameters(), *self._predictor.buffers()]
+        if self.head.linear:
+            weights += [x for x in (self.head.weight, self.head.bias) if x is not None]
+        versions = [-1 if torch.is_inference(x) else x._version for x in weights]
+        where = [(x.data_ptr(), x.dtype, x.device) for x in weights]
+        modes = [part.training for part in self._predictor.modules()]
+        return [modes, foreign_hooks(self.head.module, "_forward_hooks"), versions, where]
+
+
+def _decoder(head: ModelHead, predictor: TemperaturePredictor) -> Decoder:
+    transform = head.transform
+    hooked = foreign_hooks(head.module, "_forward_hooks")  # which may change logits at times
+    if head.linear and not hooked:
+        if transform is None:
+            return predictor.decoder(FrozenHead(head.weight, head.bias))
+        if isinstance(transform, Scale) and "features" not in predictor.reads:
+            # a (W h + c) = W (a h) + a c: logits of a head without a scale.
+            factor, bias = transform.factor, head.bias
+            scaled = predictor.decoder(FrozenHead(head.weight, None if bias is None else bias * factor))
+            return lambda hidden, logits: scaled(hidden * factor, logits)
+    # Nothing can be prepared: the predictor reads the model's logits.
+    logits_alone = SimpleNamespace(statistics=lambda queries, scores: ScoreStatistics(scores))
+    return TemperaturePredictor.decoder(predictor, cast(FrozenHead, logits_alone))
