@@ -102,11 +102,8 @@ def cyclip(
 
     $$\frac{a}{B} \sum_{ij} (s^{II}_{ij} - s^{TT}_{ij})^2 + \frac{c}{B} \sum_{ij} (s_{ij} - s_{ji})^2$$
 
-    Args:
-        host: makes rows of two views, "image" and "text", that mirror each other.
-        in_modal: weight a, >= 0.
-        cross_modal: weight c, >= 0.
-        tau_init: where the temperature starts, in [0.01, 1].
+    Its arguments are those of `infonce`, and the weights a and c, `in_modal` and `cross_modal`, both >= 0. The host
+    makes rows of two views, "image" and "text", that mirror each other.
 
     Raises:
         ValueError: a negative weight, or a host without two such views.
@@ -259,11 +256,8 @@ def drrho(
 def scent(host: HostAdapter, num_samples: int, *, tau: float = 0.07, alpha: float = 10.0) -> Objective:
     r"""SCENT: $\log \mathbb{E}_j\, e^{h_{ij}/\tau}$ with mirror descent on $\nu_i = \log u_i$ in place of a gamma.
 
-    Args:
-        host: makes rows of pairs.
-        num_samples: size of the data set.
-        tau: temperature, > 0.
-        alpha: log of the step size; the paper's contrastive runs take 10.
+    Its arguments are those of `sogclr` without gamma, and `alpha`, the log of the step size: the paper's contrastive
+    runs take 10.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -290,15 +284,8 @@ def tempnet(
 ) -> Objective:
     r"""TempNet: RGCL with $\tau_i$ predicted from the row's features by a small network for each side.
 
-    Args:
-        host: makes rows of pairs with features.
-        num_samples: size of the data set.
-        width: width of the features.
-        rho: radius in nats, 0 <= rho < log(num_samples - 1).
-        tau_min: lower bound, > 0.
-        tau_max: upper bound.
-        tau_init: see `TempNet`.
-        gamma: weight of the new minibatch in the moving average, in (0, 1], or a schedule.
+    Its arguments are those of `isogclr`, and `width`, that of the features which the host's rows have; for `tau_init`
+    see `TempNet`.
 
     Example:
         >>> import torch, dro_temp as dt

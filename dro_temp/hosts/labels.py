@@ -88,24 +88,22 @@ def labelled_rows(
         return Rows(scores, target, features, index, weight=weight, target_distribution=distribution)
     check_integers("labels", labels)
     counted = labels != IGNORE if mask is None else (labels != IGNORE) & mask
-    weight = None
-    if torch.compiler.is_compiling() or not _all_counted(labels, counted, classes, advice):
+    weight, all_counted = None, False
+    if not torch.compiler.is_compiling():
+        wrong = counted & ((labels < 0) | (labels >= classes))
+        some_wrong, all_counted = torch.stack(
+            [wrong.any(), counted.all()]
+        ).tolist()  # one wait for the device
+        if some_wrong:
+            row, value = first_wrong(wrong, labels)
+            raise ValueError(
+                f"expected labels from 0 to {classes - 1}, or {IGNORE} to ignore a row, received {value} "
+                f"in row {row}. {advice}"
+            )
+    if not all_counted:
         labels, weight = labels.masked_fill(~counted, 0), counted.float()
     smoothed = F.smoothed_distribution(labels, classes, smoothing) if smoothing else None
     return Rows(scores, labels, features, index, weight=weight, target_distribution=smoothed)
-
-
-def _all_counted(labels: Tensor, counted: Tensor, classes: int, advice: str) -> bool:
-    """Whether every row counts; raise where a label of one that does is out of range."""
-    wrong = counted & ((labels < 0) | (labels >= classes))
-    some_wrong, all_counted = torch.stack([wrong.any(), counted.all()]).tolist()  # one wait for the device
-    if some_wrong:
-        row, value = first_wrong(wrong, labels)
-        raise ValueError(
-            f"expected labels from 0 to {classes - 1}, or {IGNORE} to ignore a row, received {value} "
-            f"in row {row}. {advice}"
-        )
-    return bool(all_counted)
 
 
 def as_index(index: Any, device: torch.device) -> Tensor | None:

@@ -115,12 +115,11 @@ class Objective(Committable):
         )
         views.check_views(host)
         self.host = host
-        self.predictors = nn.ModuleDict(
-            views.per_view("predictor", predictor, host.views, TemperaturePredictor)
-        )
-        self.losses = nn.ModuleDict(views.per_view("loss", loss, host.views, RobustLoss))
-        tau_losses = {} if tau_loss is None else views.per_view("tau_loss", tau_loss, host.views, RobustLoss)
-        self.tau_losses = nn.ModuleDict(tau_losses)
+        self.predictors = views.per_view("predictor", predictor, host.views, TemperaturePredictor)
+        self.losses = views.per_view("loss", loss, host.views, RobustLoss)
+        self.tau_losses = nn.ModuleDict()
+        if tau_loss is not None:
+            self.tau_losses = views.per_view("tau_loss", tau_loss, host.views, RobustLoss)
         self.risks = reduction.risks_of(risk, host)
         views.refuse_shared_memory(
             predictor=self.predictors, loss=self.losses, tau_loss=self.tau_losses, risk=self.risks
@@ -241,12 +240,8 @@ class Objective(Committable):
     def start_prototypes(self, *args: Any, **batch: Any) -> None:
         """Initialise each view's prototypes from the features of the other views in one batch, as the paper does.
 
-        Call it once, before training, with a batch of a few hundred samples. Predictors without prototypes do not
-        change.
-
-        Args:
-            *args: the host's arguments.
-            **batch: the host's keyword arguments.
+        Call it once, before training, with a batch of a few hundred samples, as the host takes it. Predictors without
+        prototypes do not change.
 
         Raises:
             ValueError: the host has one view only.

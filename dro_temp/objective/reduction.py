@@ -118,7 +118,7 @@ def temperature_metrics(view: str, loss: Tensor, tau: Tensor, valid: Tensor) -> 
 
 def risks_of(risk: PerView[SampleRisk] | None, host: HostAdapter) -> nn.ModuleDict:
     """The risk of each view; empty where values are averaged."""
-    risks = {} if risk is None else per_view("risk", risk, host.views, SampleRisk)
+    risks = nn.ModuleDict() if risk is None else per_view("risk", risk, host.views, SampleRisk)
     for r in risks.values():
         if staged_modules(r.modules()) and not isinstance(r, Committable):
             raise TypeError(
@@ -126,7 +126,7 @@ def risks_of(risk: PerView[SampleRisk] | None, host: HostAdapter) -> nn.ModuleDi
                 "`weights` would change what it remembers. Write class "
                 f"{type(r).__name__}(dro_temp.risks.StandaloneRisk)."
             )
-    return nn.ModuleDict(risks)
+    return risks
 
 
 def check_for_risks(

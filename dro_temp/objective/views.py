@@ -29,21 +29,20 @@ def check_views(host: HostAdapter) -> None:
         )
 
 
-def per_view(name: str, part: PerView[Part], views: tuple[str, ...], kind: type) -> dict[str, Part]:
+def per_view(name: str, part: PerView[Any], views: tuple[str, ...], kind: type) -> nn.ModuleDict:
     """One part for each view, from one for all or from a mapping by view."""
     if not isinstance(part, Mapping):
         check_kind(name, part, kind, f"Pass one, or {{view: ... for view in {list(views)}}}.")
-        return dict.fromkeys(views, part)
+        return nn.ModuleDict(dict.fromkeys(views, part))
     if set(part) != set(views):
         raise ValueError(
             f"expected one {name}, or one for each of the host's views {list(views)}, received views "
             f"{sorted(part)}. Write {name}={{view: ... for view in host.views}}."
         )
     for view in views:
-        check_kind(
-            f"the {name} of view {view!r}", part[view], kind, "The order is Objective(host, predictor, loss)."
-        )
-    return {view: part[view] for view in views}
+        instead = "The order is Objective(host, predictor, loss)."
+        check_kind(f"the {name} of view {view!r}", part[view], kind, instead)
+    return nn.ModuleDict({view: part[view] for view in views})
 
 
 def named_penalties(penalties: Iterable[Penalty], host: HostAdapter) -> dict[str, Penalty]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dro_temp._autograd import outside_graphs
 from dro_temp.functional import Scale
 from dro_temp.hosts._modules import add_hook, foreign_hooks
-from dro_temp.hosts.causal_lm.model_head import (
+from dro_temp.hosts.model_head import (
     HeadSnapshot,
     ModelHead,
     outcomes_of,
@@ -307,7 +307,7 @@ def _are_logits(scores: Tensor, logits: Tensor) -> bool:
 
 
 class HeadTemperatures:
-    """A predictor bound to a model's head; how heads are named in this library, see `hosts.causal_lm.model_head`.
+    """A predictor bound to a model's head; how heads are named in this library, see `hosts.model_head`.
 
     What can be prepared is prepared once, and again after a weight has changed. The model is not kept alive.
     """

@@ -20,7 +20,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from dro_temp._modes import evaluating
 from dro_temp.functional import Scale, ScoreTransform, SoftCap
@@ -110,6 +109,8 @@ def capture(head: nn.Module, run: Callable[[], Any], *, skip: bool = False) -> C
     With `skip` the head is passed the first position only: its output is not needed.
     """
     inputs: list[Tensor] = []
+    returned: list[tuple[int, int]] = []
+    changed: list[bool] = []
     compiling = torch.compiler.is_compiling()
     thread = None if compiling else threading.get_ident()
 
@@ -122,36 +123,28 @@ def capture(head: nn.Module, run: Callable[[], Any], *, skip: bool = False) -> C
         first = inputs[-1][..., :1, :]
         return ((first, *args[1:]), kwargs) if args else (args, kwargs | {next(iter(kwargs)): first})
 
-    changed: list[bool] = []
+    def first_after(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+        if output is not None and threading.get_ident() == thread:
+            returned[:] = [_identity(output)]
+
+    def last_after(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+        if output is not None and threading.get_ident() == thread:
+            changed.append(returned != [_identity(output)])
+
     if compiling:  # one thread traces, and cannot take a lock
         handles = [head.register_forward_pre_hook(before, with_kwargs=True)]
     else:
         handles = [add_hook(head.register_forward_pre_hook, before)]
         if head._forward_hooks and foreign_hooks(head, "_forward_hooks"):
-            handles += _compare_outputs(head, changed)
+            # What the head returned, against what these hooks left of it.
+            foremost = partial(head.register_forward_hook, prepend=True)
+            handles += [add_hook(foremost, first_after), add_hook(head.register_forward_hook, last_after)]
     try:
         output = run()
     finally:
         for handle in handles:
             handle.remove()
     return Captured(output, inputs[0] if len(inputs) == 1 else None, bool(inputs), any(changed))
-
-
-def _compare_outputs(head: nn.Module, changed: list[bool]) -> list[RemovableHandle]:
-    """Hooks before and after all others: what the head returned, against what these left of it."""
-    thread = threading.get_ident()
-    returned: list[tuple[int, int]] = []
-
-    def first(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
-        if output is not None and threading.get_ident() == thread:
-            returned[:] = [_identity(output)]
-
-    def last(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
-        if output is not None and threading.get_ident() == thread:
-            changed.append(returned != [_identity(output)])
-
-    foremost = partial(head.register_forward_hook, prepend=True)
-    return [add_hook(foremost, first), add_hook(head.register_forward_hook, last)]
 
 
 def _identity(output: Any) -> tuple[int, int]:
@@ -293,7 +286,12 @@ def probe_head(model: nn.Module, trial: TrialRun) -> ModelHead:
     product = nn.functional.linear(hidden, head.weight, ModelHead(head, True).bias)  # type: ignore[arg-type]
     if not _close(logits_of(output), product if transform is None else transform(product)):
         return ModelHead(head, linear=False)
-    return ModelHead(head, linear=True, transform=transform, skippable=_is_skippable(trial, tried, hidden))
+    try:
+        of_one = capture(tried, trial, skip=True).hidden
+    except _REFUSALS:
+        of_one = None
+    skippable = of_one is not None and torch.equal(of_one, hidden)
+    return ModelHead(head, linear=True, transform=transform, skippable=skippable)
 
 
 def _is_matrix_product(head: nn.Module) -> bool:
@@ -372,14 +370,6 @@ def _exact(model: nn.Module, measured: float) -> float:
     return min(near, key=lambda c: abs(c - measured), default=measured)
 
 
-def _is_skippable(trial: TrialRun, head: nn.Module, hidden: Tensor) -> bool:
-    try:
-        again = capture(head, trial, skip=True).hidden
-    except _REFUSALS:
-        return False
-    return again is not None and torch.equal(again, hidden)
-
-
 def probe_shift(trial: TrialRun) -> bool:
     """True if the label of a position is the next token, False if it is a label of its own (BART, XLNet).
 
@@ -401,9 +391,17 @@ def _is_shifted(trial: TrialRun, logits: Tensor, at: int) -> bool | None:
     known = trial.tokens[0][trial.tokens[0] < logits.shape[1]]
     gap = logits[at - 1, known] - logits[at, known]
     one, other = known[gap.argmax()], known[gap.argmin()]
-    losses = [_loss_of_label(trial, at, token) for token in (one, other)]
-    if losses[0] is None or losses[1] is None:
-        return True
+    losses: list[Tensor] = []
+    for token in (one, other):
+        labels = torch.full_like(trial.tokens, -100)
+        labels[0, at] = token
+        try:
+            loss = getattr(trial(labels=labels), "loss", None)
+        except _REFUSALS:
+            return True
+        if not isinstance(loss, Tensor):
+            return True
+        losses.append(loss.float())
     difference = float(losses[1] - losses[0])
     shifted, unshifted = (float(logits[row, one] - logits[row, other]) for row in (at - 1, at))
     errors = abs(difference - shifted), abs(difference - unshifted)
@@ -411,34 +409,18 @@ def _is_shifted(trial: TrialRun, logits: Tensor, at: int) -> bool | None:
     return None if min(errors) > 0.25 * abs(shifted - unshifted) else errors[0] < errors[1]
 
 
-def _loss_of_label(trial: TrialRun, at: int, token: Tensor) -> Tensor | None:
-    labels = torch.full_like(trial.tokens, -100)
-    labels[0, at] = token
-    try:
-        loss = getattr(trial(labels=labels), "loss", None)
-    except _REFUSALS:
-        return None
-    return loss.float() if isinstance(loss, Tensor) else None
-
-
 def probe_decoder(trial: TrialRun) -> bool:
-    """True if the head is given just what `decoder_states` returns, with padding and without."""
+    """True if the head is given just what the model's decoder returns, with padding and without."""
     mask = torch.ones_like(trial.tokens)
     mask[:, -2:] = 0
     try:
         for inputs in ({}, {"attention_mask": mask}):
             hidden = capture(output_embeddings(trial.model), partial(trial, **inputs)).hidden
             with _same_random_numbers(trial.model):
-                states = decoder_states(trial.model, {"input_ids": trial.tokens, **trial.options, **inputs})
+                decode: Any = trial.model.get_decoder()  # type: ignore[operator]
+                states = decode(input_ids=trial.tokens, **trial.options, **inputs)[0]
             if hidden is None or not torch.equal(states, hidden):
                 return False
     except Exception:  # whatever a user's model may raise; states that are no tensor, or of another dtype
         return False
     return True
-
-
-def decoder_states(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-    """The last hidden states of the model's decoder, [batch length d]: all below its head."""
-    output = model.get_decoder()(**inputs)  # type: ignore[operator]
-    states: Tensor = output[0]
-    return states

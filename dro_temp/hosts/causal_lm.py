@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp.hosts._modules import foreign_hooks
-from dro_temp.hosts.causal_lm.model_head import (
+from dro_temp.hosts.labels import IGNORE, as_index, labelled_rows
+from dro_temp.hosts.model_head import (
     HeadSnapshot,
     ModelHead,
     capture,
-    decoder_states,
     logits_of,
     outcomes_of,
     output_embeddings,
@@ -20,7 +20,6 @@ from dro_temp.hosts.causal_lm.model_head import (
     probe_shift,
     trial_run,
 )
-from dro_temp.hosts.labels import IGNORE, as_index, labelled_rows
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 
 _ADVICE = (
@@ -148,7 +147,7 @@ class CausalLM(HostAdapter):
         hooked = module._forward_hooks or module._forward_pre_hooks or self.model._forward_hooks
         if compiling and linear and self.decodes and not hooked:
             # A hook of ours would break the graph, and those of others would not run.
-            return head, decoder_states(self.model, inputs), None
+            return head, self.model.get_decoder()(**inputs)[0], None  # type: ignore[operator]
         run, skip = partial(self.model, **inputs), linear and head.skippable
         try:
             output, hidden, _, changed = capture(module, run, skip=skip)
