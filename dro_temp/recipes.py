@@ -8,29 +8,13 @@ objective. FastCLIP follows its paper; docstrings note where the released code (
 from collections.abc import Callable
 from typing import TypeVar
 
+from dro_temp import losses, predictors
 from dro_temp._checks import check_bounds, check_count, check_feasible_for, check_kind, check_within
 from dro_temp.estimators import CosineGamma, LogMovingAverage, Scent
 from dro_temp.estimators.moving_average import Schedule
 from dro_temp.hosts import WithReference
 from dro_temp.interfaces import HostAdapter
-from dro_temp.losses import (
-    CyclicPenalty,
-    EntropicRiskLoss,
-    InfoNCELoss,
-    KLRobustLoss,
-    QueuedLoss,
-    SigmoidLoss,
-)
 from dro_temp.objective import Objective
-from dro_temp.predictors import (
-    ConstantTemperature,
-    GradientUpdate,
-    HiddenEncoder,
-    IndividualTemperature,
-    LearnableTemperature,
-    ResidualReadout,
-    TempNet,
-)
 
 __all__ = [
     "cyclip",
@@ -66,7 +50,7 @@ def infonce(host: HostAdapter, *, tau_init: float = 0.07) -> Objective:
 
     Source: arXiv 2103.00020 (CLIP), section 2.5.
     """
-    return Objective(host, LearnableTemperature(tau_init), InfoNCELoss())
+    return Objective(host, predictors.LearnableTemperature(tau_init), losses.InfoNCELoss())
 
 
 def simclr(host: HostAdapter, *, tau: float = 0.1) -> Objective:
@@ -88,7 +72,7 @@ def simclr(host: HostAdapter, *, tau: float = 0.1) -> Objective:
 
     Source: arXiv 2002.05709 (SimCLR), equation 1.
     """
-    return Objective(host, ConstantTemperature(tau), InfoNCELoss())
+    return Objective(host, predictors.ConstantTemperature(tau), losses.InfoNCELoss())
 
 
 def cyclip(
@@ -117,8 +101,8 @@ def cyclip(
 
     Source: arXiv 2205.14459 (CyCLIP).
     """
-    penalties = (CyclicPenalty(in_modal, cross_modal),)
-    return Objective(host, LearnableTemperature(tau_init), InfoNCELoss(), penalties=penalties)
+    tau, penalty = predictors.LearnableTemperature(tau_init), losses.CyclicPenalty(in_modal, cross_modal)
+    return Objective(host, tau, losses.InfoNCELoss(), penalties=(penalty,))
 
 
 def siglip(host: HostAdapter, *, tau_init: float = 0.1, bias_init: float = -10.0) -> Objective:
@@ -139,7 +123,7 @@ def siglip(host: HostAdapter, *, tau_init: float = 0.1, bias_init: float = -10.0
 
     Source: arXiv 2303.15343 (SigLIP).
     """
-    return Objective(host, LearnableTemperature(tau_init), SigmoidLoss(bias_init))
+    return Objective(host, predictors.LearnableTemperature(tau_init), losses.SigmoidLoss(bias_init))
 
 
 def _per_view(host: HostAdapter, build: Callable[[], _Part]) -> dict[str, _Part]:
@@ -150,11 +134,13 @@ def _per_view(host: HostAdapter, build: Callable[[], _Part]) -> dict[str, _Part]
 
 def _robust(
     host: HostAdapter, rho: float, num_samples: int, gamma: float | Schedule
-) -> dict[str, KLRobustLoss]:
+) -> dict[str, losses.KLRobustLoss]:
     """The KL-robust loss of each view, with a moving average of its own; raises at once for a radius too large."""
-    losses = _per_view(host, lambda: KLRobustLoss(rho, estimator=LogMovingAverage(num_samples, gamma=gamma)))
+    robust = _per_view(
+        host, lambda: losses.KLRobustLoss(rho, estimator=LogMovingAverage(num_samples, gamma=gamma))
+    )
     check_feasible_for(rho, num_samples)
-    return losses
+    return robust
 
 
 def sogclr(
@@ -178,7 +164,7 @@ def sogclr(
 
     Source: arXiv 2202.12387 (SogCLR).
     """
-    return Objective(host, ConstantTemperature(tau), _robust(host, 0.0, num_samples, gamma))
+    return Objective(host, predictors.ConstantTemperature(tau), _robust(host, 0.0, num_samples, gamma))
 
 
 def isogclr(
@@ -216,10 +202,10 @@ def isogclr(
 
     Source: arXiv 2305.11965 (iSogCLR); bounds, rho and gamma as in arXiv 2404.04575 for CC3M.
     """
-    update = GradientUpdate(lr=tau_step, clip=tau_clip)
+    update = predictors.GradientUpdate(lr=tau_step, clip=tau_clip)
     predictor = _per_view(
         host,
-        lambda: IndividualTemperature(
+        lambda: predictors.IndividualTemperature(
             num_samples, tau_min=tau_min, tau_max=tau_max, tau_init=tau_init, update=update
         ),
     )
@@ -267,8 +253,8 @@ def scent(host: HostAdapter, num_samples: int, *, tau: float = 0.07, alpha: floa
 
     Source: arXiv 2602.02877 (SCENT).
     """
-    loss = _per_view(host, lambda: EntropicRiskLoss(estimator=Scent(num_samples, alpha=alpha)))
-    return Objective(host, ConstantTemperature(tau), loss)
+    loss = _per_view(host, lambda: losses.EntropicRiskLoss(estimator=Scent(num_samples, alpha=alpha)))
+    return Objective(host, predictors.ConstantTemperature(tau), loss)
 
 
 def tempnet(
@@ -296,7 +282,9 @@ def tempnet(
 
     Source: arXiv 2404.04575, with its numbers for CC3M.
     """
-    predictor = _per_view(host, lambda: TempNet(width, tau_min=tau_min, tau_max=tau_max, tau_init=tau_init))
+    predictor = _per_view(
+        host, lambda: predictors.TempNet(width, tau_min=tau_min, tau_max=tau_max, tau_init=tau_init)
+    )
     return Objective(host, predictor, _robust(host, rho, num_samples, gamma))
 
 
@@ -349,19 +337,22 @@ def tempnet_queued(
     """
     predictor = _per_view(
         host,
-        lambda: TempNet(
-            HiddenEncoder(width, width=hidden),
+        lambda: predictors.TempNet(
+            predictors.HiddenEncoder(width, width=hidden),
             tau_min=tau_min,
             tau_max=tau_max,
             tau_init=tau_init,
-            readout=ResidualReadout,
+            readout=predictors.ResidualReadout,
         ),
     )
     num_samples, queue = check_count("num_samples", num_samples), check_count("queue", queue)
     replay = check_count("replay", replay, minimum=0)
     size = max(1, min(queue, num_samples - 1))
     tau_loss = _per_view(
-        host, lambda: QueuedLoss(KLRobustLoss(rho), size=size, features=width, replay=min(replay, size))
+        host,
+        lambda: losses.QueuedLoss(
+            losses.KLRobustLoss(rho), size=size, features=width, replay=min(replay, size)
+        ),
     )
     loss = _robust(host, rho, num_samples, gamma)
     return Objective(host, predictor, loss, tau_loss=tau_loss)
@@ -407,8 +398,10 @@ def fastclip_v0(
     Source: arXiv 2407.01445 (FastCLIP).
     """
     schedule = _descending(gamma, epochs, steps_per_epoch)
-    loss = _per_view(host, lambda: EntropicRiskLoss(estimator=LogMovingAverage(num_samples, gamma=schedule)))
-    return Objective(host, LearnableTemperature(tau_init, tau_min=tau_min, tau_max=tau_max), loss)
+    loss = _per_view(
+        host, lambda: losses.EntropicRiskLoss(estimator=LogMovingAverage(num_samples, gamma=schedule))
+    )
+    return Objective(host, predictors.LearnableTemperature(tau_init, tau_min=tau_min, tau_max=tau_max), loss)
 
 
 def fastclip_v1(
@@ -510,5 +503,5 @@ def fastclip_v3(
     Source: arXiv 2407.01445 (FastCLIP).
     """
     schedule = _descending(gamma, epochs, steps_per_epoch)
-    predictor = LearnableTemperature(tau_init, tau_min=tau_min, tau_max=tau_max)
+    predictor = predictors.LearnableTemperature(tau_init, tau_min=tau_min, tau_max=tau_max)
     return Objective(host, predictor, _robust(host, rho, num_samples, schedule))

@@ -1,6 +1,6 @@
 """Hosts around another host: its encoders a few samples at a time, or its scores less those of a reference."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -63,7 +63,7 @@ class InChunks(HostAdapter):
 
     def rows(self, *args: Any, **batch: Any) -> dict[str, Rows]:
         """Rows of the whole batch; arguments are the host's own."""
-        lengths = [len(tensor) for tensor in _leaves((*args, *batch.values())) if tensor.dim() > 0]
+        lengths = _lengths((*args, *batch.values()))
         if not lengths:
             raise ValueError(
                 "expected at least one tensor with a row per sample among the arguments, received none. Pass batches "
@@ -93,15 +93,13 @@ class InChunks(HostAdapter):
         return first.queries, second.queries, rows[self.views[0]].index
 
 
-def _leaves(value: Any) -> Iterator[Tensor]:
-    """The tensors inside, of a bag of tokens its offsets."""
+def _lengths(value: Any) -> list[int]:
+    """Of the tensors inside; of a bag of tokens, that of its offsets."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from [value["offsets"]] if _is_bag(value) else _leaves(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _leaves(part)
+        return [len(value)] if value.dim() > 0 else []
+    if isinstance(value, Mapping):
+        value = [value["offsets"]] if _is_bag(value) else list(value.values())
+    return [n for part in value for n in _lengths(part)] if isinstance(value, list | tuple) else []
 
 
 def _cut(value: Any, chunk: slice, n: int) -> Any:

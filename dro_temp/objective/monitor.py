@@ -2,15 +2,12 @@
 
 import sys
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
-
-from dro_temp.interfaces import LossOutput, TemperaturePredictor
 
 #: Training forwards between two checks; each waits for the device once.
 EVERY = 50
@@ -52,17 +49,9 @@ class TemperatureMonitor:
 
     def __init__(self, views: tuple[str, ...]) -> None:
         self._states = {view: _CheckState() for view in views}
-        self._forwards = 0
 
-    def check(self, predictors: nn.ModuleDict, outputs: Mapping[str, LossOutput]) -> None:
-        """Warn once for each view, after several checks with the same result; called in each training forward."""
-        if not torch.compiler.is_compiling():
-            self._forwards += 1
-            if self._forwards % EVERY == 0:
-                for view, output in outputs.items():
-                    self._check_view(view, predictors[view], output.tau)
-
-    def _check_view(self, view: str, predictor: Any, tau: Tensor) -> None:
+    def check(self, view: str, predictor: Any, tau: Tensor) -> None:
+        """Warn once for each view, after several checks with the same result."""
         state = self._states[view]
         if state.warned or not predictor.reads or not tau.requires_grad or len(tau) < 2:
             return
@@ -84,24 +73,21 @@ class TemperatureMonitor:
         state.problem, state.tau = problem, mean
         if problem is not None and state.times >= PATIENCE:
             state.warned = True
-            warnings.warn(_message(view, predictor, problem, mean, std), TemperatureWarning, stacklevel=2)
-
-
-def _message(view: str, predictor: TemperaturePredictor, problem: str, mean: float, std: float) -> str:
-    name, spread = type(predictor).__name__, f"mean {mean:.4g}, standard deviation {std:.2g}"
-    if problem == "one temperature":
-        return (
-            f"expected temperatures that differ from row to row in view {view!r}, received one from {name} ({spread}) "
-            f"at {PATIENCE} checks, {EVERY} forwards apart. dro_temp.evaluation.amortisation_gap tells whether better "
-            "ones were there to find. If so: raise tau_lr, start with readout=ResidualReadout, let it read hidden "
-            "states (HiddenEncoder), and for pairs learn from a QueuedLoss. If not, a LearnableTemperature will do."
-        )
-    return (
-        f"expected temperatures inside ({predictor.tau_min:g}, {predictor.tau_max:g}) in view {view!r}, received "
-        f"{name}'s {problem} ({spread}) at {PATIENCE} checks, {EVERY} forwards apart. At tau_min: lower rho, or hold "
-        "temperatures at the start (dro_temp.hold_temperatures), where scores hardly differ yet. At tau_max: raise rho "
-        "or the bound."
-    )
+            name = type(predictor).__name__
+            seen = f"(mean {mean:.4g}, standard deviation {std:.2g}) at {PATIENCE} checks, {EVERY} forwards apart"
+            message = (
+                f"expected temperatures inside ({low:g}, {high:g}) in view {view!r}, received {name}'s {problem} "
+                f"{seen}. At tau_min: lower rho, or hold temperatures at the start (dro_temp.hold_temperatures), where "
+                "scores hardly differ yet. At tau_max: raise rho or the bound."
+            )
+            if problem == "one temperature":
+                message = (
+                    f"expected temperatures that differ from row to row in view {view!r}, received one from {name} "
+                    f"{seen}. dro_temp.evaluation.amortisation_gap tells whether better ones were there to find. If "
+                    "so: raise tau_lr, start with readout=ResidualReadout, let it read hidden states (HiddenEncoder), "
+                    "and for pairs learn from a QueuedLoss. If not, a LearnableTemperature will do."
+                )
+            warnings.warn(message, TemperatureWarning, stacklevel=2)
 
 
 class UnreducedGradients:

@@ -23,7 +23,7 @@ from dro_temp.interfaces import (
     TemperaturePredictor,
 )
 from dro_temp.objective import reduction, views
-from dro_temp.objective.monitor import TemperatureMonitor, UnreducedGradients
+from dro_temp.objective.monitor import EVERY, TemperatureMonitor, UnreducedGradients
 from dro_temp.state import Committable, Staged, Transaction, staged_modules
 
 
@@ -129,6 +129,7 @@ class Objective(Committable):
         check_flag("monitor", monitor)
         self.check_finite = check_finite
         self._monitor = TemperatureMonitor(host.views) if monitor else None
+        self._forwards = 0
         self._transaction = Transaction(self.predictors, self.losses, self.tau_losses, self.risks)
         self._unreduced = UnreducedGradients(self)
         # Every process commits the same memory; broadcasting it at each forward would cost more than the step.
@@ -187,16 +188,21 @@ class Objective(Committable):
         else:
             predictors: dict[str, Any] = {view: self.predictors[view] for view in rows}
             outputs = views.evaluate_views(mirrored, rows, predictors, self.losses)
+        valid = {view: r.valid for view, r in rows.items()}
         if self.training:
+            monitor = None if torch.compiler.is_compiling() else self._monitor
+            if monitor is not None:
+                self._forwards += 1
             for view, output in (tau_outputs or outputs).items():
-                if self.predictors[view].observes_gradient:
-                    views.register_tau_grad_hook(self.predictors[view], rows[view], output)
-            if self._monitor is not None:
-                self._monitor.check(self.predictors, tau_outputs or outputs)
+                predictor = self.predictors[view]
+                if predictor.observes_gradient:
+                    views.register_tau_grad_hook(predictor, rows[view], output)
+                if monitor is not None and self._forwards % EVERY == 0:
+                    monitor.check(view, predictor, output.tau)
         if self.check_finite:
             with nullcontext() if alone else distributed.raising_together(device):
-                reduction.refuse_non_finite(rows, outputs)
-        means = reduction.view_means(self.risks, rows, outputs, count, group, self.training)
+                reduction.refuse_non_finite(rows, outputs, valid)
+        means = reduction.view_means(self.risks, rows, outputs, valid, count, group, self.training)
         penalties = self._penalties(rows, count) if self.penalties else {}
         loss = torch.stack(list(means.values())).mean() + sum(penalties.values())
         terms: dict[str, Tensor] = {}
@@ -208,8 +214,8 @@ class Objective(Committable):
         metrics: dict[str, Tensor] = {"loss": loss.detach()}
         metrics |= {f"{view}/tau_loss": term.detach() for view, term in terms.items()}
         metrics |= {f"penalty/{name}": term.detach() for name, term in penalties.items()}
-        for view, r in rows.items():
-            metrics |= reduction.temperature_metrics(view, means[view], outputs[view].tau, r.valid)
+        for view, mask in valid.items():
+            metrics |= reduction.temperature_metrics(view, means[view], outputs[view].tau, mask)
         if self.training and not single and not torch.compiler.is_compiling():
             self._unreduced.check_after(loss)
         return ObjectiveOutput(
@@ -232,8 +238,8 @@ class Objective(Committable):
         first, terms = rows[self.host.views[0]], {}
         for name, penalty in self.penalties.items():
             values = penalty(rows).expand(len(first))
-            weight = reduction.weights_of(first, values.dtype)
-            terms[name] = reduction.weighted_mean(values, weight, count, self.training)
+            weight = first.valid if first.weight is None else first.weight * first.valid
+            terms[name] = reduction.weighted_mean(values, weight.to(values.dtype), count, self.training)
         return terms
 
     @torch.no_grad()

@@ -13,18 +13,20 @@ from dro_temp.objective.views import PerView, per_view
 from dro_temp.state import Committable, staged_modules
 
 
-def refuse_non_finite(rows: Mapping[str, Rows], outputs: Mapping[str, LossOutput]) -> None:
+def refuse_non_finite(
+    rows: Mapping[str, Rows], outputs: Mapping[str, LossOutput], valid: Mapping[str, Tensor]
+) -> None:
     """Raise at the first NaN or infinity, with the numbers of its rows."""
     if torch.compiler.is_compiling():
         return
     bad: dict[tuple[str, str], Tensor] = {}
     for view, r in rows.items():
-        valid, output = r.valid, outputs[view]
+        output = outputs[view]
         if r.features is not None:
             # NaN and infinity appear in the extremes, which take a thirtieth of the time.
             features = r.features.detach()
-            bad["features", view] = ~(features.amax(1).isfinite() & features.amin(1).isfinite()) & valid
-        bad["temperatures", view] = ~output.tau.detach().isfinite() & valid
+            bad["features", view] = ~(features.amax(1).isfinite() & features.amin(1).isfinite()) & valid[view]
+        bad["temperatures", view] = ~output.tau.detach().isfinite() & valid[view]
         bad["loss", view] = ~output.values.detach().isfinite()
     if not bool(torch.cat(list(bad.values())).any()):  # the one wait for the device
         return
@@ -53,11 +55,6 @@ def checked_count(count: float | Tensor) -> float | Tensor:
     if values_can_be_read(count):
         check_positive("count", count.item())
     return count.reshape(())
-
-
-def weights_of(rows: Rows, dtype: torch.dtype) -> Tensor:
-    """Weight of each row in a mean, zero where it does not count."""
-    return (rows.valid if rows.weight is None else rows.weight * rows.valid).to(dtype)
 
 
 def weighted_mean(values: Tensor, weight: Tensor, count: float | Tensor | None, trains: bool) -> Tensor:
@@ -164,6 +161,7 @@ def view_means(
     risks: nn.ModuleDict,
     rows: Mapping[str, Rows],
     outputs: Mapping[str, LossOutput],
+    valid: Mapping[str, Tensor],
     count: float | Tensor | None,
     group: Tensor | None,
     trains: bool,
@@ -171,7 +169,8 @@ def view_means(
     """One number per view: its risk, or the weighted mean of its values where there are no risks."""
     means: dict[str, Tensor] = {}
     for view, output in outputs.items():
-        values, weight = output.values, weights_of(rows[view], output.values.dtype)
+        values, weight = output.values, rows[view].weight
+        weight = (valid[view] if weight is None else weight * valid[view]).to(values.dtype)
         if not risks:
             means[view] = weighted_mean(values, weight, count, trains)
             continue

@@ -12,15 +12,8 @@ from torch import Tensor, nn
 
 from dro_temp._autograd import outside_graphs
 from dro_temp.functional import Scale
+from dro_temp.hosts import model_head
 from dro_temp.hosts._modules import add_hook, foreign_hooks
-from dro_temp.hosts.model_head import (
-    HeadSnapshot,
-    ModelHead,
-    outcomes_of,
-    output_embeddings,
-    probe_head,
-    trial_run,
-)
 from dro_temp.interfaces import Decoder, FrozenHead, ScoreStatistics, TemperaturePredictor
 from dro_temp.predictors import TempNet
 
@@ -183,7 +176,7 @@ class TemperatureLogitsProcessor:
     supports_continuous_batching = False
 
     def __init__(self, model: nn.Module, tempnet: TemperaturePredictor) -> None:
-        head = output_embeddings(model)
+        head = model_head.output_embeddings(model)
         if isinstance(tempnet, TempNet):
             tempnet.check_fits(model)
         with closing(HiddenHook(model, head)) as hook:
@@ -260,8 +253,8 @@ class TemperatureLogitsProcessor:
         model = self._model()
         if model is None:
             return
-        head = output_embeddings(model)
-        outcomes = outcomes_of(head)
+        head = model_head.output_embeddings(model)
+        outcomes = model_head.outcomes_of(head)
         if head is not self._head or outcomes != self._outcomes:
             raise ValueError(
                 f"expected the head of {self._name} that the processor was made for, with {self._outcomes} outcomes, "
@@ -313,20 +306,20 @@ class HeadTemperatures:
     """
 
     #: As last examined.
-    head: ModelHead
+    head: model_head.ModelHead
 
     def __init__(self, model: nn.Module, predictor: TemperaturePredictor) -> None:
         self._model, self._predictor = weakref.ref(model), predictor
-        self._snapshot: HeadSnapshot | None = None
+        self._snapshot: model_head.HeadSnapshot | None = None
         self.refresh()
 
     def refresh(self) -> None:
         """Prepare again if anything has changed; not needed between the tokens of one text."""
         model = self._model()
         if model is not None and (self._snapshot is None or self._snapshot.is_outdated(model)):
-            self._snapshot = HeadSnapshot(model)
-            with trial_run(model) as trial:
-                self.head = probe_head(model, trial)
+            self._snapshot = model_head.HeadSnapshot(model)
+            with model_head.trial_run(model) as trial:
+                self.head = model_head.probe_head(model, trial)
             self._prepared_for: list[object] = []
         # Read first: a weight that changes meanwhile is then noticed the next time.
         versions = self._versions()
@@ -348,7 +341,7 @@ class HeadTemperatures:
         return [modes, foreign_hooks(self.head.module, "_forward_hooks"), versions, where]
 
 
-def _decoder(head: ModelHead, predictor: TemperaturePredictor) -> Decoder:
+def _decoder(head: model_head.ModelHead, predictor: TemperaturePredictor) -> Decoder:
     transform = head.transform
     hooked = foreign_hooks(head.module, "_forward_hooks")  # which may change logits at times
     if head.linear and not hooked:
