@@ -300,7 +300,6 @@ def tempnet_queued(
     gamma: float | Schedule = 0.8,
     queue: int = 16_384,
     replay: int = 512,
-    hidden: int = 256,
 ) -> Objective:
     r"""TempNet closer to the optimal temperatures: RGCL with a network that learns from a queue of keys.
 
@@ -310,19 +309,9 @@ def tempnet_queued(
     `hold_temperatures`. The scores of `hosts.TwoViews` are not products of queries and keys, so there are no keys to
     queue: the network then learns from the batch's 2B - 2 outcomes.
 
-    Args:
-        host: makes rows of pairs with features.
-        num_samples: size of the data set.
-        width: width of the features.
-        rho: radius in nats, 0 <= rho < log(num_samples - 1).
-        tau_min: lower bound, > 0.
-        tau_max: upper bound.
-        tau_init: where every temperature starts; the middle of the bounds if None.
-        gamma: weight of the new minibatch in the moving average, in (0, 1], or a schedule.
-        queue: maximum number of keys; limited to those of the data set.
-        replay: maximum number of queued rows from which the network learns in addition to the batch's own; one to four
-            times the batch size.
-        hidden: width of the perceptron.
+    Its arguments are those of `tempnet` (all temperatures start at the middle of the bounds if `tau_init` is None);
+    `queue`, the maximum number of keys, limited to those of the data set; and `replay`, the maximum number of queued
+    rows from which the network learns in addition to the batch's own: one to four times the batch size.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -338,7 +327,7 @@ def tempnet_queued(
     predictor = _per_view(
         host,
         lambda: predictors.TempNet(
-            predictors.HiddenEncoder(width, width=hidden),
+            predictors.HiddenEncoder(width),
             tau_min=tau_min,
             tau_max=tau_max,
             tau_init=tau_init,

@@ -186,7 +186,6 @@ CALLS = {
         "gamma": 0.5,
         "queue": 10,
         "replay": 5,
-        "hidden": 8,
     },
     E.amortisation_gap: lambda: {
         "objective": objective(),
