@@ -1,18 +1,13 @@
 """Host adapters: the user's own model, seen as rows of scores."""
 
-from dro_temp.hosts._pairs import pair_rows
-from dro_temp.hosts.causal_lm import CausalLM, ModelHead
-from dro_temp.hosts.classifier import Classifier
-from dro_temp.hosts.hf_dual_encoder import HFDualEncoder
-from dro_temp.hosts.in_chunks import InChunks
+from dro_temp.hosts._modules import freeze_unused
+from dro_temp.hosts.around_hosts import InChunks, WithReference
+from dro_temp.hosts.causal_lm import CausalLM
+from dro_temp.hosts.classifier import Classifier, Timm
+from dro_temp.hosts.dual_encoders import HFDualEncoder, OpenCLIP
 from dro_temp.hosts.labels import labelled_rows
-from dro_temp.hosts.open_clip import OpenCLIP
-from dro_temp.hosts.sentence_transformers import SentenceTransformers
-from dro_temp.hosts.timm import Timm
-from dro_temp.hosts.two_tower import TwoTower
-from dro_temp.hosts.two_views import TwoViews
-from dro_temp.hosts.unused import freeze_unused
-from dro_temp.hosts.with_reference import WithReference
+from dro_temp.hosts.model_head import ModelHead
+from dro_temp.hosts.pairs import SentenceTransformers, TwoTower, TwoViews, pair_rows
 
 __all__ = [
     "CausalLM",

@@ -1,4 +1,4 @@
-"""Working on a user's modules while other threads run them: hooks, and copies over the same tensors."""
+"""Working on a user's modules while other threads run them: hooks, copies over the same tensors, unused parameters."""
 
 import functools
 import threading
@@ -7,15 +7,17 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
+
+from dro_temp.interfaces import HostAdapter
 
 M = TypeVar("M", bound=nn.Module)
 
 # torch reads a hook's number and increments it in two steps: two threads could get one number on one module.
 _REGISTERING = threading.Lock()
 _KINDS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_CONTAINERS = (dict, OrderedDict, list, tuple, set)
 
 
 def add_hook(register: Callable[..., RemovableHandle], hook: Callable[..., Any]) -> RemovableHandle:
@@ -83,8 +85,46 @@ def _redirected(value: Any, copies: dict[int, nn.Module], depth: int = 2) -> Any
         args = [_redirected(x, copies) for x in value.args]
         keywords = {name: _redirected(x, copies) for name, x in value.keywords.items()}
         return functools.partial(_redirected(value.func, copies), *args, **keywords)
-    if type(value) not in _CONTAINERS or depth == 0:
+    if type(value) not in (dict, OrderedDict, list, tuple, set) or depth == 0:
         return value
     if isinstance(value, dict):
         return type(value)((name, _redirected(x, copies, depth - 1)) for name, x in list(value.items()))
     return type(value)(_redirected(x, copies, depth - 1) for x in list(value))
+
+
+def freeze_unused(host: HostAdapter, *args: Any, **batch: Any) -> list[str]:
+    """Freeze the parameters on which no score depends, such as a caption decoder; return their names.
+
+    They are found by running a batch and checking which parameters get a gradient. On one process they do no harm,
+    since optimizers skip what has no gradient; DistributedDataParallel raises over them, so call this before wrapping.
+
+    Args:
+        host: the host.
+        *args: a batch of two samples or more, as the host takes it.
+        **batch: the rest of it.
+
+    Returns:
+        The names of the parameters that now have `requires_grad=False`, and had not.
+
+    Example:
+        >>> import dro_temp as dt
+        >>> image_encoder = torch.nn.Linear(6, 4)
+        >>> image_encoder.head = torch.nn.Linear(4, 10)  # its forward does not use it
+        >>> host = dt.hosts.TwoTower(image_encoder, torch.nn.Linear(5, 4))
+        >>> dt.hosts.freeze_unused(host, torch.randn(2, 6), torch.randn(2, 5))
+        ['image_encoder.head.weight', 'image_encoder.head.bias']
+    """
+    named = {name: p for name, p in host.named_parameters() if p.requires_grad}
+    if host.frozen or not named:
+        return []
+    # A copy over the same parameters: another thread may train the host meanwhile. In eval mode, so that nothing is
+    # dropped, no running statistics change, and nothing is gathered: each process finds its own.
+    copy = shadow_copy(host).eval()
+    with torch.enable_grad():
+        scores = [rows.dense_scores for rows in copy(*args, **batch).values()]
+        total = torch.stack([s.square().sum() for s in scores]).sum()
+        gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+    unused = [name for name, gradient in zip(named, gradients, strict=True) if gradient is None]
+    for name in unused:
+        named[name].requires_grad_(False)
+    return unused

@@ -89,25 +89,20 @@ def labelled_rows(
         return Rows(scores, target, features, index, weight=weight, target_distribution=distribution)
     check_integers("labels", labels)
     counted = labels != IGNORE if mask is None else (labels != IGNORE) & mask
-    weight = None
-    if (labels.is_cuda or _faults.everywhere) and not torch.compiler.is_compiling():
+    weight, all_counted = None, False
+    if not torch.compiler.is_compiling():
         wrong, seen = counted & ((labels < 0) | (labels >= classes)), labels
-        _faults.report(wrong, lambda: _wrong_label(wrong, seen, classes, advice))
-        counted = counted & ~wrong  # such a label is no column
-        labels, weight = labels.masked_fill(~counted, 0), counted.float()
-    elif torch.compiler.is_compiling() or not _all_counted(labels, counted, classes, advice):
+        if labels.is_cuda or _faults.everywhere:
+            _faults.report(wrong, lambda: _wrong_label(wrong, seen, classes, advice))
+            counted = counted & ~wrong  # such a label is no column
+        else:
+            some_wrong, all_counted = bool(wrong.any()), bool(counted.all())
+            if some_wrong:
+                raise _wrong_label(wrong, labels, classes, advice)
+    if not all_counted:
         labels, weight = labels.masked_fill(~counted, 0), counted.float()
     smoothed = F.smoothed_distribution(labels, classes, smoothing) if smoothing else None
     return Rows(scores, labels, features, index, weight=weight, target_distribution=smoothed)
-
-
-def _all_counted(labels: Tensor, counted: Tensor, classes: int, advice: str) -> bool:
-    """Whether every row counts; raise where a label of one that does is out of range."""
-    wrong = counted & ((labels < 0) | (labels >= classes))
-    some_wrong, all_counted = torch.stack([wrong.any(), counted.all()]).tolist()  # one wait for the device
-    if some_wrong:
-        raise _wrong_label(wrong, labels, classes, advice)
-    return bool(all_counted)
 
 
 def _wrong_label(wrong: Tensor, labels: Tensor, classes: int, advice: str) -> ValueError:

@@ -121,9 +121,12 @@ def _callback(moments: TemperatureMoments) -> Any:
             moments.clear(training=False)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            prefix = _prefix(logs)
-            if prefix is None:
+            if not logs or "train_runtime" in logs:
                 return
+            losses = [""] if "loss" in logs else [x.removesuffix("loss") for x in logs if x.endswith("_loss")]
+            if not losses:
+                return
+            prefix = losses[0]  # empty in training, "eval_" or the like in an evaluation
             values = moments.read(training=not prefix, device=args.device)
             entry = {prefix + name: value for name, value in values.items()}
             logs.update(entry)
@@ -131,12 +134,3 @@ def _callback(moments: TemperatureMoments) -> Any:
                 state.log_history[-1].update(entry)
 
     return TemperatureLog()
-
-
-def _prefix(logs: dict[str, Any] | None) -> str | None:
-    """Empty for an entry of training, "eval_" or the like for one of an evaluation, None for others."""
-    if not logs or "train_runtime" in logs:
-        return None
-    if "loss" in logs:
-        return ""
-    return next((name.removesuffix("loss") for name in logs if name.endswith("_loss")), None)

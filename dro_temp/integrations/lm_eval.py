@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from dro_temp._optional import optional_module
-from dro_temp.hosts.causal_lm.model_head import capture
-from dro_temp.integrations.transformers.head_temperatures import HeadTemperatures
+from dro_temp.hosts.model_head import capture
+from dro_temp.integrations.transformers.generation import HeadTemperatures
 from dro_temp.interfaces import TemperaturePredictor
 
 if TYPE_CHECKING:

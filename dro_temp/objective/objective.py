@@ -1,15 +1,15 @@
-"""The objective: a host, a predictor and a loss as one number to minimise; and its output."""
+"""The objective: a host, a predictor and a loss as one number to minimise; its output; its parameters in groups."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dro_temp import distributed
-from dro_temp._checks import check_count, check_flag, check_kind
+from dro_temp._checks import check_count, check_flag, check_kind, check_not_negative
 from dro_temp._faults import raise_faults
 from dro_temp._pytree import one_line, pytree
 from dro_temp._typing import PerRow, Scalar
@@ -24,9 +24,7 @@ from dro_temp.interfaces import (
     TemperaturePredictor,
 )
 from dro_temp.objective import reduction, views
-from dro_temp.objective.groups import check_rate, host_groups, trained
-from dro_temp.objective.monitor import EVERY, TemperatureMonitor
-from dro_temp.objective.sharding import UnreducedGradients
+from dro_temp.objective.monitor import EVERY, TemperatureMonitor, UnreducedGradients
 from dro_temp.state import Committable, Staged, Transaction, staged_modules
 
 
@@ -118,12 +116,11 @@ class Objective(Committable):
         )
         views.check_views(host)
         self.host = host
-        self.predictors = nn.ModuleDict(
-            views.per_view("predictor", predictor, host.views, TemperaturePredictor)
-        )
-        self.losses = nn.ModuleDict(views.per_view("loss", loss, host.views, RobustLoss))
-        tau_losses = {} if tau_loss is None else views.per_view("tau_loss", tau_loss, host.views, RobustLoss)
-        self.tau_losses = nn.ModuleDict(tau_losses)
+        self.predictors = views.per_view("predictor", predictor, host.views, TemperaturePredictor)
+        self.losses = views.per_view("loss", loss, host.views, RobustLoss)
+        self.tau_losses = nn.ModuleDict()
+        if tau_loss is not None:
+            self.tau_losses = views.per_view("tau_loss", tau_loss, host.views, RobustLoss)
         self.risks = reduction.risks_of(risk, host)
         views.refuse_shared_memory(
             predictor=self.predictors, loss=self.losses, tau_loss=self.tau_losses, risk=self.risks
@@ -193,22 +190,22 @@ class Objective(Committable):
         else:
             predictors: dict[str, Any] = {view: self.predictors[view] for view in rows}
             outputs = views.evaluate_views(mirrored, rows, predictors, self.losses)
-        taus = {view: output.tau for view, output in outputs.items()}
-        values = {view: output.values for view, output in outputs.items()}
         valid = {view: r.valid for view, r in rows.items()}
         if self.training:
-            self._observe_and_monitor(rows, tau_outputs or outputs)
+            monitor = None if torch.compiler.is_compiling() else self._monitor
+            if monitor is not None:
+                self._forwards += 1
+            for view, output in list((tau_outputs or outputs).items()):
+                predictor = self.predictors[view]
+                if predictor.observes_gradient:
+                    views.register_tau_grad_hook(predictor, rows[view], output)
+                    outputs[view] = replace(outputs[view], mean=None)  # its hooks are on the values
+                if monitor is not None and self._forwards % EVERY == 0:
+                    monitor.check(view, predictor, output.tau)
         if self.check_finite:
             with nullcontext() if alone else distributed.raising_together(device):
-                reduction.refuse_non_finite(rows, valid, taus, values)
-        # A predictor that observes its gradients reads them from the values.
-        known = {
-            view: None if self.predictors[view].observes_gradient else output.mean
-            for view, output in outputs.items()
-        }
-        means = reduction.view_means(
-            self.risks, values, rows, valid, known, count=count, group=group, trains=self.training
-        )
+                reduction.refuse_non_finite(rows, outputs, valid)
+        means = reduction.view_means(self.risks, rows, outputs, valid, count, group, self.training)
         penalties = self._penalties(rows, count) if self.penalties else {}
         loss = torch.stack(list(means.values())).mean() + sum(penalties.values())
         terms: dict[str, Tensor] = {}
@@ -220,14 +217,14 @@ class Objective(Committable):
         metrics: dict[str, Tensor] = {"loss": loss.detach()}
         metrics |= {f"{view}/tau_loss": term.detach() for view, term in terms.items()}
         metrics |= {f"penalty/{name}": term.detach() for name, term in penalties.items()}
-        for view in self.host.views:
-            metrics |= reduction.temperature_metrics(view, means[view], taus[view], valid[view])
+        for view, mask in valid.items():
+            metrics |= reduction.temperature_metrics(view, means[view], outputs[view].tau, mask)
         if self.training and not single and not torch.compiler.is_compiling():
             self._unreduced.check_after(loss)
         return ObjectiveOutput(
             loss=loss,
-            values=values,
-            tau={view: tau.detach() for view, tau in taus.items()},
+            values={view: output.values for view, output in outputs.items()},
+            tau={view: output.tau.detach() for view, output in outputs.items()},
             metrics=metrics,
             backend={view: output.backend for view, output in outputs.items()},
             tau_values={view: output.values for view, output in tau_outputs.items()},
@@ -241,38 +238,19 @@ class Objective(Committable):
                     staged.check(r.index.masked_fill(~r.valid, 0))
 
     def _penalties(self, rows: dict[str, Rows], count: float | Tensor | None) -> dict[str, Tensor]:
-        first = rows[self.host.views[0]]
-        weight = first.valid if first.weight is None else first.weight * first.valid
-        terms = {name: penalty(rows).expand(len(first)) for name, penalty in self.penalties.items()}
-        return {
-            name: reduction.weighted_mean(term, weight.to(term.dtype), count, self.training)
-            for name, term in terms.items()
-        }
-
-    def _observe_and_monitor(self, rows: dict[str, Rows], outputs: dict[str, LossOutput]) -> None:
-        """Hook the gradient of temperatures for predictors that observe it, and monitor them."""
-        monitor, due = self._monitor, False
-        if monitor is not None and not torch.compiler.is_compiling():
-            self._forwards += 1
-            due = self._forwards % EVERY == 0
-        for view, output in outputs.items():
-            predictor = self.predictors[view]
-            assert isinstance(predictor, TemperaturePredictor)
-            if predictor.observes_gradient:
-                views.register_tau_grad_hook(predictor, rows[view], output)
-            if due and monitor is not None:
-                monitor.check(view, predictor, output.tau)
+        first, terms = rows[self.host.views[0]], {}
+        for name, penalty in self.penalties.items():
+            values = penalty(rows).expand(len(first))
+            weight = first.valid if first.weight is None else first.weight * first.valid
+            terms[name] = reduction.weighted_mean(values, weight.to(values.dtype), count, self.training)
+        return terms
 
     @torch.no_grad()
     def start_prototypes(self, *args: Any, **batch: Any) -> None:
         """Initialise each view's prototypes from the features of the other views in one batch, as the paper does.
 
-        Call it once, before training, with a batch of a few hundred samples. Predictors without prototypes do not
-        change.
-
-        Args:
-            *args: the host's arguments.
-            **batch: the host's keyword arguments.
+        Call it once, before training, with a batch of a few hundred samples, as the host takes it. Predictors without
+        prototypes do not change.
 
         Raises:
             ValueError: the host has one view only.
@@ -359,14 +337,15 @@ class Objective(Committable):
         Raises:
             ValueError: there is nothing to train; groups of the host that leave out a parameter or hold another's.
         """
-        check_rate("lr", lr)
         tau_lr = lr if tau_lr is None else tau_lr
-        check_rate("tau_lr", tau_lr)
-        temperature = trained(self.predictors, self.risks)
-        loss = trained(self.losses, self.tau_losses, self.penalties, without=temperature)
-        rest = trained(self, without=temperature + loss)
+        for name, rate in (("lr", lr), ("tau_lr", tau_lr)):
+            if not isinstance(rate, Tensor):  # which optimizers accept as well
+                check_not_negative(name, rate)
+        temperature = _trained(self.predictors, self.risks)
+        loss = _trained(self.losses, self.tau_losses, self.penalties, without=temperature)
+        rest = _trained(self, without=temperature + loss)
         groups = [
-            *host_groups(self.host, rest, host, {"lr": lr, **host_options}),
+            *_host_groups(self.host, rest, host, {"lr": lr, **host_options}),
             {"name": "loss", "params": loss, "lr": lr, "weight_decay": 0.0},
             {"name": "temperature", "params": temperature, "lr": tau_lr, "weight_decay": 0.0},
         ]
@@ -377,3 +356,40 @@ class Objective(Committable):
                 "an update of its own needs no optimizer: call objective.commit() after backward."
             )
         return [group for group in groups if group["params"]]
+
+
+def _trained(*modules: nn.Module, without: Sequence[nn.Parameter] = ()) -> list[nn.Parameter]:
+    """Parameters that require gradient, each once, except those `without`."""
+    excluded = {id(p) for p in without}
+    unique = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
+    return [p for key, p in unique.items() if key not in excluded]
+
+
+def _host_groups(
+    host: nn.Module,
+    params: list[nn.Parameter],
+    host_params: Iterable[dict[str, Any]] | None,
+    options: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """The host's parameters as one group, or as the user's groups with the options as defaults."""
+    if host_params is None:
+        return [{"name": "host", "params": params, **options}]
+    groups = list(host_params) if isinstance(host_params, Iterable) else [host_params]
+    if not all(isinstance(group, Mapping) and "params" in group for group in groups):
+        raise TypeError(
+            'expected host as parameter groups, dicts with a list of "params", received '
+            f"{type(host_params).__name__}. Pass "
+            'host=[{"params": list(objective.host.parameters()), "lr": 1e-4}], or leave it out.'
+        )
+    groups = [{**options, **group, "name": "host", "params": list(group["params"])} for group in groups]
+    members = [id(p) for group in groups for p in group["params"]]
+    names = {id(p): name for name, p in host.named_parameters()}
+    missing = [names.get(id(p), "?") for p in params if id(p) not in set(members)]
+    unknown = len(set(members) - {id(p) for p in params})
+    if missing or unknown or len(members) != len(set(members)):
+        what = f"none with {missing[0]}" if missing else f"{unknown or 'some twice, and'} others"
+        raise ValueError(
+            f"expected groups of all of the host's {len(params)} trained parameters, each once, received {what}. Make "
+            "them from the model that the host holds: param_groups_layer_decay(objective.host.model, ...)."
+        )
+    return groups

@@ -14,22 +14,20 @@ from dro_temp.state import Committable, staged_modules
 
 
 def refuse_non_finite(
-    rows: Mapping[str, Rows],
-    valid: Mapping[str, Tensor],
-    taus: Mapping[str, Tensor],
-    values: Mapping[str, Tensor],
+    rows: Mapping[str, Rows], outputs: Mapping[str, LossOutput], valid: Mapping[str, Tensor]
 ) -> None:
     """Raise at the first NaN or infinity, with the numbers of its rows."""
     if torch.compiler.is_compiling():
         return
     bad: dict[tuple[str, str], Tensor] = {}
     for view, r in rows.items():
+        output = outputs[view]
         if r.features is not None:
             # NaN and infinity appear in the extremes, which take a thirtieth of the time.
             features = r.features.detach()
             bad["features", view] = ~(features.amax(1).isfinite() & features.amin(1).isfinite()) & valid[view]
-        bad["temperatures", view] = ~taus[view].detach().isfinite() & valid[view]
-        bad["loss", view] = ~values[view].detach().isfinite()
+        bad["temperatures", view] = ~output.tau.detach().isfinite() & valid[view]
+        bad["loss", view] = ~output.values.detach().isfinite()
     flags = torch.cat(list(bad.values()))
     if flags.is_cuda or _faults.everywhere:
         index = {view: r.index for view, r in rows.items()}
@@ -134,7 +132,7 @@ def temperature_metrics(view: str, loss: Tensor, tau: Tensor, valid: Tensor) -> 
 
 def risks_of(risk: PerView[SampleRisk] | None, host: HostAdapter) -> nn.ModuleDict:
     """The risk of each view; empty where values are averaged."""
-    risks = {} if risk is None else per_view("risk", risk, host.views, SampleRisk)
+    risks = nn.ModuleDict() if risk is None else per_view("risk", risk, host.views, SampleRisk)
     for r in risks.values():
         if staged_modules(r.modules()) and not isinstance(r, Committable):
             raise TypeError(
@@ -142,7 +140,7 @@ def risks_of(risk: PerView[SampleRisk] | None, host: HostAdapter) -> nn.ModuleDi
                 "`weights` would change what it remembers. Write class "
                 f"{type(r).__name__}(dro_temp.risks.StandaloneRisk)."
             )
-    return nn.ModuleDict(risks)
+    return risks
 
 
 def check_for_risks(
@@ -178,30 +176,28 @@ def check_for_risks(
 
 def view_means(
     risks: nn.ModuleDict,
-    values: Mapping[str, Tensor],
     rows: Mapping[str, Rows],
+    outputs: Mapping[str, LossOutput],
     valid: Mapping[str, Tensor],
-    known: Mapping[str, Tensor | None],
-    *,
     count: float | Tensor | None,
     group: Tensor | None,
     trains: bool,
 ) -> dict[str, Tensor]:
     """One number per view: its risk, or the weighted mean of its values where there are no risks."""
     means: dict[str, Tensor] = {}
-    for view, x in values.items():
-        weight, counted = rows[view].weight, valid[view].to(x.dtype)
-        weight = counted if weight is None else weight.to(x.dtype) * counted
+    for view, output in outputs.items():
+        values, weight = output.values, rows[view].weight
+        weight = (valid[view] if weight is None else weight * valid[view]).to(values.dtype)
         if not risks:
-            means[view] = weighted_mean(x, weight, count, trains, known[view])
+            means[view] = weighted_mean(values, weight, count, trains, output.mean)
             continue
         risk: Any = risks[view]
         members = group if risk.needs_groups else None
         if trains:
             # Every process takes the risk of all rows. Gradients come back summed over processes, and data parallel
             # training averages them: that is the gradient of the one risk. An evaluation waits for no other process.
-            x, _ = distributed.gather_rows_with_gradient(x)
+            values, _ = distributed.gather_rows_with_gradient(values)
             weight, _ = distributed.gather_rows(weight)
             members = None if members is None else distributed.gather_rows(members)[0]
-        means[view] = risk.reduced(x, weight=weight, group=members)
+        means[view] = risk.reduced(values, weight=weight, group=members)
     return means

@@ -1,7 +1,7 @@
 """The parts of each view, and every view's temperatures and values."""
 
 from collections.abc import Iterable, Mapping
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
@@ -30,21 +30,20 @@ def check_views(host: HostAdapter) -> None:
         )
 
 
-def per_view(name: str, part: PerView[Part], views: tuple[str, ...], kind: type) -> dict[str, Part]:
+def per_view(name: str, part: PerView[Any], views: tuple[str, ...], kind: type) -> nn.ModuleDict:
     """One part for each view, from one for all or from a mapping by view."""
     if not isinstance(part, Mapping):
         check_kind(name, part, kind, f"Pass one, or {{view: ... for view in {list(views)}}}.")
-        return dict.fromkeys(views, part)
+        return nn.ModuleDict(dict.fromkeys(views, part))
     if set(part) != set(views):
         raise ValueError(
             f"expected one {name}, or one for each of the host's views {list(views)}, received views "
             f"{sorted(part)}. Write {name}={{view: ... for view in host.views}}."
         )
     for view in views:
-        check_kind(
-            f"the {name} of view {view!r}", part[view], kind, "The order is Objective(host, predictor, loss)."
-        )
-    return {view: part[view] for view in views}
+        instead = "The order is Objective(host, predictor, loss)."
+        check_kind(f"the {name} of view {view!r}", part[view], kind, instead)
+    return nn.ModuleDict({view: part[view] for view in views})
 
 
 def named_penalties(penalties: Iterable[Penalty], host: HostAdapter) -> dict[str, Penalty]:
@@ -130,7 +129,7 @@ def evaluate_separately(
     return evaluate_views(mirrored, rows, fixed, losses), tau_outputs
 
 
-def register_tau_grad_hook(predictor: TemperaturePredictor, rows: Rows, output: LossOutput) -> None:
+def register_tau_grad_hook(predictor: Any, rows: Rows, output: LossOutput) -> None:
     """Pass each row's dF/dtau to a predictor that updates itself from it, during backward."""
     values, tau = output.values, output.tau
     if not (values.requires_grad and tau.requires_grad):

@@ -172,7 +172,7 @@ def test_nothing_is_probed_twice(monkeypatch):
     model = language_model("gemma2")
     host = dt.hosts.CausalLM(model, frozen=True)
     tempnet = dt.TempNet.for_lm(model, tau_min=0.1, tau_max=2.0).eval()
-    monkeypatch.setattr("dro_temp.hosts.causal_lm.adapter.probe_head", lambda *_: pytest.fail("probed"))
+    monkeypatch.setattr(dt.hosts.CausalLM, "_probe", lambda *_: pytest.fail("probed"))
     for _ in range(2):
         scores(host)
         with dt.TemperatureLogitsProcessor(model, tempnet):  # whose hooks change nothing

@@ -143,7 +143,7 @@ CALLS = {
     },
     dt.hosts.TwoViews: lambda: {"encoder": nn.Linear(2, 2), "frozen": False},
     dt.hosts.WithReference: lambda: {"host": host(), "reference": host(frozen=True)},
-    dt.recipes.cyclip: lambda: {"host": host(), "in_modal": 0.1, "cross_modal": 0.1, **LEARNABLE},
+    dt.recipes.cyclip: lambda: {"host": host(), "in_modal": 0.1, "cross_modal": 0.1, "tau_init": 0.2},
     dt.recipes.drrho: lambda: {
         "host": host(),
         "reference": host(frozen=True),
@@ -155,7 +155,7 @@ CALLS = {
     dt.recipes.fastclip_v1: lambda: {"host": host(), **FASTCLIP, "tau": 0.1},
     dt.recipes.fastclip_v2: lambda: {"host": host(), **FASTCLIP, **LEARNABLE, "rho": 1.0, "tau_step": 0.1},
     dt.recipes.fastclip_v3: lambda: {"host": host(), **FASTCLIP, **LEARNABLE, "rho": 1.0},
-    dt.recipes.infonce: lambda: {"host": host(), **LEARNABLE},
+    dt.recipes.infonce: lambda: {"host": host(), "tau_init": 0.2},
     dt.recipes.isogclr: lambda: {
         "host": host(),
         "num_samples": 20,
@@ -166,7 +166,7 @@ CALLS = {
         "gamma": 0.5,
     },
     dt.recipes.scent: lambda: {"host": host(), "num_samples": 20, "tau": 0.1, "alpha": 1.0},
-    dt.recipes.siglip: lambda: {"host": host(), **LEARNABLE, "bias_init": -10.0},
+    dt.recipes.siglip: lambda: {"host": host(), "tau_init": 0.2, "bias_init": -10.0},
     dt.recipes.simclr: lambda: {"host": dt.hosts.TwoViews(nn.Linear(2, 2)), "tau": 0.1},
     dt.recipes.sogclr: lambda: {"host": host(), "num_samples": 20, "tau": 0.1, "gamma": 0.5},
     dt.recipes.tempnet: lambda: {
@@ -186,7 +186,6 @@ CALLS = {
         "gamma": 0.5,
         "queue": 10,
         "replay": 5,
-        "hidden": 8,
     },
     E.amortisation_gap: lambda: {
         "objective": objective(),

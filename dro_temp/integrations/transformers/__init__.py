@@ -2,7 +2,6 @@
 
 from dro_temp.integrations._temperature_log import log_temperatures
 from dro_temp.integrations.transformers.generation import TemperatureLogitsProcessor
-from dro_temp.integrations.transformers.loss_func import robust_loss_func
-from dro_temp.integrations.transformers.trainable_lm import TrainableLM
+from dro_temp.integrations.transformers.training import TrainableLM, robust_loss_func
 
 __all__ = ["TemperatureLogitsProcessor", "TrainableLM", "log_temperatures", "robust_loss_func"]

@@ -1,4 +1,4 @@
-"""An objective as a loss of `SentenceTransformerTrainer`, and sample numbers that reach it."""
+"""sentence-transformers' trainer: an objective as a loss for it, and sample numbers that reach that loss."""
 
 import os
 import uuid
@@ -26,6 +26,8 @@ from dro_temp.state.transaction import Transaction
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import TrainerCallback
+
+__all__ = ["RobustRankingLoss", "number_samples"]
 
 _HOST = "objective.host."
 _LABELS = ("label", "labels", "score", "scores")  # columns that the trainer takes for labels
@@ -305,8 +307,7 @@ def _memory_callback(
             if args.load_best_model_at_end and state.best_model_checkpoint is not None:
                 loss.load_state_dict(_load(Path(state.best_model_checkpoint) / name)["loss"])
 
-    callback: TrainerCallback = MemoryCallback()
-    return callback
+    return MemoryCallback()
 
 
 def _folder(args: Any, state: Any) -> Path:

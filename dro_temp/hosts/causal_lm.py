@@ -6,22 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dro_temp.hosts import model_head
 from dro_temp.hosts._modules import foreign_hooks
-from dro_temp.hosts.causal_lm.model_head import (
-    HeadSnapshot,
-    ModelHead,
-    capture,
-    outcomes_of,
-    output_embeddings,
-)
-from dro_temp.hosts.causal_lm.trial_runs import (
-    decoder_states,
-    logits_of,
-    probe_decoder,
-    probe_head,
-    probe_shift,
-    trial_run,
-)
 from dro_temp.hosts.labels import IGNORE, as_index, labelled_rows
 from dro_temp.interfaces import HostAdapter, LinearScores, Rows
 
@@ -65,18 +51,18 @@ class CausalLM(HostAdapter):
         self._probe(shifted)
 
     def _probe(self, shifted: bool | None) -> None:
-        self._snapshot = HeadSnapshot(self.model)
-        with trial_run(self.model) as trial:
+        self._snapshot = model_head.HeadSnapshot(self.model)
+        with model_head.trial_run(self.model) as trial:
             self.options = trial.options
-            self.shifted = probe_shift(trial) if shifted is None else shifted
-            self.head = probe_head(self.model, trial)
-            self.decodes = probe_decoder(trial)
+            self.shifted = model_head.probe_shift(trial) if shifted is None else shifted
+            self.head = model_head.probe_head(self.model, trial)
+            self.decodes = model_head.probe_decoder(trial)
         self._changing_hooks: tuple[int, ...] = ()  # on the head, whose output is not the product
 
     @property
     def vocabulary(self) -> int:
         """Size of the vocabulary."""
-        return outcomes_of(self.head.module)
+        return model_head.outcomes_of(self.head.module)
 
     def rows(
         self,
@@ -133,11 +119,11 @@ class CausalLM(HostAdapter):
             scores = LinearScores(scores, head.weight, head.bias, head.transform)
         return {"token": labelled_rows(scores, target.flatten(), features, index, mask=mask, advice=_ADVICE)}
 
-    def _run(self, inputs: dict[str, Any]) -> tuple[ModelHead, Tensor | None, Tensor | None]:
+    def _run(self, inputs: dict[str, Any]) -> tuple[model_head.ModelHead, Tensor | None, Tensor | None]:
         """The head, its input, and the logits, or None where input and weight give them."""
         compiling = torch.compiler.is_compiling()
         if (
-            output_embeddings(self.model) is not self.head.module
+            model_head.output_embeddings(self.model) is not self.head.module
             if compiling
             else self._snapshot.is_outdated(self.model)
         ):  # adapters were added, the vocabulary was resized, a hook was put on the head, ...
@@ -150,10 +136,10 @@ class CausalLM(HostAdapter):
         hooked = module._forward_hooks or module._forward_pre_hooks or self.model._forward_hooks
         if compiling and linear and self.decodes and not hooked:
             # A hook of ours would break the graph, and those of others would not run.
-            return head, decoder_states(self.model, inputs), None
+            return head, self.model.get_decoder()(**inputs)[0], None  # type: ignore[operator]
         run, skip = partial(self.model, **inputs), linear and head.skippable
         try:
-            output, hidden, _, changed = capture(module, run, skip=skip)
+            output, hidden, _, changed = model_head.capture(module, run, skip=skip)
         except IndexError as error:
             tokens = inputs.get("input_ids")
             if tokens is None or int(tokens.max()) < self.vocabulary:
@@ -166,6 +152,6 @@ class CausalLM(HostAdapter):
             return self._run(inputs)
         if linear and hidden is not None:
             return head, hidden, None
-        logits = logits_of(output)
+        logits = model_head.logits_of(output)
         placed = hidden is not None and hidden.shape[:2] == logits.shape[:2]
         return head, hidden if placed else None, logits
