@@ -38,7 +38,7 @@ class _Fault:
         return self.arrived is None or bool(self.arrived.query())  # type: ignore[no-untyped-call]
 
 
-_pending: list[_Fault] = []
+pending: list[_Fault] = []
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def checks_now() -> Iterator[None]:
     """Inside, checks of values on a device wait for it, and raise where the fault is.
 
     Example:
-        >>> from dro_temp import checks_now
+        >>> from dro_temp.state import checks_now
         >>> with checks_now():
         ...     pass  # a step in here raises at its own fault, and is slower
     """
@@ -76,10 +76,10 @@ def report(bad: Tensor, error: Callable[[], Exception]) -> None:
         host.copy_(flag, non_blocking=True)
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record()
-        _pending.append(_Fault(host, arrived, error))
+        pending.append(_Fault(host, arrived, error))
     else:
-        _pending.append(_Fault(flag, None, error))
-    if len(_pending) > _MOST_PENDING:
+        pending.append(_Fault(flag, None, error))
+    if len(pending) > _MOST_PENDING:
         raise_faults(at_least=1)
 
 
@@ -90,13 +90,13 @@ def raise_faults(*, at_least: int = 0, wait: bool = False) -> None:
         at_least: flags to wait for.
         wait: whether to wait for all of them.
     """
-    waited_for = len(_pending) if wait else at_least
-    while _pending and (waited_for > 0 or _pending[0].is_known()):
+    waited_for = len(pending) if wait else at_least
+    while pending and (waited_for > 0 or pending[0].is_known()):
         waited_for -= 1
-        fault = _pending[0]
+        fault = pending[0]
         if fault.arrived is not None:
             fault.arrived.synchronize()
-        if bool(fault.flag):
-            _pending.clear()  # later ones follow from it
+        if fault.flag.tolist():  # of the host, so that nothing waits
+            pending.clear()  # later ones follow from it
             raise fault.error()
-        del _pending[0]
+        del pending[0]

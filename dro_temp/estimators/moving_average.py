@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from dro_temp import distributed
+from dro_temp import _faults, distributed
 from dro_temp import functional as F
 from dro_temp._checks import check_count, check_flag, check_index, check_real
 from dro_temp._typing import PerRow, RowIndex, RowMask
@@ -201,7 +201,9 @@ class LogMovingAverage(LogTable):
         gamma = self.gamma(self.steps)
         if not isinstance(gamma, Tensor):
             checked_gamma(gamma)
-        elif gamma.is_cpu and not torch.compiler.is_compiling():  # costs no wait for a device
+        elif gamma.is_cpu and not (
+            torch.compiler.is_compiling() or _faults.everywhere
+        ):  # costs no wait for a device
             checked_gamma(float(gamma))
         return F.log_average(log_u, log_g, gamma)
 

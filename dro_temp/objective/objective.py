@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dro_temp import distributed
+from dro_temp import _faults, distributed
 from dro_temp._checks import check_count, check_flag, check_kind, check_not_negative
-from dro_temp._faults import raise_faults
 from dro_temp._pytree import one_line, pytree
 from dro_temp._typing import PerRow, Scalar
 from dro_temp.interfaces import (
@@ -156,7 +155,8 @@ class Objective(Committable):
             group: [n] number of each row's group, for a risk that needs it.
             **batch: what the host takes.
         """
-        raise_faults()
+        if _faults.pending:
+            _faults.raise_faults()
         if self.training and torch.is_grad_enabled():
             self._transaction.refuse_uncommitted()
         with self._transaction.recording() as before:

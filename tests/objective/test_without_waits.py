@@ -1,0 +1,154 @@
+"""A training step does not read what is on a device: here, where there is none, reading is refused.
+
+`_faults.everywhere` lets the library treat tensors of the CPU as if they were elsewhere; inside `Refused` every
+operation that would wait for a device fails.
+"""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import dro_temp as dt
+from dro_temp import _faults
+
+WAITS = {
+    "aten::_local_scalar_dense",
+    "aten::item",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::unique_dim",
+    "aten::_unique2",
+    "aten::equal",
+    "aten::is_nonzero",
+}
+
+
+class Refused(TorchDispatchMode):
+    """Refuses operations whose result the host has to wait for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name
+        assert name not in WAITS, f"{name} waits for the device"
+        if name.startswith(("aten::index.", "aten::index_put", "aten::index")) and len(args) > 1:
+            numbers = args[1] if isinstance(args[1], list | tuple) else ()
+            assert not any(x is not None and x.dtype == torch.bool for x in numbers), f"{name} counts a mask"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    monkeypatch.setattr(_faults, "everywhere", True)
+    monkeypatch.setattr(_faults, "pending", [])
+
+
+def two_towers(recipe, **options):
+    torch.manual_seed(0)
+    host = dt.hosts.TwoTower(torch.nn.Linear(6, 8), torch.nn.Linear(5, 8))
+    return getattr(dt.recipes, recipe)(host, **options)
+
+
+def fastclip():
+    return two_towers("fastclip_v3", num_samples=20, steps_per_epoch=4, epochs=2, rho=1.0)
+
+
+def classifier(**options):
+    torch.manual_seed(0)
+    host = dt.hosts.Classifier(torch.nn.Linear(6, 8), torch.nn.Linear(8, 10))
+    tempnet = dt.TempNet(dt.predictors.HiddenEncoder(8, width=8), tau_min=0.1, tau_max=4.0)
+    return dt.Objective(host, tempnet, dt.KLRobustLoss(1.0), **copy.deepcopy(options))
+
+
+BATCH = torch.randn(6, 6), torch.randn(6, 5)
+INDEX = torch.tensor([3, 1, 4, 1, 5, 9])
+CASES = {
+    "tempnet": (lambda: two_towers("tempnet", num_samples=20, width=8, rho=1.0), BATCH, {"index": INDEX}),
+    "sogclr": (lambda: two_towers("sogclr", num_samples=20), BATCH, {"index": INDEX}),
+    "isogclr": (lambda: two_towers("isogclr", num_samples=20, rho=1.0), BATCH, {"index": INDEX}),
+    "infonce": (lambda: two_towers("infonce"), BATCH, {}),
+    "fastclip v3": (fastclip, BATCH, {"index": INDEX}),
+    "queue": (
+        lambda: two_towers("tempnet_queued", num_samples=20, width=8, queue=12, replay=4, rho=1.0),
+        BATCH,
+        {"index": INDEX},
+    ),
+    "classifier": (classifier, (BATCH[0], INDEX), {}),
+    "groups": (partial(classifier, risk=dt.GroupRisk(3)), (BATCH[0], INDEX), {"group": INDEX % 3}),
+}
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case != "queue"]
+)  # how full a queue is, is still read
+def test_a_training_step_reads_nothing(case, elsewhere):
+    make, args, batch = CASES[case]
+    objective = make()
+    optimizer = dt.CompositionalOptimizer(
+        torch.optim.SGD(objective.param_groups(lr=0.01), foreach=False), objective
+    )
+    for _ in range(2):
+        with Refused():
+            loss = objective(*args, **batch).loss
+        loss.backward()  # not inside: the engine itself reads nothing, and a mode sees the optimizer's own steps
+        with Refused():
+            optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_that_reads_nothing_is_the_same_step(case, monkeypatch):
+    make, args, batch = CASES[case]
+    results = []
+    for everywhere in (False, True):
+        monkeypatch.setattr(_faults, "everywhere", everywhere)
+        objective = make().double()
+        optimizer = dt.CompositionalOptimizer(torch.optim.SGD(objective.param_groups(lr=0.1)), objective)
+        inputs = [x.double() if x.is_floating_point() else x for x in args]
+        for _ in range(3):
+            optimizer.zero_grad()
+            objective(*inputs, **batch).loss.backward()
+            optimizer.step()
+        results.append(objective.state_dict())
+    assert results[0].keys() == results[1].keys()
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=1e-12, atol=1e-14, msg=name)
+
+
+def test_a_fault_is_raised_at_the_next_step_with_its_numbers(elsewhere):
+    objective = two_towers("sogclr", num_samples=6)
+    before = {name: x.clone() for name, x in objective.state_dict().items()}
+    objective(*BATCH, index=INDEX).loss.backward()
+    objective.commit()
+    with pytest.raises(IndexError, match="from 0 to 5, received numbers from 1 to 9"):
+        objective(*BATCH, index=INDEX)
+    tables = [name for name in before if name.endswith("log_u")]
+    assert tables
+    for name in tables:
+        table = objective.state_dict()[name]
+        assert table[[1, 3, 4, 5]].isfinite().all(), "samples of the table were written"
+        assert torch.equal(table[[0, 2]], before[name][[0, 2]]), "no others were"
+
+
+def test_checks_now_raises_where_the_fault_is(elsewhere):
+    objective = two_towers("sogclr", num_samples=6)
+    with dt.state.checks_now(), pytest.raises(IndexError, match="received numbers from 1 to 9"):
+        objective(*BATCH, index=INDEX)
+
+
+def test_what_is_not_finite_is_named(elsewhere):
+    objective = two_towers("infonce")
+    images = BATCH[0].clone()
+    images[2, 0] = torch.nan
+    objective(images, BATCH[1])
+    with pytest.raises(FloatingPointError, match=r"features in view .image..*rows \[2\]"):
+        objective(*BATCH)
+    objective(*BATCH)  # told once
+
+
+def test_a_label_that_is_no_class_is_named(elsewhere):
+    objective = classifier()
+    objective(BATCH[0], torch.tensor([0, 1, 2, 3, 4, 12]))
+    with pytest.raises(ValueError, match=r"expected labels from 0 to 9.*received 12 in row 5"):
+        objective(BATCH[0], INDEX)
