@@ -237,6 +237,8 @@ def add_gradients(
 #: Rows whose temperatures are predicted at a time: few enough that the allocator reuses the memory of a block's
 #: activations, and enough for fast products.
 BLOCK_OF_ROWS = 512
+#: On a device, where launching costs more than memory.
+BLOCK_OF_ROWS_ON_DEVICE = 32_768
 
 
 class CheckpointedBlocks(torch.autograd.Function):
@@ -263,22 +265,27 @@ class CheckpointedBlocks(torch.autograd.Function):
         )
         ctx.random_state = RandomState(device) if module.training else None
         ctx.save_for_backward(*parameters)
-        return torch.cat([function(block) for block in _blocks(n)])
+        return torch.cat([function(block) for block in _blocks(n, device)])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative(
-            f"the temperatures of more than {BLOCK_OF_ROWS} rows",
+            f"the temperatures of more than {_rows_at_once(grads[0].device)} rows",
             "Call the predictor itself, predictor(features), which is ordinary autograd.",
         )
         sums = SummedGradients(ctx.module, ctx.saved_tensors)
         with nullcontext() if ctx.random_state is None else ctx.random_state.restored():
-            for block in _blocks(ctx.n):
+            for block in _blocks(ctx.n, grads[0].device):
                 with torch.enable_grad(), ctx.autocast, sums.computing():
                     result = ctx.function(block)
                 sums.add(result, grads[0][block])
         return None, None, None, *sums.gradients()
 
 
-def _blocks(n: int) -> list[slice]:
-    return [slice(i, min(i + BLOCK_OF_ROWS, n)) for i in range(0, n, BLOCK_OF_ROWS)]
+def _rows_at_once(device: torch.device) -> int:
+    return BLOCK_OF_ROWS if device.type == "cpu" else BLOCK_OF_ROWS_ON_DEVICE
+
+
+def _blocks(n: int, device: torch.device) -> list[slice]:
+    step = _rows_at_once(device)
+    return [slice(i, min(i + step, n)) for i in range(0, n, step)]

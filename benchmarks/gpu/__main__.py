@@ -2,7 +2,6 @@
 
 python -m benchmarks.gpu                 everything, about four minutes on an H200
 python -m benchmarks.gpu rows            the head of a language model
-python -m benchmarks.gpu pairs           contrastive pairs
 python -m benchmarks.gpu steps           whole training steps: a CLIP, a classifier, a language model
 """
 
@@ -16,7 +15,7 @@ import torch
 
 from benchmarks.harness.timing import machine
 
-PARTS = ("rows",)
+PARTS = ("rows", "steps")
 
 
 def main() -> int:

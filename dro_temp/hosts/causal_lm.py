@@ -31,6 +31,8 @@ class CausalLM(HostAdapter):
         model: the model, also LoRA-wrapped, tied, in bfloat16 or with gradient checkpointing.
         frozen: True to leave the model alone and train a TempNet only.
         shifted: True if position t predicts label t + 1, False if label t; None: as the model's own loss does.
+        score_dtype: precision of logits in memory on a GPU, see `LinearScores`: torch.bfloat16 is that of a bfloat16
+            model's own, and faster; None, float32, is for temperatures below 0.3.
 
     Raises:
         TypeError: an encoder-decoder, or a model without a head.
@@ -45,9 +47,16 @@ class CausalLM(HostAdapter):
 
     views = ("token",)
 
-    def __init__(self, model: nn.Module, *, frozen: bool = False, shifted: bool | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        frozen: bool = False,
+        shifted: bool | None = None,
+        score_dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(frozen=frozen)
-        self.model = model
+        self.model, self.score_dtype = model, score_dtype
         self._probe(shifted)
 
     def _probe(self, shifted: bool | None) -> None:
@@ -116,7 +125,9 @@ class CausalLM(HostAdapter):
         features = None if hidden is None else hidden[:, here].flatten(0, 1)
         scores = scored[:, here].flatten(0, 1)
         if logits is None:
-            scores = LinearScores(scores, head.weight, head.bias, head.transform)
+            scores = LinearScores(
+                scores, head.weight, head.bias, head.transform, score_dtype=self.score_dtype
+            )
         return {"token": labelled_rows(scores, target.flatten(), features, index, mask=mask, advice=_ADVICE)}
 
     def _run(self, inputs: dict[str, Any]) -> tuple[model_head.ModelHead, Tensor | None, Tensor | None]:

@@ -235,9 +235,10 @@ class TemperaturePredictor(Reader, ShapeChecked, ABC):
     def predict(self, rows: Rows) -> PerRow:
         """Temperatures of rows.
 
-        Those of rows that do not count are undefined. More than 512 rows are processed in blocks, whose activations are
-        computed again in backward: no buffer grows with the batch. In training mode a module that remembers what it has
-        seen (batch norm, the power iteration of spectral norm) is then updated by each block, and again in backward.
+        Those of rows that do not count are undefined. More than 512 rows (32,768 on a device) are processed in blocks,
+        whose activations are computed again in backward: no buffer grows with the batch. In training mode a module that
+        remembers what it has seen (batch norm, the power iteration of spectral norm) is then updated by each block, and
+        again in backward.
         """
         check_kind("rows", rows, Rows, "Pass Rows, or call predictor(features).")
         if self.reads_scores:
@@ -251,7 +252,7 @@ class TemperaturePredictor(Reader, ShapeChecked, ABC):
         # In a graph, all rows are one block: the number of blocks would depend on theirs.
         one_block = (
             torch.compiler.is_compiling()
-            or n <= _autograd.BLOCK_OF_ROWS
+            or n <= (_autograd.BLOCK_OF_ROWS if rows.target.is_cpu else _autograd.BLOCK_OF_ROWS_ON_DEVICE)
             or "features" not in self.reads
             # Weights that `parametrize.cached()` keeps would be those of the first block, which has no graph.
             or torch.nn.utils.parametrize._cache_enabled > 0

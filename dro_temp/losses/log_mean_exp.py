@@ -125,8 +125,11 @@ class LogMeanExpLoss(RobustLoss):
         n, counted, all_tau = rows.target.shape[0], None, tau
         if rows.weight is not None:  # rows that do not count are left out of the pass
             counted = rows.valid.nonzero()[:, 0]
-            rows = replace(rows.select(counted), weight=rows.weight[counted])
-            tau = tau[counted] if isinstance(tau, Tensor) else tau
+            if len(counted) == n:
+                counted = None
+            else:
+                rows = replace(rows.select(counted), weight=rows.weight[counted])
+                tau = tau[counted] if isinstance(tau, Tensor) else tau
         scores = rows.scores
         assert isinstance(scores, LinearScores)
         output = log_mean_exp_rows(
