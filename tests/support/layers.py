@@ -5,8 +5,8 @@
 
 #: Names of packages and modules of dro_temp, the lowest layer first.
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("_faults", "_typing", "_version"),
     (
-        "_typing",
         "_checks",
         "_autograd",
         "_files",
@@ -15,7 +15,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "_optional",
         "_pytree",
         "_tensors",
-        "_version",
     ),
     ("functional", "distributed"),
     ("interfaces",),
