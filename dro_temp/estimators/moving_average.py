@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -85,6 +85,7 @@ class LogTable(Estimator, Staged):
         self.num_samples = check_count("num_samples", num_samples)
         # -inf, not 0, means "never seen": 0 is the estimate of a row whose margins are all zero.
         self.remember("log_u", self.num_samples, -math.inf)
+        self._proposed: tuple[Tensor, Tensor, int] | None = None
 
     @abstractmethod
     def averaged(self, log_u: PerRow, log_g: PerRow) -> PerRow:
@@ -111,8 +112,13 @@ class LogTable(Estimator, Staged):
         if distributed.world_size() > 1:
             index, start = distributed.gather_rows(index)
             log_g, _ = distributed.gather_rows(log_g)
+        # NaN and infinity would stay in the memory for good.
+        index = index.masked_fill(~log_g.isfinite(), -1)
         self.stage(index, log_g)
-        return self._updated(index, log_g)[start : start + n]
+        updated = self._updated(index, log_g)
+        # A step that commits this proposal alone writes just that.
+        self._proposed = self.staged[-1][0], updated, self.log_u._version
+        return updated[start : start + n]
 
     def _updated(self, index: RowIndex, log_g: PerRow) -> PerRow:
         log_u = self.read("log_u", index.clamp(min=0)).to(log_g.dtype)
@@ -123,9 +129,16 @@ class LogTable(Estimator, Staged):
         if not parts:
             return
         index, log_g = parts
-        # NaN and infinity would stay in the memory for good.
-        index = index.masked_fill(~log_g.isfinite(), -1)
+        proposed, self._proposed = self._proposed, None
+        if proposed is not None and len(self.staged) == 1 and self.staged[0][0] is proposed[0]:
+            _, updated, version = proposed
+            if self.log_u._version == version:
+                self.put("log_u", index, updated)
+                return
         self.put("log_u", index, self._updated(index, log_g))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_proposed": None}
 
     def resize(
         self, num_samples: int, *, shrink: bool = False, optimizer: torch.optim.Optimizer | None = None

@@ -217,7 +217,10 @@ class Objective(Committable):
         metrics: dict[str, Tensor] = {"loss": loss.detach()}
         metrics |= {f"{view}/tau_loss": term.detach() for view, term in terms.items()}
         metrics |= {f"penalty/{name}": term.detach() for name, term in penalties.items()}
-        for view, mask in valid.items():
+        for view, r in rows.items():
+            # A pair alone in its batch has an empty support.
+            all_count = r.weight is None and (r.target_in_support or len(r.target) > 1)
+            mask = None if all_count else valid[view]
             metrics |= reduction.temperature_metrics(view, means[view], outputs[view].tau, mask)
         if self.training and not single and not torch.compiler.is_compiling():
             self._unreduced.check_after(loss)

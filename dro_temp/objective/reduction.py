@@ -12,6 +12,9 @@ from dro_temp.interfaces import HostAdapter, LossOutput, Rows, SampleRisk
 from dro_temp.objective.views import PerView, per_view
 from dro_temp.state import Committable, staged_modules
 
+# Numbers that are copied rather than reduced, where that saves launches.
+_LARGE = 2**21
+
 
 def refuse_non_finite(
     rows: Mapping[str, Rows], outputs: Mapping[str, LossOutput], valid: Mapping[str, Tensor]
@@ -19,27 +22,51 @@ def refuse_non_finite(
     """Raise at the first NaN or infinity, with the numbers of its rows."""
     if torch.compiler.is_compiling():
         return
-    bad: dict[tuple[str, str], Tensor] = {}
+    numbers: dict[tuple[str, str], Tensor] = {}
     for view, r in rows.items():
-        output = outputs[view]
         if r.features is not None:
-            # NaN and infinity appear in the extremes, which take a thirtieth of the time.
-            features = r.features.detach()
-            bad["features", view] = ~(features.amax(1).isfinite() & features.amin(1).isfinite()) & valid[view]
-        bad["temperatures", view] = ~output.tau.detach().isfinite() & valid[view]
-        bad["loss", view] = ~output.values.detach().isfinite()
-    flags = torch.cat(list(bad.values()))
-    if flags.is_cuda or _faults.everywhere:
-        index = {view: r.index for view, r in rows.items()}
-        _faults.report(flags, lambda: _non_finite(bad, index))
-    elif bool(flags.any()):
-        raise _non_finite(bad, {view: r.index for view, r in rows.items()})
+            numbers["features", view] = r.features.detach()
+        numbers["temperatures", view] = outputs[view].tau.detach()
+        numbers["loss", view] = outputs[view].values.detach()
+    index = {view: r.index for view, r in rows.items()}
+    if not (next(iter(valid.values())).is_cuda or _faults.everywhere):
+        bad = _bad_rows(numbers, valid)
+        if bool(torch.cat(list(bad.values())).any()):
+            raise _non_finite(bad, index)
+        return
+    # As few launches as will do: 0 times NaN or infinity is NaN, and so is its sum.
+    parts = [
+        (x if rows[view].weight is None else _counted(x, valid[view])).flatten()
+        for (_, view), x in numbers.items()
+    ]
+    large = [x for x in parts if x.numel() > _LARGE]
+    extremes = [extreme for x in large for extreme in x.aminmax()]
+    total = torch.cat(
+        [*(x.float() for x in parts if x.numel() <= _LARGE), *(x.float()[None] for x in extremes)]
+    )
+    _faults.report((total * 0.0).sum() != 0.0, lambda: _non_finite(_bad_rows(numbers, valid), index))
+
+
+def _counted(x: Tensor, valid: Tensor) -> Tensor:
+    return x.masked_fill(~valid.view(-1, *[1] * (x.dim() - 1)), 0.0)
+
+
+def _bad_rows(
+    numbers: Mapping[tuple[str, str], Tensor], valid: Mapping[str, Tensor]
+) -> dict[tuple[str, str], Tensor]:
+    """Rows with NaN or infinity among some numbers."""
+    bad = {}
+    for (what, view), x in numbers.items():
+        # They appear in the extremes, which take a thirtieth of the time.
+        finite = x.amax(1).isfinite() & x.amin(1).isfinite() if x.dim() == 2 else x.isfinite()
+        bad[what, view] = ~finite if what == "loss" else ~finite & valid[view]
+    return bad
 
 
 def _non_finite(
     bad: Mapping[tuple[str, str], Tensor], index: Mapping[str, Tensor | None]
 ) -> FloatingPointError:
-    """The error for the first of some flags of rows that is set."""
+    """The error for the first of some rows that hold NaN or infinity."""
     what, view = next(name for name, mask in bad.items() if bool(mask.any()))
     mask, numbers = bad[what, view], index[view]
     positions = mask.nonzero()[:, 0].tolist()
@@ -114,10 +141,14 @@ def tau_loss_terms(
 
 
 @torch.no_grad()
-def temperature_metrics(view: str, loss: Tensor, tau: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    """Metrics of a view: its loss, and the distribution of its temperatures."""
+def temperature_metrics(view: str, loss: Tensor, tau: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
+    """Metrics of a view: its loss, and the distribution of its temperatures; `valid` is None where all rows count."""
     metrics = {"loss": loss.detach()}
-    if len(tau):
+    if len(tau) and valid is None:
+        std, mean = torch.std_mean(tau, correction=0)
+        low, high = tau.aminmax()
+        metrics |= {"tau_mean": mean, "tau_std": std, "tau_min": low, "tau_max": high}
+    elif len(tau) and valid is not None:
         # Masked sums, not tau[valid]: a shape that depends on values would wait for the device.
         count = valid.sum().clamp(min=1)
         mean = tau.masked_fill(~valid, 0.0).sum() / count

@@ -144,11 +144,17 @@ class PrecomputedGrads:
     def grad_output(self) -> GradOutput | None:
         """Gradients that the pass multiplies into its rows."""
         # No attribute: a bound method would keep this object, and its gradients, alive until cycles are collected.
-        return None if self._assumed is None else replace(self._assumed, record=self._record)
+        assumed = self._assumed
+        return (
+            None if assumed is None else replace(assumed, function=self._record, asked_early=assumed.function)
+        )
 
-    def _record(self, u: PerRow, v: PerRow) -> None:
+    def _record(self, log_g: PerRow, tau: PerRow, rows: slice) -> tuple[PerRow, PerRow]:
+        assert self._assumed is not None
+        u, v = self._assumed.function(log_g, tau, rows)
         self._assumed_u.append(u)
         self._assumed_v.append(v)
+        return u, v
 
     def scaled(self, u: PerRow, v: PerRow, *, tau_predicted: bool) -> tuple[ChunkResult, float] | None:
         """The gradients, and the factor that they still lack; None if the assumption was wrong.

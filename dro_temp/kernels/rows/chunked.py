@@ -69,24 +69,19 @@ class GradOutput:
         function: `(log_g, tau, rows) -> (dL/dlog_g, dL/dtau)`.
         mean: `(log_g, tau) -> L` of all rows, if L is a number whose gradient `function` is.
         affine: whether dL/dlog_g does not depend on log_g, so that it is known before the row's scores are summed.
-        record: receives what a call returns.
+        asked_early: what is called for dL/dlog_g before log_g is known; None: `function`.
     """
 
     function: Callable[[PerRow, PerRow, slice], tuple[PerRow, PerRow]]
     mean: Callable[[PerRow, PerRow], Tensor] | None = None
     affine: bool = False
-    record: Callable[[PerRow, PerRow], None] | None = None
-
-    def __call__(self, log_g: PerRow, tau: PerRow, rows: slice) -> tuple[PerRow, PerRow]:
-        """dL/dlog_g and dL/dtau."""
-        u, v = self.function(log_g, tau, rows)
-        if self.record is not None:
-            self.record(u, v)
-        return u, v
+    asked_early: Callable[[PerRow, PerRow, slice], tuple[PerRow, PerRow]] | None = None
 
     def of_log_g(self, tau: PerRow, rows: slice) -> PerRow | None:
         """dL/dlog_g before log_g is known; None if it depends on it."""
-        return self.function(torch.zeros_like(tau), tau, rows)[0] if self.affine else None
+        return (
+            (self.asked_early or self.function)(torch.zeros_like(tau), tau, rows)[0] if self.affine else None
+        )
 
 
 @dataclass(frozen=True)
@@ -272,7 +267,7 @@ class ChunkedForward:
         if grad_output is None:
             u, v = torch.ones_like(tau), torch.zeros_like(tau)
         else:
-            u, v = grad_output(log_g, tau, chunk)  # dL/dlog_g and dL/dtau, [rows]
+            u, v = grad_output.function(log_g, tau, chunk)  # dL/dlog_g and dL/dtau, [rows]
         if mask.scores:
             self._accumulate(chunk, partials, tau, u, target_slope)
         if self._temperatures is not None:

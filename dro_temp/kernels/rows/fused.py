@@ -110,7 +110,7 @@ class FusedForward(ChunkedForward):
         if grad_output is None:
             u, v = torch.ones_like(tau), torch.zeros_like(tau)
         else:
-            u, v = grad_output(rows.log_g, tau, chunk)
+            u, v = grad_output.function(rows.log_g, tau, chunk)
         if weights is not None:
             if known is None:
                 known = self._coefficients(u)
