@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dro_temp._faults import checks_now
+
 
 def world_size() -> int:
     """Number of processes that train together; 1 without a process group.
@@ -117,7 +119,8 @@ def raising_together(device: torch.device) -> Iterator[None]:
     """
     error: Exception | None = None
     try:
-        yield
+        with checks_now():  # a fault that one process noticed later would stop that one alone
+            yield
     except Exception as raised:
         error = raised
     if world_size() > 1:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from dro_temp import _faults
 from dro_temp._typing import PerRow, Scalar
 from dro_temp.interfaces import SampleRisk
 from dro_temp.state import Committable, Transaction
@@ -32,6 +33,8 @@ class StandaloneRisk(SampleRisk, Committable):
 
     def forward(self, losses: Tensor, *, weight: Tensor | None = None, group: Tensor | None = None) -> Scalar:
         """See `SampleRisk.forward`."""
+        if _faults.pending:
+            _faults.raise_faults()
         if not self.memory_modules():
             return super().forward(losses, weight=weight, group=group)
         if self.training and torch.is_grad_enabled():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 
+from dro_temp import _faults
 from dro_temp._loading import ShapeChecked
 from dro_temp.state.staged import Staged
 
@@ -306,6 +307,15 @@ class Committable(ShapeChecked):
         `CompositionalOptimizer` calls it after each step.
         """
         self._transaction.commit(self.parameters())
+        # After it: what was stepped and what was written belong together.
+        if _faults.pending:
+            _faults.raise_faults()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `torch.nn.Module.state_dict`; faults on a device are raised first, so that none is saved unnoticed."""
+        if _faults.pending:
+            _faults.raise_faults(wait=True)
+        return super().state_dict(*args, **kwargs)
 
     def discard(self) -> None:
         """Drop all proposals."""

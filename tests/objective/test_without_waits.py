@@ -116,13 +116,12 @@ def test_a_step_that_reads_nothing_is_the_same_step(case, monkeypatch):
         torch.testing.assert_close(results[1][name], value, rtol=1e-12, atol=1e-14, msg=name)
 
 
-def test_a_fault_is_raised_at_the_next_step_with_its_numbers(elsewhere):
+def test_a_step_raises_a_fault_with_its_numbers_and_writes_the_rest(elsewhere):
     objective = two_towers("sogclr", num_samples=6)
     before = {name: x.clone() for name, x in objective.state_dict().items()}
     objective(*BATCH, index=INDEX).loss.backward()
-    objective.commit()
     with pytest.raises(IndexError, match="from 0 to 5, received numbers from 1 to 9"):
-        objective(*BATCH, index=INDEX)
+        objective.commit()
     tables = [name for name in before if name.endswith("log_u")]
     assert tables
     for name in tables:
@@ -152,3 +151,29 @@ def test_a_label_that_is_no_class_is_named(elsewhere):
     objective(BATCH[0], torch.tensor([0, 1, 2, 3, 4, 12]))
     with pytest.raises(ValueError, match=r"expected labels from 0 to 9.*received 12 in row 5"):
         objective(BATCH[0], INDEX)
+
+
+@pytest.mark.parametrize("late", ["forward", "state_dict"])
+def test_a_fault_is_raised_at_the_next_forward_or_when_a_state_is_saved(late, elsewhere):
+    objective = two_towers("sogclr", num_samples=6)
+    objective(*BATCH, index=INDEX)
+    with pytest.raises(IndexError, match="received numbers from 1 to 9"):
+        objective(*BATCH, index=INDEX % 6) if late == "forward" else objective.state_dict()
+
+
+def test_a_wrong_group_is_named_at_the_next_call_of_a_risk_by_itself(elsewhere):
+    risk = dt.GroupRisk(3)
+    losses = torch.rand(4, requires_grad=True)
+    risk(losses, group=torch.tensor([0, 1, 2, 3]))
+    with pytest.raises(IndexError, match="group numbers from 0 to 2, received numbers from 0 to 3"):
+        risk(losses, group=torch.tensor([0, 1, 2, 0]))
+
+
+def test_faults_do_not_pile_up(elsewhere):
+    for _ in range(2 * _faults._MOST_PENDING):
+        _faults.report(torch.tensor(False), AssertionError)
+    assert len(_faults.pending) <= _faults._MOST_PENDING
+    _faults.report(torch.tensor(True), lambda: ValueError("told"))
+    with pytest.raises(ValueError, match="told"):
+        _faults.raise_faults(wait=True)
+    assert not _faults.pending

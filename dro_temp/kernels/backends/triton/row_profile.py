@@ -51,19 +51,17 @@ def row_profile_kernel(  # type: ignore[no-untyped-def]
             inside = inside & (at != own)
         s = tl.load(scores + at, mask=inside, other=-float("inf")).to(dtype)
         top = tl.maximum(highest, tl.max(s, 0))
-        # Rare after a few tiles: the sums move to a new maximum.
-        if top > highest:
-            step = highest - top
-            decay = tl.exp2(step * LOG2E)
-            moment = (moment + step * sum_exp) * decay
-            sum_exp *= decay
-            highest = top
-        step = s - highest
+        # The sums move to a new maximum; a branch for the usual case, that it stays, costs more than it saves.
+        moved = highest - top
+        decay = tl.exp2(moved * LOG2E)
+        step = s - top
         weight = tl.exp2(step * LOG2E)
-        sum_exp += weight
-        moment += weight * tl.maximum(step, LOWEST)  # -inf times its weight of zero would be NaN
-        if first == 0:
-            shift = top
+        moment = (moment + moved * sum_exp) * decay + weight * tl.maximum(
+            step, LOWEST
+        )  # -inf times zero would be NaN
+        sum_exp = sum_exp * decay + weight
+        highest = top
+        shift = tl.where(first == 0, top, shift)
         distance = tl.where(inside, s - shift, 0.0)
         first_sum += distance
         square += distance * distance

@@ -110,23 +110,18 @@ def tilted_rows_kernel(  # type: ignore[no-untyped-def]
         for first in range(0, m, TILE):
             s = load_tile(scores, bias, first + lanes, m, own, cap, HAS_BIAS, CAP, WITH_TARGET, WRITES)
             top = tl.maximum(highest, tl.max(s, 0))
-            # Rare after a few tiles: the sums move to a new maximum.
-            if top > highest:
-                step = highest - top
-                decay = tl.exp2(step * rate)
-                if VARIANCE:
-                    near = tl.maximum(step, -FAR)
-                    square = (square + near * (2.0 * moment + near * sum_exp)) * decay
-                moment = (moment + step * sum_exp) * decay
-                sum_exp *= decay
-                highest = top
-            step = s - highest
+            # The sums move to a new maximum; a branch for the usual case, that it stays, costs more than it saves.
+            moved = highest - top
+            decay = tl.exp2(moved * rate)
+            step = s - top
             weight = tl.exp2(step * rate)
-            sum_exp += weight
-            moment += weight * tl.maximum(step, LOWEST)  # -inf times its weight of zero would be NaN
             if VARIANCE:
-                near = tl.maximum(step, -FAR)
-                square += weight * near * near
+                near, far = tl.maximum(step, -FAR), tl.maximum(moved, -FAR)
+                square = (square + far * (2.0 * moment + far * sum_exp)) * decay + weight * near * near
+            # -inf times its weight of zero would be NaN.
+            moment = (moment + moved * sum_exp) * decay + weight * tl.maximum(step, LOWEST)
+            sum_exp = sum_exp * decay + weight
+            highest = top
         total, moment = tl.sum(sum_exp, 0), tl.sum(moment, 0)
         if VARIANCE:
             square = tl.sum(square, 0)
@@ -156,14 +151,18 @@ def tilted_rows_kernel(  # type: ignore[no-untyped-def]
             of_target -= tl.load(grad_target + row)
             of_mean = tl.load(grad_mean + row)
             of_softmax += of_mean
-            of_distance = of_mean / temperature
+            of_distance = of_mean / temperature / total
+        of_softmax /= total
         for first in range(0, m, TILE):
             at = first + lanes
             s = load_tile(scores, bias, at, m, own, cap, HAS_BIAS, CAP, WITH_TARGET, False)
-            p = tl.exp2((s - highest) * rate) / total
-            g = p * of_softmax
-            if OF_MEAN:
-                g += p * tl.maximum(s - mean, LOWEST) * of_distance
+            g = tl.exp2((s - highest) * rate)
+            if (
+                OF_MEAN
+            ):  # each factor meets the weight of zero first: with an outcome at -inf, 0 * inf would be NaN
+                g = g * of_softmax + g * tl.maximum(s - mean, LOWEST) * of_distance
+            else:
+                g *= of_softmax
             g -= tl.where(at == own, of_target, 0.0)
             if CAP != NO_CAP:
                 if not WITH_TARGET:  # its own score was left out of the softmax
