@@ -79,7 +79,9 @@ def contenders(tokens: int, d: int, vocabulary: int, *, frozen: bool) -> dict[st
 
         def step() -> None:
             clear(parameters)
-            robust.evaluate(rows, predictor).values.mean().backward()
+            output = robust.evaluate(rows, predictor)
+            assert output.mean is not None
+            output.mean.backward()
 
         return step
 

@@ -11,10 +11,10 @@ from dro_temp.kernels.backends.triton import columns, pair_logits, row_profile, 
 from dro_temp.kernels.backends.triton.launch import row_tile, stripe_tile
 
 H100 = GPUTarget("cuda", 90, 32)
-SIZES = {"n", "m", "stride", "gradient_stride", "chunks"}
+SIZES = {"n", "m", "size", "stride", "gradient_stride", "chunks"}
 NUMBERS = {"log_m", "cap"}
 # Scores, and gradients in their place, may be of less precision than sums over them.
-OF_SCORES = {"scores", "gradients"}
+OF_SCORES = {"scores", "gradients", "x"}
 # The launcher makes constants of sizes that are one, and reads aligned rows four numbers at a time.
 CASES = ((1, "fp64", "fp64"), (2**18, "fp32", "fp32"), (2**18, "fp32", "bf16"))
 
@@ -26,6 +26,7 @@ def kernels(m):
     flags = ("HAS_BIAS", "SUMS", "VARIANCE", "WRITES", "OF_MEAN")
     everything = {**dict.fromkeys(flags, True), "CAP": 1, "WITH_TARGET": False}
     yield tilted_rows.tilted_rows_kernel, {**everything, **row_tile(m)}
+    yield tilted_rows.scale_kernel, {"TILE": tilted_rows.SCALE_TILE, "num_warps": 8}
     usual = {
         **everything,
         **dict.fromkeys(("HAS_BIAS", "VARIANCE", "OF_MEAN"), False),

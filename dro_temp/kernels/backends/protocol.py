@@ -133,6 +133,9 @@ class FusedRows(Protocol):
     ) -> None:
         """The gradient of the scores, given their sums; see `tilt_rows`."""
 
+    def scale_(self, x: Tensor, factor: Tensor) -> Tensor:
+        """`x *= factor`, contiguous x and one number on its device; a factor of one reads and writes nothing."""
+
 
 class Scorer(Protocol):
     """Scores of queries with keys that were prepared once."""

@@ -29,7 +29,7 @@ from dro_temp.functional.statistics import Statistic
 from dro_temp.interfaces.predictor import TemperaturePredictor
 from dro_temp.interfaces.rows import LinearScores, Rows
 from dro_temp.kernels.backends import torch as torch_backend
-from dro_temp.kernels.backends.protocol import Backend
+from dro_temp.kernels.backends.protocol import Backend, FusedRows
 from dro_temp.kernels.memory import fits_cache
 from dro_temp.kernels.rows.chunked import ChunkedForward, ChunkResult, GradMask, GradOutput
 from dro_temp.kernels.rows.fused import FusedForward
@@ -285,11 +285,14 @@ class _LogMeanExp(torch.autograd.Function):
         input_grads = (result.queries, result.keys, result.bias, tau_grad, *parameter_grads)
         # The gradient of temperatures that are an input was formed from u itself.
         factors = (factor, factor, factor, 1.0, *[factor] * len(parameters))
-        cast = (_cast(*triple) for triple in zip(input_grads, inputs, factors, strict=True))
+        fused = ctx.plan.backend.fused_rows
+        cast = (_cast(*triple, fused) for triple in zip(input_grads, inputs, factors, strict=True))
         return None, None, None, *cast
 
 
-def _cast(gradient: Tensor | None, x: Tensor | None, factor: float | Tensor) -> Tensor | None:
+def _cast(
+    gradient: Tensor | None, x: Tensor | None, factor: float | Tensor, fused: FusedRows | None
+) -> Tensor | None:
     """The gradient times a factor, in the precision of its input; in one pass, since that of a head is large."""
     if gradient is None or x is None:
         return None
@@ -297,7 +300,7 @@ def _cast(gradient: Tensor | None, x: Tensor | None, factor: float | Tensor) -> 
         factor = factor.item()
     if isinstance(factor, Tensor):  # reading it would wait for the device
         if gradient.dtype == x.dtype:
-            return gradient.mul_(factor)
+            return gradient.mul_(factor) if fused is None else fused.scale_(gradient, factor)
         return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=x.dtype))
     if gradient.dtype == x.dtype:
         return gradient if factor == 1.0 else gradient.mul_(factor)

@@ -19,6 +19,7 @@ A soft cap and a bias are applied as the scores are read, so that no pass over [
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from dro_temp._typing import PerRow, Scores
 from dro_temp.kernels.backends.protocol import Coefficients, RowBlock, TiltedRows
@@ -29,6 +30,8 @@ from dro_temp.kernels.backends.triton.online import LOG2E, LOWEST, zeros
 NO_CAP, RAW, CAPPED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 #: Scores this far below the maximum weigh nothing; their square is still finite.
 FAR = tl.constexpr(1e18)
+#: Numbers that one program scales.
+SCALE_TILE = 8192
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -170,6 +173,23 @@ def tilted_rows_kernel(  # type: ignore[no-untyped-def]
                 s = s / cap
                 g *= 1.0 - s * s
             tl.store(gradients + at, g.to(gradients.dtype.element_ty), mask=at < m)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def scale_kernel(x, factor, size, TILE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """A tile of a vector times a number; a factor of one, the usual one, touches nothing."""
+    number = tl.load(factor)
+    if number != 1.0:
+        at = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+        tl.store(x + at, (tl.load(x + at, mask=at < size) * number).to(x.dtype.element_ty), mask=at < size)
+
+
+def scale_(x: Tensor, factor: Tensor) -> Tensor:
+    """See `FusedRows.scale_`."""
+    launch(
+        scale_kernel, triton.cdiv(x.numel(), SCALE_TILE), x, factor, x.numel(), TILE=SCALE_TILE, num_warps=8
+    )
+    return x
 
 
 def tilt_rows(
