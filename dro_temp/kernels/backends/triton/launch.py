@@ -6,8 +6,9 @@ import torch
 import triton
 from torch import Tensor
 
-# A row is read in tiles of at most this many columns: 8 to 16 numbers per thread, and as many sums.
-ROW_TILE = 4096
+# A row is read in tiles of at most this many columns by four warps: of nine sizes of tile and warps the fastest for sums,
+# gradients and statistics at 128,256 columns, in bfloat16 and float32 (H200; 4,096 by 16 warps takes a fifth longer).
+ROW_TILE = 2048
 # Stripes are read in tiles of rows by columns; 128 columns are 512 bytes of a row, read at once.
 STRIPE_TILE, STRIPE_COLUMNS = 2048, 128
 
@@ -15,9 +16,7 @@ STRIPE_TILE, STRIPE_COLUMNS = 2048, 128
 def row_tile(m: int) -> dict[str, int]:
     """Tile and warps for rows of m columns, one program per row."""
     tile = min(triton.next_power_of_2(m), ROW_TILE)
-    # Wide rows: more threads per row, so that the rows in flight stay in the second-level cache between two reads.
-    per_warp = 512 if tile < ROW_TILE else 256
-    return {"TILE": tile, "num_warps": max(tile // per_warp, 1)}
+    return {"TILE": tile, "num_warps": max(tile // 512, 1)}
 
 
 def stripe_tile(m: int) -> dict[str, int]:
