@@ -17,7 +17,7 @@ _USE_REFERENCE = (
 )
 
 
-# Code outside of compiled graphs
+# Code outside compiled graphs
 
 
 def outside_graphs(function: F) -> F:
@@ -130,8 +130,8 @@ class Substituted(TorchFunctionMode):
 
     def substitute(self, x: Any) -> Any:
         """The substitute of a parameter, or of those in lists, tuples and dicts; anything else itself."""
-        # To the compiler the id of a tensor that is no parameter is a constant, so that it would compile a layer again
-        # for every input.
+        # To the compiler the id of a tensor that is not a parameter is a constant, so that it would compile a layer
+        # again for every input.
         if isinstance(x, nn.Parameter) or (isinstance(x, Tensor) and not torch.compiler.is_compiling()):
             return self._by_id.get(id(x), x)
         if type(x) in (list, tuple):

@@ -91,7 +91,7 @@ def check_count(name: str, value: Any, minimum: int = 1) -> int:
 
 
 def check_real(name: str, value: Any, instead: str) -> None:
-    """Raise unless `value` is a real number: Python's or NumPy's, no bool and no tensor."""
+    """Raise unless `value` is a real number: Python's or NumPy's, but not a bool or a tensor."""
     if type(value) is float:  # nearly always, and faster than to ask an abstract class
         return
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -225,7 +225,7 @@ def check_feasible_for(rho: float, num_samples: int) -> None:
 
 
 def check_index(index: Tensor, num_samples: int) -> Tensor:
-    """Return `index` as int64, or raise where it is no sample number in [0, num_samples).
+    """Return `index` as int64, or raise where it is not a sample number in [0, num_samples).
 
     On a device the error is raised later (`_faults`), and such a number becomes -1, which no sample has.
     """

@@ -3,8 +3,8 @@
 Reading a number waits until all work that was launched before has run, and the work launched after it is no longer
 hidden. So a check on a device computes a flag there, starts to copy it to the host, and goes on; the flags of earlier
 checks are looked at when the next forward starts, when a step commits, and when a state is saved. By then they have
-arrived. What a wrong value could do in the meantime is prevented where it is used: a number outside a table reads and
-writes nothing.
+arrived. What a wrong value could do in the meantime is limited where it is used: a sample number outside a table reads
+some entry and writes nothing, and a wrong group number joins group 0.
 
 `checks_now()` waits at each check instead, so that the error is raised where the fault is.
 """

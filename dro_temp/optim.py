@@ -39,7 +39,7 @@ class CompositionalOptimizer(Optimizer):
             `LogMovingAverage` estimators; None keeps theirs.
 
     Raises:
-        TypeError: `base` is not a plain torch optimizer, or `objective` neither an Objective nor a SampleRisk.
+        TypeError: `base` is not a plain torch optimizer, or `objective` neither an Objective nor a StandaloneRisk.
         ValueError: `base` trains none of the objective's parameters, or gamma is outside (0, 1], or the
             objective has no estimator that gamma could apply to.
 

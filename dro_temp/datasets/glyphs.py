@@ -61,7 +61,7 @@ class GlyphCaptions(Dataset[tuple[Any, str, int]]):
         ImportError: a package of the `recipes` extra is not installed.
         OSError: the cache folder cannot be written to.
         ValueError: an unknown split, or a `size` below 1 or above the number of training samples.
-        TypeError: a `size` or `seed` that is no int.
+        TypeError: a `size` or `seed` that is not an int.
 
     Example:
         >>> data = GlyphCaptions("test_seen")

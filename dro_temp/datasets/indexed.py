@@ -89,7 +89,7 @@ class SampleTable:
         size: number of entries, of the order of the number of samples or larger.
 
     Raises:
-        TypeError: a key that is no str, bytes or int.
+        TypeError: a key that is not a str, bytes or int.
         ValueError: size < 1.
 
     Example:

@@ -51,7 +51,7 @@ class PythonText(Dataset[str]):
 
     Raises:
         ValueError: an unknown split, or a `size` below 100.
-        TypeError: a `size` or `seed` that is no int.
+        TypeError: a `size` or `seed` that is not an int.
         FileNotFoundError: this Python has no source files.
 
     Example:

@@ -68,7 +68,7 @@ class WordTokenizer:
             max_words: number of words besides `<pad>` and `<unknown>`, the most frequent; None for all.
 
         Raises:
-            TypeError: one string in place of several, or a `max_words` that is no int.
+            TypeError: one string in place of several, or a `max_words` that is not an int.
             ValueError: no words at all, or `max_words` below 1.
 
         Example:

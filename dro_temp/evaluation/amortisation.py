@@ -190,7 +190,7 @@ def amortisation_gap(
     Raises:
         TypeError: no Objective, another loss, a tensor or a generator in place of batches, or a host of pairs that
             gives score matrices (`hosts.TwoViews`).
-        ValueError: bounds that are no interval (a constant predictor has none), no rows, rho >= log m.
+        ValueError: bounds that do not form an interval (a constant predictor has none), no rows, rho >= log m.
         FloatingPointError: scores or temperatures that are not finite.
 
     Example:

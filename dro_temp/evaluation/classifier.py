@@ -192,10 +192,11 @@ def evaluate_classifier(
         progress: show progress bars.
 
     Raises:
-        ValueError: predictors under reserved names, bounds that are no interval, data without a label, weighted rows,
-            or a host of several views or of pairs.
+        ValueError: predictors under reserved names, bounds that do not form an interval, data without a label,
+            weighted rows, or a host of several views or of pairs.
         TypeError: another kind of host, a tensor or a generator in place of batches, a batch without labels.
-        FloatingPointError: scores that are NaN or infinite; -inf is allowed for a masked class that is no row's label.
+        FloatingPointError: scores that are NaN or infinite; -inf is allowed for a masked class that is not
+            the label of any row.
         ImportError: torchmetrics is not installed.
 
     Example:

@@ -330,7 +330,7 @@ def near_duplicates(
         progress: show a progress bar.
 
     Raises:
-        ValueError: features that are no finite matrix, or a threshold outside [0, 1].
+        ValueError: features that are not a finite matrix, or a threshold outside [0, 1].
         TypeError: features that are not floating point.
 
     Example:

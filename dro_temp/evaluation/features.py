@@ -85,7 +85,7 @@ def evaluate_zero_shot(
 
     Raises:
         ValueError: as `class_embeddings` and `zero_shot_accuracy`; no batches.
-        TypeError: class names or templates as one string; labels that are no integers.
+        TypeError: class names or templates as one string; labels that are not integers.
 
     Example:
         >>> import dro_temp as dt
@@ -136,8 +136,8 @@ def zero_shot_accuracy(
         progress: show a progress bar.
 
     Raises:
-        ValueError: features that are no finite matrices of one width, a label of no class, or a k above the number
-            of classes.
+        ValueError: features that are not finite matrices of one width, a label outside the classes, or a k above the
+            number of classes.
         TypeError: features or labels of a wrong dtype.
 
     Example:
@@ -291,7 +291,7 @@ def knn_accuracy(
         progress: show a progress bar.
 
     Raises:
-        ValueError: features that are no finite matrices of one width, labels that do not fit, a k above the number
+        ValueError: features that are not finite matrices of one width, labels that do not fit, a k above the number
             of training items, or a temperature that is not positive.
         TypeError: features or labels of a wrong dtype.
 
@@ -376,7 +376,7 @@ def linear_probe(
         progress: show a progress bar.
 
     Raises:
-        ValueError: features that are no finite matrices of one width, labels that do not fit, or no strength or one
+        ValueError: features that are not finite matrices of one width, labels that do not fit, or no strength or one
             that is not positive.
         TypeError: features or labels of a wrong dtype.
 

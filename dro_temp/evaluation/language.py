@@ -121,7 +121,7 @@ def evaluate_language(
         progress: show progress bars.
 
     Raises:
-        ValueError: rho >= log m, no predictor or one under a reserved name, bounds that are no interval, data
+        ValueError: rho >= log m, no predictor or one under a reserved name, bounds that do not form an interval, data
             without a token to predict, or a host with several views.
         TypeError: a tensor or a generator in place of batches.
 

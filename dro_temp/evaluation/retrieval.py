@@ -44,7 +44,7 @@ def retrieval_recall(
 
     Raises:
         ValueError: no queries or no `ks`, shapes that do not fit, or a query whose label is not in the gallery.
-        TypeError: a k that is no int.
+        TypeError: a k that is not an int.
 
     Example:
         >>> items = torch.eye(4)

@@ -63,7 +63,7 @@ def expected_margins(scores: Scores, distribution: Scores) -> Scores:
 
     Args:
         scores: any real scores.
-        distribution: q, probability of each outcome to be the row's target; rows that sum to one.
+        distribution: q, probability that each outcome is the row's target; rows that sum to one.
 
     Returns:
         Margins, as `margins`. An outcome of probability zero adds nothing, also where its score is -inf.

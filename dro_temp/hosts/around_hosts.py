@@ -26,13 +26,13 @@ class InChunks(HostAdapter):
 
     Args:
         host: a host of pairs: `TwoTower`, `OpenCLIP`, `HFDualEncoder`. Any argument of its `rows` may be a tensor, or
-            a mapping, list or tuple of tensors; those with one entry per sample are cut. A mapping with "offsets", the
-            input of sentence-transformers' `StaticEmbedding`, is cut by the samples' own tokens.
+            a mapping, list or tuple of tensors; those with one entry per sample are split. A mapping with "offsets",
+            the input of sentence-transformers' `StaticEmbedding`, is split at the sample boundaries.
         size: samples in a chunk.
 
     Raises:
-        TypeError: `host` is no host.
-        ValueError: a host whose views are not the two sides of pairs, or size < 1; at a call, no tensor to cut.
+        TypeError: `host` is not a HostAdapter.
+        ValueError: a host whose views are not the two sides of pairs, or size < 1; at a call, no tensor to split.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -152,7 +152,7 @@ class WithReference(HostAdapter):
         reference: a host with `frozen=True` and the same views, that takes the same batch; widths may differ.
 
     Raises:
-        TypeError: one of the two is no host.
+        TypeError: `host` or `reference` is not a HostAdapter.
         ValueError: a reference that is not frozen, has other views, or shares parameters with the host; at a call,
             rows, targets or supports that differ.
 

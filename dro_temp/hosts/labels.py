@@ -48,11 +48,13 @@ def labelled_rows(
         advice: last sentence of the error about a label out of range: what to type instead.
 
     Returns:
-        Rows whose `weight` is None where every row counts, so that losses need not look for rows that do not.
+        Rows whose `weight` is None where every row counts, so that losses need not look for rows that do not. With
+        class numbers on a device, where finding that out would wait, `weight` is always a tensor.
 
     Raises:
-        TypeError: labels that are no tensor, or class numbers that are not integers.
-        ValueError: labels of another shape, a label out of range, or probabilities that do not sum to one.
+        TypeError: `labels` is not a tensor, or holds class numbers that are not integers.
+        ValueError: labels of another shape, a label out of range (on a device, the error comes late), or probabilities
+            that do not sum to one.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -94,7 +96,7 @@ def labelled_rows(
         wrong, seen = counted & ((labels < 0) | (labels >= classes)), labels
         if labels.is_cuda or _faults.everywhere:
             _faults.report(wrong, lambda: _wrong_label(wrong, seen, classes, advice))
-            counted = counted & ~wrong  # such a label is no column
+            counted = counted & ~wrong  # such a label is not a column
         else:
             some_wrong, all_counted = bool(wrong.any()), bool(counted.all())
             if some_wrong:

@@ -422,6 +422,6 @@ def probe_decoder(trial: TrialRun) -> bool:
             # torch.equal compares values alone, whatever their dtypes.
             if hidden is None or states.dtype != hidden.dtype or not torch.equal(states, hidden):
                 return False
-    except Exception:  # whatever a user's model may raise; states that are no tensor
+    except Exception:  # whatever a user's model may raise; states that are not a tensor
         return False
     return True

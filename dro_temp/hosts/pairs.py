@@ -37,8 +37,8 @@ def pair_rows(
 ) -> dict[str, Rows]:
     r"""Rows of both sides of a batch of pairs, for a host of your own: $s_{ij} = x_i^\top y_j$, and its transpose.
 
-    The target of each row is its own partner, which is no outcome. In several processes columns come from all of them,
-    with their gradient: a host that scores its own batch alone would train on fewer outcomes, and nothing would tell.
+    The target of each row is its own partner, which is not an outcome. In several processes columns come from all of
+    them, with their gradient: a host that scores its own batch alone would silently train on fewer outcomes.
 
     Args:
         image: vectors x of the first side, [n d], usually of length one.

@@ -1,4 +1,4 @@
-"""Parameters that train on several processes, outside of the module that DistributedDataParallel wraps."""
+"""Parameters that train on several processes, outside the module that DistributedDataParallel wraps."""
 
 from typing import Any
 

@@ -73,7 +73,7 @@ class OpenClipLoss(nn.Module):
             up whatever a loss returns.
 
     Raises:
-        TypeError: parts of another kind; the output of a model that needs a loss of its own.
+        TypeError: an argument of the wrong type; the output of a model that needs a loss of its own.
         ValueError: features that are not [n, d] or not of length one; missing sample numbers.
         RuntimeError: an optimizer that commits nothing.
 
@@ -256,8 +256,8 @@ class NumberedTexts(Dataset[Any]):
         dataset: pairs of an image and its tokens [L], for example open_clip's `CsvDataset`.
 
     Raises:
-        TypeError: an iterable-style data set, which `NumberedStream` is for; tokens that are no integers.
-        ValueError: items that are no pairs; tokens of several dimensions.
+        TypeError: an iterable-style data set, which `NumberedStream` is for; tokens that are not integers.
+        ValueError: items that are not pairs; tokens of several dimensions.
 
     Example:
         >>> pairs = [("image 0", torch.tensor([5, 6])), ("image 1", torch.tensor([7, 8]))]

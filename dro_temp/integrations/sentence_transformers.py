@@ -57,7 +57,7 @@ class RobustRankingLoss(nn.Module):
             adds up whatever a loss returns.
 
     Raises:
-        TypeError: parts of another kind.
+        TypeError: an argument of the wrong type.
         ValueError: fewer than two columns; missing sample numbers, or numbers beyond a table; hard negatives together
             with penalties or mini_batch_size, which compare pairs alone.
         RuntimeError: a trainer that does not commit the memory.

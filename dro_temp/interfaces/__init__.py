@@ -6,8 +6,8 @@ temperatures to one value per row; a **penalty** (`Penalty`) maps the rows of al
 (`SampleRisk`) reduces one loss per sample to one number. An **estimator** (`Estimator`) corrects the minibatch's bias
 in the inner mean of a row.
 
-Contracts only: nothing here streams, remembers or trains. What is remembered from step to step is in `state`, kernels
-are in `kernels`, and `Objective` puts the parts together.
+`ScoreStatistics`, `FoldedProjection` and `FrozenHead` compute what predictors read. Nothing here streams or trains, or
+keeps memory from step to step: memory is in `state`, kernels are in `kernels`, and `Objective` puts the parts together.
 """
 
 from dro_temp.interfaces.host import HostAdapter

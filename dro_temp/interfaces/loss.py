@@ -75,7 +75,12 @@ class RobustLoss(ShapeChecked, ABC):
 
     @abstractmethod
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
-        """One value per row. Scores of rows that do not count are zero, and their values are dropped."""
+        """One value per row. Scores of rows that do not count are zero, and their values are dropped.
+
+        A loss over outcomes must respect `rows.mask`: None if every column is an outcome, else True inside the support
+        (the target of a pair is outside). Use `functional.log_mean_exp(x, rows.mask)`, or fill the columns outside with
+        a large negative finite number, `margins.masked_fill(~rows.mask, -1e30)`: with -inf the gradient of tau is NaN.
+        """
 
     def check_rows(self, rows: Rows) -> None:
         """Raise ValueError for rows that the loss is not defined for; called once per evaluation."""

@@ -240,7 +240,7 @@ class Rows:
         target_in_support: True for classes and tokens (the target is one of the outcomes), False for pairs
             (the adversary weighs only the others).
         weight: weight of each row in the mean, >= 0; rows of weight zero (padding, ignored labels) are inert.
-        target_distribution: probability of each outcome to be the target, rows that sum to one (Mixup, CutMix,
+        target_distribution: probability that each outcome is the target, rows that sum to one (Mixup, CutMix,
             label smoothing); `target` is then its most probable outcome. None: `target` alone.
 
     Raises:

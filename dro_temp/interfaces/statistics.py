@@ -251,8 +251,8 @@ class FrozenHead(FoldedProjection):
     r"""The weights of a frozen head, with a predictor's projection of its logits folded into them.
 
     In generation the logits exist anyway; a network's first layer over them, $A z = (A W) h$, then costs a small
-    product with the hidden state instead of one as wide as the vocabulary. `hosts.causal_lm.model_head` explains how
-    the library's four kinds of head relate.
+    product with the hidden state instead of one as wide as the vocabulary. `hosts.model_head` explains how the
+    library's four kinds of head relate.
 
     Args:
         keys: the head's weight, [m d].

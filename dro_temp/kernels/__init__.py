@@ -1,4 +1,4 @@
-"""Losses over scores that are products, without the score matrix.
+"""Log-mean-exp of scores that are products, without the score matrix.
 
 `rows` serves tokens and classes, `pairs` both sides of image-text pairs; `backends` compute on a block of scores,
 `dispatch` says which, `memory` how much is used. `backends.reference`, which holds the matrix and is ordinary autograd,

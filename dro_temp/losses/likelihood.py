@@ -72,11 +72,11 @@ class SigmoidLoss(RobustLoss):
     r"""$-\sum_j \log \sigma\left(y_{ij} (s_{ij} / \tau_i + b)\right)$, $y_{ij} = 1$ at the target and $-1$ elsewhere.
 
     Every pair is a classification of its own: no row is normalised. The mean over rows is SigLIP's sum over all
-    pairs divided by the number of rows. It reads the scores themselves, not margins: a constant in all scores
-    matters, and the bias b, a parameter, takes it up. All columns count, whatever `target_in_support` says.
+    pairs divided by the number of rows. It reads the scores themselves, not margins: adding a constant to every score
+    changes the value; the learnable bias b absorbs it. All columns count, whatever `target_in_support` says.
 
-    Materialises the score matrix: this loss does not stream. A row without any other column (a batch of one) counts
-    zero, as in every loss here.
+    Materialises the score matrix: this loss does not stream. A row without any other column (a batch of one)
+    contributes zero, as in every loss here.
 
     Args:
         bias_init: where b starts. Most pairs are negatives; -10 makes the first loss small.

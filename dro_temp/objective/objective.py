@@ -75,9 +75,10 @@ class Objective(Committable):
         risk: reduces the rows' values instead of the weighted mean: one `SampleRisk` for all views, or one per view;
             one with memory must be passed per view. Values of a `tau_loss` are still averaged.
         check_finite: True to stop with the row's number at the first NaN or infinity in features, temperatures or
-            values. It waits for the device once per call (as does each check of sample numbers); turn it off for
-            float16 with a gradient scaler, which handles overflow by itself. Under `torch.compile` these checks
-            are left out.
+            values. On a device it does not wait: the error comes at the next forward, commit or save, and
+            `state.checks_now()` raises it where the fault is. In training with several processes it does wait, so that
+            all stop together. Turn it off for float16 with a gradient scaler, which handles overflow by itself. Under
+            `torch.compile` these checks are left out.
         monitor: True to check the temperatures every 50th training forward, and warn once (`TemperatureWarning`)
             if a predictor that reads rows returns one temperature for all, or a bound. Each check waits for the device.
 

@@ -127,7 +127,7 @@ def temperature_history(
     Raises:
         ValueError: no step, steps that do not ascend, other views at one step than at another, or temperatures that
             are not finite.
-        TypeError: `bins` is no int.
+        TypeError: `bins` is not an int.
 
     Example:
         >>> tau = lambda step: {"image": 0.1 + 0.01 * step * torch.rand(50), "text": 0.1 + 0.02 * step * torch.rand(50)}

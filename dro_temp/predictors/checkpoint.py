@@ -164,7 +164,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise _damaged(folder / file, f"whose {len(data)} bytes are not those that were saved")
     try:
         return config, parse(data)
-    except Exception as error:  # safetensors has an exception of its own, which is no ValueError
+    except Exception as error:  # safetensors has an exception of its own, which is not a ValueError
         raise _damaged(folder / file, f"which is no safetensors file ({error})") from error
 
 

@@ -313,7 +313,7 @@ class SumEncoder(TempNetEncoder):
 
     Raises:
         ValueError: fewer than two, or widths that differ.
-        TypeError: something that is no encoder.
+        TypeError: an argument that is not a TempNetEncoder.
 
     Example:
         >>> import torch, dro_temp as dt

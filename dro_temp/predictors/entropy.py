@@ -85,7 +85,7 @@ class DynatempRule(EntropyRule):
         exponent: k, > 0.
 
     Raises:
-        ValueError: bounds that are no interval, or an exponent that is not positive.
+        ValueError: bounds that do not form an interval, or an exponent that is not positive.
 
     Example:
         >>> import torch, dro_temp as dt

@@ -62,7 +62,7 @@ class IndividualTemperature(TemperaturePredictor, Staged):
             the module goes: a step then moves its batch's entries only. 8 bytes per sample in every process.
 
     Raises:
-        ValueError: bounds that are no interval, a start outside it, num_samples < 1, on_host without an update.
+        ValueError: bounds that do not form an interval, a start outside it, num_samples < 1, on_host without an update.
         IndexError: a sample number outside the table.
 
     Example:

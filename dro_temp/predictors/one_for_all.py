@@ -63,7 +63,7 @@ class LearnableTemperature(TemperaturePredictor):
         tau_max: upper bound.
 
     Raises:
-        ValueError: bounds that are no interval, or a start outside it.
+        ValueError: bounds that do not form an interval, or a start outside it.
 
     Example:
         >>> import torch, dro_temp as dt

@@ -12,9 +12,9 @@ from dro_temp.interfaces import PredictorInputs, TemperaturePredictor
 class OptimalTemperature(TemperaturePredictor):
     r"""$\tau_i^* = \arg\min_\tau F_i(\tau)$, the root of KL(p||U) = rho, solved for every row.
 
-    Takes some forty passes over the scores in memory. The reference for every predictor: the mean of F at the
-    predictor's tau minus that at tau* is never negative (the amortisation gap). For a row over classes or tokens it is
-    the temperature whose softmax has entropy log m - rho.
+    Makes about forty passes over the scores, which must fit in memory. The reference for every predictor: the mean of F
+    at the predictor's tau minus that at tau* is never negative (the amortisation gap). For a row over classes or tokens
+    it is the temperature whose softmax has entropy log m - rho.
 
     Args:
         rho: radius of the KL ball in nats; the loss's own.
@@ -24,7 +24,7 @@ class OptimalTemperature(TemperaturePredictor):
         outcomes: the number of outcomes that rho was chosen for; None: any.
 
     Raises:
-        ValueError: rho < 0, rho >= log m at a call, another number of outcomes, or bounds that are no interval.
+        ValueError: rho < 0, rho >= log m at a call, another number of outcomes, or bounds that do not form an interval.
 
     Example:
         >>> import torch, dro_temp as dt

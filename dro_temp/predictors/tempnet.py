@@ -56,7 +56,7 @@ class TempNet(TemperaturePredictor):
         readout: how similarities become a number: `PooledReadout`, the paper's, or `ResidualReadout`.
 
     Raises:
-        ValueError: bounds that are no interval, or a start outside it.
+        ValueError: bounds that do not form an interval, or a start outside it.
 
     Example:
         >>> import torch, dro_temp as dt

@@ -60,10 +60,10 @@ class GroupRisk(StandaloneRisk):
 
     Args:
         num_groups: groups are numbered from 0 to num_groups - 1.
-        step_size: eta, > 0, in units of one over the losses'; 0.01 in the paper.
+        step_size: eta, > 0, in the inverse unit of the losses; 0.01 in the paper.
 
     Raises:
-        TypeError: numbers of another kind.
+        TypeError: `num_groups` is not an int, or `step_size` not a number.
         ValueError: num_groups < 1, step_size <= 0, or samples without a group.
         IndexError: a group number outside the range.
 
@@ -112,7 +112,7 @@ class GroupRisk(StandaloneRisk):
         return F.mean_under(log_q.masked_fill(~present, -torch.inf).softmax(0), means)
 
     def _check(self, group: Tensor) -> Tensor:
-        """The group numbers, or raise where one is none; on a device later, and such a row joins group 0."""
+        """The group numbers, or raise where one is out of range; on a device later, and such a row joins group 0."""
         if torch.compiler.is_compiling():  # reading values would stop the graph
             return group
         wrong = (group < 0) | (group >= self.num_groups)

@@ -21,7 +21,7 @@ class TiltedRisk(StandaloneRisk):
     estimate, and the gradient $\nabla g / u$ in place of $\nabla g / g$.
 
     Args:
-        tilt: t, in units of one over the losses', of either sign, not 0.
+        tilt: t, in the inverse unit of the losses, of either sign, not 0.
         estimator: `LogMovingAverage(1)`, say, whose memory needs a `CompositionalOptimizer`; None: the batch alone.
 
     Raises:
@@ -68,7 +68,7 @@ class KLRisk(StandaloneRisk):
             batch alone.
 
     Raises:
-        TypeError: a radius, tau or estimator of another kind.
+        TypeError: `rho` is not a number, `tau` not a TemperaturePredictor, or `estimator` not an Estimator.
         ValueError: rho < 0, or, at a call without an estimator, rho >= log n; a tau that reads samples; an estimator
             without a tau.
 

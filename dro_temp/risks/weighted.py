@@ -27,13 +27,13 @@ class CVaRRisk(StandaloneRisk):
     r"""$\min_\eta\, \eta + \frac1\alpha \mathbb{E}_i\, (l_i - \eta)_+$: the mean of the worst share alpha of samples.
 
     Exact by sorting; of the sample on the edge only the part counts that fills the share up. All other samples get no
-    gradient: with small alpha most of a batch is computed in vain.
+    gradient: with small alpha most of the work on a batch is wasted.
 
     Args:
         alpha: share of samples, in (0, 1]. 1 is the mean, 1/n and below the maximum.
 
     Raises:
-        TypeError: alpha is no number.
+        TypeError: alpha is not a number.
         ValueError: alpha is outside (0, 1].
 
     Example:
@@ -66,7 +66,7 @@ class ChiSquareRisk(StandaloneRisk):
         rho: radius of the ball, >= 0. 0 is the mean; from (n - 1)/2 on it is the maximum.
 
     Raises:
-        TypeError: rho is no number.
+        TypeError: rho is not a number.
         ValueError: rho is negative or not finite.
 
     Example:
@@ -97,10 +97,10 @@ class OptimisticRisk(StandaloneRisk):
     Its weights are those of the wrapped risk for the losses with their sign changed.
 
     Args:
-        risk: what is turned round.
+        risk: the risk whose sign is reversed.
 
     Raises:
-        TypeError: it is no SampleRisk.
+        TypeError: `risk` is not a SampleRisk.
 
     Example:
         >>> import torch, dro_temp as dt

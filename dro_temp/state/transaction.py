@@ -60,7 +60,7 @@ class Transaction:
     def __init__(self, *parts: nn.Module) -> None:
         self._parts = parts
         self._forwards: list[_Forward] = []
-        #: The current parameters; a sharded model has others in forward than outside of it.
+        #: The current parameters; a sharded model has others in forward than outside it.
         self._parameters: Callable[[], Iterable[Tensor]] = tuple
         self._versions: list[tuple[Tensor, int]] = []
         #: Parameters with a gradient after the last backward, and their versions then.
@@ -136,7 +136,7 @@ class Transaction:
     def _start_backward(self, forward: _Forward) -> None:
         """Check at the end of this backward which gradients it has changed.
 
-        `autograd.grad` changes none. A sharded model has the parameters that it steps only outside of its backward.
+        `autograd.grad` changes none. A sharded model has the parameters that it steps only outside its backward.
         """
         forward.reached = True
         self._running.append(forward)
@@ -249,7 +249,7 @@ class Transaction:
 
 
 class Committable(ShapeChecked):
-    """A number to minimise with memory that an optimizer step writes: an `Objective`, or a `SampleRisk` by itself.
+    """A number to minimise with memory that an optimizer step writes: an `Objective`, or a `StandaloneRisk` alone.
 
     `CompositionalOptimizer` calls these methods. In a loop without it, call `commit()` after a step that was taken and
     `discard()` after one that was skipped.

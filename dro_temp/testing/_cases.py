@@ -117,8 +117,8 @@ class LossCase(Case[RobustLoss]):
         degree: k in F(c h, c tau) = c^k F(h, tau): 1 for the robust loss, 0 for a log-likelihood.
         robust: True for a loss whose value is above the mean margin (in units of tau where `degree` is 0), and that
             weighs outcomes more the higher they score; False for one of which this is not known.
-        excludes_target: True for a loss that follows `Rows.target_in_support`: the target of a pair is no outcome,
-            that of a class is one. False for one whose target always counts, as in cross-entropy.
+        excludes_target: True for a loss that follows `Rows.target_in_support`: the target of a class is an
+            outcome, that of a pair is not. False for one whose target always counts, as in cross-entropy.
         margins_only: False for a loss that reads the scores themselves: a constant in all of them then matters.
         outcomes: columns of the rows that it is fed.
         num_samples: size of the data set.
@@ -212,7 +212,7 @@ class HostCase(Case[HostAdapter]):
     """A host, batches for it, and the rows that it should make of them.
 
     The rows are the specification: scores of the bare model as a matrix, targets, weights, sample numbers, features.
-    Let batches hold what the host has to see to, such as padding, ignored labels and sample numbers in no order.
+    Put into the batches whatever the host must handle, such as padding, ignored labels and sample numbers in no order.
     `build(frozen=True)` makes a frozen host.
 
     Args:

@@ -82,7 +82,7 @@ def streams_what_it_computes(case: LossCase) -> None:
 
 
 def knows_whether_the_target_is_an_outcome(case: LossCase) -> None:
-    """The target of a class is an outcome, that of a pair is none; or, where the case says so, it always counts.
+    """The target of a class is an outcome, that of a pair is not; or, where the case says so, it always counts.
 
     As an outcome, a target has margin zero. So a pair with a copy of its target among the columns has the outcomes of a
     class.
@@ -108,7 +108,8 @@ def takes_the_worst_case(case: LossCase, seed: int, pairs: bool) -> None:
     values = case.build()(case.rows(5, seed=seed, pairs=pairs, scores=scores), tau)
     mean = (rows.margins.sum(1) / rows.support_size) * tau ** (case.degree - 1)
     assert (values > mean).all(), (
-        f"robust=True: expected values above the mean margins {mean}, received {values.detach()}"
+        f"robust=True: expected values above the mean margins {mean}, received {values.detach()}. Check the sign and "
+        "the support of the loss, or pass robust=False."
     )
     (weights,) = torch.autograd.grad(values.sum(), scores)
     # Every column but the target's, from the lowest score to the highest.
@@ -117,7 +118,7 @@ def takes_the_worst_case(case: LossCase, seed: int, pairs: bool) -> None:
     rises = (ordered.diff() >= -1e-12).all() and (ordered[:, -1] > ordered[:, 0]).all()
     assert rises & (ordered >= -1e-12).all(), (
         "robust=True: expected outcomes to weigh more the higher they score, received, from the lowest score to "
-        f"the highest, {ordered}"
+        f"the highest, {ordered}. Check the sign and the support of the loss, or pass robust=False."
     )
 
 

@@ -1,4 +1,4 @@
-"""Where the Triton kernels run, and that they compile; what they compute is tested in test_fused_passes.py."""
+"""Where the Triton kernels run, and that they compile; what they compute is tested in test_backends.py."""
 
 import importlib.util
 import os

@@ -146,9 +146,9 @@ class TemperatureLogitsProcessor:
     $\log\mathrm{softmax}(s/\tau)$, so that a beam's scores remain log-probabilities. The user's own `temperature`
     multiplies.
 
-    It works for greedy decoding, sampling, beams, guidance, chunked prompts and any cache. Build it once for many
-    calls: the constructor examines the head and prepares what it can. Its hooks go with it, or after `close()` or a
-    `with` block. Several threads may generate at once, with one processor or with several.
+    It works for greedy decoding, sampling, beams, guidance, chunked prompts and any cache. Create it once and
+    reuse it: the constructor examines the head and prepares what it can. Its hooks are removed when it is deleted, on
+    `close()`, or at the end of a `with` block. Several threads may generate at once, with one processor or several.
 
     Args:
         model: the causal language model that will generate.

@@ -1,7 +1,7 @@
 """Log-mean-exp of rows whose scores are products, chunk by chunk, with closed-form gradients.
 
-`autograd` is the node of the graph, `plan` what it computes, `chunked` the pass over chunks, and `temperatures` the
-seam where a chunk asks a predictor.
+`autograd` is the node of the graph, `plan` what it computes, `chunked` the pass over chunks, `fused` the same pass on a
+GPU (one Triton kernel between the products), and `temperatures` where a chunk asks a predictor.
 """
 
 from dro_temp.kernels.rows.autograd import LogMeanExp, log_mean_exp_rows

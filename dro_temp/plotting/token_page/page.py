@@ -19,7 +19,7 @@ _CONTEXT = 32  # and characters of either side
 _LONGEST = 40  # characters of a token in a card or table
 _VISIBLE = str.maketrans("\n\t\r", "↵⇥␍")
 
-# Controls, surrogates and codes that are no characters; marks that reverse what follows them.
+# Controls, surrogates and codes that are not characters; marks that reverse what follows them.
 _UNFIT = ((0x7F, 0x9F), (0xD800, 0xDFFF), (0xFDD0, 0xFDEF), (0x202A, 0x202E), (0x2066, 0x2069))
 _HARMLESS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
 _HARMLESS |= {code: 0xFFFD for first, last in _UNFIT for code in range(first, last + 1)}

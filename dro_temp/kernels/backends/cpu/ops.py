@@ -236,7 +236,7 @@ def matrix(x: Tensor) -> tuple[c_void_p, c_int64]:
     return c_void_p(x.data_ptr()), c_int64(x.stride(0))
 
 
-# Scores that are worth a thread: starting one takes some 50 microseconds.
+# Scores that are worth a thread: starting one takes about 50 microseconds.
 _THREAD_SHARE = 2**17
 
 
