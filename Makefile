@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-lms test-timm test-timm-all bench docs lint format clean
+.PHONY: help install demo test test-slow test-lms test-timm test-timm-all bench bench-gpu docs lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ bench: install  ## speed and memory on one CPU thread; tables and plots in runs/
 	$(BIN)/python -m benchmarks.decode --rounds 10
 	$(BIN)/python -m benchmarks.generation --rounds 10
 	$(BIN)/python -m benchmarks.sample_state
+
+bench-gpu:  ## speed and memory on an NVIDIA GPU, with the Python and the packages at hand; runs/benchmarks/gpu.json
+	$(PYTHON) -m benchmarks.gpu
 
 docs: install  ## build the site strictly into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

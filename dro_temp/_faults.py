@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 # Flags that may be under way; beyond that the oldest is waited for, so that no fault goes unnoticed for long.
@@ -67,7 +68,7 @@ def report(bad: Tensor, error: Callable[[], Exception]) -> None:
     if bad.is_cuda and torch.cuda.is_current_stream_capturing():
         return  # replays of a graph are not checked
     flag = bad.any()
-    if _NOW.get():
+    if _NOW.get() or (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         if bool(flag):
             raise error()
         return

@@ -6,8 +6,8 @@ import torch
 import triton
 from torch import Tensor
 
-# A row is read in tiles of at most this many columns by four warps: of nine sizes of tile and warps the fastest for sums,
-# gradients and statistics at 128,256 columns, in bfloat16 and float32 (H200; 4,096 by 16 warps takes a fifth longer).
+# A row is read in tiles of at most this many columns, by four warps: of nine sizes of tiles and warps the fastest for
+# sums, gradients and statistics at 128,256 columns, in bfloat16 and float32 (H200; 4,096 by 16 warps: a fifth slower).
 ROW_TILE = 2048
 # Stripes are read in tiles of rows by columns; 128 columns are 512 bytes of a row, read at once.
 STRIPE_TILE, STRIPE_COLUMNS = 2048, 128
