@@ -65,6 +65,7 @@ def evaluate_zero_shot(
     templates: Sequence[Template],
     tokenizer: Callable[[list[str]], Any],
     ks: Sequence[int] = (1, 5),
+    batch_size: int = 256,
     progress: bool = False,
 ) -> ClassAccuracy:
     """Accuracy of images classified by the nearest class name.
@@ -81,6 +82,7 @@ def evaluate_zero_shot(
         templates: strings with {} in place of the name, or functions of the name.
         tokenizer: from a list of strings to the input of `encode_text`.
         ks: numbers of classes considered, each at most the number of classes.
+        batch_size: prompts that are encoded at once.
         progress: show progress bars.
 
     Raises:
@@ -99,7 +101,9 @@ def evaluate_zero_shot(
     Source: Radford et al., arXiv 2103.00020.
     """
     check_ks(ks, len(classnames), "classes")
-    classes = class_embeddings(encode_text, tokenizer, classnames, templates, progress=progress)
+    classes = class_embeddings(
+        encode_text, tokenizer, classnames, templates, batch_size=batch_size, progress=progress
+    )
     features, labels = [], []
     with evaluating(_module_of(encode_image)):
         for images, label in with_progress(batches, "images" if progress else None):
