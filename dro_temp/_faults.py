@@ -91,6 +91,8 @@ def raise_faults(*, at_least: int = 0, wait: bool = False) -> None:
         at_least: flags to wait for.
         wait: whether to wait for all of them.
     """
+    if any(fault.arrived is not None for fault in pending) and torch.cuda.is_current_stream_capturing():
+        return  # a graph is being captured: nothing may be asked of other streams
     waited_for = len(pending) if wait else at_least
     while pending and (waited_for > 0 or pending[0].is_known()):
         waited_for -= 1
