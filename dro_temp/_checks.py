@@ -238,16 +238,20 @@ def check_index(index: Tensor, num_samples: int) -> Tensor:
         return index
     if index.is_cuda or _faults.everywhere:
         wrong = (index < 0) | (index >= num_samples)
-        _faults.report(wrong, lambda: _outside(index, num_samples))
+
+        def error(extremes: list[int]) -> IndexError | None:
+            low, high = extremes
+            return _outside(low, high, num_samples) if low < 0 or high >= num_samples else None
+
+        _faults.check(torch.stack(index.aminmax()), error)
         return index.masked_fill(wrong, -1)
-    low, high = torch.stack(index.aminmax()).tolist()  # one wait, not two
+    low, high = torch.stack(index.aminmax()).tolist()
     if low < 0 or high >= num_samples:
-        raise _outside(index, num_samples)
+        raise _outside(low, high, num_samples)
     return index
 
 
-def _outside(index: Tensor, num_samples: int) -> IndexError:
-    low, high = torch.stack(index.aminmax()).tolist()
+def _outside(low: int, high: int, num_samples: int) -> IndexError:
     return IndexError(
         f"expected sample numbers from 0 to {num_samples - 1}, received numbers from {low} to {high}. "
         f"Build the table for the whole data set, for example LogMovingAverage({high + 1}), or, if the data set "

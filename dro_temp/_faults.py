@@ -1,18 +1,21 @@
 """Checks of values on a device that do not wait for it: a fault is noticed late, but surely.
 
 Reading a number waits until all work that was launched before has run, and the work launched after it is no longer
-hidden. So a check on a device computes a flag there, starts to copy it to the host, and goes on; the flags of earlier
-checks are looked at when the next forward starts, when a step commits, and when a state is saved. By then they have
-arrived. What a wrong value could do in the meantime is limited where it is used: a sample number outside a table reads
-some entry and writes nothing, and a wrong group number joins group 0.
+hidden. So a check on a device starts to copy a few numbers to the host, and goes on; those of earlier checks are looked
+at when the next forward starts, when a step commits, and when a state is saved. By then they have arrived. The step
+with the fault may have been taken: go on from a checkpoint. What a wrong value could do in the meantime is limited
+where it is used: a sample number outside a table reads some entry and writes nothing, and a wrong group number joins
+group 0.
 
 `checks_now()` waits at each check instead, so that the error is raised where the fault is.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,18 +31,30 @@ everywhere = False
 
 
 @dataclass
-class _Fault:
-    """A flag on its way to the host."""
+class _Check:
+    """Numbers on their way to the host, and what they mean."""
 
-    flag: Tensor
+    numbers: Tensor
     arrived: torch.cuda.Event | None
-    error: Callable[[], Exception]
+    error: Callable[[Any], Exception | None]
 
     def is_known(self) -> bool:
         return self.arrived is None or bool(self.arrived.query())  # type: ignore[no-untyped-call]
 
+    def known_error(self) -> Exception | None:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.error(self.numbers.tolist())  # of the host, so that nothing waits
 
-pending: list[_Fault] = []
+
+class _Pending(threading.local):
+    """Checks of this thread that have not been looked at."""
+
+    def __init__(self) -> None:
+        self.checks: list[_Check] = []
+
+
+pending = _Pending()
 
 
 @contextmanager
@@ -58,48 +73,45 @@ def checks_now() -> Iterator[None]:
         _NOW.reset(token)
 
 
-def report(bad: Tensor, error: Callable[[], Exception]) -> None:
-    """Raise an error if a flag on a device is true: later, or now inside `checks_now`.
+def check(numbers: Tensor, error: Callable[[Any], Exception | None]) -> None:
+    """Raise if some numbers on a device are wrong: later, or now inside `checks_now` and with several processes.
 
     Args:
-        bad: one boolean, or several.
-        error: makes the error; it may read the device, which has run by then.
+        numbers: a few, in one tensor. They are copied: the batch's own tensors may have changed by then.
+        error: from the numbers, as a list or one number, to what is to be raised; None if nothing is wrong.
     """
-    if bad.is_cuda and torch.cuda.is_current_stream_capturing():
+    if numbers.is_cuda and torch.cuda.is_current_stream_capturing():
         return  # replays of a graph are not checked
-    flag = bad.any()
     if _NOW.get() or (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        if bool(flag):
-            raise error()
+        found = error(numbers.tolist())
+        if found is not None:
+            raise found
         return
-    if flag.is_cuda:
-        host = torch.empty((), dtype=torch.bool, pin_memory=True)
-        host.copy_(flag, non_blocking=True)
+    arrived = None
+    if numbers.is_cuda:
+        on_host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+        numbers = on_host.copy_(numbers, non_blocking=True)
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record()
-        pending.append(_Fault(host, arrived, error))
-    else:
-        pending.append(_Fault(flag, None, error))
-    if len(pending) > _MOST_PENDING:
+    pending.checks.append(_Check(numbers, arrived, error))
+    if len(pending.checks) > _MOST_PENDING:
         raise_faults(at_least=1)
 
 
 def raise_faults(*, at_least: int = 0, wait: bool = False) -> None:
-    """Raise the oldest fault that is known by now.
+    """Raise the oldest fault of this thread that is known by now.
 
     Args:
-        at_least: flags to wait for.
+        at_least: checks to wait for.
         wait: whether to wait for all of them.
     """
-    if any(fault.arrived is not None for fault in pending) and torch.cuda.is_current_stream_capturing():
+    checks = pending.checks
+    if any(c.arrived is not None for c in checks) and torch.cuda.is_current_stream_capturing():
         return  # a graph is being captured: nothing may be asked of other streams
-    waited_for = len(pending) if wait else at_least
-    while pending and (waited_for > 0 or pending[0].is_known()):
+    waited_for = len(checks) if wait else at_least
+    while checks and (waited_for > 0 or checks[0].is_known()):
         waited_for -= 1
-        fault = pending[0]
-        if fault.arrived is not None:
-            fault.arrived.synchronize()
-        if fault.flag.tolist():  # of the host, so that nothing waits
-            pending.clear()  # later ones follow from it
-            raise fault.error()
-        del pending[0]
+        error = checks.pop(0).known_error()
+        if error is not None:
+            checks.clear()  # later ones follow from it
+            raise error

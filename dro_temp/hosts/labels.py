@@ -93,22 +93,24 @@ def labelled_rows(
     counted = labels != IGNORE if mask is None else (labels != IGNORE) & mask
     weight, all_counted = None, False
     if not torch.compiler.is_compiling():
-        wrong, seen = counted & ((labels < 0) | (labels >= classes)), labels
+        wrong = counted & ((labels < 0) | (labels >= classes))
         if labels.is_cuda or _faults.everywhere:
-            _faults.report(wrong, lambda: _wrong_label(wrong, seen, classes, advice))
+            if len(labels):
+                row = wrong.long().argmax()
+                numbers = torch.stack([wrong.any().long(), row, labels.index_select(0, row[None])[0].long()])
+                _faults.check(numbers, lambda x: _wrong_label(x[1], x[2], classes, advice) if x[0] else None)
             counted = counted & ~wrong  # such a label is not a column
         else:
             some_wrong, all_counted = bool(wrong.any()), bool(counted.all())
             if some_wrong:
-                raise _wrong_label(wrong, labels, classes, advice)
+                raise _wrong_label(*first_wrong(wrong, labels), classes, advice)
     if not all_counted:
         labels, weight = labels.masked_fill(~counted, 0), counted.float()
     smoothed = F.smoothed_distribution(labels, classes, smoothing) if smoothing else None
     return Rows(scores, labels, features, index, weight=weight, target_distribution=smoothed)
 
 
-def _wrong_label(wrong: Tensor, labels: Tensor, classes: int, advice: str) -> ValueError:
-    row, value = first_wrong(wrong, labels)
+def _wrong_label(row: int, value: int, classes: int, advice: str) -> ValueError:
     return ValueError(
         f"expected labels from 0 to {classes - 1}, or {IGNORE} to ignore a row, received {value} in row {row}. {advice}"
     )

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
+from dro_temp import _faults
 from dro_temp._checks import (
     check_choice,
     check_kind,
@@ -121,6 +122,8 @@ class RobustLoss(ShapeChecked, ABC):
                 of a diverged predictor then pass, so that a gradient scaler can skip the step.
         """
         if check:
+            if _faults.pending.checks:  # of earlier calls: an Objective looks at them itself
+                _faults.raise_faults()
             check_kind("rows", rows, Rows, "Write loss(Rows(scores, target), tau).")
             rows.check_values()
             check_several("statistics", statistics, "Pass statistics=('entropy',), say.")

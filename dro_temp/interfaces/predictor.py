@@ -114,6 +114,8 @@ class TemperaturePredictor(Reader, ShapeChecked, ABC):
     reads = frozenset({"features"})
     #: True if the predictor updates itself from each row's own gradient dF/dtau (see `observe`).
     observes_gradient: bool = False
+    #: True if `observe` takes rows that do not count, see there.
+    observes_uncounted_rows: bool = False
 
     def __init__(self, *, tau_min: float, tau_max: float) -> None:
         super().__init__()
@@ -138,8 +140,8 @@ class TemperaturePredictor(Reader, ShapeChecked, ABC):
     def observe(self, index: RowIndex, gradient: PerRow) -> None:
         """Receive each row's own dF/dtau, unscaled by reduction; only for `observes_gradient`.
 
-        On a device, rows that do not count come with index -1 and gradient 0, which `Staged.put` leaves out; elsewhere
-        they do not come.
+        Rows that do not count are left out. With `observes_uncounted_rows` they come on a device, with index -1 and
+        gradient 0 (`Staged.put` leaves them out), so that nothing waits for how many count.
         """
         raise NotImplementedError(f"{type(self).__name__} declares observes_gradient but does not observe")
 

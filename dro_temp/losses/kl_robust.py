@@ -19,10 +19,6 @@ class EstimatedLoss(LogMeanExpLoss):
         self.estimator = estimator
         self.row_by_row = estimator.row_by_row
 
-    def is_affine(self, rows: Rows) -> bool:
-        """True where the log-mean is what was computed."""
-        return isinstance(self.estimator, Exact)
-
 
 class KLRobustLoss(EstimatedLoss):
     r"""$F_i(\tau_i) = \tau_i \left(\log \mathbb{E}_j\, e^{h_{ij}/\tau_i} + \rho\right)$ over each row's support.
@@ -67,6 +63,10 @@ class KLRobustLoss(EstimatedLoss):
             instead = None if self.row_by_row else lower
             check_feasible(self.rho, self.estimator.population(size), instead=instead)
 
+    def is_affine(self, rows: Rows) -> bool:
+        """True without an estimator."""
+        return type(self.estimator) is Exact
+
     def from_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
         """The dual value, with the estimator's compositional gradient."""
         log_u = self.estimator.propose(rows.index, log_g, rows.valid)
@@ -103,6 +103,10 @@ class EntropicRiskLoss(EstimatedLoss):
 
     Source: arXiv 2407.01445 (FastCLIP), v0; arXiv 2602.02877 (SCENT), equation 1.
     """
+
+    def is_affine(self, rows: Rows) -> bool:
+        """True without an estimator."""
+        return type(self.estimator) is Exact
 
     def from_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
         """The estimated log-mean, with the compositional gradient."""

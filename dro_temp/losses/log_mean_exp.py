@@ -63,7 +63,8 @@ class LogMeanExpLoss(RobustLoss):
     def is_affine(self, rows: Rows) -> bool:
         r"""Whether the values are affine in log g, $a(\tau) \log g + b(\tau)$, in all of these rows.
 
-        Their gradient is then known before log g is, which saves a GPU one read of the scores. False is always right.
+        Their gradient is then known before log g is, which saves a GPU one read of the scores. False is always right. A
+        class that implements `from_log_mean_exp` anew says this anew as well: it is not inherited then.
         """
         return False
 
@@ -175,8 +176,13 @@ class LogMeanExpLoss(RobustLoss):
             values = self.from_log_mean_exp(rows, log_g, tau)
             return values.mean() if share is None else (values * share.to(values.dtype)).sum()
 
+        # What a subclass computes may depend on more (parameters, features, random numbers), and may not be affine.
+        written_in = next(c for c in type(self).__mro__ if "from_log_mean_exp" in vars(c))
+        affine = "is_affine" in vars(written_in) and self.is_affine(rows)
+        of_numbers_alone = written_in.__module__.startswith("dro_temp.losses.")
         # On a CPU comparing gradients costs less than the mean; and of no rows there is none.
-        return GradOutput(gradient, mean if n and rows.target.is_cuda else None, self.is_affine(rows))
+        offers_mean = n and of_numbers_alone and rows.target.is_cuda
+        return GradOutput(gradient, mean if offers_mean else None, affine)
 
     @final
     def evaluate_mirrored(

@@ -35,7 +35,7 @@ class ObjectiveOutput:
     Args:
         loss: the number to call `backward` on: the mean over views of each view's weighted mean over rows, plus
             penalties and a `tau_loss`.
-        values: loss of each row, per view.
+        values: loss of each row, per view, with gradient. On a GPU the graph of `loss` may not pass through them.
         tau: temperature of each row, per view, detached.
         metrics: numbers to log, `"loss"`, `"{view}/loss"`, `"{view}/tau_mean"` and so on: detached
             scalars on the device, so that logging waits for it only when they are read.
@@ -75,10 +75,10 @@ class Objective(Committable):
         risk: reduces the rows' values instead of the weighted mean: one `SampleRisk` for all views, or one per view;
             one with memory must be passed per view. Values of a `tau_loss` are still averaged.
         check_finite: True to stop with the row's number at the first NaN or infinity in features, temperatures or
-            values. On a device it does not wait: the error comes at the next forward, commit or save, and
-            `state.checks_now()` raises it where the fault is. In training with several processes it does wait, so that
-            all stop together. Turn it off for float16 with a gradient scaler, which handles overflow by itself. Under
-            `torch.compile` these checks are left out.
+            values. On a device it does not wait: the error comes at the next forward, commit or save, when the step may
+            have been taken (go on from a checkpoint), and `state.checks_now()` raises it where the fault is. In
+            training with several processes it does wait, so that all stop together. Turn it off for float16 with a
+            gradient scaler, which handles overflow by itself. Under `torch.compile` these checks are left out.
         monitor: True to check the temperatures every 50th training forward, and warn once (`TemperatureWarning`)
             if a predictor that reads rows returns one temperature for all, or a bound. Each check waits for the device.
 
@@ -156,7 +156,7 @@ class Objective(Committable):
             group: [n] number of each row's group, for a risk that needs it.
             **batch: what the host takes.
         """
-        if _faults.pending:
+        if _faults.pending.checks:
             _faults.raise_faults()
         if self.training and torch.is_grad_enabled():
             self._transaction.refuse_uncommitted()

@@ -34,17 +34,25 @@ def refuse_non_finite(
         if bool(torch.cat(list(bad.values())).any()):
             raise _non_finite(bad, index)
         return
-    # As few launches as will do: 0 times NaN or infinity is NaN, and so is its sum.
-    parts = [
-        (x if rows[view].weight is None else _counted(x, valid[view])).flatten()
-        for (_, view), x in numbers.items()
-    ]
-    large = [x for x in parts if x.numel() > _LARGE]
-    extremes = [extreme for x in large for extreme in x.aminmax()]
-    total = torch.cat(
-        [*(x.float() for x in parts if x.numel() <= _LARGE), *(x.float()[None] for x in extremes)]
+    # As few launches as will do: 0 times NaN or infinity is NaN, and so is its sum. Large tensors are not kept until
+    # the answer is known; where their rows are, is.
+    numbers |= {name: _infinite(x) for name, x in numbers.items() if x.numel() > _LARGE}
+    parts = []
+    for (_, view), x in numbers.items():
+        r = rows[view]
+        # A pair alone in its batch does not count either.
+        all_count = r.weight is None and (r.target_in_support or len(r.target) > 1)
+        parts.append((x if all_count else _counted(x, valid[view])).flatten())
+    total = torch.cat([x if x.dtype in (torch.float32, torch.float64) else x.float() for x in parts])
+    _faults.check(
+        (total * 0.0).sum(), lambda x: None if x == 0.0 else _non_finite(_bad_rows(numbers, valid), index)
     )
-    _faults.report((total * 0.0).sum() != 0.0, lambda: _non_finite(_bad_rows(numbers, valid), index))
+
+
+def _infinite(x: Tensor) -> Tensor:
+    """NaN for rows that hold NaN or infinity, else 0."""
+    low, high = torch.aminmax(x, dim=1)
+    return (low.float() * 0.0) + (high.float() * 0.0)
 
 
 def _counted(x: Tensor, valid: Tensor) -> Tensor:
@@ -67,7 +75,12 @@ def _non_finite(
     bad: Mapping[tuple[str, str], Tensor], index: Mapping[str, Tensor | None]
 ) -> FloatingPointError:
     """The error for the first of some rows that hold NaN or infinity."""
-    what, view = next(name for name, mask in bad.items() if bool(mask.any()))
+    what, view = next((name for name, mask in bad.items() if bool(mask.any())), ("numbers", ""))
+    if not view:
+        return FloatingPointError(
+            "expected finite features, temperatures and losses, received NaN or infinity in a row that does not count, "
+            "or numbers beyond float32. Look at the inputs, or pass check_finite=False."
+        )
     mask, numbers = bad[what, view], index[view]
     positions = mask.nonzero()[:, 0].tolist()
     samples = "" if numbers is None else f" (samples {numbers[mask].tolist()[:8]})"

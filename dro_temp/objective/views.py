@@ -143,7 +143,9 @@ def register_tau_grad_hook(predictor: Any, rows: Rows, output: LossOutput) -> No
         index, scale = rows.index, upstream["scale"]
         counted = scale != 0
         gradient = gradient / scale.masked_fill(~counted, 1.0)
-        if index.is_cuda or _faults.everywhere:  # without a wait for how many there are
+        if predictor.observes_uncounted_rows and (
+            index.is_cuda or _faults.everywhere
+        ):  # how many count is not read
             predictor.observe(index.masked_fill(~counted, -1), gradient.masked_fill(~counted, 0.0))
         else:
             predictor.observe(index[counted], gradient[counted])

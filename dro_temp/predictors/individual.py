@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dro_temp import distributed
+from dro_temp import _faults, distributed
 from dro_temp import functional as F
 from dro_temp._checks import check_count, check_flag, check_index, check_kind, check_positive, check_within
 from dro_temp._typing import PerRow, RowIndex
@@ -76,6 +76,7 @@ class IndividualTemperature(TemperaturePredictor, Staged):
 
     reads = frozenset({"index"})
     memory = ("tau", "momentum")
+    observes_uncounted_rows = True
     tau: Tensor
     momentum: Tensor
 
@@ -114,7 +115,10 @@ class IndividualTemperature(TemperaturePredictor, Staged):
 
     def raw(self, inputs: PredictorInputs) -> PerRow:
         """The entries."""
-        entries = self.read("tau", check_index(inputs.index, self.num_samples))
+        index = check_index(inputs.index, self.num_samples)
+        entries = self.read("tau", index)
+        if self.update is None and (index.is_cuda or _faults.everywhere):
+            entries = torch.where(index >= 0, entries, entries.detach())  # a wrong number trains no entry
         if self.observes_gradient and self.training and torch.is_grad_enabled():
             return entries.requires_grad_()
         return entries

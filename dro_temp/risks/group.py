@@ -117,14 +117,16 @@ class GroupRisk(StandaloneRisk):
             return group
         wrong = (group < 0) | (group >= self.num_groups)
         if group.is_cuda or _faults.everywhere:
-            _faults.report(wrong, lambda: self._outside(group))
+            _faults.check(torch.stack(group.aminmax()), lambda extremes: self._outside(*extremes))
             return group.masked_fill(wrong, 0)
-        if bool(wrong.any()):
-            raise self._outside(group)
+        error = self._outside(*torch.stack(group.aminmax()).tolist())
+        if error is not None:
+            raise error
         return group
 
-    def _outside(self, group: Tensor) -> IndexError:
-        low, high = torch.stack(group.aminmax()).tolist()
+    def _outside(self, low: int, high: int) -> IndexError | None:
+        if low >= 0 and high < self.num_groups:
+            return None
         return IndexError(
             f"expected group numbers from 0 to {self.num_groups - 1}, received numbers from {low} to {high}. "
             f"Write GroupRisk({high + 1}), or number the groups from 0."

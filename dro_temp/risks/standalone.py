@@ -33,7 +33,7 @@ class StandaloneRisk(SampleRisk, Committable):
 
     def forward(self, losses: Tensor, *, weight: Tensor | None = None, group: Tensor | None = None) -> Scalar:
         """See `SampleRisk.forward`."""
-        if _faults.pending:
+        if _faults.pending.checks:
             _faults.raise_faults()
         if not self.memory_modules():
             return super().forward(losses, weight=weight, group=group)

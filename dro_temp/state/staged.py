@@ -103,6 +103,10 @@ class Staged(ShapeChecked, ABC):
     def read(self, name: str, index: Tensor) -> Tensor:
         """Entries of a table, on its device or, with `on_host`, on that of the index."""
         table: Tensor = getattr(self, name)
+        if (
+            index.is_cuda or _faults.everywhere
+        ):  # a number outside, which is told later, must not stop the device
+            index = index.clamp(0, len(table) - 1)
         entries = table[index.to(table.device)]
         if not self.on_host or index.device == table.device:
             return entries
@@ -116,14 +120,14 @@ class Staged(ShapeChecked, ABC):
     def put(self, name: str, index: Tensor, values: Tensor) -> None:
         """Overwrite entries of a table; rows of the same index must agree, and those of a negative one are left out."""
         table: Tensor = getattr(self, name)
-        valid = index >= 0
+        valid = (index >= 0) & (index < len(table))
         if index.is_cuda or _faults.everywhere:
             # How many rows are left out is known on the device alone. They repeat what a row that counts writes, or, if
             # none does, what the table holds.
             if not len(index):
                 return
             stand_in = valid.long().argmax()[None]
-            at = index.index_select(0, stand_in).clamp(min=0)
+            at = index.index_select(0, stand_in).clamp(0, len(table) - 1)
             kept = self.read(name, at).to(values)
             value = torch.where(valid.any(), values.index_select(0, stand_in), kept)
             index, values = torch.where(valid, index, at), torch.where(valid, values, value)

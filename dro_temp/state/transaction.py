@@ -308,12 +308,12 @@ class Committable(ShapeChecked):
         """
         self._transaction.commit(self.parameters())
         # After it: what was stepped and what was written belong together.
-        if _faults.pending:
+        if _faults.pending.checks:
             _faults.raise_faults()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As `torch.nn.Module.state_dict`; faults on a device are raised first, so that none is saved unnoticed."""
-        if _faults.pending:
+        if _faults.pending.checks:
             _faults.raise_faults(wait=True)
         return super().state_dict(*args, **kwargs)
 

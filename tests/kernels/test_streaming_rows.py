@@ -211,3 +211,36 @@ def test_a_mean_formed_in_the_pass_is_the_mean(problem, seed, way):
         results.append([x.grad for x in (*leaves, tau) if x is not None])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+class Squared(dt.KLRobustLoss):
+    """Not affine in log g, which its base is."""
+
+    def from_log_mean_exp(self, rows, log_g, tau):
+        return super().from_log_mean_exp(rows, log_g, tau).square()
+
+
+@pytest.mark.parametrize(
+    ("loss", "affine"),
+    [
+        (dt.KLRobustLoss(1.0), True),
+        (dt.EntropicRiskLoss(), True),
+        (dt.LikelihoodLoss(), True),
+        (dt.InfoNCELoss(), True),
+        (Squared(1.0), False),
+        (dt.KLRobustLoss(1.0, estimator=dt.LogMovingAverage(9)), False),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_a_loss_is_affine_where_its_values_are(loss, affine):
+    """A kernel that is told so multiplies by the gradient before it knows log g."""
+    rows = dt.Rows(torch.randn(4, 6, dtype=float64), torch.arange(4), index=torch.arange(4))
+    assert loss._mean_gradient(rows).affine == affine
+    tau = torch.full((4,), 0.7, dtype=float64)
+    if affine:
+        log_g = torch.randn(4, dtype=float64, requires_grad=True)
+        values = loss.from_log_mean_exp(rows, log_g, tau)
+        (slope,) = torch.autograd.grad(values.sum(), log_g)
+        torch.testing.assert_close(
+            values + slope, loss.from_log_mean_exp(rows, log_g + 1.0, torch.full((4,), 0.7, dtype=float64))
+        )

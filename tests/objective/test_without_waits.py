@@ -5,6 +5,7 @@ operation that would wait for a device fails.
 """
 
 import copy
+import threading
 from functools import partial
 
 import pytest
@@ -41,7 +42,7 @@ class Refused(TorchDispatchMode):
 @pytest.fixture
 def elsewhere(monkeypatch):
     monkeypatch.setattr(_faults, "everywhere", True)
-    monkeypatch.setattr(_faults, "pending", [])
+    monkeypatch.setattr(_faults, "pending", _faults._Pending())
 
 
 def two_towers(recipe, **options):
@@ -170,10 +171,79 @@ def test_a_wrong_group_is_named_at_the_next_call_of_a_risk_by_itself(elsewhere):
 
 
 def test_faults_do_not_pile_up(elsewhere):
+    def error(number):
+        return ValueError("told") if number else None
+
     for _ in range(2 * _faults._MOST_PENDING):
-        _faults.report(torch.tensor(False), AssertionError)
-    assert len(_faults.pending) <= _faults._MOST_PENDING
-    _faults.report(torch.tensor(True), lambda: ValueError("told"))
+        _faults.check(torch.tensor(0), error)
+    assert len(_faults.pending.checks) <= _faults._MOST_PENDING
+    _faults.check(torch.tensor(1), error)
     with pytest.raises(ValueError, match="told"):
         _faults.raise_faults(wait=True)
-    assert not _faults.pending
+    assert not _faults.pending.checks
+
+
+def test_each_thread_is_told_of_its_own_faults(elsewhere):
+    def run(images, told):
+        objective = two_towers("infonce")
+        try:
+            for _ in range(3):
+                objective(images, BATCH[1]).loss.backward()
+        except FloatingPointError as error:
+            told.append(error)
+
+    broken, sound = [], []
+    threads = [
+        threading.Thread(target=run, args=(images, told))
+        for images, told in ((BATCH[0] * torch.nan, broken), (BATCH[0], sound), (BATCH[0], sound))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(broken) == 1
+    assert not sound
+
+
+def test_a_fault_is_told_as_it_was_when_the_batch_changes_afterwards(elsewhere):
+    objective, index = two_towers("sogclr", num_samples=6), INDEX.clone()
+    objective(*BATCH, index=index)
+    index.zero_()
+    with pytest.raises(IndexError, match="received numbers from 1 to 9"):
+        objective(*BATCH, index=index)
+
+
+@pytest.mark.parametrize("update", [dt.predictors.GradientUpdate(lr=0.1), None])
+def test_a_wrong_number_trains_no_entry_of_a_table(update, elsewhere):
+    torch.manual_seed(0)
+    host = dt.hosts.Classifier(torch.nn.Linear(6, 8), torch.nn.Linear(8, 10))
+    predictor = dt.IndividualTemperature(20, tau_min=0.1, tau_max=4.0, update=update)
+    objective = dt.Objective(host, predictor, dt.KLRobustLoss(1.0))
+    optimizer = dt.CompositionalOptimizer(torch.optim.SGD(objective.param_groups(lr=0.1)), objective)
+    objective(BATCH[0], INDEX, index=torch.tensor([0, 1, 500, 2, -3, 3])).loss.backward()
+    with pytest.raises(IndexError, match="received numbers from -3 to 500"):
+        optimizer.step()
+    tau = objective.predictors["class"].tau.detach()
+    assert (tau[:4] != tau[10]).all()
+    assert (tau[4:] == tau[10]).all()
+
+
+def test_a_lone_pair_that_is_not_finite_does_not_count(elsewhere):
+    robust = two_towers("tempnet", num_samples=20, width=8, rho=1.0)
+    robust(BATCH[0][:1] * torch.nan, BATCH[1][:1], index=INDEX[:1])
+    robust(*BATCH, index=INDEX)
+
+
+def test_float64_beyond_float32_is_finite(elsewhere):
+    host = dt.hosts.Classifier(torch.nn.Identity(), torch.nn.Linear(6, 10))
+    objective = dt.Objective(host, dt.ConstantTemperature(1.0), dt.KLRobustLoss(1.0)).double()
+    for scale in (1e100, 1.0):
+        assert objective(BATCH[0].double() * scale, INDEX).loss.isfinite()
+
+
+def test_a_loss_by_itself_tells_at_its_next_call(elsewhere):
+    loss = dt.KLRobustLoss(1.0, estimator=dt.LogMovingAverage(4))
+    rows = dt.Rows(torch.randn(3, 5), torch.arange(3), index=torch.tensor([0, 1, 99]))
+    loss(rows, 1.0)
+    with pytest.raises(IndexError, match="received numbers from 0 to 99"):
+        loss(rows, 1.0)
