@@ -14,6 +14,7 @@ pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = str(ROOT / "examples" / "distributed.py")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 def _run(*launcher, out, options=()):
@@ -34,13 +35,18 @@ def _found(said):
 
 
 def test_two_processes_say_what_one_says(tmp_path):
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     loss, sent = _found(_run(sys.executable, out=tmp_path / "one"))
     assert sent == 0
-    numbers, fewer = _found(_run(*torchrun, out=tmp_path / "numbers"))
-    gradients, more = _found(_run(*torchrun, out=tmp_path / "gradients", options=("--backend", "reference")))
+    numbers, fewer = _found(_run(*TORCHRUN, out=tmp_path / "numbers"))
     assert numbers == pytest.approx(loss, abs=2e-5)
-    assert gradients == pytest.approx(loss, abs=2e-5)
-    assert fewer < more / 2
+    assert fewer > 0
     # What two processes left, one goes on with: nothing is left to do.
     assert "epoch 1" not in _run(sys.executable, out=tmp_path / "numbers")
+
+
+@pytest.mark.slow
+def test_numbers_per_row_are_less_to_send_than_gradients(tmp_path):
+    numbers, fewer = _found(_run(*TORCHRUN, out=tmp_path / "numbers"))
+    gradients, more = _found(_run(*TORCHRUN, out=tmp_path / "gradients", options=("--backend", "reference")))
+    assert gradients == pytest.approx(numbers, abs=2e-5)
+    assert fewer < more / 2

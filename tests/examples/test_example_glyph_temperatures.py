@@ -74,6 +74,7 @@ def test_the_temperatures_are_those_that_training_ended_with(example, trained):
         assert name == letters[i] or name.startswith(f"{letters[i]} with ")
 
 
+@pytest.mark.slow
 def test_says_what_to_run_first(example, trained, tmp_path, capsys):
     def said(folder, *options):
         assert example.main(["--run", str(folder), *options]) == 2

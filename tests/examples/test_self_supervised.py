@@ -148,7 +148,9 @@ def assert_same(a, b):
         assert a == b
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    "scheme", [s if s == "tempnet" else pytest.param(s, marks=pytest.mark.slow) for s in SCHEMES]
+)
 def test_a_resumed_run_is_the_same_bit_for_bit(example, options, images, scheme, tmp_path):
     options = replace(options, scheme=scheme)
     whole, cut, resumed = (example.Run(options, 0, images) for _ in range(3))
@@ -207,7 +209,7 @@ def test_splits_share_names_and_no_font(example):
 # The example ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", ["simclr", "tempnet"])
+@pytest.mark.parametrize("scheme", [pytest.param("simclr", marks=pytest.mark.slow), "tempnet"])
 def test_the_example_reports(example, scheme, tmp_path, capsys):
     assert example.main([*TINY, "--scheme", scheme, "--seeds", "0", "1", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out

@@ -141,6 +141,7 @@ def test_a_planted_library_is_not_loaded(tmp_path, who):
 
 @needs_compiler
 @pytest.mark.skipif(os.name != "posix", reason="a path that cannot be made on POSIX")
+@pytest.mark.slow
 def test_no_folder_is_left_behind_where_the_cache_cannot_be_used(tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()

@@ -20,7 +20,7 @@ from dro_temp.kernels.dispatch import cpu_runs_on, streaming_backend
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
 LOW = (torch.bfloat16, torch.float16)
-DTYPES = [torch.float32, *LOW]
+DTYPES = [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_compiler = pytest.mark.skipif(
     not cpu_runs_on(torch.device("cpu"), torch.float32), reason="there is no C compiler"

@@ -76,6 +76,7 @@ def test_the_plug_in_is_biased(size):
     assert (plug_in - full).norm() > 0.2 * full.norm()
 
 
+@pytest.mark.slow
 def test_the_estimate_converges_to_the_full_data_value_when_the_model_is_held_still():
     objective = _objective(lambda: dt.LogMovingAverage(M, gamma=0.02), tau=0.5)
     truth = _exact_log_g(objective)

@@ -89,7 +89,7 @@ def _is_equal(model, name, call):
         torch.testing.assert_close(call(*_inputs(name, n)), model(*_inputs(name, n)))
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_torch_export(exported, strict):
     model, name, inputs, shapes = exported
     file = io.BytesIO()

@@ -45,6 +45,7 @@ def test_a_bound_is_said(start, bound):
         _train(_net(tau_init=start))
 
 
+@pytest.mark.slow
 def test_nothing_is_said_of_temperatures_that_differ_or_are_meant_not_to():
     with warnings.catch_warnings():
         warnings.simplefilter("error", dt.TemperatureWarning)
