@@ -137,7 +137,6 @@ def tilted_statistics(
     return {name: value for name, value in statistics.items() if name in names}
 
 
-@torch.no_grad()
 def row_statistics(
     scores: Scores, target: RowIndex, tau: PerRow, target_in_support: bool, names: Collection[Statistic]
 ) -> dict[str, PerRow]:
@@ -150,5 +149,5 @@ def row_statistics(
     mean = target_score + (kl_weights(h, tau, mask) * h).sum(1)
     log_g = log_mean_exp(h / tau[:, None], mask)
     size = scores.shape[1] - (0 if target_in_support else 1)
-    moments = score_moments(scores, target, target_in_support, names)
+    moments = score_moments(scores.detach(), target, target_in_support, names)
     return moments | tilted_statistics(log_g, target_score / tau, mean / tau, size, names)

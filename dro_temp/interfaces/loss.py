@@ -54,7 +54,8 @@ class LossOutput:
         values: one value per row, with gradient; zero where a row does not count.
         tau: the temperatures; those of rows that do not count are undefined.
         backend: the backend taken, and why.
-        statistics: the requested statistics of each row, detached; zero where a row does not count.
+        statistics: the requested statistics of each row, zero where a row does not count; detached unless they were
+            requested to be differentiable.
         mean: weighted mean of the values, where a streaming loss formed the gradient of just that. Its backward neither
             compares nor waits; that of `values` is the same number, and may be used for anything else.
     """
@@ -109,6 +110,7 @@ class RobustLoss(ShapeChecked, ABC):
         tau: Tensor | float | TemperaturePredictor,
         *,
         statistics: Collection[Statistic] = (),
+        differentiable: bool = False,
         check: bool = True,
     ) -> LossOutput:
         """Value and temperature of each row, the backend taken, and statistics.
@@ -118,6 +120,9 @@ class RobustLoss(ShapeChecked, ABC):
             tau: temperature of each row, > 0, or one for all, or a predictor of them.
             statistics: any of "log_sum_exp" (of s / tau), "kl", "entropy" (of softmax(s / tau)), "max", "mean",
                 "std", "norm" (of the scores), all over the row's support.
+            differentiable: True for "log_sum_exp", "kl" and "entropy" with gradient, to scores and temperatures: an
+                entropy bonus, a penalty on KL. Where the loss streams, backward then costs one more product. The
+                others are detached, and without it all are.
             check: False if the values were checked elsewhere: an `Objective` checks its host's rows once. Temperatures
                 of a diverged predictor then pass, so that a gradient scaler can skip the step.
         """
@@ -139,8 +144,8 @@ class RobustLoss(ShapeChecked, ABC):
             if isinstance(tau, TemperaturePredictor) and not tau.reads_scores:
                 tau = tau.predict(rows)
             if backend.name != "reference":
-                return self._streamed(rows, tau, statistics, backend)
-            return self._from_matrix(rows, tau, statistics, backend)
+                return self._streamed(rows, tau, statistics, differentiable, backend)
+            return self._from_matrix(rows, tau, statistics, differentiable, backend)
 
     def evaluate_mirrored(
         self,
@@ -174,6 +179,7 @@ class RobustLoss(ShapeChecked, ABC):
         rows: Rows,
         tau: Tensor | TemperaturePredictor,
         statistics: Collection[Statistic],
+        differentiable: bool,
         backend: BackendChoice,
     ) -> LossOutput:
         rows = rows.inert_where_invalid().dense()
@@ -182,7 +188,9 @@ class RobustLoss(ShapeChecked, ABC):
         valid, scores = rows.valid, rows.dense_scores
         safe = tau.to(scores.dtype).masked_fill(~valid, 1.0)
         values = self.one_per_row(self.values(rows, safe), rows).masked_fill(~valid, 0.0)
-        per_row = row_statistics(scores, rows.target.long(), safe, rows.target_in_support, statistics)
+        target = rows.target.long()
+        with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+            per_row = row_statistics(scores, target, safe, rows.target_in_support, statistics)
         per_row = {name: x.masked_fill(~valid, 0.0) for name, x in per_row.items()}
         return LossOutput(values, tau, backend, per_row)
 
@@ -191,6 +199,7 @@ class RobustLoss(ShapeChecked, ABC):
         rows: Rows,
         tau: Tensor | TemperaturePredictor,
         statistics: Collection[Statistic],
+        differentiable: bool,
         backend: BackendChoice,
     ) -> LossOutput:
         raise AssertionError(f"{type(self).__name__} chose {backend.name} and cannot stream")

@@ -121,7 +121,12 @@ class LogMeanExpLoss(RobustLoss):
     @final
     @outside_graphs
     def _streamed(
-        self, rows: Rows, tau: Taus, statistics: Collection[Statistic], backend: BackendChoice
+        self,
+        rows: Rows,
+        tau: Taus,
+        statistics: Collection[Statistic],
+        differentiable: bool,
+        backend: BackendChoice,
     ) -> LossOutput:
         n, counted, all_tau = rows.target.shape[0], None, tau
         if rows.weight is not None:  # rows that do not count are left out of the pass
@@ -138,6 +143,7 @@ class LogMeanExpLoss(RobustLoss):
             tau,
             assumed_grad_output=self._mean_gradient(rows) if self.row_by_row else None,
             statistics=statistics,
+            differentiable=differentiable,
             backend=streaming_backend(backend.name, scores.queries.device, scores.dtype),
         )
         values = self.one_per_row(self.from_log_mean_exp(rows, output.log_g, output.tau), rows)

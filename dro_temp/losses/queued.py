@@ -221,7 +221,12 @@ class QueuedLoss(RobustLoss):
 
     @outside_graphs
     def _streamed(
-        self, rows: Rows, tau: Taus, statistics: Collection[Statistic], backend: BackendChoice
+        self,
+        rows: Rows,
+        tau: Taus,
+        statistics: Collection[Statistic],
+        differentiable: bool,
+        backend: BackendChoice,
     ) -> LossOutput:
         scores = rows.scores
         assert isinstance(scores, LinearScores)
@@ -238,7 +243,9 @@ class QueuedLoss(RobustLoss):
             joined = self._joined(scores, number)
             target = rows.target + len(joined.keys) - len(scores.keys)
             joined_rows = replace(rows, scores=joined, target=target)
-            output = self.loss.evaluate(joined_rows, tau, statistics=statistics, check=False)
+            output = self.loss.evaluate(
+                joined_rows, tau, statistics=statistics, differentiable=differentiable, check=False
+            )
             if isinstance(tau, Tensor) and not scores.requires_grad:
                 # For temperatures that are an input, backward needs their slopes alone.
                 release(_JOINED, joined.keys)

@@ -27,7 +27,9 @@ def log_mean_exp_rows(
     scores, target = rows.dense_scores, rows.target.long()
     tau = (tau if isinstance(tau, Tensor) else tau.predict(rows)).to(scores.dtype)
     log_g = F.log_mean_exp(rows.margins / tau[:, None], rows.mask)
-    return LogMeanExp(log_g, tau, row_statistics(scores, target, tau, rows.target_in_support, statistics))
+    with torch.no_grad():
+        found = row_statistics(scores, target, tau, rows.target_in_support, statistics)
+    return LogMeanExp(log_g, tau, found)
 
 
 def pair_log_sums(

@@ -25,7 +25,7 @@ from torch import Tensor
 from dro_temp._autograd import RandomState, refuse_second_derivative, refuse_transforms, without_autocast
 from dro_temp._pytree import pytree
 from dro_temp._typing import PerRow
-from dro_temp.functional.statistics import Statistic
+from dro_temp.functional.statistics import Statistic, tilted_statistics
 from dro_temp.interfaces.predictor import TemperaturePredictor
 from dro_temp.interfaces.rows import LinearScores, Rows
 from dro_temp.kernels.backends import torch as torch_backend
@@ -34,6 +34,9 @@ from dro_temp.kernels.memory import fits_cache
 from dro_temp.kernels.rows.chunked import ChunkedForward, ChunkResult, GradMask, GradOutput
 from dro_temp.kernels.rows.fused import FusedForward
 from dro_temp.kernels.rows.plan import ChunkPlan
+
+# Statistics of the softmax at the row's temperature; the others are of the scores alone.
+_OF_SOFTMAX = frozenset({"log_sum_exp", "kl", "entropy"})
 
 # Backward's gradient follows the same formula, multiplied by one factor: a few roundings apart.
 _ROUNDINGS = 64
@@ -47,7 +50,7 @@ class LogMeanExp:
     Args:
         log_g: with gradient to queries, keys, bias, tau and the predictor's parameters.
         tau: the temperatures, with gradient if they were predicted in the pass.
-        statistics: the requested statistics, detached.
+        statistics: the requested statistics; detached, unless they were requested to be `differentiable`.
         mean: `GradOutput.mean`, where its gradient was formed in the pass. A backward through it alone is known to
             bring what was assumed, and compares nothing; None otherwise.
     """
@@ -64,6 +67,7 @@ def log_mean_exp_rows(
     *,
     assumed_grad_output: GradOutput | None = None,
     statistics: Collection[Statistic] = (),
+    differentiable: bool = False,
     backend: Backend = torch_backend,
 ) -> LogMeanExp:
     r"""$\log g_i = \log \frac1m \sum_j e^{(s_{ij} - s_{i t_i}) / \tau_i}$ of each row, without the score matrix.
@@ -78,6 +82,8 @@ def log_mean_exp_rows(
         tau: [n] temperatures, or the predictor that reads the scores.
         assumed_grad_output: the gradient that backward will bring for each row, up to one factor for all.
         statistics: names of statistics to return of each row.
+        differentiable: True for gradient through log_sum_exp, kl and entropy, to queries, keys, bias, tau and the
+            predictor's parameters. Backward then runs a pass of its own: four products. The others stay detached.
         backend: what computes on a chunk.
 
     Raises:
@@ -107,17 +113,24 @@ def log_mean_exp_rows(
         backend,
         dtype,
         scores.score_dtype or dtype,
-        names,
+        tuple(name for name in names if not (differentiable and name in _OF_SOFTMAX)),
+        differentiable and not _OF_SOFTMAX.isdisjoint(names),
     )
     factors = (scores.queries, scores.keys, scores.bias)
     records_graph = torch.is_grad_enabled()  # in the forward of a Function it is off
     apply = partial(_LogMeanExp.apply, plan, assumed_grad_output, records_graph, *factors)
     if isinstance(tau, Tensor):
-        log_g, _, mean, *per_row = apply(tau)
+        log_g, _, mean, mean_score, target_score, *per_row = apply(tau)
         taus = tau.to(log_g.dtype)
     else:
-        log_g, taus, mean, *per_row = tau(run=lambda: apply(None, *tau.whole_parameters()))
-    return LogMeanExp(log_g, taus, dict(zip(names, per_row, strict=True)), mean)
+        log_g, taus, mean, mean_score, target_score, *per_row = tau(
+            run=lambda: apply(None, *tau.whole_parameters())
+        )
+    found = dict(zip(plan.statistics, per_row, strict=True))
+    if plan.differentiable:
+        found |= tilted_statistics(log_g, target_score / taus, mean_score / taus, plan.support_size, names)
+        found = {name: found[name] for name in names}
+    return LogMeanExp(log_g, taus, found, mean)
 
 
 class PrecomputedGrads:
@@ -213,7 +226,9 @@ class _LogMeanExp(torch.autograd.Function):
         random = plan.predictor is not None and plan.predictor.training  # dropout, say
         ctx.random_state = RandomState(queries.device) if random else None
         # Without an assumption, the weight of each row in a sum over rows is still unknown.
-        mask = GradMask() if required.sums_over_rows and assumed is None else required
+        assumed = None if plan.differentiable else assumed
+        unknown = plan.differentiable or (required.sums_over_rows and assumed is None)
+        mask = GradMask() if unknown else required
         fuses = plan.backend.fused_rows is not None and FusedForward.knows(plan.transform)
         ctx.forward = FusedForward if fuses else ChunkedForward
         chunked = ctx.forward(plan, queries, keys, bias, tau, parameters)
@@ -227,7 +242,7 @@ class _LogMeanExp(torch.autograd.Function):
         ctx.plan, ctx.mask = plan, required
         # If only temperatures that are an input learn, backward needs their slope alone.
         factors = (queries, keys, bias) if any(needs_grad[:3]) or tau is None else (None, None, None)
-        ctx.save_for_backward(*factors, tau, result.slope, *parameters)
+        ctx.save_for_backward(*factors, tau, result.slope, result.mean_slope, *parameters)
         per_row = tuple(result.statistics[name] for name in plan.statistics)
         ctx.mark_non_differentiable(*per_row, *(() if tau is None else (result.tau,)))
         mean, ctx.assumed = None, None
@@ -239,15 +254,15 @@ class _LogMeanExp(torch.autograd.Function):
         ):
             mean, ctx.assumed = assumed.mean(result.log_g, result.tau), precomputed.assumed()
         ctx.set_materialize_grads(False)
-        return result.log_g, result.tau, mean, *per_row  # type: ignore[arg-type]
+        return result.log_g, result.tau, mean, result.mean_score, result.target_score, *per_row  # type: ignore[arg-type]
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        queries, keys, bias, tau, slope, *parameters = ctx.saved_tensors
-        of_log_g, of_tau, of_mean = grads[:3]
-        if of_log_g is None and of_tau is None and of_mean is None:  # only statistics were used
+        queries, keys, bias, tau, slope, mean_slope, *parameters = ctx.saved_tensors
+        of_log_g, of_tau, of_mean, b, c = grads[:5]
+        if all(x is None for x in grads[:5]):  # only detached statistics were used
             return (None,) * len(ctx.needs_input_grad)
         u = torch.zeros_like(slope) if of_log_g is None else of_log_g
         v = torch.zeros_like(slope) if of_tau is None else of_tau
@@ -256,11 +271,18 @@ class _LogMeanExp(torch.autograd.Function):
             assumed_u, assumed_v = ctx.assumed
             u, v = u + of_mean * assumed_u, v + of_mean * assumed_v
             direct = of_mean * assumed_v
+        if b is not None:
+            by_mean = b * mean_slope
+            direct = by_mean if direct is None else direct + by_mean
         if queries is None:
+            if direct is not None:
+                return None, None, None, None, None, None, (u * slope + direct).to(tau.dtype)
             return None, None, None, None, None, None, (u * slope).to(tau.dtype)
         # Used once, since it is rescaled in place: a second backward through a retained graph runs again.
         precomputed, ctx.precomputed = ctx.precomputed, None
         scaled: tuple[ChunkResult, float | Tensor] | None = None
+        if b is not None or c is not None:
+            precomputed = None
         if precomputed is not None and of_mean is not None and of_log_g is None and of_tau is None:
             assert precomputed.result is not None
             scaled = precomputed.result, of_mean
@@ -276,6 +298,10 @@ class _LogMeanExp(torch.autograd.Function):
             with contextlib.nullcontext() if ctx.random_state is None else ctx.random_state.restored():
                 chunked = ctx.forward(ctx.plan, queries, keys, bias, tau, parameters)
                 grad_output = GradOutput(lambda log_g, tau, rows: (u[rows], v[rows]), affine=True)
+                if b is not None or c is not None:
+                    zero = torch.zeros_like(slope)
+                    b, c = (zero if x is None else x for x in (b, c))
+                    grad_output = replace(grad_output, of_scores=lambda rows: (b[rows], c[rows]))
                 result = chunked.run(ctx.mask, grad_output, saved_scores=ctx.saved_scores)
         tau_grad = u * slope if ctx.needs_input_grad[6] else None
         if tau_grad is not None and direct is not None:

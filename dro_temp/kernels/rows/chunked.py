@@ -60,6 +60,9 @@ from dro_temp.kernels.products import empty_contiguous, gradient_dtype, product
 from dro_temp.kernels.rows.plan import ChunkPlan
 from dro_temp.kernels.rows.temperatures import BlockTemperatures
 
+# Scores this far below the maximum weigh nothing; their square is still finite.
+_FAR = 1e18
+
 
 @dataclass(frozen=True)
 class GradOutput:
@@ -69,12 +72,14 @@ class GradOutput:
         function: `(log_g, tau, rows) -> (dL/dlog_g, dL/dtau)`.
         mean: `(log_g, tau) -> L` of all rows, if L is a number whose gradient `function` is.
         affine: whether dL/dlog_g does not depend on log_g, so that it is known before the row's scores are summed.
+        of_scores: `rows -> (dL/dE_p[s], dL/ds_t)` beside log_g, in a pass that is `differentiable`.
         asked_early: what is called for dL/dlog_g before log_g is known; None: `function`.
     """
 
     function: Callable[[PerRow, PerRow, slice], tuple[PerRow, PerRow]]
     mean: Callable[[PerRow, PerRow], Tensor] | None = None
     affine: bool = False
+    of_scores: Callable[[slice], tuple[PerRow, PerRow]] | None = None
     asked_early: Callable[[PerRow, PerRow, slice], tuple[PerRow, PerRow]] | None = None
 
     def of_log_g(self, tau: PerRow, rows: slice) -> PerRow | None:
@@ -111,6 +116,9 @@ class ChunkResult:
     tau: PerRow
     slope: PerRow  #: dlog_g / dtau
     statistics: dict[str, PerRow] = field(default_factory=dict)
+    mean_score: PerRow | None = None  #: E_p[s]
+    mean_slope: PerRow | None = None  #: dE_p[s] / dtau
+    target_score: PerRow | None = None
     queries: Tensor | None = None
     keys: Tensor | None = None
     bias: Tensor | None = None
@@ -198,6 +206,10 @@ class ChunkedForward:
         result = ChunkResult(log_g, tau, slope)
         for name in self.plan.statistics:
             result.statistics[name] = new(n, dtype=self.dtype)
+        if self.plan.differentiable:
+            result.mean_score, result.mean_slope, result.target_score = (
+                new(n, dtype=self.dtype) for _ in range(3)
+            )
         result.queries = empty_contiguous(self.queries, self.dtype) if mask.queries else None
         result.keys = empty_contiguous(self.keys, self._grad_dtype) if mask.keys else None
         if result.keys is not None and not n:
@@ -253,6 +265,11 @@ class ChunkedForward:
             slopes = self.transform.slope_(scores.clone())
         if not self.plan.target_in_support:
             scores.scatter_(1, column, NOT_AN_OUTCOME)
+        if self.plan.differentiable:
+            for name, value in statistics.items():
+                result.statistics[name][chunk] = value
+            self._reduce_with_mean(chunk, scores, target_score, slopes, tau, mask, grad_output)
+            return
         partials = self._softmax(scores, tau, mask)
         log_m = math.log(max(self.plan.support_size, 1))
         log_g = (partials.row_max - target_score) / tau + partials.sum_exp.log() - log_m  # [rows]
@@ -280,6 +297,62 @@ class ChunkedForward:
             )
             for name, value in statistics.items():
                 result.statistics[name][chunk] = value
+
+    def _reduce_with_mean(
+        self,
+        chunk: slice,
+        scores: Scores,
+        target_score: PerRow,
+        slopes: Scores | None,
+        tau: PerRow,
+        mask: GradMask,
+        grad_output: GradOutput | None,
+    ) -> None:
+        r"""As `_reduce`, with E_p[s] and the target's score as results, in plain PyTorch.
+
+        With b = dL/dE_p[s] and c = dL/ds_t beside log_g, and dE_p[s]/ds_j = p_j (1 + (s_j - E_p[s]) / tau),
+
+        $G_j = p_j (u/\tau + b + b (s_j - \mathrm{E}_p[s])/\tau) - 1[j = t] (u/\tau - c)$.
+        """
+        result, column = self._result, self.plan.target[chunk, None]
+        row_max = scores.amax(1)
+        below = scores - row_max[:, None]
+        p = (below / tau[:, None]).exp()  # [rows m]
+        sum_exp = p.sum(1)
+        p /= sum_exp[:, None]
+        # What is no outcome weighs nothing, and its square is finite.
+        below.clamp_(min=-_FAR)
+        excess = (p * below).sum(1)
+        below -= excess[:, None]  # s - E_p[s], [rows m]
+        mean, variance = row_max + excess, (p * below.square()).sum(1)
+        log_g = (row_max - target_score) / tau + sum_exp.log() - math.log(max(self.plan.support_size, 1))
+        slope, mean_slope = -(mean - target_score) / tau.square(), -variance / tau.square()
+        u, v = torch.ones_like(tau), torch.zeros_like(tau)
+        b = c = torch.zeros_like(tau)
+        if grad_output is not None:
+            u, v = grad_output.function(log_g, tau, chunk)
+            if grad_output.of_scores is not None:
+                b, c = grad_output.of_scores(chunk)
+        if mask.scores:
+            gradient = p * (u / tau + b)[:, None] + p * below * (b / tau)[:, None]
+            gradient.scatter_add_(1, column, (c - u / tau)[:, None])
+            gradient = gradient if slopes is None else gradient * slopes
+            gradient *= self.scale
+            if result.bias is not None:
+                result.bias.add_(gradient.sum(0))
+            if result.queries is not None:
+                product(gradient, self._narrow_keys, result.queries[chunk])
+            if result.keys is not None:
+                queries, factor = self.queries[chunk].to(self.dtype), self._narrow_keys.dtype
+                self.backend.accumulate_(result.keys, gradient, queries, factor, first=chunk.start == 0)
+        if self._temperatures is not None:
+            self._temperatures.accumulate(u * slope + v + b * mean_slope)
+        result.log_g[chunk], result.tau[chunk], result.slope[chunk] = log_g, tau, slope
+        assert result.mean_score is not None
+        assert result.mean_slope is not None
+        assert result.target_score is not None
+        result.mean_score[chunk], result.mean_slope[chunk] = mean, mean_slope
+        result.target_score[chunk] = target_score
 
     def _softmax(self, scores: Scores, tau: PerRow, mask: GradMask) -> SoftmaxPartials:
         """Row sums, and the weights if a gradient needs them."""

@@ -99,13 +99,16 @@ class FusedForward(ChunkedForward):
             self._finishes,
         )
         known, weights, u = None, None, None
+        of_scores = None
+        if grad_output is not None and grad_output.of_scores is not None:
+            of_scores = grad_output.of_scores(chunk)
         if mask.scores:
             weights = scores
             if self._factor != scores.dtype:
                 weights = acquire("weights", len(scores), scores.shape[1], scores, self._factor)
             u = torch.ones_like(tau) if grad_output is None else grad_output.of_log_g(tau, chunk)
-            known = None if u is None else self._coefficients(u)
-        rows = kernel.tilt_rows(block, tau, known=known, out=weights)
+            known = None if u is None else self._coefficients(u, of_scores)
+        rows = kernel.tilt_rows(block, tau, variance=plan.differentiable, known=known, out=weights)
         slope = -(rows.mean - rows.target_score) / tau.square()  # dlog_g / dtau
         if grad_output is None:
             u, v = torch.ones_like(tau), torch.zeros_like(tau)
@@ -113,13 +116,23 @@ class FusedForward(ChunkedForward):
             u, v = grad_output.function(rows.log_g, tau, chunk)
         if weights is not None:
             if known is None:
-                known = self._coefficients(u)
+                known = self._coefficients(u, of_scores)
                 kernel.write_gradient(block, tau, rows, known, out=weights)
             self._accumulate_weights(chunk, weights)
             if weights is not scores:
                 release("weights", weights)
+        grad_tau = u * slope + v
+        if rows.variance is not None:
+            mean_slope = -rows.variance / tau.square()
+            if of_scores is not None:
+                grad_tau = grad_tau + of_scores[0] * mean_slope
+            assert result.mean_score is not None
+            assert result.mean_slope is not None
+            assert result.target_score is not None
+            result.mean_score[chunk], result.mean_slope[chunk] = rows.mean, mean_slope
+            result.target_score[chunk] = rows.target_score
         if self._temperatures is not None:
-            self._temperatures.accumulate(u * slope + v)
+            self._temperatures.accumulate(grad_tau)
         result.log_g[chunk], result.tau[chunk], result.slope[chunk] = rows.log_g, tau, slope
         if plan.statistics:
             statistics |= tilted_statistics(
@@ -128,14 +141,14 @@ class FusedForward(ChunkedForward):
             for name, value in statistics.items():
                 result.statistics[name][chunk] = value
 
-    def _coefficients(self, u: PerRow) -> Coefficients:
+    def _coefficients(self, u: PerRow, of_scores: tuple[PerRow, PerRow] | None) -> Coefficients:
         """What the kernel multiplies into the gradient of each row."""
-        u, self._unit = u * self.scale, None
+        parts, self._unit = [x * self.scale for x in (u, *(of_scores or ()))], None
         if self._factor == torch.float16:
-            largest = u.abs().amax().clamp(min=torch.finfo(u.dtype).tiny)
+            largest = torch.stack([x.abs().amax() for x in parts]).amax().clamp(min=torch.finfo(u.dtype).tiny)
             self._unit = torch.exp2(largest.log2().ceil())
-            u = u / self._unit
-        return Coefficients(u)
+            parts = [x / self._unit for x in parts]
+        return Coefficients(*parts)
 
     def _accumulate_weights(self, chunk: slice, weights: Scores) -> None:
         """Products 2 and 3 of a chunk, from the gradient of its scores."""

@@ -27,7 +27,8 @@ class ChunkPlan:
         backend: what computes on a chunk.
         dtype: of sums over scores, float32 or better.
         score_dtype: of scores in memory: `dtype`, or less where the user says so.
-        statistics: names of the statistics to return.
+        statistics: names of the statistics to return, detached.
+        differentiable: whether E_p[s] and the target's score are results with gradient.
     """
 
     target: RowIndex
@@ -41,3 +42,4 @@ class ChunkPlan:
     dtype: torch.dtype
     score_dtype: torch.dtype
     statistics: tuple[Statistic, ...] = ()
+    differentiable: bool = False
