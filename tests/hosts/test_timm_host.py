@@ -163,7 +163,7 @@ def test_half_precision_on_the_processor(dtype):
 
 
 @pytest.mark.usefixtures("no_shape_checks")
-@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("soft", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["test_vit", "resnetv2_18"])
 def test_compiled_in_one_graph(name, soft):
     model, labels = model_of(name).eval(), torch.eye(CLASSES)[LABELS] if soft else LABELS

@@ -129,7 +129,7 @@ def test_statistics_are_one_graph(counter):
     assert counter.frame_count <= 2
 
 
-@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("pairs", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(
     "case", [c for c in PREDICTORS if c.name in ONE_OF_A_KIND], ids=lambda case: case.name
 )

@@ -43,6 +43,7 @@ def test_scripts_are_tested_on_images_that_are_not_trained_on():
     assert len(splits.test[1]) == 5_000
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::dro_temp.TemperatureWarning"
 )  # an untrained network gives all rows one temperature
