@@ -1,25 +1,12 @@
 """Interleaved times of contenders on a GPU, their peak memory, and a table."""
 
-import statistics
 from collections.abc import Callable
 
 import torch
 
-from benchmarks.harness.timing import interleaved, ratios
+from benchmarks.harness.timing import clock_of, interleaved, ratios
 
 MIB = 2**20
-
-
-def clock() -> float:
-    """Seconds of the device: what was launched before has run."""
-    torch.cuda.synchronize()
-    return _seconds()
-
-
-def _seconds() -> float:
-    import time
-
-    return time.perf_counter()
 
 
 def peak(step: Callable[[], object]) -> float:
@@ -57,7 +44,7 @@ def compare(
                 f"  {name}: FAILED: {type(error).__name__}: {' '.join(str(error).split())[:300]}", flush=True
             )
             torch.cuda.empty_cache()
-    seconds = interleaved(running, rounds, 1, warm_up=False, clock=clock)
+    seconds = interleaved(running, rounds, 1, warm_up=False, clock=clock_of("cuda"))
     table = ratios(seconds, floor)
     width = max(map(len, table))
     for name, row in table.items():
@@ -86,8 +73,3 @@ def busy_ms(step: Callable[[], object]) -> tuple[int, float, list[tuple[str, flo
         totals.setdefault(event.name, []).append(event.self_device_time_total / 1e3)
     longest = sorted(((name, sum(t), len(t)) for name, t in totals.items()), key=lambda x: -x[1])[:12]
     return len(events), sum(sum(t) for t in totals.values()), longest
-
-
-def median(values: list[float]) -> float:
-    """Their median."""
-    return statistics.median(values)

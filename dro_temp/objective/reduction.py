@@ -36,7 +36,7 @@ def refuse_non_finite(
         return
     # As few launches as will do: 0 times NaN or infinity is NaN, and so is its sum. Large tensors are not kept until
     # the answer is known; where their rows are, is.
-    numbers |= {name: _infinite(x) for name, x in numbers.items() if x.numel() > _LARGE}
+    numbers |= {name: _infinite(x) for name, x in numbers.items() if x.dim() == 2 and x.numel() > _LARGE}
     parts = []
     for (_, view), x in numbers.items():
         r = rows[view]

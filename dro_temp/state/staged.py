@@ -103,9 +103,8 @@ class Staged(ShapeChecked, ABC):
     def read(self, name: str, index: Tensor) -> Tensor:
         """Entries of a table, on its device or, with `on_host`, on that of the index."""
         table: Tensor = getattr(self, name)
-        if (
-            index.is_cuda or _faults.everywhere
-        ):  # a number outside, which is told later, must not stop the device
+        if index.is_cuda or _faults.everywhere:
+            # A number outside, which is told later, must not stop the device.
             index = index.clamp(0, len(table) - 1)
         entries = table[index.to(table.device)]
         if not self.on_host or index.device == table.device:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import seeds
-from streams import Read, blocks_of, product_rows, row_problems
+from streams import LEAVES, blocks_of, row_problems
 
 import dro_temp as dt
 from dro_temp.kernels import byte_budget, log_mean_exp_rows
@@ -33,12 +33,6 @@ def by_autograd(rows, tau):
     return log_sum - own / tau - log_m, tau, found
 
 
-def leaves_of(problem):
-    names = ("queries", "keys", "bias", "tau", "weight", "slope")
-    values = {name: getattr(problem, name) for name in names}
-    return {name: None if x is None else x.detach().clone().requires_grad_() for name, x in values.items()}
-
-
 @given(row_problems(heights=(1, 2, 7)), seeds, st.integers(1, 4), st.sampled_from([0, 2**30]))
 @settings(max_examples=80)
 def test_gradients_are_those_of_autograd(problem, seed, step, budget):
@@ -48,19 +42,7 @@ def test_gradients_are_those_of_autograd(problem, seed, step, budget):
     weights = torch.randn(5, n, generator=g, dtype=float64)
     results = []
     for streams in (True, False):
-        leaves = leaves_of(problem)
-        rows = product_rows(
-            leaves["queries"],
-            leaves["keys"],
-            problem.target,
-            leaves["bias"],
-            problem.transform,
-            problem.target_in_support,
-        )
-        tau = leaves["tau"]
-        if problem.reads:
-            tau = Read(leaves["weight"], leaves["slope"], problem.low)
-            leaves |= {"weight": tau.weight, "slope": tau.slope, "tau": None}
+        leaves, rows, tau = problem.fresh()
         if streams:
             with blocks_of(step), byte_budget(budget):
                 output = log_mean_exp_rows(rows, tau, statistics=NAMES, differentiable=True)
@@ -97,16 +79,7 @@ def test_the_kernel_agrees_with_plain_pytorch(problem, seed):
     )
     results = []
     for options in ({}, {"backend": triton_backend(device)}):
-        leaves = {
-            name: None if x is None else x.to(device).detach().requires_grad_()
-            for name, x in leaves_of(problem).items()
-        }
-        factors = leaves["queries"], leaves["keys"], problem.target.to(device), leaves["bias"]
-        rows = product_rows(*factors, problem.transform, problem.target_in_support)
-        tau = leaves["tau"]
-        if problem.reads:
-            tau = Read(leaves["weight"], leaves["slope"], problem.low).to(device)
-            leaves |= {"weight": tau.weight, "slope": tau.slope, "tau": None}
+        leaves, rows, tau = problem.to(device, (*LEAVES, "target")).fresh()
         output = log_mean_exp_rows(
             rows, tau, statistics=("entropy", "std", "kl", "log_sum_exp"), differentiable=True, **options
         )

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dro_temp as dt
 from dro_temp import _faults
+from dro_temp.objective import reduction
 
 WAITS = {
     "aten::_local_scalar_dense",
@@ -247,3 +248,14 @@ def test_a_loss_by_itself_tells_at_its_next_call(elsewhere):
     loss(rows, 1.0)
     with pytest.raises(IndexError, match="received numbers from 0 to 99"):
         loss(rows, 1.0)
+
+
+@pytest.mark.parametrize("large", [2, 2**21])
+def test_large_tensors_are_reduced_before_they_are_looked_at(large, elsewhere, monkeypatch):
+    monkeypatch.setattr(reduction, "_LARGE", large)
+    objective = two_towers("infonce")
+    images = BATCH[0].clone()
+    images[4, 1] = torch.inf
+    objective(images, BATCH[1])
+    with pytest.raises(FloatingPointError, match=r"features in view 'image'.*rows \[4\]"):
+        objective(*BATCH)

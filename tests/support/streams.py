@@ -106,25 +106,25 @@ class RowProblem:
             longest[0] * longest[1] + (0.0 if self.bias is None else float(self.bias.abs().max()))
         )
 
-    def run(self, kernel, upstream, *, expected=None, statistics=STATISTICS) -> dict[str, Tensor | None]:
-        """Values, statistics and every gradient of `sum(upstream[0] log_g + upstream[1] tau)`."""
+    def fresh(self) -> tuple[dict[str, Tensor | None], dt.Rows, object]:
+        """New leaves by name, the rows over them, and the temperatures, or what predicts them."""
         leaves = {
             name: None
             if getattr(self, name) is None
             else getattr(self, name).detach().clone().requires_grad_()
             for name in LEAVES
         }
-        rows = product_rows(
-            *(leaves[name] for name in ("queries", "keys")),
-            self.target,
-            leaves["bias"],
-            self.transform,
-            self.target_in_support,
-        )
+        factors = leaves["queries"], leaves["keys"], self.target, leaves["bias"]
+        rows = product_rows(*factors, self.transform, self.target_in_support)
         tau = leaves["tau"]
         if self.reads:
             tau = Read(leaves["weight"], leaves["slope"], self.low)
             leaves |= {"weight": tau.weight, "slope": tau.slope}
+        return leaves, rows, tau
+
+    def run(self, kernel, upstream, *, expected=None, statistics=STATISTICS) -> dict[str, Tensor | None]:
+        """Values, statistics and every gradient of `sum(upstream[0] log_g + upstream[1] tau)`."""
+        leaves, rows, tau = self.fresh()
         found = kernel(rows, tau, assumed_grad_output=expected, statistics=statistics)
         u, v = (x.to(found.log_g.dtype) for x in upstream)
         (u @ found.log_g + v @ found.tau).backward()

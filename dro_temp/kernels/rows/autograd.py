@@ -246,12 +246,7 @@ class _LogMeanExp(torch.autograd.Function):
         per_row = tuple(result.statistics[name] for name in plan.statistics)
         ctx.mark_non_differentiable(*per_row, *(() if tau is None else (result.tau,)))
         mean, ctx.assumed = None, None
-        if (
-            ctx.precomputed is not None
-            and mask.sums_over_rows
-            and assumed is not None
-            and assumed.mean is not None
-        ):
+        if mask.sums_over_rows and assumed is not None and assumed.mean is not None:
             mean, ctx.assumed = assumed.mean(result.log_g, result.tau), precomputed.assumed()
         ctx.set_materialize_grads(False)
         return result.log_g, result.tau, mean, result.mean_score, result.target_score, *per_row  # type: ignore[arg-type]
@@ -266,18 +261,19 @@ class _LogMeanExp(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         u = torch.zeros_like(slope) if of_log_g is None else of_log_g
         v = torch.zeros_like(slope) if of_tau is None else of_tau
-        direct = None  # dL/dtau beside that through log_g, of temperatures that are an input
         if of_mean is not None:
             assumed_u, assumed_v = ctx.assumed
             u, v = u + of_mean * assumed_u, v + of_mean * assumed_v
-            direct = of_mean * assumed_v
-        if b is not None:
-            by_mean = b * mean_slope
-            direct = by_mean if direct is None else direct + by_mean
+        tau_grad = None  # of temperatures that are an input
+        if ctx.needs_input_grad[6]:
+            tau_grad = u * slope
+            if of_mean is not None:
+                tau_grad = tau_grad + of_mean * assumed_v
+            if b is not None:
+                tau_grad = tau_grad + b * mean_slope
         if queries is None:
-            if direct is not None:
-                return None, None, None, None, None, None, (u * slope + direct).to(tau.dtype)
-            return None, None, None, None, None, None, (u * slope).to(tau.dtype)
+            assert tau_grad is not None  # nothing else learns
+            return None, None, None, None, None, None, tau_grad.to(tau.dtype)
         # Used once, since it is rescaled in place: a second backward through a retained graph runs again.
         precomputed, ctx.precomputed = ctx.precomputed, None
         scaled: tuple[ChunkResult, float | Tensor] | None = None
@@ -303,9 +299,6 @@ class _LogMeanExp(torch.autograd.Function):
                     b, c = (zero if x is None else x for x in (b, c))
                     grad_output = replace(grad_output, of_scores=lambda rows: (b[rows], c[rows]))
                 result = chunked.run(ctx.mask, grad_output, saved_scores=ctx.saved_scores)
-        tau_grad = u * slope if ctx.needs_input_grad[6] else None
-        if tau_grad is not None and direct is not None:
-            tau_grad = tau_grad + direct
         inputs = (queries, keys, bias, tau, *parameters)
         parameter_grads = result.parameters or [None] * len(parameters)
         input_grads = (result.queries, result.keys, result.bias, tau_grad, *parameter_grads)

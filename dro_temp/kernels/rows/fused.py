@@ -48,10 +48,10 @@ class FusedForward(ChunkedForward):
         low = self.score_dtype in LOW
         self._factor = self.score_dtype if low else gradient_dtype(self.keys)
         super()._start(n, mask)
-        self._keys = self.keys.to(
-            self._factor if low or self._factor == self.keys.dtype else self.dtype
-        )  # [m d]
         self._narrow_keys = self.keys.to(self._factor)
+        # Of product 1, [m d]; the same copy wherever it may be.
+        exact = low or self._factor == self.keys.dtype
+        self._keys = self._narrow_keys if exact else self.keys.to(self.dtype)
         predictor = self.plan.predictor
         reads = predictor is not None and predictor.reads_scores and self.tau is None
         #: Whether bias and cap are applied to the scores in memory, since others than the kernel read them.
