@@ -76,8 +76,12 @@ class LogMeanExpLoss(RobustLoss):
         return self.from_log_mean_exp(rows, log_g.masked_fill(~rows.valid, 0.0), tau)
 
     @final
-    def choose_backend(self, rows: Rows) -> BackendChoice:
+    def choose_backend(self, rows: Rows, small_matrix: int | None = None) -> BackendChoice:
         """The backend for these rows.
+
+        Args:
+            rows: to be evaluated.
+            small_matrix: bytes of a score matrix that "auto" stores; None: a megabyte.
 
         Raises:
             ValueError: the requested backend does not support these rows.
@@ -111,7 +115,7 @@ class LogMeanExpLoss(RobustLoss):
         size = n * m * dtype.itemsize
         # A number in the text would specialise a compiled graph on it.
         compiling = torch.compiler.is_compiling()
-        if size <= SMALL_MATRIX:
+        if size <= (SMALL_MATRIX if small_matrix is None else small_matrix):
             few = "few" if compiling else size
             return BackendChoice("reference", f"the score matrix takes {few} bytes only")
         many = "too many" if compiling else size
@@ -221,9 +225,11 @@ class LogMeanExpLoss(RobustLoss):
             names = [fastest if loss.backend == "auto" else loss.backend for loss in (self, other)]
             choices = (BackendChoice(names[0], _EXCHANGED), BackendChoice(names[1], _EXCHANGED))
         elif first.is_transpose_of(second):
-            choice = self.choose_backend(rows[0])  # of scores of the same size and precision
+            # On a GPU one kernel sums both sides of few pairs, where a matrix takes dozens of launches.
+            small = -1 if first.queries.is_cuda else None
+            choice = self.choose_backend(rows[0], small)  # of scores of the same size and precision
             same = other.backend == self.backend
-            choices = choice, choice if same else other.choose_backend(rows[1])
+            choices = choice, choice if same else other.choose_backend(rows[1], small)
         else:
             return None
         return choices if choices[0].name == choices[1].name != "reference" else None

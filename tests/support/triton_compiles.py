@@ -3,18 +3,28 @@
 Run in a process of its own: kernels are either interpreted or compiled, and that is settled when Triton is imported.
 """
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dro_temp.kernels.backends.triton import columns, pair_logits, row_profile, rows, tilted_rows
+from dro_temp.kernels.backends.triton import (
+    columns,
+    pair_logits,
+    pair_tiles,
+    row_profile,
+    rows,
+    tilted_rows,
+)
 from dro_temp.kernels.backends.triton.launch import row_tile, stripe_tile
 
+SHARED_BYTES = 227 * 2**10
 H100 = GPUTarget("cuda", 90, 32)
-SIZES = {"n", "m", "size", "stride", "gradient_stride", "chunks"}
+SIZES = {"n", "m", "d", "size", "stride", "gradient_stride", "query_stride", "key_stride", "chunks", "tiles"}
+SIZES |= {"offset"}
 NUMBERS = {"log_m", "cap"}
 # Scores, and gradients in their place, may be of less precision than sums over them.
-OF_SCORES = {"scores", "gradients", "x"}
+OF_SCORES = {"scores", "gradients", "x", "queries", "keys"}
 # The launcher makes constants of sizes that are one, and reads aligned rows four numbers at a time.
 CASES = ((1, "fp64", "fp64"), (2**18, "fp32", "fp32"), (2**18, "fp32", "bf16"))
 
@@ -40,9 +50,24 @@ def kernels(m):
     yield pair_logits.pair_logits_grad_kernel, stripe
 
 
+def tiled_kernels():
+    """Kernels over features, and the features' precision."""
+    merged = {"TILES": pair_tiles.MERGED_TILES, "COLUMNS": pair_tiles.MERGED_ROWS, "num_warps": 1}
+    yield pair_tiles.merge_tiles_kernel, {"RUNNING": True, **merged}, "fp32"
+    for tile, features in (
+        (pair_tiles.LARGE, torch.bfloat16),
+        (pair_tiles.MEDIUM, torch.float16),
+        (pair_tiles.SMALL, torch.float32),
+    ):
+        meta = tile.meta(torch.empty(1, tile.depth, dtype=features)) | {"WIDENS": False}
+        name = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[features]
+        yield pair_tiles.sum_tiles_kernel, {"OF_COLUMNS": True, **meta}, name
+        yield pair_tiles.grad_tiles_kernel, meta, name
+
+
 def compile_kernel(kernel, meta, number: str, scores: str, m: int) -> None:
     """As the launcher would for rows of m columns."""
-    constants = {name: value for name, value in meta.items() if name != "num_warps"}
+    constants = {name: value for name, value in meta.items() if name not in ("num_warps", "num_stages")}
     if m == 1:
         constants |= dict.fromkeys(SIZES & set(kernel.arg_names), 1)
     signature, attributes = {}, {}
@@ -53,7 +78,9 @@ def compile_kernel(kernel, meta, number: str, scores: str, m: int) -> None:
         if name not in constants and name not in NUMBERS and (m % 16 == 0 or name not in SIZES):
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
-    triton.compile(source, target=H100, options={"num_warps": meta["num_warps"]})
+    options = {name: meta[name] for name in ("num_warps", "num_stages") if name in meta}
+    compiled = triton.compile(source, target=H100, options=options)
+    assert compiled.metadata.shared <= SHARED_BYTES
 
 
 if __name__ == "__main__":
@@ -62,3 +89,6 @@ if __name__ == "__main__":
             if scores == number or kernel in (tilted_rows.tilted_rows_kernel, row_profile.row_profile_kernel):
                 compile_kernel(kernel, meta, number, scores, width)
                 print(kernel.fn.__name__, number, scores, width)
+    for kernel, meta, features in tiled_kernels():
+        compile_kernel(kernel, meta, "fp32", features, 2**18)
+        print(kernel.fn.__name__, features, meta.get("ROWS"))

@@ -137,6 +137,91 @@ class FusedRows(Protocol):
         """`x *= factor`, contiguous x and one number on its device; a factor of one reads and writes nothing."""
 
 
+@dataclass(frozen=True)
+class SideSums:
+    r"""Sums of each row of one side of pairs over the other side's rows but its own, each [n].
+
+    Args:
+        paired_score: score of each row with its own partner.
+        maximum: largest other score, M.
+        sum_exp: sum of the others' weights $e^{(s - M) / \tau}$.
+        mean_excess: mean of the others' scores under the weights, minus M.
+        log_sum: log of the sum relative to the paired score, $\log \sum e^{(s - s_{\mathrm{own}}) / \tau}$.
+        slope: its derivative with respect to tau.
+    """
+
+    paired_score: Tensor
+    maximum: Tensor
+    sum_exp: Tensor
+    mean_excess: Tensor
+    log_sum: Tensor
+    slope: Tensor
+
+
+@dataclass(frozen=True)
+class SideShares:
+    """What one side adds to the gradient of a score, `share e^((s - maximum) / tau)`, each [n].
+
+    Args:
+        tau: temperature.
+        maximum: largest other score.
+        share: gradient of the log-sum, over tau and over its sum of weights.
+    """
+
+    tau: Tensor
+    maximum: Tensor
+    share: Tensor
+
+
+@dataclass(frozen=True)
+class PairGradient:
+    """The gradient with respect to the scores [n m] of pairs, from numbers per row and per column.
+
+    Args:
+        paired: gradient of each row's paired score, [n].
+        rows: of the rows, [n].
+        columns: of the columns, [m].
+    """
+
+    paired: Tensor
+    rows: SideShares
+    columns: SideShares
+
+
+class FusedPairs(Protocol):
+    """Kernels that sum pairs, and write their gradient, without the scores in memory; see `pairs.tiled`."""
+
+    def takes(self, queries: Features, keys: Features) -> bool:
+        """Whether they are faster than products by the library, for these features."""
+
+    def sum_tiles(
+        self,
+        queries: Features,
+        keys: Features,
+        tau_rows: PerRow,
+        tau_columns: Tensor | None,
+        *,
+        offset: int,
+        rows: SideSums,
+    ) -> Tensor | None:
+        """Sums of all rows, written into `rows`; returns column sums of tiles, [tiles 3 m], if columns have a tau."""
+
+    def merge_tiles(self, parts: Tensor, tau: Tensor, sums: SideSums, *, running: bool) -> None:
+        """Merge sums of tiles into `sums`, whose paired scores are known.
+
+        Args:
+            parts: [tiles 3 n].
+            tau: [n].
+            sums: overwritten but for the paired scores.
+            running: whether they hold sums of earlier tiles, to be added to.
+        """
+
+    def write_pair_gradient(
+        self, queries: Features, keys: Features, gradient: PairGradient, *, offset: int, out: Scores
+    ) -> None:
+        """The gradient of the scores of some rows, [n m], in the precision of `out`."""
+
+
 class Scorer(Protocol):
     """Scores of queries with keys that were prepared once."""
 
@@ -149,6 +234,8 @@ class Backend(Protocol):
 
     #: Kernels that replace the functions below for rows, where the backend has them.
     fused_rows: FusedRows | None
+    #: The same for pairs.
+    fused_pairs: FusedPairs | None
 
     def scorer(self, queries: Features, keys: Features) -> Scorer:
         """A function that scores queries, of the dtype and device of these, with keys."""

@@ -10,13 +10,14 @@ from torch import Tensor
 from dro_temp._tensors import row_groups
 from dro_temp._typing import PerRow, Scores
 from dro_temp.functional.statistics import score_moments, score_profile
-from dro_temp.kernels.backends.protocol import ColumnSums, FusedRows, SoftmaxPartials
+from dro_temp.kernels.backends.protocol import ColumnSums, FusedPairs, FusedRows, SoftmaxPartials
 from dro_temp.kernels.memory import scratch
 from dro_temp.kernels.products import accumulate_, scorer
 
 __all__ = [
     "accumulate_",
     "column_sums_",
+    "fused_pairs",
     "fused_rows",
     "moments",
     "pair_logits_grad_",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 moments, profile = score_moments, score_profile
+fused_pairs: FusedPairs | None = None
 fused_rows: FusedRows | None = None
 
 

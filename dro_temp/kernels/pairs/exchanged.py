@@ -23,9 +23,9 @@ from dro_temp._autograd import refuse_second_derivative, refuse_transforms, with
 from dro_temp._tensors import work_dtype
 from dro_temp._typing import Features, PerRow
 from dro_temp.kernels.backends import torch as torch_backend
-from dro_temp.kernels.backends.protocol import Backend
+from dro_temp.kernels.backends.protocol import Backend, PairGradient, SideShares
 from dro_temp.kernels.memory import fits_cache, release
-from dro_temp.kernels.pairs.local import PairBlock, PairLogitsGrad
+from dro_temp.kernels.pairs.local import PairBlock, pair_block
 
 #: This process's rows -> those of all processes, in rank order; no gradient.
 Gather: TypeAlias = Callable[[Tensor], Tensor]
@@ -74,7 +74,7 @@ def exchanged_log_sums(
     Source: arXiv 2407.01445 (FastCLIP), section 4, there with a constant number per row.
     """
     refuse_transforms()
-    block = PairBlock(offset, backend, torch.is_grad_enabled())
+    block = pair_block(sides[0], everyone[1], offset, backend)
     dtype = work_dtype(*sides)
     first, second = _BothSides.apply(  # type: ignore[no-untyped-call]
         block, gather, *sides, *(x.detach() for x in everyone), *(tau.to(dtype) for tau in taus)
@@ -97,14 +97,13 @@ class _BothSides(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.block, ctx.gather, dtype = block, gather, tau_x.dtype
         has_backward = block.records_graph and (ctx.needs_input_grad[2] or ctx.needs_input_grad[3])
-        stores = has_backward and fits_cache(2 * len(x) * len(all_x), dtype)
-        first = block.sum_rows(x, all_y, tau_x, store=_PURPOSES[0] if stores else None)
-        second = block.sum_rows(y, all_x, tau_y, store=_PURPOSES[1] if stores else None)
-        ctx.scores = (first.scores, second.scores)  # [n m] each, or None
-        sums = (first.row_max, first.sum_exp, second.row_max, second.sum_exp)
-        (log_sums_x, slope_x), (log_sums_y, slope_y) = first.log_sums(tau_x), second.log_sums(tau_y)
-        ctx.save_for_backward(x, y, all_x, all_y, tau_x, tau_y, *sums, slope_x, slope_y)
-        return log_sums_x, log_sums_y
+        stores = has_backward and block.stores and fits_cache(2 * len(x) * len(all_x), dtype)
+        first, scores_x = block.sum_rows(x, all_y, tau_x, store=_PURPOSES[0] if stores else None)
+        second, scores_y = block.sum_rows(y, all_x, tau_y, store=_PURPOSES[1] if stores else None)
+        ctx.scores = (scores_x, scores_y)  # [n m] each, or None
+        sums = (first.maximum, first.sum_exp, second.maximum, second.sum_exp)
+        ctx.save_for_backward(x, y, all_x, all_y, tau_x, tau_y, *sums, first.slope, second.slope)
+        return first.log_sum, second.log_sum
 
     @staticmethod
     @without_autocast
@@ -122,10 +121,10 @@ class _BothSides(torch.autograd.Function):
             (scores_x, scores_y), ctx.scores = ctx.scores, (None, None)
             # Each pair's own score is in both of its rows, and both are in this process.
             paired_grad = -(a + b)
-            x_rows_grad = PairLogitsGrad(paired_grad, *rows_x, *columns[3:])
-            y_rows_grad = PairLogitsGrad(paired_grad, *rows_y, *columns[:3])
-            x_grad = x_rows_grad.queries_gradient(ctx.block, x, all_y, scores_x)
-            y_grad = y_rows_grad.queries_gradient(ctx.block, y, all_x, scores_y)
+            of_x = PairGradient(paired_grad, SideShares(*rows_x), SideShares(*columns[3:]))
+            of_y = PairGradient(paired_grad, SideShares(*rows_y), SideShares(*columns[:3]))
+            x_grad = ctx.block.queries_gradient(of_x, x, all_y, scores_x)
+            y_grad = ctx.block.queries_gradient(of_y, y, all_x, scores_y)
             for purpose, scores in zip(_PURPOSES, (scores_x, scores_y), strict=True):
                 if scores is not None:
                     release(purpose, scores)

@@ -12,7 +12,7 @@ the pair's own score; it is left out of both sums. One stripe serves both sides:
 
 Both softmaxes are recomputed from their maxima and sums, so only numbers per row and per column are saved. G needs the
 final column sums and therefore a second pass: three products if the scores fit the byte budget and are stored, four if
-they are computed twice.
+they are computed twice. On a GPU tiles replace the stripes (`pairs.tiled`).
 
 Time over those products (pairs of width 512, moving averages, a temperature per sample; one thread of an AMD EPYC with
 AVX2, torch 2.14, float32, backend cpu, 2026-11-24; docs/streaming.md has the method and the other libraries):
@@ -28,9 +28,9 @@ AVX2, torch 2.14, float32, backend cpu, 2026-11-24; docs/streaming.md has the me
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ from dro_temp._tensors import row_groups, work_dtype
 from dro_temp._typing import Features, PerRow, Scores
 from dro_temp.functional.statistics import NOT_AN_OUTCOME
 from dro_temp.kernels.backends import torch as torch_backend
-from dro_temp.kernels.backends.protocol import Backend, ColumnSums
+from dro_temp.kernels.backends.protocol import Backend, ColumnSums, PairGradient, SideShares, SideSums
 from dro_temp.kernels.memory import MIB, acquire, block_rows, fits_cache, release
 from dro_temp.kernels.products import empty_contiguous, gradient_dtype, product
 
@@ -52,44 +52,21 @@ STRIPE = 512 * MIB
 
 
 @dataclass(frozen=True)
-class PairRowSums:
-    """Sums of each row over all columns but its own.
+class PairBlock:
+    """A pass over a block of pairs, without its tensors.
 
     Args:
-        paired_score: score of each row with its own column, [n].
-        row_max: largest other score, [n].
-        sum_exp: sum of the others' weights, [n].
-        mean_excess: mean of the others' scores under the weights, minus `row_max`, [n].
-        scores: all scores, the rows' own overwritten, [n m], or None.
+        offset: index of the first row among the columns.
+        backend: what computes on a stripe.
+        records_graph: whether autograd does.
     """
-
-    paired_score: Tensor
-    row_max: Tensor
-    sum_exp: Tensor
-    mean_excess: Tensor
-    scores: Scores | None
-
-    def log_sums(self, tau: PerRow) -> tuple[PerRow, PerRow]:
-        """Log of the sums relative to the paired score, and its derivative with respect to tau, [n]."""
-        excess = self.row_max - self.paired_score
-        return excess / tau + self.sum_exp.log(), -(self.mean_excess + excess) / tau.square()
-
-
-@dataclass(frozen=True)
-class PairBlock:
-    """A pass without its tensors."""
 
     offset: int
     backend: Backend
-    records_graph: bool  #: whether autograd does
+    records_graph: bool = field(default_factory=torch.is_grad_enabled)
 
-    def stripes(self, queries: Tensor, keys: Tensor, *, stored: bool) -> Iterator[tuple[slice, Tensor]]:
-        """Rows, and their own columns, [rows 1]; more rows at a time if the scores are stored anyway."""
-        n, dtype = queries.shape[0], work_dtype(queries, keys)
-        step = block_rows(n, keys.shape[0] * dtype.itemsize, queries.device, stored=stored, most=STRIPE)
-        for start in range(0, n, step):
-            rows = slice(start, min(start + step, n))
-            yield rows, torch.arange(rows.start, rows.stop, device=queries.device)[:, None] + self.offset
+    #: False if a pass would not read scores that were stored by an earlier one.
+    stores: ClassVar[bool] = True
 
     def sum_rows(
         self,
@@ -99,14 +76,15 @@ class PairBlock:
         *,
         store: str | None,
         callback: Callable[[Scores], None] | None = None,
-    ) -> PairRowSums:
-        """One pass over the rows.
+    ) -> tuple[SideSums, Scores | None]:
+        """Sums of each row over all columns but its own, [n], and the scores if they are stored.
 
         Args:
             queries: [n d].
             keys: [m d].
             tau: temperature of each row.
-            store: purpose (see `acquire`) of scores that are stored for a second pass; None: none are.
+            store: purpose (see `acquire`) of scores that are stored for a second pass, the rows' own overwritten;
+                None: none are.
             callback: called with a few rows of scores at a time, while they are in the CPU's cache.
         """
         n, m, dtype = len(queries), len(keys), tau.dtype
@@ -114,7 +92,7 @@ class PairBlock:
         height = block_rows(n, m * dtype.itemsize, queries.device, most=STRIPE) if store is None else n
         buffer = acquire(store or "scores", height, m, queries, dtype)  # [height m]
         paired_score, row_max, sum_exp, mean_excess = (queries.new_empty(n, dtype=dtype) for _ in range(4))
-        for rows, column in self.stripes(queries, keys, stored=store is not None):
+        for rows, column in self._stripes(queries, m * dtype.itemsize, stored=store is not None):
             out = buffer[: rows.stop - rows.start] if store is None else buffer[rows]
             scores = score(queries[rows], out)  # [rows m]
             paired_score[rows] = scores.gather(1, column).squeeze(1)
@@ -129,74 +107,107 @@ class PairBlock:
                     callback(scores[group])
         if store is None:
             release("scores", buffer)
-        return PairRowSums(paired_score, row_max, sum_exp, mean_excess, None if store is None else buffer)
+        excess = row_max - paired_score
+        log_sum, slope = excess / tau + sum_exp.log(), -(mean_excess + excess) / tau.square()
+        sums = SideSums(paired_score, row_max, sum_exp, mean_excess, log_sum, slope)
+        return sums, None if store is None else buffer
 
+    def sum_sides(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        tau_rows: PerRow,
+        tau_columns: Tensor,
+        column_paired_score: Tensor | None,
+        *,
+        store: str | None,
+    ) -> tuple[SideSums, SideSums, Scores | None]:
+        """Sums of each row and of each column, [n] and [m], and the scores if they are stored.
 
-@dataclass(frozen=True)
-class PairLogitsGrad:
-    """The gradient with respect to the scores, from numbers per row and per column: see `Backend.pair_logits_grad_`.
-
-    Args:
-        paired_grad: gradient of each row's paired score, [n].
-        tau_rows: [n].
-        max_rows: [n].
-        share_rows: [n].
-        tau_columns: [m].
-        max_columns: [m].
-        share_columns: [m].
-    """
-
-    paired_grad: Tensor
-    tau_rows: Tensor
-    max_rows: Tensor
-    share_rows: Tensor
-    tau_columns: Tensor
-    max_columns: Tensor
-    share_columns: Tensor
+        Args:
+            queries: [n d].
+            keys: [m d].
+            tau_rows: temperature of each row.
+            tau_columns: temperature of each column.
+            column_paired_score: of each column; None: that of the row, in a square block.
+            store: see `sum_rows`.
+        """
+        zero = torch.zeros_like(tau_columns)
+        columns = ColumnSums(torch.full_like(zero, -torch.inf), zero, zero.clone())
+        add_to_columns = partial(self.backend.column_sums_, tau=tau_columns, sums=columns)
+        rows, scores = self.sum_rows(queries, keys, tau_rows, store=store, callback=add_to_columns)
+        if column_paired_score is None:
+            column_paired_score = rows.paired_score
+        # No rows: no sum, and a mean of zero.
+        mean = columns.moment / columns.sum_exp.clamp(min=torch.finfo(tau_columns.dtype).tiny)
+        log_sum = (columns.column_max - column_paired_score) / tau_columns + columns.sum_exp.log()
+        slope = -(mean - column_paired_score) / tau_columns.square()
+        maximum, sum_exp = columns.column_max, columns.sum_exp
+        sums = SideSums(column_paired_score, maximum, sum_exp, mean - maximum, log_sum, slope)
+        return rows, sums, scores
 
     def gradients(
-        self, block: PairBlock, queries: Tensor, keys: Tensor, scores: Scores | None
+        self, gradient: PairGradient, queries: Tensor, keys: Tensor, scores: Scores | None
     ) -> tuple[Tensor, Tensor]:
         """Gradients of queries and keys; stored scores are overwritten, others are computed again."""
-        dtype = self.tau_rows.dtype
+        dtype = gradient.paired.dtype
         narrow = keys.to(gradient_dtype(keys))
         queries_grad, keys_grad = empty_contiguous(queries, dtype), empty_contiguous(keys, dtype)
         if not len(queries):
             keys_grad.zero_()  # no stripe will overwrite it
-        for rows, logits_grad in self._stripes(block, queries, keys, scores):
+        for rows, logits_grad in self._gradient_stripes(gradient, queries, keys, scores):
             product(logits_grad, narrow, queries_grad[rows])
             first, x = rows.start == 0, queries[rows].to(dtype)
-            block.backend.accumulate_(keys_grad, logits_grad, x, narrow.dtype, first=first)
+            self.backend.accumulate_(keys_grad, logits_grad, x, narrow.dtype, first=first)
         return queries_grad.to(queries.dtype), keys_grad.to(keys.dtype)
 
     def queries_gradient(
-        self, block: PairBlock, queries: Tensor, keys: Tensor, scores: Scores | None
+        self, gradient: PairGradient, queries: Tensor, keys: Tensor, scores: Scores | None
     ) -> Tensor:
         """The gradient of the queries alone."""
         narrow = keys.to(gradient_dtype(keys))
-        queries_grad = empty_contiguous(queries, self.tau_rows.dtype)
-        for rows, logits_grad in self._stripes(block, queries, keys, scores):
+        queries_grad = empty_contiguous(queries, gradient.paired.dtype)
+        for rows, logits_grad in self._gradient_stripes(gradient, queries, keys, scores):
             product(logits_grad, narrow, queries_grad[rows])
         return queries_grad.to(queries.dtype)
 
-    def _stripes(
-        self, block: PairBlock, queries: Tensor, keys: Tensor, scores: Scores | None
+    def _stripes(self, queries: Tensor, row_bytes: int, *, stored: bool) -> Iterator[tuple[slice, Tensor]]:
+        """Rows, and their own columns, [rows 1]; more rows at a time if the scores are stored anyway."""
+        n = queries.shape[0]
+        step = block_rows(n, row_bytes, queries.device, stored=stored, most=STRIPE)
+        for start in range(0, n, step):
+            rows = slice(start, min(start + step, n))
+            yield rows, torch.arange(rows.start, rows.stop, device=queries.device)[:, None] + self.offset
+
+    def _gradient_stripes(
+        self, gradient: PairGradient, queries: Tensor, keys: Tensor, scores: Scores | None
     ) -> Iterator[tuple[slice, Scores]]:
         """Rows, and the gradient with respect to their scores, [rows m]."""
-        n, m, dtype = queries.shape[0], keys.shape[0], self.tau_rows.dtype
-        score = block.backend.scorer(queries, keys)
+        n, m, dtype = queries.shape[0], keys.shape[0], gradient.paired.dtype
+        score = self.backend.scorer(queries, keys)
         height = block_rows(n, m * dtype.itemsize, queries.device, most=STRIPE) if scores is None else 0
         buffer = acquire("scores", height, m, queries, dtype)
-        columns = (self.tau_columns, self.max_columns, self.share_columns)
-        for rows, column in block.stripes(queries, keys, stored=scores is not None):
+        of_rows, of_columns = gradient.rows, gradient.columns
+        columns = (of_columns.tau, of_columns.maximum, of_columns.share)
+        for rows, column in self._stripes(queries, m * dtype.itemsize, stored=scores is not None):
             out = buffer[: rows.stop - rows.start]
             stripe = score(queries[rows], out) if scores is None else scores[rows]
             for group in row_groups(stripe):
                 at = slice(rows.start + group.start, rows.start + group.stop)
-                sides = (self.tau_rows[at], self.max_rows[at], self.share_rows[at], *columns)
-                block.backend.pair_logits_grad_(stripe[group], *sides)
-            yield rows, stripe.scatter_(1, column, self.paired_grad[rows, None])
+                sides = (of_rows.tau[at], of_rows.maximum[at], of_rows.share[at], *columns)
+                self.backend.pair_logits_grad_(stripe[group], *sides)
+            yield rows, stripe.scatter_(1, column, gradient.paired[rows, None])
         release("scores", buffer)
+
+
+def pair_block(queries: Features, keys: Features, offset: int, backend: Backend) -> PairBlock:
+    """The pass for these features: by tiles where the backend has kernels that are faster for them."""
+    fused = backend.fused_pairs
+    if fused is None or not fused.takes(queries, keys):
+        return PairBlock(offset, backend)
+    from dro_temp.kernels.pairs.tiled import TiledPairBlock
+
+    return TiledPairBlock(offset, backend)
 
 
 # Both sides as one node of the autograd graph
@@ -271,7 +282,7 @@ def pair_log_sums(
             "columns. Pass the own scores of all columns, gathered from the processes that hold their rows."
         )
     dtype = work_dtype(queries, keys)
-    block = PairBlock(offset, backend, torch.is_grad_enabled())
+    block = pair_block(queries, keys, offset, backend)
     rows, columns = _LogSums.apply(  # type: ignore[no-untyped-call]
         block, queries, keys, own_columns, tau_rows.to(dtype), tau_columns.to(dtype)
     )
@@ -289,26 +300,17 @@ class _LogSums(torch.autograd.Function):
         tau_rows: Tensor,
         tau_columns: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        n, m, dtype = queries.shape[0], keys.shape[0], tau_rows.dtype
         # Leaves require gradients even where no graph is recorded: nothing is stored for a backward that cannot come.
         has_backward = block.records_graph and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
-        store = "pair scores" if has_backward and fits_cache(n * m, dtype) else None
-        zero = torch.zeros_like(tau_columns)
-        columns = ColumnSums(torch.full_like(zero, -torch.inf), zero, zero.clone())
-        add_to_columns = partial(block.backend.column_sums_, tau=tau_columns, sums=columns)
-        rows = block.sum_rows(queries, keys, tau_rows, store=store, callback=add_to_columns)
-        ctx.is_square = column_paired_score is None
-        if column_paired_score is None:
-            column_paired_score = rows.paired_score
-        column_mean = columns.moment / columns.sum_exp.clamp(min=torch.finfo(dtype).tiny)  # no rows: no sum
-        column_slope = -(column_mean - column_paired_score) / tau_columns.square()
-        ctx.block, ctx.scores = block, rows.scores
+        stores = has_backward and block.stores and fits_cache(len(queries) * len(keys), tau_rows.dtype)
+        rows, columns, ctx.scores = block.sum_sides(
+            queries, keys, tau_rows, tau_columns, column_paired_score, store="pair scores" if stores else None
+        )
+        ctx.block, ctx.is_square = block, column_paired_score is None
         inputs = (queries, keys, tau_rows, tau_columns)
-        sums = (rows.row_max, rows.sum_exp, columns.column_max, columns.sum_exp)
-        row_log_sums, row_slope = rows.log_sums(tau_rows)
-        ctx.save_for_backward(*inputs, *sums, row_slope, column_slope)
-        column_log_sums = (columns.column_max - column_paired_score) / tau_columns + columns.sum_exp.log()
-        return row_log_sums, column_log_sums
+        sums = (rows.maximum, rows.sum_exp, columns.maximum, columns.sum_exp)
+        ctx.save_for_backward(*inputs, *sums, rows.slope, columns.slope)
+        return rows.log_sum, columns.log_sum
 
     @staticmethod
     @without_autocast
@@ -323,12 +325,12 @@ class _LogSums(torch.autograd.Function):
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             # A paired score is subtracted in its row and, in a square block, in its column.
             paired_grad = -(a + b) if ctx.is_square else -a
-            logits_grad = PairLogitsGrad(
-                paired_grad, tau_rows, row_max, a / row_sum, tau_columns, column_max, b / column_sum
-            )
+            of_rows = SideShares(tau_rows, row_max, a / row_sum)
+            of_columns = SideShares(tau_columns, column_max, b / column_sum)
+            gradient = PairGradient(paired_grad, of_rows, of_columns)
             # Overwritten here: a second backward through a retained graph computes the scores again.
             scores, ctx.scores = ctx.scores, None
-            queries_grad, keys_grad = logits_grad.gradients(ctx.block, queries, keys, scores)
+            queries_grad, keys_grad = ctx.block.gradients(gradient, queries, keys, scores)
             if scores is not None:
                 release("pair scores", scores)
         column_grad = None if ctx.is_square else -b

@@ -14,11 +14,12 @@ from dro_temp.kernels.backends.cpu.ops import (
     scorer,
     softmax_partials_,
 )
-from dro_temp.kernels.backends.protocol import FusedRows
+from dro_temp.kernels.backends.protocol import FusedPairs, FusedRows
 
 __all__ = [
     "accumulate_",
     "column_sums_",
+    "fused_pairs",
     "fused_rows",
     "moments",
     "pair_logits_grad_",
@@ -28,4 +29,5 @@ __all__ = [
     "softmax_partials_",
 ]
 
+fused_pairs: FusedPairs | None = None
 fused_rows: FusedRows | None = None

@@ -3,6 +3,7 @@
 Importing it imports Triton; ask `dispatch.triton_backend` for it.
 """
 
+from dro_temp.kernels.backends.triton import pair_tiles as fused_pairs
 from dro_temp.kernels.backends.triton import tilted_rows as fused_rows
 from dro_temp.kernels.backends.triton.columns import column_sums_
 from dro_temp.kernels.backends.triton.pair_logits import pair_logits_grad_
@@ -13,6 +14,7 @@ from dro_temp.kernels.products import accumulate_, scorer
 __all__ = [
     "accumulate_",
     "column_sums_",
+    "fused_pairs",
     "fused_rows",
     "moments",
     "pair_logits_grad_",
