@@ -92,13 +92,17 @@ def triton_backend(device: torch.device) -> Backend:
     Raises:
         ImportError: Triton is not installed, or not for that device.
     """
-    interprets = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1" and _triton_is_installed()
-    obstacle = None if interprets else _triton_obstacle(device)
+    obstacle = None if triton_interprets(device) else _triton_obstacle(device)
     if obstacle is not None:
         raise ImportError(obstacle)
     from dro_temp.kernels.backends import triton
 
     return triton
+
+
+def triton_interprets(device: torch.device) -> bool:
+    """Whether kernels run on that CPU in Triton's interpreter."""
+    return device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1" and _triton_is_installed()
 
 
 def _triton_is_installed() -> bool:

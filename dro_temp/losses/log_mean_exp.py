@@ -23,9 +23,17 @@ from dro_temp.interfaces import (
     Rows,
     TemperaturePredictor,
 )
-from dro_temp.kernels.dispatch import BackendOption, check_backend, fastest_backend, streaming_backend
+from dro_temp.kernels.dispatch import (
+    BackendOption,
+    check_backend,
+    fastest_backend,
+    streaming_backend,
+    triton_backend,
+    triton_interprets,
+    triton_runs_on,
+)
 from dro_temp.kernels.pairs import exchanged_log_sums, pair_log_sums
-from dro_temp.kernels.rows import GradOutput, log_mean_exp_rows
+from dro_temp.kernels.rows import GradOutput, log_mean_exp_of_matrix, log_mean_exp_rows
 
 #: Temperatures of some rows, or what predicts them.
 Taus: TypeAlias = Tensor | TemperaturePredictor
@@ -46,7 +54,8 @@ class LogMeanExpLoss(RobustLoss):
         backend: "reference" stores the score matrix and is ordinary autograd; "torch" streams, on any device; "cpu"
             streams in C, for float32 scores on a CPU, built by the machine's compiler in a second at first use;
             "triton" streams with fused kernels on NVIDIA GPUs; "auto" takes the fastest available backend if the matrix
-            would be larger than a megabyte. Scores that are a matrix already always use "reference".
+            would be larger than a megabyte. Scores that are a matrix already always use "reference"; on a GPU one
+            kernel in each direction reads them then, unless "reference" was asked for.
     """
 
     #: True if a row's value depends on that row alone, without memory: gradients then need one pass.
@@ -71,9 +80,33 @@ class LogMeanExpLoss(RobustLoss):
     @final
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
         """From the score matrix."""
+        if rows.target_distribution is None and self._reads_matrix(rows):
+            kernels = triton_backend(rows.target.device).fused_rows
+            assert kernels is not None
+            log_g = log_mean_exp_of_matrix(
+                kernels,
+                rows.dense_scores,
+                rows.target,
+                tau,
+                target_in_support=rows.target_in_support,
+                support_size=rows.support_size,
+            )
+            return self.from_log_mean_exp(rows, log_g, tau)
         log_g = F.log_mean_exp(rows.margins / tau[:, None], rows.mask)
         # Rows without outcomes have log g = -inf; finite numbers keep them inert.
         return self.from_log_mean_exp(rows, log_g.masked_fill(~rows.valid, 0.0), tau)
+
+    def _reads_matrix(self, rows: Rows) -> bool:
+        """Whether kernels read the score matrix: on a GPU, outside of what needs ordinary autograd."""
+        device = rows.target.device
+        may = self.backend in ("auto", "triton") and rows.support_size > 0
+        if not may or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return False
+        return (
+            triton_runs_on(device)
+            if device.type == "cuda"
+            else self.backend == "triton" and triton_interprets(device)
+        )
 
     @final
     def choose_backend(self, rows: Rows, small_matrix: int | None = None) -> BackendChoice:
