@@ -25,7 +25,7 @@ test: install  ## the test suite
 	$(BIN)/python -m pytest -n 2
 
 test-slow: install  ## the long-running tests as well
-	$(BIN)/python -m pytest -n 2 -m "(slow or not lms) and not timm"
+	$(BIN)/python -m pytest -n 2 -m "(slow or not lms) and not timm and not gpu"
 
 test-lms: install  ## the language-model host on every model type of transformers
 	$(BIN)/python -m pytest -m "lms or not lms" tests/hosts/test_causal_lm_coverage.py
