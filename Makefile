@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-lms test-timm test-timm-all bench bench-gpu docs lint format clean
+.PHONY: help install demo test test-slow test-lms test-timm test-timm-all test-gpu bench bench-gpu docs lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,7 +25,7 @@ test: install  ## the test suite
 	$(BIN)/python -m pytest -n 2
 
 test-slow: install  ## the long-running tests as well
-	$(BIN)/python -m pytest -n 2 -m "(slow or not lms) and not timm"
+	$(BIN)/python -m pytest -n 2 -m "(slow or not lms) and not timm and not gpu"
 
 test-lms: install  ## the language-model host on every model type of transformers
 	$(BIN)/python -m pytest -m "lms or not lms" tests/hosts/test_causal_lm_coverage.py
@@ -35,6 +35,9 @@ test-timm: install  ## the timm host on every module of timm that has a model be
 
 test-timm-all: install  ## and on the modules that have only larger ones
 	$(BIN)/python -m pytest -m "timm or not timm" tests/hosts/test_timm_coverage.py
+
+test-gpu:  ## exactness and waits at real sizes on an NVIDIA GPU, with the Python and the packages at hand
+	$(PYTHON) -m pytest -m gpu -p no:benchmark tests/gpu
 
 # Few rounds of one size each; every script's --help tells the rest. Peers: pip install -e '.[bench]'.
 bench: install  ## speed and memory on one CPU thread; tables and plots in runs/benchmarks

@@ -9,8 +9,11 @@ from benchmarks.harness.timing import clock_of, interleaved, ratios
 MIB = 2**20
 
 
-def peak(step: Callable[[], object]) -> float:
-    """MiB that a step adds at its peak to what is allocated before it, gradients included."""
+def peak(step: Callable[[], object], device: torch.device) -> float:
+    """MiB that a step adds at its peak to what is allocated before it, gradients included; 0 on the CPU."""
+    if device.type == "cpu":
+        step()
+        return 0.0
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -20,15 +23,22 @@ def peak(step: Callable[[], object]) -> float:
 
 
 def compare(
-    title: str, steps: dict[str, Callable[[], object]], floor: str, *, rounds: int, warm_up: int = 2
+    title: str,
+    steps: dict[str, Callable[[], object]],
+    floor: str,
+    *,
+    rounds: int,
+    device: torch.device,
+    warm_up: int = 2,
 ) -> dict[str, dict[str, float]]:
     """Measure all, print the table, and return it.
 
     Args:
         title: heads the table.
-        steps: contenders; one that fails is reported and left out.
+        steps: contenders; one that fails is reported and left out, on the CPU raised.
         floor: the contender that times are divided by.
         rounds: in each of which every contender takes its turn.
+        device: where they run.
         warm_up: untimed calls of each contender.
     """
     print(f"\n{title}", flush=True)
@@ -37,14 +47,18 @@ def compare(
         try:
             for _ in range(warm_up):
                 step()
-            peaks[name] = peak(step)
+            peaks[name] = peak(step, device)
             running[name] = step
         except Exception as error:
+            if device.type == "cpu":
+                raise  # a dry run is there to find this
             print(
                 f"  {name}: FAILED: {type(error).__name__}: {' '.join(str(error).split())[:300]}", flush=True
             )
             torch.cuda.empty_cache()
-    seconds = interleaved(running, rounds, 1, warm_up=False, clock=clock_of("cuda"))
+    if floor not in running:
+        return {}
+    seconds = interleaved(running, rounds, 1, warm_up=False, clock=clock_of(device.type))
     table = ratios(seconds, floor)
     width = max(map(len, table))
     for name, row in table.items():

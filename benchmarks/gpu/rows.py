@@ -12,6 +12,7 @@ from dro_temp.predictors import HiddenEncoder, StatisticsEncoder, SumEncoder
 
 RHO, TAU = 4.0, 0.8
 SHAPES = ((8192, 2048, 128256), (4096, 4096, 128256))
+DRY_SHAPES = ((24, 16, 96), (16, 32, 96))
 BF16 = torch.bfloat16
 Step = Callable[[], object]
 
@@ -28,9 +29,36 @@ def predictors(d: int, vocabulary: int, device: torch.device) -> dict[str, dt.Te
     return {name: predictor.to(device) for name, predictor in made.items()}
 
 
-def contenders(tokens: int, d: int, vocabulary: int, *, frozen: bool) -> dict[str, Step]:
+def peers() -> dict[str, Callable[..., Tensor]]:
+    """Fused cross-entropies of other packages, of those that are installed."""
+    found: dict[str, Callable[..., Tensor]] = {}
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        liger = LigerFusedLinearCrossEntropyLoss()
+        found["liger"] = lambda hidden, weight, target: liger(weight, hidden, target)
+    except ImportError:
+        print("liger-kernel is not installed")
+    try:
+        from cut_cross_entropy import linear_cross_entropy
+
+        found["cut-cross-entropy"] = linear_cross_entropy
+    except ImportError:
+        print("cut-cross-entropy is not installed")
+    try:
+        from quack.linear_cross_entropy import chunked_linear_cross_entropy
+
+        found["quack"] = chunked_linear_cross_entropy
+    except ImportError:
+        print("quack-kernels is not installed")
+    return found
+
+
+def contenders(
+    tokens: int, d: int, vocabulary: int, *, frozen: bool, device: torch.device
+) -> dict[str, Step]:
     """Steps by name; the first is the floor."""
-    device = torch.device("cuda")
+    on_gpu = device.type == "cuda"
     torch.manual_seed(0)
     hidden = torch.randn(tokens, d, device=device, dtype=BF16).requires_grad_(not frozen)
     weight = (torch.randn(vocabulary, d, device=device) * d**-0.5).to(BF16).requires_grad_(not frozen)
@@ -63,25 +91,21 @@ def contenders(tokens: int, d: int, vocabulary: int, *, frozen: bool) -> dict[st
         return F.cross_entropy((hidden @ weight.T).float(), target)
 
     if not frozen:
-        steps["cross-entropy, compiled"] = plain(torch.compile(cross_entropy, dynamic=False))
-        try:
-            from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-
-            liger = LigerFusedLinearCrossEntropyLoss()
-            steps["liger"] = plain(lambda hidden, weight, target: liger(weight, hidden, target))
-        except ImportError:
-            print("liger-kernel is not installed")
+        compiled = torch.compile(cross_entropy, dynamic=False) if on_gpu else cross_entropy
+        steps["cross-entropy, compiled"] = plain(compiled)
+        if on_gpu:
+            steps |= {name: plain(function) for name, function in peers().items()}
 
     def ours(predictor: dt.TemperaturePredictor, score_dtype: torch.dtype | None) -> Step:
-        robust = dt.KLRobustLoss(RHO, backend="triton")
+        robust = dt.KLRobustLoss(RHO, backend="triton" if on_gpu else "torch")
         rows = dt.Rows(dt.LinearScores(hidden, weight, score_dtype=score_dtype), target, features=h)
         parameters = list(predictor.parameters())
 
         def step() -> None:
             clear(parameters)
             output = robust.evaluate(rows, predictor)
-            assert output.mean is not None
-            output.mean.backward()
+            assert output.mean is not None or not on_gpu
+            (output.values.mean() if output.mean is None else output.mean).backward()
 
         return step
 
@@ -126,21 +150,23 @@ def check(tokens: int = 256, d: int = 512, vocabulary: int = 32000) -> None:
         print(line, flush=True)
 
 
-def main(rounds: int) -> dict[str, object]:
+def main(rounds: int, device: torch.device) -> dict[str, object]:
     """All shapes, training and frozen; the profile of one step."""
     results: dict[str, object] = {}
-    check()
-    for shape in SHAPES:
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        check()
+    for shape in SHAPES if on_gpu else DRY_SHAPES:
         for frozen in (False, True):
             title = f"rows {shape}{', frozen host' if frozen else ''}"
-            steps = contenders(*shape, frozen=frozen)
-            results[title] = compare(title, steps, "floor", rounds=rounds)
+            steps = contenders(*shape, frozen=frozen, device=device)
+            results[title] = compare(title, steps, "floor", rounds=rounds, device=device)
             if shape == SHAPES[0]:
-                for name in ("hidden+statistics, bf16 scores",):
-                    launches, busy, longest = busy_ms(steps[name])
-                    print(f"  {name}: {launches} launches, {busy:.2f} ms of work")
-                    for kernel, ms, count in longest:
-                        print(f"    {ms:7.3f} ms {count:4d} x {kernel[:110]}")
+                name = "hidden+statistics, bf16 scores"
+                launches, busy, longest = busy_ms(steps[name])
+                print(f"  {name}: {launches} launches, {busy:.2f} ms of work")
+                for kernel, ms, count in longest:
+                    print(f"    {ms:7.3f} ms {count:4d} x {kernel[:110]}")
             del steps
             torch.cuda.empty_cache()
     return results

@@ -170,12 +170,12 @@ CASES = {
 }
 
 
-def main(rounds: int) -> dict[str, object]:
+def main(rounds: int, device: torch.device) -> dict[str, object]:
     """All cases; launches and waits of each step."""
     results: dict[str, object] = {}
     for title, make in CASES.items():
         steps = make()
-        table = compare(title, steps, next(iter(steps)), rounds=rounds)
+        table = compare(title, steps, next(iter(steps)), rounds=rounds, device=device)
         for name in table:
             launches, busy, _ = busy_ms(steps[name])
             with counted_waits() as places:
