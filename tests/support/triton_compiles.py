@@ -14,6 +14,7 @@ from dro_temp.kernels.backends.triton import (
     pair_tiles,
     row_profile,
     rows,
+    sigmoid_tiles,
     tilted_rows,
 )
 from dro_temp.kernels.backends.triton.launch import row_tile, stripe_tile
@@ -63,6 +64,11 @@ def tiled_kernels():
         name = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[features]
         yield pair_tiles.sum_tiles_kernel, {"OF_COLUMNS": True, **meta}, name
         yield pair_tiles.grad_tiles_kernel, meta, name
+        for of_columns in (True, False):
+            sides = {"OF_COLUMNS": of_columns, **meta}
+            for count in (3, 1):
+                yield sigmoid_tiles.sum_sigmoid_kernel, {"COUNT": count, **sides}, name
+            yield sigmoid_tiles.grad_sigmoid_kernel, sides, name
 
 
 def compile_kernel(kernel, meta, number: str, scores: str, m: int) -> None:
