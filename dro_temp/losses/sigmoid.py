@@ -59,6 +59,7 @@ class SigmoidLoss(StreamingLoss):
         check_number("bias_init", bias_init, -10.0)
         self.bias: Tensor = nn.Parameter(torch.tensor([float(bias_init)]))  # [1]: FSDP shards no scalars
 
+    @final
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
         """Minus the log-likelihood of all pairs of a row."""
         scores, target = rows.dense_scores, rows.target.long()[:, None]
@@ -133,6 +134,8 @@ class SigmoidLoss(StreamingLoss):
         assert isinstance(second, LinearScores)
         x, y, target = first.queries, second.queries, rows[0].target
         with torch.autocast(x.device.type, enabled=False):
+            self.check_rows(rows[0])
+            other.check_rows(rows[1])
             tau, tau_other = (
                 tau if isinstance(tau, Tensor) else tau.predict(r) for tau, r in zip(taus, rows, strict=True)
             )

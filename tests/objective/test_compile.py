@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import dro_temp as dt
 from dro_temp import functional as F
 from dro_temp.functional.statistics import STATISTICS
-from dro_temp.losses import log_mean_exp
+from dro_temp.losses import streaming
 
 pytestmark = pytest.mark.usefixtures("no_shape_checks")
 

@@ -205,7 +205,8 @@ def sum_sigmoid_kernel(  # type: ignore[no-untyped-def]
     positive = tl.load(target + rows, mask=rows < n, other=-1)
     tau, bias = load_temperatures(tau_rows, rows, n), tl.load(bias_rows)
     first, pieces = column_tile * COLUMNS, quarters(s)
-    losses = slopes = moments = tl.zeros([ROWS], tl.float32)
+    zeros = tl.zeros([ROWS], tl.float32)
+    losses, slopes, moments = zeros, zeros, zeros
     for k in tl.static_range(4):
         sums = sum_piece(
             pieces[k],
