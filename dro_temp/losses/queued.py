@@ -21,7 +21,7 @@ from dro_temp.interfaces import (
 from dro_temp.kernels import Statistic
 from dro_temp.kernels.memory import acquire, release
 from dro_temp.losses.likelihood import InfoNCELoss
-from dro_temp.losses.streaming import Taus
+from dro_temp.losses.log_mean_exp import Taus
 from dro_temp.state import Staged, staged_modules
 
 _JOINED = "queued keys"

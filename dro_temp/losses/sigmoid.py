@@ -23,7 +23,7 @@ from dro_temp.interfaces import (
 )
 from dro_temp.kernels.dispatch import BackendOption, streaming_backend
 from dro_temp.kernels.pairs.sigmoid import exchanged_sigmoid_losses, sigmoid_losses
-from dro_temp.losses.streaming import StreamingLoss, Taus
+from dro_temp.losses.log_mean_exp import StreamingLoss, Taus
 
 
 class SigmoidLoss(StreamingLoss):

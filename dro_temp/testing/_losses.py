@@ -13,7 +13,7 @@ from dro_temp.functional import ScoreTransform
 from dro_temp.interfaces import LinearScores
 from dro_temp.kernels.dispatch import BackendOption
 from dro_temp.losses import InfoNCELoss
-from dro_temp.losses.streaming import StreamingLoss
+from dro_temp.losses.log_mean_exp import StreamingLoss
 from dro_temp.state import staged_modules
 from dro_temp.testing._asserts import assert_same, assert_writes_nothing, few_examples
 from dro_temp.testing._cases import LossCase, PenaltyCase, TransformCase

@@ -359,7 +359,7 @@ def test_what_needs_the_matrix_gets_it(why):
     rows = dt.Rows(scores.dense() if why == "matrix" else scores, target, target_distribution=spread)
     loss = dt.SigmoidLoss(-1.0).double()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dro_temp.losses.streaming.SMALL_MATRIX", 0)
+        patch.setattr("dro_temp.losses.log_mean_exp.SMALL_MATRIX", 0)
         if why == "predictor":
             tau = dt.TempNet(
                 dt.predictors.StatisticsEncoder(), tau_min=0.1, tau_max=2.0, dropout=0.0

@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import dro_temp as dt
 from dro_temp import functional as F
 from dro_temp.functional.statistics import STATISTICS
-from dro_temp.losses import streaming
+from dro_temp.losses import log_mean_exp
 
 pytestmark = pytest.mark.usefixtures("no_shape_checks")
 
@@ -266,7 +266,7 @@ def test_twelve_numbers_of_rows_are_two_graphs_at_most(name, dynamic, counter):
 # The compiler itself looks, when it goes on after a break.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_streamed_losses_are_a_fixed_number_of_graphs(counter, monkeypatch):
-    monkeypatch.setattr(streaming, "SMALL_MATRIX", 0)
+    monkeypatch.setattr(log_mean_exp, "SMALL_MATRIX", 0)
     torch.manual_seed(0)
     objective = _classes(dt.TempNet(16, prototypes=8, dropout=0.0, tau_min=0.1, tau_max=2.0))
     whole, graphs = torch.compile(objective, backend=counter), []
