@@ -126,6 +126,16 @@ def test_stripes_match_the_score_matrix(shared, seed, n, step, budget, low, bias
         assert ((ours - exact).abs().max() / scale).item() <= 1e-13 / min(low, 1.0) ** (1 if k < 2 else 2), k
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shared", SHARED)
+def test_stripes_of_low_precision(dtype, shared):
+    problem = _problem(0, 33, 8, dtype, shared=shared)
+    with blocks_of(10):
+        found = _run(_by(torch_backend), *problem)
+    assert [x.dtype for x in found[2:4]] == [dtype, dtype]
+    _assert_close(found, _run(_by_matrix, *problem, float64), dtype, 0.1)
+
+
 @pytest.mark.parametrize("shared", SHARED)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @given(
