@@ -14,8 +14,8 @@ With one temperature and one bias for both sides, as SigLIP has, rows and column
 that out on the chip from the numbers that it has loaded anyway, and computes them once.
 
 A tile is summed quarter by quarter, and its gradient written half by half: its accumulators alone take half of the
-registers. Compiled for sm_90 (triton 3.8), sums of a tile of 256 x 128 then need 64 bytes of stack a thread (of rows alone
-136), where a whole tile at a time took 2,008, and its gradient 40 in place of 824. Not timed on a GPU yet.
+registers. Compiled for sm_90 (triton 3.8), sums of a tile of 256 x 128 then need 64 bytes of stack a thread (those of
+rows alone 136), where a whole tile at a time took 2,008, and its gradient 40 in place of 824. Not timed on a GPU yet.
 """
 
 import triton
