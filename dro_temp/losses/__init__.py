@@ -3,9 +3,10 @@
 from dro_temp.losses.consistency import CyclicPenalty
 from dro_temp.losses.frozen_hosts import ProbabilityWeightedLoss, SelectiveSmoothingLoss
 from dro_temp.losses.kl_robust import EntropicRiskLoss, KLRobustLoss
-from dro_temp.losses.likelihood import InfoNCELoss, LikelihoodLoss, SigmoidLoss
+from dro_temp.losses.likelihood import InfoNCELoss, LikelihoodLoss
 from dro_temp.losses.log_mean_exp import LogMeanExpLoss
 from dro_temp.losses.queued import KeyQueue, QueuedLoss
+from dro_temp.losses.sigmoid import SigmoidLoss
 
 __all__ = [
     "CyclicPenalty",

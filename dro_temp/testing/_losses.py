@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from dro_temp.functional import ScoreTransform
 from dro_temp.interfaces import LinearScores
 from dro_temp.kernels.dispatch import BackendOption
-from dro_temp.losses import InfoNCELoss, LogMeanExpLoss
+from dro_temp.losses import InfoNCELoss
+from dro_temp.losses.log_mean_exp import StreamingLoss
 from dro_temp.state import staged_modules
 from dro_temp.testing._asserts import assert_same, assert_writes_nothing, few_examples
 from dro_temp.testing._cases import LossCase, PenaltyCase, TransformCase
@@ -50,7 +51,7 @@ def works_row_by_row(case: LossCase) -> None:
 
 
 def _assert_streams(
-    loss: LogMeanExpLoss, case: LossCase, pairs: bool, transform: ScoreTransform | None = None
+    loss: StreamingLoss, case: LossCase, pairs: bool, transform: ScoreTransform | None = None
 ) -> None:
     generator, tau = torch.Generator().manual_seed(0), case.tau(5).requires_grad_()
     queries, keys = (
@@ -77,7 +78,7 @@ def _assert_streams(
 def streams_what_it_computes(case: LossCase) -> None:
     """Where scores are products, values and gradients are those of the score matrix, which is not made."""
     for pairs in _KINDS:
-        if isinstance(loss := case.build(), LogMeanExpLoss):
+        if isinstance(loss := case.build(), StreamingLoss):
             _assert_streams(loss, case, pairs)
 
 

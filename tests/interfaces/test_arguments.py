@@ -105,7 +105,7 @@ CALLS = {
     dt.predictors.SumEncoder: lambda: {
         "encoders": [dt.predictors.HiddenEncoder(3), dt.predictors.HiddenEncoder(3)]
     },
-    dt.SigmoidLoss: lambda: {"bias_init": -10.0},
+    dt.SigmoidLoss: lambda: {"bias_init": -10.0, "backend": "auto"},
     dt.functional.SoftCap: lambda: {"cap": 1.0},
     dt.predictors.StatisticsEncoder: lambda: {"width": 3, "dropout": 0.1},
     dt.Support: lambda: {"scores": MATRIX, "mask": MATRIX > -9, "outcomes": 4},

@@ -19,6 +19,7 @@ LOSSES = {
     "likelihood": dt.LikelihoodLoss,
     "entropic": dt.EntropicRiskLoss,
     "sigmoid": dt.SigmoidLoss,
+    "sigmoid, streamed": lambda: dt.SigmoidLoss(backend="torch"),
 }
 PREDICTORS = {
     "a number": lambda: 0.7,

@@ -54,7 +54,7 @@ def _objective(name: str, backend: str) -> dt.Objective:
     for module in objective.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # processes draw different numbers
-        if isinstance(module, dt.losses.LogMeanExpLoss):
+        if isinstance(module, dt.losses.LogMeanExpLoss | dt.SigmoidLoss):
             module.backend = backend
     return objective.double()
 

@@ -63,6 +63,13 @@ def classifier(**options):
     return dt.Objective(host, tempnet, dt.KLRobustLoss(1.0), **copy.deepcopy(options))
 
 
+def siglip():
+    objective = two_towers("siglip")
+    for loss in objective.losses.values():
+        loss.backend = "torch"  # streams, however few the pairs
+    return objective
+
+
 BATCH = torch.randn(6, 6), torch.randn(6, 5)
 INDEX = torch.tensor([3, 1, 4, 1, 5, 9])
 CASES = {
@@ -70,6 +77,7 @@ CASES = {
     "sogclr": (lambda: two_towers("sogclr", num_samples=20), BATCH, {"index": INDEX}),
     "isogclr": (lambda: two_towers("isogclr", num_samples=20, rho=1.0), BATCH, {"index": INDEX}),
     "infonce": (lambda: two_towers("infonce"), BATCH, {}),
+    "siglip": (siglip, BATCH, {}),
     "fastclip v3": (fastclip, BATCH, {"index": INDEX}),
     "queue": (
         lambda: two_towers("tempnet_queued", num_samples=20, width=8, queue=12, replay=4, rho=1.0),

@@ -1,4 +1,4 @@
-"""295 bad inputs, each of which must meet an error of three parts before anything has changed, or is none after all."""
+"""296 bad inputs, each of which must meet an error of three parts before anything has changed, or is none after all."""
 
 import math
 from collections.abc import Callable
@@ -159,6 +159,7 @@ CASES: dict[str, Case] = {
     "NCE backend None": lambda w: dt.InfoNCELoss(backend=None),
     "Sig nan": lambda w: dt.SigmoidLoss(NAN),
     "Sig str": lambda w: dt.SigmoidLoss("x"),
+    "Sig backend": lambda w: dt.SigmoidLoss(backend="C"),
     "Queued loss": lambda w: dt.QueuedLoss(1.0, size=3, features=2),
     "Queued size 0": lambda w: dt.QueuedLoss(kl, size=0, features=2),
     "Queued size float": lambda w: dt.QueuedLoss(kl, size=3.5, features=2),

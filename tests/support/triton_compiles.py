@@ -14,6 +14,7 @@ from dro_temp.kernels.backends.triton import (
     pair_tiles,
     row_profile,
     rows,
+    sigmoid_tiles,
     tilted_rows,
 )
 from dro_temp.kernels.backends.triton.launch import row_tile, stripe_tile
@@ -63,6 +64,14 @@ def tiled_kernels():
         name = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[features]
         yield pair_tiles.sum_tiles_kernel, {"OF_COLUMNS": True, **meta}, name
         yield pair_tiles.grad_tiles_kernel, meta, name
+        both = {"OF_COLUMNS": True, **meta}
+        yield sigmoid_tiles.sum_sigmoid_kernel, {"COUNT": 3, **both}, name
+        yield sigmoid_tiles.grad_sigmoid_kernel, both, name
+        if tile == pair_tiles.SMALL:  # rows alone, and losses alone
+            one = {"OF_COLUMNS": False, **meta}
+            yield sigmoid_tiles.sum_sigmoid_kernel, {"COUNT": 1, **both}, name
+            yield sigmoid_tiles.sum_sigmoid_kernel, {"COUNT": 3, **one}, name
+            yield sigmoid_tiles.grad_sigmoid_kernel, one, name
 
 
 def compile_kernel(kernel, meta, number: str, scores: str, m: int) -> None:

@@ -222,6 +222,59 @@ class FusedPairs(Protocol):
         """The gradient of the scores of some rows, [n m], in the precision of `out`."""
 
 
+@dataclass(frozen=True)
+class SideLogits:
+    """What makes logits of one side's scores, `s / tau + bias`, and what its values count in the loss.
+
+    Args:
+        tau: temperature of each row, [n].
+        bias: [1].
+        share: gradient of the loss with respect to each row's value, over tau, [n]; None: not known yet.
+    """
+
+    tau: Tensor
+    bias: Tensor
+    share: Tensor | None = None
+
+
+class FusedSigmoid(Protocol):
+    """Kernels that sum the logistic losses of all pairs, and write their gradient; see `pairs.sigmoid`.
+
+    `target` is the positive column of each row; every other column is a negative.
+    """
+
+    def takes(self, queries: Features, keys: Features) -> bool:
+        """Whether they are faster than products by the library, for these features."""
+
+    def sum_sigmoid_tiles(
+        self,
+        queries: Features,
+        keys: Features,
+        target: RowIndex,
+        rows: SideLogits,
+        columns: SideLogits | None,
+        *,
+        slopes: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Sums of each row, [3 n], and of each column, [3 m], if these have logits.
+
+        They are those of the losses, of their derivatives q with respect to the logits, and of q s; without `slopes`
+        the first alone, [1 n] and [1 m].
+        """
+
+    def write_sigmoid_gradient(
+        self,
+        queries: Features,
+        keys: Features,
+        target: RowIndex,
+        rows: SideLogits,
+        columns: SideLogits | None,
+        *,
+        out: Scores,
+    ) -> None:
+        """The gradient of the scores of some rows, [n m], in the precision of `out`, from the sides' shares."""
+
+
 class Scorer(Protocol):
     """Scores of queries with keys that were prepared once."""
 
@@ -236,6 +289,8 @@ class Backend(Protocol):
     fused_rows: FusedRows | None
     #: The same for pairs.
     fused_pairs: FusedPairs | None
+    #: The same for pairs that are classified one by one.
+    fused_sigmoid: FusedSigmoid | None
 
     def scorer(self, queries: Features, keys: Features) -> Scorer:
         """A function that scores queries, of the dtype and device of these, with keys."""

@@ -10,7 +10,13 @@ from torch import Tensor
 from dro_temp._tensors import row_groups
 from dro_temp._typing import PerRow, Scores
 from dro_temp.functional.statistics import score_moments, score_profile
-from dro_temp.kernels.backends.protocol import ColumnSums, FusedPairs, FusedRows, SoftmaxPartials
+from dro_temp.kernels.backends.protocol import (
+    ColumnSums,
+    FusedPairs,
+    FusedRows,
+    FusedSigmoid,
+    SoftmaxPartials,
+)
 from dro_temp.kernels.memory import scratch
 from dro_temp.kernels.products import accumulate_, scorer
 
@@ -19,6 +25,7 @@ __all__ = [
     "column_sums_",
     "fused_pairs",
     "fused_rows",
+    "fused_sigmoid",
     "moments",
     "pair_logits_grad_",
     "profile",
@@ -30,6 +37,7 @@ __all__ = [
 moments, profile = score_moments, score_profile
 fused_pairs: FusedPairs | None = None
 fused_rows: FusedRows | None = None
+fused_sigmoid: FusedSigmoid | None = None
 
 
 def softmax_partials_(

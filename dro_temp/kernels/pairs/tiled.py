@@ -10,7 +10,7 @@ Four products instead of the three of stored scores, but no pass over [n m] in f
 float16 alone is scaled by a power of two, since shares of a row may be below its smallest number.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 
 import torch
@@ -46,7 +46,7 @@ class TiledPairBlock(PairBlock):
         assert store is None
         assert callback is None
         sums = _empty_sums(tau)
-        for rows in self._heights(queries, keys):
+        for rows in heights_of(queries, keys):
             part, offset = _rows_of(sums, rows), self.offset + rows.start
             self._kernels.sum_tiles(queries[rows], keys, tau[rows], None, offset=offset, rows=part)
         return sums, None
@@ -71,7 +71,7 @@ class TiledPairBlock(PairBlock):
             self._kernels.merge_tiles(
                 tau_columns.new_empty(0, 3, len(keys)), tau_columns, columns, running=False
             )
-        for rows in self._heights(queries, keys):
+        for rows in heights_of(queries, keys):
             of_rows, offset = _rows_of(rows_sums, rows), self.offset + rows.start
             parts = self._kernels.sum_tiles(
                 queries[rows], keys, tau_rows[rows], tau_columns, offset=offset, rows=of_rows
@@ -86,20 +86,9 @@ class TiledPairBlock(PairBlock):
         """See `PairBlock.gradients`."""
         assert scores is None
         unit, gradient = _scaled(gradient, queries.dtype)
-        heights = list(self._heights(queries, keys))
-        # A gradient that one product forms is rounded once, by that product.
-        once = unit is None and len(heights) == 1
-        queries_grad = empty_contiguous(queries, queries.dtype if unit is None else torch.float32)
-        keys_grad = empty_contiguous(keys, keys.dtype if once else torch.float32)
-        if not heights:
-            keys_grad.zero_()  # no stripe will overwrite it
-        for rows, written in self._written(gradient, queries, keys, heights):
-            multiply(written, keys, queries_grad[rows])
-            multiply(written.T, queries[rows], keys_grad, add=rows.start > 0)
-        if unit is not None:
-            queries_grad.mul_(unit)
-            keys_grad.mul_(unit)
-        return queries_grad.to(queries.dtype), keys_grad.to(keys.dtype)
+        heights = heights_of(queries, keys)
+        written = self._written(gradient, queries, keys, heights)
+        return multiply_written(written, queries, keys, once=len(heights) == 1, unit=unit)
 
     def queries_gradient(
         self, gradient: PairGradient, queries: Tensor, keys: Tensor, scores: Scores | None
@@ -107,19 +96,8 @@ class TiledPairBlock(PairBlock):
         """See `PairBlock.queries_gradient`."""
         assert scores is None
         unit, gradient = _scaled(gradient, queries.dtype)
-        queries_grad = empty_contiguous(queries, queries.dtype if unit is None else torch.float32)
-        for rows, written in self._written(gradient, queries, keys, list(self._heights(queries, keys))):
-            multiply(written, keys, queries_grad[rows])
-        if unit is not None:
-            queries_grad.mul_(unit)
-        return queries_grad.to(queries.dtype)
-
-    def _heights(self, queries: Tensor, keys: Tensor) -> Iterator[slice]:
-        """Rows of a stripe; the memory of its gradient limits them."""
-        n = len(queries)
-        step = block_rows(n, len(keys) * queries.dtype.itemsize, queries.device, most=STRIPE)
-        for start in range(0, n, step):
-            yield slice(start, min(start + step, n))
+        written = self._written(gradient, queries, keys, heights_of(queries, keys))
+        return multiply_written_by_keys(written, queries, keys, unit=unit)
 
     def _written(
         self, gradient: PairGradient, queries: Tensor, keys: Tensor, heights: list[slice]
@@ -137,6 +115,64 @@ class TiledPairBlock(PairBlock):
         release("scores", buffer)
 
 
+def heights_of(queries: Tensor, keys: Tensor) -> list[slice]:
+    """Rows of each stripe; the memory of its gradient limits them."""
+    n = len(queries)
+    step = block_rows(n, len(keys) * queries.dtype.itemsize, queries.device, most=STRIPE)
+    return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+
+
+def multiply_written(
+    written: Iterable[tuple[slice, Scores]],
+    queries: Tensor,
+    keys: Tensor,
+    *,
+    once: bool,
+    unit: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of queries and keys.
+
+    Args:
+        written: rows, and the gradient with respect to their scores, in the features' precision.
+        queries: [n d].
+        keys: [m d].
+        once: whether there is one stripe.
+        unit: what `written` is to be multiplied by; None: one.
+    """
+    # A gradient that one product forms is rounded once, by that product.
+    queries_grad = empty_contiguous(queries, queries.dtype if unit is None else torch.float32)
+    keys_grad = empty_contiguous(keys, keys.dtype if once and unit is None else torch.float32)
+    if not len(queries):
+        keys_grad.zero_()  # no stripe will overwrite it
+    for rows, gradient in written:
+        multiply(gradient, keys, queries_grad[rows])
+        multiply(gradient.T, queries[rows], keys_grad, add=rows.start > 0)
+    if unit is not None:
+        queries_grad.mul_(unit)
+        keys_grad.mul_(unit)
+    return queries_grad.to(queries.dtype), keys_grad.to(keys.dtype)
+
+
+def multiply_written_by_keys(
+    written: Iterable[tuple[slice, Scores]], queries: Tensor, keys: Tensor, *, unit: Tensor | None
+) -> Tensor:
+    """The gradient of the queries alone; see `multiply_written`."""
+    queries_grad = empty_contiguous(queries, queries.dtype if unit is None else torch.float32)
+    for rows, gradient in written:
+        multiply(gradient, keys, queries_grad[rows])
+    if unit is not None:
+        queries_grad.mul_(unit)
+    return queries_grad.to(queries.dtype)
+
+
+def power_of_two(parts: Iterable[Tensor], dtype: torch.dtype) -> Tensor | None:
+    """For float16, one that is no less than the largest finite number of these; None for other precisions."""
+    if dtype != torch.float16:
+        return None
+    largest = torch.stack([x.nan_to_num(0.0, 0.0, 0.0).abs().amax() for x in parts if len(x)]).amax()
+    return torch.exp2(largest.clamp(min=torch.finfo(largest.dtype).tiny).log2().ceil())
+
+
 def _empty_sums(tau: Tensor, paired_score: Tensor | None = None) -> SideSums:
     """Memory for the sums of rows with these temperatures."""
     empty = torch.empty((6, len(tau)), dtype=tau.dtype, device=tau.device).unbind(0)
@@ -150,12 +186,10 @@ def _rows_of(sums: SideSums, rows: slice) -> SideSums:
 
 def _scaled(gradient: PairGradient, dtype: torch.dtype) -> tuple[Tensor | None, PairGradient]:
     """A power of two and the gradient over it, for float16; None and the gradient itself for others."""
-    if dtype != torch.float16:
-        return None, gradient
     rows, columns = gradient.rows, gradient.columns
-    parts = (gradient.paired, rows.share, columns.share)
     # A block of one row has a column without other scores, whose share is infinite and meets no score.
-    largest = torch.stack([x.nan_to_num(0.0, 0.0, 0.0).abs().amax() for x in parts if len(x)]).amax()
-    unit = torch.exp2(largest.clamp(min=torch.finfo(largest.dtype).tiny).log2().ceil())
+    unit = power_of_two((gradient.paired, rows.share, columns.share), dtype)
+    if unit is None:
+        return None, gradient
     shares = [replace(side, share=side.share / unit) for side in (rows, columns)]
     return unit, PairGradient(gradient.paired / unit, *shares)

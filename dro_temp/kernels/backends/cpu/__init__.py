@@ -14,13 +14,14 @@ from dro_temp.kernels.backends.cpu.ops import (
     scorer,
     softmax_partials_,
 )
-from dro_temp.kernels.backends.protocol import FusedPairs, FusedRows
+from dro_temp.kernels.backends.protocol import FusedPairs, FusedRows, FusedSigmoid
 
 __all__ = [
     "accumulate_",
     "column_sums_",
     "fused_pairs",
     "fused_rows",
+    "fused_sigmoid",
     "moments",
     "pair_logits_grad_",
     "profile",
@@ -31,3 +32,4 @@ __all__ = [
 
 fused_pairs: FusedPairs | None = None
 fused_rows: FusedRows | None = None
+fused_sigmoid: FusedSigmoid | None = None

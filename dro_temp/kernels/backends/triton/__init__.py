@@ -4,6 +4,7 @@ Importing it imports Triton; ask `dispatch.triton_backend` for it.
 """
 
 from dro_temp.kernels.backends.triton import pair_tiles as fused_pairs
+from dro_temp.kernels.backends.triton import sigmoid_tiles as fused_sigmoid
 from dro_temp.kernels.backends.triton import tilted_rows as fused_rows
 from dro_temp.kernels.backends.triton.columns import column_sums_
 from dro_temp.kernels.backends.triton.pair_logits import pair_logits_grad_
@@ -16,6 +17,7 @@ __all__ = [
     "column_sums_",
     "fused_pairs",
     "fused_rows",
+    "fused_sigmoid",
     "moments",
     "pair_logits_grad_",
     "profile",
