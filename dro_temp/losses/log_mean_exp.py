@@ -23,7 +23,13 @@ from dro_temp.interfaces import (
     Rows,
     TemperaturePredictor,
 )
-from dro_temp.kernels.dispatch import BackendOption, check_backend, fastest_backend, streaming_backend
+from dro_temp.kernels.dispatch import (
+    BackendOption,
+    check_backend,
+    fastest_backend,
+    streaming_backend,
+    triton_runs_on,
+)
 from dro_temp.kernels.pairs import exchanged_log_sums, pair_log_sums
 from dro_temp.kernels.rows import GradOutput, log_mean_exp_rows
 
@@ -222,8 +228,11 @@ class LogMeanExpLoss(RobustLoss):
             choices = (BackendChoice(names[0], _EXCHANGED), BackendChoice(names[1], _EXCHANGED))
         elif first.is_transpose_of(second):
             choice = self.choose_backend(rows[0])  # of scores of the same size and precision
-            same = other.backend == self.backend
-            choices = choice, choice if same else other.choose_backend(rows[1])
+            same = other.backend == self.backend == "auto"
+            if same and choice.name == "reference" and rows[0].support_size and triton_runs_on(first.device):
+                # However small the matrix: half as many launches, which is what a small batch costs on a GPU.
+                choice = BackendChoice("triton", "both sides share their scores")
+            choices = choice, choice if other.backend == self.backend else other.choose_backend(rows[1])
         else:
             return None
         return choices if choices[0].name == choices[1].name != "reference" else None
