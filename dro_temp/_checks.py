@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from numbers import Real
 from typing import Any
 
@@ -224,6 +225,13 @@ def check_feasible_for(rho: float, num_samples: int) -> None:
     check_feasible(rho, others, instead=instead)
 
 
+#: While set, in the forward of one batch, `check_index` checks each tensor on a device once: the views share their
+#: numbers. Results by the tensor's id and the number of samples; the tensor is kept, so that its id is no other's.
+checked_indices: ContextVar[dict[tuple[int, int], tuple[Tensor, Tensor]] | None] = ContextVar(
+    "checked_indices", default=None
+)
+
+
 def check_index(index: Tensor, num_samples: int) -> Tensor:
     """Return `index` as int64, or raise where it is not a sample number in [0, num_samples).
 
@@ -237,6 +245,10 @@ def check_index(index: Tensor, num_samples: int) -> Tensor:
     if torch.compiler.is_compiling() or index.numel() == 0 or unreadable:
         return index
     if index.is_cuda or _faults.everywhere:
+        known = checked_indices.get()
+        key = id(index), num_samples
+        if known is not None and key in known:
+            return known[key][1]
         wrong = (index < 0) | (index >= num_samples)
 
         def error(extremes: list[int]) -> IndexError | None:
@@ -244,7 +256,10 @@ def check_index(index: Tensor, num_samples: int) -> Tensor:
             return _outside(low, high, num_samples) if low < 0 or high >= num_samples else None
 
         _faults.check(torch.stack(index.aminmax()), error)
-        return index.masked_fill(wrong, -1)
+        checked = index.masked_fill(wrong, -1)
+        if known is not None:
+            known[key] = index, checked
+        return checked
     low, high = torch.stack(index.aminmax()).tolist()
     if low < 0 or high >= num_samples:
         raise _outside(low, high, num_samples)

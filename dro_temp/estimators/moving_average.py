@@ -13,6 +13,7 @@ from dro_temp import functional as F
 from dro_temp._checks import check_count, check_flag, check_index, check_real
 from dro_temp._typing import PerRow, RowIndex, RowMask
 from dro_temp.interfaces import Estimator
+from dro_temp.kernels.dispatch import triton_runs_on
 from dro_temp.state import Staged
 
 #: gamma from the number of optimizer steps (an int64 scalar on any device: nothing waits for it).
@@ -69,6 +70,19 @@ class CosineGamma:
         )
 
 
+def _kernels(table: Tensor, values: Tensor) -> Any:
+    """The kernels for a table on a GPU; None where there are none for it."""
+    if torch.compiler.is_compiling() or not (
+        table.is_cuda and values.is_cuda and triton_runs_on(table.device)
+    ):
+        return None
+    if not table.dtype == values.dtype == torch.float32:
+        return None
+    from dro_temp.kernels.backends.triton import averages
+
+    return averages
+
+
 class LogTable(Estimator, Staged):
     r"""$\log u_i$ for every sample i of the data set, proposed by forward and written by an optimizer step.
 
@@ -103,26 +117,42 @@ class LogTable(Estimator, Staged):
                 "(dro_temp.datasets.Indexed adds it), or use KLRobustLoss(rho) without an estimator. For held-out "
                 "data, which has no such numbers, call objective.eval() first."
             )
-        index = check_index(index, self.num_samples)
-        # Rows that do not count get a number that no sample has.
-        index, log_g = index.masked_fill(~valid, -1), log_g.detach()
+        index, log_g = check_index(index, self.num_samples), log_g.detach()
+        counted: RowMask | None = valid
         if not learning:
-            return self._updated(index, log_g)
+            return self._updated(index, log_g, counted)[1]
         n, start = len(index), 0
         if distributed.world_size() > 1:
-            index, start = distributed.gather_rows(index)
+            index, start = distributed.gather_rows(index.masked_fill(~valid, -1))
             log_g, _ = distributed.gather_rows(log_g)
-        # NaN and infinity would stay in the memory for good.
-        index = index.masked_fill(~log_g.isfinite(), -1)
+            counted = None
+        index, updated = self._updated(index, log_g, counted)
         self.stage(index, log_g)
-        updated = self._updated(index, log_g)
         # A step that commits this proposal alone writes just that.
         self._proposed = self.staged[-1][0], updated, self.log_u._version
         return updated[start : start + n]
 
-    def _updated(self, index: RowIndex, log_g: PerRow) -> PerRow:
+    def _updated(
+        self, index: RowIndex, log_g: PerRow, valid: RowMask | None = None
+    ) -> tuple[RowIndex, PerRow]:
+        """Sample numbers, -1 for rows that change nothing, and the estimates after this minibatch."""
+        if log_g.is_cuda or _faults.everywhere:
+            kernels = _kernels(self.log_u, log_g)
+            if kernels is not None and len(index) <= kernels.MOST_ROWS:
+                updated = self._updated_by(kernels, index, log_g, valid)
+                if updated is not None:
+                    return updated
+        # NaN and infinity would stay in the memory for good.
+        counted = log_g.isfinite() if valid is None else log_g.isfinite() & valid
+        index = index.masked_fill(~counted, -1)
         log_u = self.read("log_u", index.clamp(min=0)).to(log_g.dtype)
-        return self.averaged(log_u, F.combine_duplicates(index, log_g))
+        return index, self.averaged(log_u, F.combine_duplicates(index, log_g))
+
+    def _updated_by(
+        self, kernels: Any, index: RowIndex, log_g: PerRow, valid: RowMask | None
+    ) -> tuple[RowIndex, PerRow] | None:
+        """As `_updated`, in one launch; None if there is no kernel for this update rule."""
+        return None
 
     def write(self, *parts: Tensor) -> None:
         """Write the staged estimates."""
@@ -135,7 +165,16 @@ class LogTable(Estimator, Staged):
             if self.log_u._version == version:
                 self.put("log_u", index, updated)
                 return
-        self.put("log_u", index, self._updated(index, log_g))
+        self.put("log_u", *self._updated(index, log_g))
+
+    def put(self, name: str, index: Tensor, values: Tensor) -> None:
+        """See `Staged.put`; one launch on a GPU."""
+        on_device = values.is_cuda or _faults.everywhere
+        kernels = _kernels(self.log_u, values) if on_device else None
+        if kernels is None:
+            super().put(name, index, values)
+        else:
+            kernels.write(getattr(self, name), index, values)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_proposed": None}
@@ -219,6 +258,19 @@ class LogMovingAverage(LogTable):
         ):  # costs no wait for a device
             checked_gamma(float(gamma))
         return F.log_average(log_u, log_g, gamma)
+
+    def _updated_by(
+        self, kernels: Any, index: RowIndex, log_g: PerRow, valid: RowMask | None
+    ) -> tuple[RowIndex, PerRow] | None:
+        gamma = self.gamma(self.steps) if callable(self.gamma) else self.gamma
+        weight: Tensor | tuple[float, float]
+        if isinstance(gamma, Tensor):
+            weight = gamma
+        else:
+            gamma = checked_gamma(gamma)
+            weight = math.log1p(-gamma) if gamma < 1.0 else -math.inf, math.log(gamma)
+        updated: tuple[Tensor, Tensor] = kernels.moving_average(self.log_u, index, log_g, valid, weight)
+        return updated
 
     def write(self, *parts: Tensor) -> None:
         """Write the staged averages and advance gamma."""

@@ -59,12 +59,8 @@ class StreamingLoss(RobustLoss):
         self.backend = check_backend(backend)
 
     @final
-    def choose_backend(self, rows: Rows, small_matrix: int | None = None) -> BackendChoice:
+    def choose_backend(self, rows: Rows) -> BackendChoice:
         """The backend for these rows.
-
-        Args:
-            rows: to be evaluated.
-            small_matrix: bytes of a score matrix that "auto" stores; None: a megabyte.
 
         Raises:
             ValueError: the requested backend does not support these rows.
@@ -101,7 +97,7 @@ class StreamingLoss(RobustLoss):
         size = n * m * dtype.itemsize
         # A number in the text would specialise a compiled graph on it.
         compiling = torch.compiler.is_compiling()
-        if size <= (SMALL_MATRIX if small_matrix is None else small_matrix):
+        if size <= SMALL_MATRIX:
             few = "few" if compiling else size
             return BackendChoice("reference", f"the score matrix takes {few} bytes only")
         many = "too many" if compiling else size
@@ -126,11 +122,13 @@ class StreamingLoss(RobustLoss):
             names = [fastest if loss.backend == "auto" else loss.backend for loss in (self, other)]
             choices = (BackendChoice(names[0], _EXCHANGED), BackendChoice(names[1], _EXCHANGED))
         elif first.is_transpose_of(second):
-            # On a GPU one kernel sums both sides of few pairs, where a matrix takes dozens of launches.
-            small = -1 if first.queries.is_cuda else None
-            choice = self.choose_backend(rows[0], small)  # of scores of the same size and precision
+            choice = self.choose_backend(rows[0])  # of scores of the same size and precision
             same = other.backend == self.backend
-            choices = choice, choice if same else other.choose_backend(rows[1], small)
+            small = self.backend == "auto" and choice.name == "reference" and rows[0].support_size > 0
+            if same and small and triton_runs_on(first.device):
+                # On a GPU one kernel sums both sides of few pairs, where a matrix takes dozens of launches.
+                choice = BackendChoice("triton", "one kernel sums both sides")
+            choices = choice, choice if same else other.choose_backend(rows[1])
         else:
             return None
         return choices if choices[0].name == choices[1].name != "reference" else None

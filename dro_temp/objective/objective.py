@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp import _faults, distributed
-from dro_temp._checks import check_count, check_flag, check_kind, check_not_negative
+from dro_temp._checks import (
+    check_count,
+    check_flag,
+    check_kind,
+    check_not_negative,
+    checked_indices,
+)
 from dro_temp._pytree import one_line, pytree
 from dro_temp._typing import PerRow, Scalar
 from dro_temp.interfaces import (
@@ -160,8 +166,12 @@ class Objective(Committable):
             _faults.raise_faults()
         if self.training and torch.is_grad_enabled():
             self._transaction.refuse_uncommitted()
-        with self._transaction.recording() as before:
-            output = self._forward(args, count, group, batch)
+        token = checked_indices.set({})
+        try:
+            with self._transaction.recording() as before:
+                output = self._forward(args, count, group, batch)
+        finally:
+            checked_indices.reset(token)
         values = (output.loss, *output.values.values(), *output.tau_values.values())
         self._transaction.enter(before, values, self.parameters)
         return output

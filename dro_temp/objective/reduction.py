@@ -163,14 +163,14 @@ def temperature_metrics(view: str, loss: Tensor, tau: Tensor, valid: Tensor | No
         metrics |= {"tau_mean": mean, "tau_std": std, "tau_min": low, "tau_max": high}
     elif len(tau) and valid is not None:
         # Masked sums, not tau[valid]: a shape that depends on values would wait for the device.
+        # With their mean in place of the rows that do not count, the rest is as if all did: not tau[valid], whose shape
+        # would wait for the device, nor a mask for each number.
         count = valid.sum().clamp(min=1)
         mean = tau.masked_fill(~valid, 0.0).sum() / count
-        metrics |= {
-            "tau_mean": mean,
-            "tau_std": ((tau - mean).masked_fill(~valid, 0.0).square().sum() / count).sqrt(),
-            "tau_min": tau.masked_fill(~valid, torch.inf).min(),
-            "tau_max": tau.masked_fill(~valid, -torch.inf).max(),
-        }
+        filled = torch.where(valid, tau, mean)
+        low, high = filled.aminmax()
+        std = filled.std(correction=0) * (len(tau) / count).sqrt()
+        metrics |= {"tau_mean": mean, "tau_std": std, "tau_min": low, "tau_max": high}
     return {f"{view}/{name}": value for name, value in metrics.items()}
 
 
