@@ -47,7 +47,9 @@ def added(objective, args, batch, baseline, parameters) -> int:
     return launches(lambda: objective(*args, **batch).loss, ours) - launches(baseline, adamw(parameters))
 
 
-@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # of what is no outcome, in the interpreter
+@pytest.mark.filterwarnings(
+    "ignore:.*encountered in:RuntimeWarning"
+)  # of what is no outcome, in the interpreter
 @pytest.mark.parametrize(("recipe", "most"), [("tempnet", 225), ("sogclr", 100), ("infonce", 113)])
 def test_pairs(recipe, most, on_a_gpu):
     torch.manual_seed(0)
