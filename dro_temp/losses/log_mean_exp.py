@@ -8,11 +8,11 @@ from typing import TypeAlias, final
 import torch
 from torch import Tensor
 
-from dro_temp import distributed
+from dro_temp import _faults, distributed
 from dro_temp import functional as F
 from dro_temp._autograd import outside_graphs
 from dro_temp._tensors import log_of_size
-from dro_temp._typing import PerRow
+from dro_temp._typing import PerRow, RowMask
 from dro_temp.functional import ScoreTransform
 from dro_temp.functional.statistics import Statistic, row_statistics
 from dro_temp.interfaces import (
@@ -220,7 +220,13 @@ class LogMeanExpLoss(StreamingLoss):
         backend: BackendChoice,
     ) -> LossOutput:
         n, counted, all_tau = rows.target.shape[0], None, tau
-        if rows.weight is not None:  # rows that do not count are left out of the pass
+        valid = None
+        if rows.weight is not None and (rows.target.is_cuda or _faults.everywhere):
+            # How many rows count is known on the device alone: all are kept. Zeros in place of those that do not,
+            # before the products, since 0 times NaN is NaN; their gradient is zero.
+            valid = rows.valid
+            rows, tau = _inert(rows, valid), tau.masked_fill(~valid, 1.0) if isinstance(tau, Tensor) else tau
+        elif rows.weight is not None:  # rows that do not count are left out of the pass
             counted = rows.valid.nonzero()[:, 0]
             if len(counted) == n:
                 counted = None
@@ -245,6 +251,11 @@ class LogMeanExpLoss(StreamingLoss):
         per_row: dict[str, PerRow] = {name: output.statistics[name] for name in statistics}
         # Temperatures that are an input are returned unchanged: hooks may read their gradient.
         taus = all_tau if isinstance(all_tau, Tensor) else output.tau
+        if valid is not None:
+            values = values.masked_fill(~valid, 0.0)
+            per_row = {name: x.masked_fill(~valid, 0.0) for name, x in per_row.items()}
+            if not isinstance(all_tau, Tensor):
+                taus = taus.masked_fill(~valid, all_tau.tau_min)
         if counted is not None:
             values = _scattered(values, counted, n, 0.0)
             per_row = {name: _scattered(x, counted, n, 0.0) for name, x in per_row.items()}
@@ -340,6 +351,20 @@ def _pair_log_sums(rows: tuple[Rows, Rows], taus: list[Tensor], name: str) -> tu
         offset=int(rows[0].target[0]) if len(rows[0]) else 0,
         gather=lambda local: distributed.gather_rows(local)[0],
         backend=backend,
+    )
+
+
+def _inert(rows: Rows, valid: RowMask) -> Rows:
+    """The same rows, still products, with zeros where they do not count."""
+    scores = rows.scores
+    assert isinstance(scores, LinearScores)
+    features, index = rows.inert_features_and_index()
+    return replace(
+        rows,
+        scores=replace(scores, queries=scores.queries.masked_fill(~valid[:, None], 0.0)),
+        target=rows.target.masked_fill(~valid, 0),
+        features=features,
+        index=index,
     )
 
 

@@ -4,6 +4,7 @@
 operation that would wait for a device fails.
 """
 
+import contextlib
 import copy
 import threading
 from functools import partial
@@ -212,6 +213,42 @@ def test_each_thread_is_told_of_its_own_faults(elsewhere):
         thread.join()
     assert len(broken) == 1
     assert not sound
+
+
+def streamed_classifier(reads_scores=False):
+    objective = classifier(check_finite=False)
+    if reads_scores:
+        tempnet = dt.TempNet(dt.predictors.StatisticsEncoder(width=8), tau_min=0.1, tau_max=4.0)
+        objective = dt.Objective(objective.host, tempnet, dt.KLRobustLoss(1.0), check_finite=False)
+    objective.losses["class"].backend = "torch"
+    return objective
+
+
+@pytest.mark.parametrize("reads_scores", [False, True])
+def test_streamed_rows_that_do_not_count_are_inert_and_not_counted(reads_scores, monkeypatch):
+    labels = torch.tensor([3, -100, 4, 1, -100, 9])
+    images = BATCH[0].clone()
+    results = []
+    for everywhere in (False, True):
+        monkeypatch.setattr(_faults, "everywhere", everywhere)
+        monkeypatch.setattr(_faults, "pending", _faults._Pending())
+        objective = streamed_classifier(reads_scores)
+        features = objective.host.model(images).detach()
+        features[1] = torch.nan
+        features.requires_grad_()
+        head = objective.host.head
+        rows = dt.hosts.labelled_rows(dt.LinearScores(features, head.weight, head.bias), labels, features)
+        loss, tempnet = objective.losses["class"], objective.predictors["class"]
+        with Refused() if everywhere else contextlib.nullcontext():
+            output = loss.evaluate(rows, tempnet, statistics=("kl",), check=False)
+        assert output.backend.name == "torch"
+        output.values.sum().backward()
+        gradients = [p.grad for p in (features, *head.parameters(), *tempnet.parameters())]
+        results.append([output.values, output.tau, output.statistics["kl"], *gradients])
+    for device, host in zip(results[1], results[0], strict=True):
+        assert host is None if device is None else device.isfinite().all()
+        if device is not None:
+            torch.testing.assert_close(device, host, rtol=1e-5, atol=1e-6)
 
 
 def test_a_fault_is_told_as_it_was_when_the_batch_changes_afterwards(elsewhere):
