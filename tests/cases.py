@@ -110,20 +110,6 @@ TRANSFORMS = (
 LOSSES = (
     testing.LossCase("infonce", dt.InfoNCELoss, degree=0, excludes_target=False),
     testing.LossCase("likelihood", dt.LikelihoodLoss, degree=0, excludes_target=False),
-    testing.LossCase(
-        "selective-smoothing",
-        lambda: dt.losses.SelectiveSmoothingLoss(0.3),
-        degree=0,
-        robust=False,
-        excludes_target=False,
-    ),
-    testing.LossCase(
-        "probability-weighted",
-        lambda: dt.losses.ProbabilityWeightedLoss(),
-        degree=0,
-        robust=False,
-        excludes_target=False,
-    ),
     testing.LossCase("kl-exact", lambda: dt.KLRobustLoss(rho=1.0, estimator=dt.estimators.Exact())),
     testing.LossCase(
         "kl-moving-average", lambda: dt.KLRobustLoss(rho=1.0, estimator=dt.LogMovingAverage(50, gamma=0.3))

@@ -15,7 +15,7 @@ from dro_temp.cli.run import Run
 from dro_temp.cli.text import PYTHON, blocks, check_vocabulary, documents
 from dro_temp.hosts import CausalLM
 from dro_temp.interfaces import ScoreStatistics
-from dro_temp.losses import KLRobustLoss, LikelihoodLoss, ProbabilityWeightedLoss, SelectiveSmoothingLoss
+from dro_temp.losses import KLRobustLoss, LikelihoodLoss
 from dro_temp.objective import Objective
 from dro_temp.predictors import TempNet
 from dro_temp.predictors.language_models import LmInput
@@ -24,12 +24,6 @@ from dro_temp.predictors.language_models import LmInput
 # little. A network of logits alone (`PooledReadout`) predicts at or above it at first, and may not come down from far
 # above: see "Where to start" in docs/language-models.md.
 _START = 0.7
-# Objectives that have no radius.
-_OF_LABELS = {
-    "likelihood": LikelihoodLoss,
-    "smoothing": SelectiveSmoothingLoss,
-    "weighted": ProbabilityWeightedLoss,
-}
 
 
 def fit(
@@ -39,7 +33,7 @@ def fit(
     data: str = PYTHON,
     column: str = "text",
     frozen: bool = True,
-    objective: Literal["robust", "likelihood", "smoothing", "weighted"] = "robust",
+    objective: Literal["robust", "likelihood"] = "robust",
     inputs: tuple[LmInput, ...] = ("hidden", "statistics"),
     tau_min: float = 0.1,
     tau_max: float = 2.0,
@@ -65,8 +59,7 @@ def fit(
             name:configuration), or "python": Python's own source code.
         column: where records hold their text; those that hold none are counted and left out, more than half refused.
         frozen: leave the model alone.
-        objective: "robust" for the paper's loss; "likelihood" for temperatures that make the text more likely;
-            "smoothing" (ATS) for doubt where the model is wrong; "weighted" (AutoDeco) for decoding.
+        objective: "robust" for the paper's loss; "likelihood" for temperatures that make the text more likely.
         inputs: what the TempNet reads of each token; "[logits]" alone is the paper's network.
         tau_min: lower bound of temperatures.
         tau_max: upper bound.
@@ -105,7 +98,7 @@ def fit(
         centred=centred,
         rho=radius,
     )
-    loss = _OF_LABELS[objective]() if radius is None else KLRobustLoss(radius)
+    loss = LikelihoodLoss() if radius is None else KLRobustLoss(radius)
     run.record(options)
     if _train(run, Objective(host, tempnet, loss), rows, options, start):
         run.finish(max(steps, start.step), tempnet, () if frozen else (lm, words))

@@ -69,7 +69,7 @@ def evaluate(
         rho=radius,
         progress=True,
     )
-    trained_with = "trained on labels, without a radius" if radius is None else f"rho = {radius:.4g}"
+    trained_with = "trained for the likelihood, without a radius" if radius is None else f"rho = {radius:.4g}"
     print(f"\n{report.tokens} tokens, {trained_with}\n\n{report.table()}\n")
     if source == options["data"] and source != PYTHON:
         print("note: this text was trained on; pass --data for text that was not\n")

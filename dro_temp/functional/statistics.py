@@ -12,17 +12,8 @@ from dro_temp._typing import Mask, PerRow, RowIndex, Scores
 from dro_temp.functional.kl import kl_weights, log_mean_exp, margins
 
 #: Statistics that a loss can return for each row.
-Statistic: TypeAlias = Literal["log_sum_exp", "kl", "entropy", "max", "mean", "std", "norm", "target_score"]
-STATISTICS: tuple[Statistic, ...] = (
-    "log_sum_exp",
-    "kl",
-    "entropy",
-    "max",
-    "mean",
-    "std",
-    "norm",
-    "target_score",
-)
+Statistic: TypeAlias = Literal["log_sum_exp", "kl", "entropy", "max", "mean", "std", "norm"]
+STATISTICS: tuple[Statistic, ...] = ("log_sum_exp", "kl", "entropy", "max", "mean", "std", "norm")
 
 #: An outcome that scores so far below its row's maximum cannot happen: a mask has excluded it, by -inf, the smallest
 #: number of a precision, or -1e4, instead of its score or added to it. -1e4, which bfloat16 rounds to -9984, is the
@@ -159,6 +150,4 @@ def row_statistics(
     log_g = log_mean_exp(h / tau[:, None], mask)
     size = scores.shape[1] - (0 if target_in_support else 1)
     moments = score_moments(scores.detach(), target, target_in_support, names)
-    if "target_score" in names:
-        moments["target_score"] = target_score.detach()
     return moments | tilted_statistics(log_g, target_score / tau, mean / tau, size, names)

@@ -119,7 +119,7 @@ class RobustLoss(ShapeChecked, ABC):
             rows: scores and targets.
             tau: temperature of each row, > 0, or one for all, or a predictor of them.
             statistics: any of "log_sum_exp" (of s / tau), "kl", "entropy" (of softmax(s / tau)), "max", "mean",
-                "std", "norm" (of the scores), all over the row's support; "target_score".
+                "std", "norm" (of the scores), all over the row's support.
             differentiable: True for "log_sum_exp", "kl" and "entropy" with gradient, to scores and temperatures: an
                 entropy bonus, a penalty on KL. Where the loss streams, backward then costs one more product. The
                 others are detached, and without it all are.

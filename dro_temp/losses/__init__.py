@@ -1,7 +1,6 @@
 """Losses on rows: each maps (rows, tau) to one value per row. Penalties: each maps the rows of all views to one."""
 
 from dro_temp.losses.consistency import CyclicPenalty
-from dro_temp.losses.frozen_hosts import ProbabilityWeightedLoss, SelectiveSmoothingLoss
 from dro_temp.losses.kl_robust import EntropicRiskLoss, KLRobustLoss
 from dro_temp.losses.likelihood import InfoNCELoss, LikelihoodLoss
 from dro_temp.losses.log_mean_exp import LogMeanExpLoss
@@ -16,8 +15,6 @@ __all__ = [
     "KeyQueue",
     "LikelihoodLoss",
     "LogMeanExpLoss",
-    "ProbabilityWeightedLoss",
     "QueuedLoss",
-    "SelectiveSmoothingLoss",
     "SigmoidLoss",
 ]

@@ -1,7 +1,7 @@
 """Losses that stream: which backend takes which rows; and those of the log-mean-exp of a row's scores."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TypeAlias, final
 
@@ -14,7 +14,7 @@ from dro_temp._autograd import outside_graphs
 from dro_temp._tensors import log_of_size
 from dro_temp._typing import PerRow, RowMask
 from dro_temp.functional import ScoreTransform
-from dro_temp.functional.statistics import Statistic, row_statistics
+from dro_temp.functional.statistics import Statistic
 from dro_temp.interfaces import (
     BackendChoice,
     LinearScores,
@@ -51,9 +51,6 @@ class StreamingLoss(RobustLoss):
         backend: see `LogMeanExpLoss`.
     """
 
-    #: Statistics of each row's scores, detached, that the loss reads.
-    reads: tuple[Statistic, ...] = ()
-
     def __init__(self, *, backend: BackendOption = "auto") -> None:
         super().__init__()
         self.backend = check_backend(backend)
@@ -88,9 +85,6 @@ class StreamingLoss(RobustLoss):
                 "derivative defined. Pass SoftCap(cap), Scale(factor) or a ScoreTransform of your own, or "
                 "backend='reference'."
             )
-        transformed = scores.transform is not None and "mean" in self.reads
-        if transformed and scores.requires_grad and torch.is_grad_enabled():
-            return BackendChoice("reference", "the mean over outcomes has a gradient in every score")
         if option != "auto":
             return BackendChoice(option, f"backend={option!r}")
         dtype = scores.dtype
@@ -148,21 +142,12 @@ class LogMeanExpLoss(StreamingLoss):
             kernel in each direction reads them then, unless "reference" was asked for.
     """
 
-    #: True if a row's value depends on that row alone, without memory, and on no statistics (see `reads`): gradients
-    #: then need one pass.
+    #: True if a row's value depends on that row alone, without memory: gradients then need one pass.
     row_by_row: bool = True
 
     @abstractmethod
     def from_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
         """One value per row; must not read the rows' scores."""
-
-    def from_statistics(
-        self, rows: Rows, log_g: PerRow, tau: PerRow, statistics: Mapping[str, PerRow]
-    ) -> PerRow:
-        """In place of `from_log_mean_exp`, for a loss that `reads` statistics."""
-        raise NotImplementedError(
-            f"expected {type(self).__name__} to define from_statistics, since it reads statistics"
-        )
 
     def is_affine(self, rows: Rows) -> bool:
         r"""Whether the values are affine in log g, $a(\tau) \log g + b(\tau)$, in all of these rows.
@@ -186,16 +171,10 @@ class LogMeanExpLoss(StreamingLoss):
                 target_in_support=rows.target_in_support,
                 support_size=rows.support_size,
             )
-        else:
-            log_g = F.log_mean_exp(rows.margins / tau[:, None], rows.mask)
-            # Rows without outcomes have log g = -inf; finite numbers keep them inert.
-            log_g = log_g.masked_fill(~rows.valid, 0.0)
-        if not self.reads:
             return self.from_log_mean_exp(rows, log_g, tau)
-        with torch.no_grad():
-            scores, target = rows.dense_scores, rows.target.long()
-            statistics = row_statistics(scores, target, tau, rows.target_in_support, self.reads)
-        return self.from_statistics(rows, log_g, tau, statistics)
+        log_g = F.log_mean_exp(rows.margins / tau[:, None], rows.mask)
+        # Rows without outcomes have log g = -inf; finite numbers keep them inert.
+        return self.from_log_mean_exp(rows, log_g.masked_fill(~rows.valid, 0.0), tau)
 
     def _reads_matrix(self, rows: Rows) -> bool:
         """Whether kernels read the score matrix: on a GPU, outside of what needs ordinary autograd."""
@@ -239,16 +218,12 @@ class LogMeanExpLoss(StreamingLoss):
             rows,
             tau,
             assumed_grad_output=self._mean_gradient(rows) if self.row_by_row else None,
-            statistics=(*statistics, *self.reads),
+            statistics=statistics,
             differentiable=differentiable,
             backend=streaming_backend(backend.name, scores.queries.device, scores.dtype),
         )
-        if self.reads:
-            values = self.from_statistics(rows, output.log_g, output.tau, output.statistics)
-        else:
-            values = self.from_log_mean_exp(rows, output.log_g, output.tau)
-        values = self.one_per_row(values, rows)
-        per_row: dict[str, PerRow] = {name: output.statistics[name] for name in statistics}
+        values = self.one_per_row(self.from_log_mean_exp(rows, output.log_g, output.tau), rows)
+        per_row = output.statistics
         # Temperatures that are an input are returned unchanged: hooks may read their gradient.
         taus = all_tau if isinstance(all_tau, Tensor) else output.tau
         if valid is not None:
@@ -301,7 +276,7 @@ class LogMeanExpLoss(StreamingLoss):
         self, other: RobustLoss, rows: tuple[Rows, Rows], taus: tuple[Taus, Taus]
     ) -> tuple[LossOutput, LossOutput] | None:
         """See `RobustLoss.evaluate_mirrored`."""
-        if not isinstance(other, LogMeanExpLoss) or self.reads or other.reads:
+        if not isinstance(other, LogMeanExpLoss):
             return None
         backends = self._mirrored_backends(other, rows)
         # Temperatures that depend on the scores would need each side's scores twice.

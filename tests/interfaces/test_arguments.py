@@ -66,8 +66,6 @@ CALLS = {
     dt.KLRobustLoss: lambda: {"rho": 0.5, "estimator": dt.estimators.Exact(), "backend": "auto"},
     dt.LearnableTemperature: lambda: LEARNABLE,
     dt.LikelihoodLoss: lambda: {"backend": "auto"},
-    dt.losses.ProbabilityWeightedLoss: lambda: {"drop": 0.6, "backend": "auto"},
-    dt.losses.SelectiveSmoothingLoss: lambda: {"alpha": 0.5, "backend": "auto"},
     dt.LinearScores: lambda: {
         "queries": torch.randn(3, 4),
         "keys": torch.randn(5, 4),

@@ -141,7 +141,7 @@ class RowProblem:
         by_tau = 2 * n * u * (1 + 2 * size / low**2) * low
         return {
             "log_g": 1.0, "taus": low, "log_sum_exp": 1.0, "kl": 1.0, "entropy": 1.0,
-            "max": size, "mean": size, "std": size, "norm": size * m**0.5, "target_score": size,
+            "max": size, "mean": size, "std": size, "norm": size * m**0.5,
             "dqueries": 2 * u * k / low * scale, "dkeys": 2 * n * u * q / low * scale,
             "dbias": 2 * n * u / low * scale,
             "dtau": u * (1 + 2 * size / low**2), "dweight": by_tau * max(size, 1.0), "dslope": by_tau,

@@ -255,8 +255,6 @@ class ChunkedForward:
         if self.plan.statistics:
             in_support = self.plan.target_in_support
             statistics = self.backend.moments(scores, target, in_support, self.plan.statistics)
-            if "target_score" in self.plan.statistics:
-                statistics["target_score"] = target_score
         if self.tau is not None:
             tau = self.tau[chunk].to(scores.dtype)  # [rows]
         else:

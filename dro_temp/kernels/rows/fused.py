@@ -109,8 +109,6 @@ class FusedForward(ChunkedForward):
             u = torch.ones_like(tau) if grad_output is None else grad_output.of_log_g(tau, chunk)
             known = None if u is None else self._coefficients(u, of_scores)
         rows = kernel.tilt_rows(block, tau, variance=plan.differentiable, known=known, out=weights)
-        if "target_score" in plan.statistics:
-            statistics["target_score"] = rows.target_score
         slope = -(rows.mean - rows.target_score) / tau.square()  # dlog_g / dtau
         if grad_output is None:
             u, v = torch.ones_like(tau), torch.zeros_like(tau)
