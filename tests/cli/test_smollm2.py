@@ -38,7 +38,8 @@ def packages(monkeypatch, tmp_path):
 
 
 def _tiny(source):
-    from tokenizers import Tokenizer, models as parts
+    from tokenizers import Tokenizer
+    from tokenizers import models as parts
 
     inner = Tokenizer(parts.WordLevel({"<end>": 0, "word": 1}, unk_token="<end>"))
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>")
