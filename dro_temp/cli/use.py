@@ -189,5 +189,5 @@ def view(
     read = token_temperatures(host, tokenizer, tempnet, shown[:characters], k=k, window=options["block"])
     page.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(page) as file:
-        file.write(text_page(*read, title=title).encode())
+        file.write(text_page(*read, title=f"{title}, read by {options['model']}").encode())
     print(f"wrote {page}; open it in a browser")

@@ -14,7 +14,7 @@ from dro_temp._autograd import outside_graphs
 from dro_temp._tensors import log_of_size
 from dro_temp._typing import PerRow, RowMask
 from dro_temp.functional import ScoreTransform
-from dro_temp.functional.statistics import Statistic
+from dro_temp.functional.statistics import LabelStanding, Statistic, label_standing, score_profile
 from dro_temp.interfaces import (
     BackendChoice,
     LinearScores,
@@ -144,6 +144,8 @@ class LogMeanExpLoss(StreamingLoss):
 
     #: True if a row's value depends on that row alone, without memory: gradients then need one pass.
     row_by_row: bool = True
+    #: True if a row's value also depends on where its target stands at temperature 1, see `FrozenHostLoss`.
+    reads_label: bool = False
 
     @abstractmethod
     def from_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
@@ -156,6 +158,10 @@ class LogMeanExpLoss(StreamingLoss):
         class that implements `from_log_mean_exp` anew says this anew as well: it is not inherited then.
         """
         return False
+
+    def from_label(self, rows: Rows, log_g: PerRow, tau: PerRow, label: LabelStanding) -> PerRow:
+        """One value per row, called instead of `from_log_mean_exp` if `reads_label`."""
+        return self.from_log_mean_exp(rows, log_g, tau)
 
     @final
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
@@ -171,10 +177,15 @@ class LogMeanExpLoss(StreamingLoss):
                 target_in_support=rows.target_in_support,
                 support_size=rows.support_size,
             )
+        else:
+            log_g = F.log_mean_exp(rows.margins / tau[:, None], rows.mask)
+            # Rows without outcomes have log g = -inf; finite numbers keep them inert.
+            log_g = log_g.masked_fill(~rows.valid, 0.0)
+        if not self.reads_label:
             return self.from_log_mean_exp(rows, log_g, tau)
-        log_g = F.log_mean_exp(rows.margins / tau[:, None], rows.mask)
-        # Rows without outcomes have log g = -inf; finite numbers keep them inert.
-        return self.from_log_mean_exp(rows, log_g.masked_fill(~rows.valid, 0.0), tau)
+        scores = rows.dense_scores.detach()
+        target_score = scores.gather(1, rows.target.long()[:, None]).squeeze(1)
+        return self.from_label(rows, log_g, tau, label_standing(target_score, score_profile(scores)))
 
     def _reads_matrix(self, rows: Rows) -> bool:
         """Whether kernels read the score matrix: on a GPU, outside of what needs ordinary autograd."""
@@ -220,9 +231,16 @@ class LogMeanExpLoss(StreamingLoss):
             assumed_grad_output=self._mean_gradient(rows) if self.row_by_row else None,
             statistics=statistics,
             differentiable=differentiable,
+            reads_label=self.reads_label,
             backend=streaming_backend(backend.name, scores.queries.device, scores.dtype),
         )
-        values = self.one_per_row(self.from_log_mean_exp(rows, output.log_g, output.tau), rows)
+        log_g, taus, label = output.log_g, output.tau, output.label
+        values = (
+            self.from_log_mean_exp(rows, log_g, taus)
+            if label is None
+            else self.from_label(rows, log_g, taus, label)
+        )
+        values = self.one_per_row(values, rows)
         per_row = output.statistics
         # Temperatures that are an input are returned unchanged: hooks may read their gradient.
         taus = all_tau if isinstance(all_tau, Tensor) else output.tau
@@ -246,11 +264,17 @@ class LogMeanExpLoss(StreamingLoss):
             weight = rows.weight.to(rows.scores.dtype)
             share = weight / weight.sum()
 
-        def gradient(log_g: PerRow, tau: PerRow, block: slice) -> tuple[PerRow, PerRow]:
+        def gradient(
+            log_g: PerRow, tau: PerRow, block: slice, label: LabelStanding | None = None
+        ) -> tuple[PerRow, PerRow]:
             with torch.enable_grad():
                 log_g, tau = log_g.detach().requires_grad_(), tau.detach().requires_grad_()
                 part = rows if len(log_g) == n else rows.select(block)
-                values = self.from_log_mean_exp(part, log_g, tau)
+                values = (
+                    self.from_log_mean_exp(part, log_g, tau)
+                    if label is None
+                    else self.from_label(part, log_g, tau, label)
+                )
                 weight = (
                     torch.full_like(values, 1.0 / max(n, 1))
                     if share is None
@@ -265,18 +289,18 @@ class LogMeanExpLoss(StreamingLoss):
 
         # What a subclass computes may depend on more (parameters, features, random numbers), and may not be affine.
         written_in = next(c for c in type(self).__mro__ if "from_log_mean_exp" in vars(c))
-        affine = "is_affine" in vars(written_in) and self.is_affine(rows)
+        affine = "is_affine" in vars(written_in) and self.is_affine(rows) and not self.reads_label
         of_numbers_alone = written_in.__module__.startswith("dro_temp.losses.")
         # On a CPU comparing gradients costs less than the mean; and of no rows there is none.
-        offers_mean = n and of_numbers_alone and rows.target.is_cuda
-        return GradOutput(gradient, mean if offers_mean else None, affine)
+        offers_mean = n and of_numbers_alone and rows.target.is_cuda and not self.reads_label
+        return GradOutput(gradient, mean if offers_mean else None, affine, reads_label=self.reads_label)
 
     @final
     def evaluate_mirrored(
         self, other: RobustLoss, rows: tuple[Rows, Rows], taus: tuple[Taus, Taus]
     ) -> tuple[LossOutput, LossOutput] | None:
         """See `RobustLoss.evaluate_mirrored`."""
-        if not isinstance(other, LogMeanExpLoss):
+        if not isinstance(other, LogMeanExpLoss) or self.reads_label or other.reads_label:
             return None
         backends = self._mirrored_backends(other, rows)
         # Temperatures that depend on the scores would need each side's scores twice.

@@ -157,10 +157,18 @@ def test_likelihood(files, tmp_path, capsys):
     assert "robust loss" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("objective", ["selective_smoothing", "self_weighted"])
+def test_losses_of_a_frozen_model(files, tmp_path, capsys, objective):
+    run = tmp_path / "run"
+    assert _fit(files, run, "--steps", "1", "--objective", objective) == 0
+    assert (run / "tempnet" / "config.json").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--tau_min", "2", "--tau_max", "1"), "expected temperature bounds"),
+        (("--objective", "self_weighted", "--frozen", "false"), "expected a frozen model with --objective"),
         (("--rho", "9"), "expected rho between 0 and log"),
         (("--block", "100000"), "at least one block"),
         (("--block", "33"), "Pass --block 32 or less"),
@@ -461,7 +469,7 @@ def test_the_others_refuse_values_out_of_range(checkpoints, capsys, command):
             ["hidden, logits or statistics", "Type --inputs '[logits]'."],
         ),
         (["lm", "fit", "x", "--inputs", "hidden", "logits"], ["received logits", "--inputs '[one, two]'"]),
-        (["lm", "fit", "x", "--objective", "robus"], ["robust or likelihood", "Type --objective robust."]),
+        (["lm", "fit", "x", "--objective", "robus"], ["self_weighted", "Type --objective robust."]),
         (["lm", "eval", "x", "--tasks"], ["a value for --tasks", "Type --tasks '[one, two]'."]),
         (["--nope"], ["received --nope. Type dro-temp --help"]),
     ],

@@ -66,6 +66,8 @@ CALLS = {
     dt.KLRobustLoss: lambda: {"rho": 0.5, "estimator": dt.estimators.Exact(), "backend": "auto"},
     dt.LearnableTemperature: lambda: LEARNABLE,
     dt.LikelihoodLoss: lambda: {"backend": "auto"},
+    dt.SelectiveSmoothingLoss: lambda: {"alpha": 0.5, "backend": "auto"},
+    dt.SelfWeightedLoss: lambda: {"easy_weight": 0.4, "backend": "auto"},
     dt.LinearScores: lambda: {
         "queries": torch.randn(3, 4),
         "keys": torch.randn(5, 4),
