@@ -120,6 +120,8 @@ def peak(name: str, tokens: int) -> int:
     tiny = type(model)(type(model.config)(vocab_size=2048, num_key_value_heads=2, **sizes)).eval()
     training_step(name, tiny, torch.randint(2048, (1, 8)))()
     step = training_step(name, model, full)
+    for parameter in model.parameters():  # the file is mapped: pages become resident when they are first read
+        parameter.detach().sum()
     before = _start_peak("cpu")
     step()
     return _peak("cpu") - before
