@@ -73,6 +73,11 @@ def checks_now() -> Iterator[None]:
         _NOW.reset(token)
 
 
+def captures(x: Tensor) -> bool:
+    """Whether a CUDA graph is being captured on the device of x, so that nothing may be read."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def check(numbers: Tensor, error: Callable[[Any], Exception | None]) -> None:
     """Raise if some numbers on a device are wrong: later, or now inside `checks_now` and with several processes.
 
@@ -80,7 +85,7 @@ def check(numbers: Tensor, error: Callable[[Any], Exception | None]) -> None:
         numbers: a few, in one tensor. They are copied: the batch's own tensors may have changed by then.
         error: from the numbers, as a list or one number, to what is to be raised; None if nothing is wrong.
     """
-    if numbers.is_cuda and torch.cuda.is_current_stream_capturing():
+    if captures(numbers):
         return  # replays of a graph are not checked
     if _NOW.get() or (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         found = error(numbers.tolist())

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dro_temp import _faults
 from dro_temp._autograd import RandomState, refuse_second_derivative, refuse_transforms, without_autocast
 from dro_temp._pytree import pytree
 from dro_temp._typing import PerRow
@@ -235,6 +236,8 @@ class _LogMeanExp(torch.autograd.Function):
         else:  # leaves require gradients even where no graph is recorded
             required = GradMask()
         random = plan.predictor is not None and plan.predictor.training  # dropout, say
+        if random and _faults.captures(queries):  # whose generator has no state to keep: one pass must do
+            random = False
         ctx.random_state = RandomState(queries.device) if random else None
         # Without an assumption, the weight of each row in a sum over rows is still unknown.
         assumed = None if plan.differentiable else assumed
