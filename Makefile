@@ -45,7 +45,7 @@ test-timm-all: install  ## and on the modules that have only larger ones
 	$(BIN)/python -m pytest -m "timm or not timm" tests/hosts/test_timm_coverage.py
 
 test-gpu:  ## exactness and waits at real sizes on an NVIDIA GPU, with the Python and the packages at hand
-	$(PYTHON) -m pytest -m gpu -p no:benchmark tests/gpu
+	$(PYTHON) -m pytest -m gpu -p no:benchmark tests/gpu tests/objective/test_captured_steps.py
 
 # Few rounds of one size each; every script's --help tells the rest. Peers: pip install -e '.[bench]'.
 bench: install  ## speed and memory on one CPU thread; tables and plots in runs/benchmarks

@@ -90,6 +90,11 @@ class LinearScores:
                 f"expected queries and keys on one device, received {self.queries.device} and {self.keys.device}. Pass "
                 "keys.to(queries.device), or the reverse."
             )
+        if self.bias is not None and self.bias.device != self.keys.device:
+            raise ValueError(
+                f"expected the bias on {self.keys.device}, as the keys, received it on {self.bias.device}. Pass "
+                "bias.to(keys.device)."
+            )
         q, k = tuple(self.queries.shape), tuple(self.keys.shape)
         if len(q) != 2 or len(k) != 2 or q[1] != k[1]:
             raise ValueError(
@@ -277,8 +282,7 @@ class Rows:
                 check_integers(name, value)
             elif not isinstance(value, Tensor):
                 check_tensor(name, value)
-            # A table may be in host memory, the numbers with it.
-            if value.device != device and name != "index":
+            if value.device != device:
                 raise ValueError(
                     f"expected {name} on {device}, as the scores, received it on {value.device}. Pass "
                     f"{name}.to(scores.device)."

@@ -142,9 +142,14 @@ def acquire_block(rows: int, columns: int, like: Tensor, dtype: torch.dtype) -> 
     while True:
         try:
             return acquire("scores", rows, columns, like, dtype)
-        except torch.cuda.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError as error:
             if rows <= _DEVICE_ROWS:
-                raise
+                size = rows * columns * dtype.itemsize / MIB
+                raise torch.cuda.OutOfMemoryError(
+                    f"expected room for a block of {rows} rows of {columns} scores ({size:.0f} MiB, the smallest one) "
+                    f"on {like.device}, received none. Free memory there (a smaller batch, fewer stored scores: "
+                    "kernels.byte_budget(0)), or set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True."
+                ) from error
             rows = max(rows // 2, _DEVICE_ROWS)
 
 

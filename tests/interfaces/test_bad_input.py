@@ -25,6 +25,26 @@ def losses(build):
     return {view: dt.KLRobustLoss(0.5, estimator=build()) for view in ("image", "text")}
 
 
+# Devices -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["target", "features", "index", "weight"])
+def test_rows_on_two_devices(part):
+    """The meta device stands in for a second one."""
+    parts = {"target": SOME, "features": torch.randn(6, 3), "index": SOME, "weight": torch.ones(6)}
+    parts[part] = parts[part].to("meta")
+    with raises(ValueError, part, "cpu, as the scores"):
+        dt.Rows(dt.LinearScores(torch.randn(6, 3), torch.randn(7, 3)), **parts)
+
+
+@pytest.mark.parametrize("part", ["keys", "bias"])
+def test_products_on_two_devices(part):
+    parts = {"keys": torch.randn(7, 3), "bias": torch.zeros(7)}
+    parts[part] = parts[part].to("meta")
+    with raises(ValueError, part):
+        dt.LinearScores(torch.randn(6, 3), **parts)
+
+
 # Construction --------------------------------------------------------------------------------------------
 
 

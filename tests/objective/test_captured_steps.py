@@ -88,6 +88,7 @@ def test_a_replay_notices_what_it_would_miss():
     assert total == 2.0  # 6.0 had the step run again
 
 
+@pytest.mark.gpu
 @ON_A_CARD
 @pytest.mark.parametrize("recipe", ["tempnet", "sogclr", "isogclr", "siglip", "infonce"])
 def test_a_step_in_a_cuda_graph(recipe):
