@@ -248,8 +248,14 @@ class TempNet(TemperaturePredictor):
             ValueError: another vocabulary or width.
             TypeError: a model without a head.
         """
-        made_for = self.made_for or HeadShape(self.encoder.outcomes, self.encoder.features)
-        made_for.check(HeadShape.from_model(model))
+        (self.made_for or HeadShape(*self.input_sizes)).check(HeadShape.from_model(model))
+
+    @property
+    def input_sizes(self) -> tuple[int | None, int | None]:
+        """Size of the vocabulary and width of the hidden states that it was made for; None: any."""
+        if self.made_for is not None:
+            return self.made_for.outcomes, self.made_for.width
+        return self.encoder.outcomes, self.encoder.features
 
     @property
     def config(self) -> dict[str, Any]:
