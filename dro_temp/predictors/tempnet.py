@@ -26,7 +26,7 @@ from dro_temp.predictors.encoders import (
 )
 from dro_temp.predictors.language_models import HeadShape, LmInput
 from dro_temp.predictors.logit_decoder import logit_decoder
-from dro_temp.predictors.model_card import write_card
+from dro_temp.predictors.model_card import write_card, write_custom_generate
 from dro_temp.predictors.paper_checkpoint import reference_state
 from dro_temp.predictors.readouts import READOUTS, PooledReadout, ResidualReadout, TempNetReadout
 
@@ -290,7 +290,10 @@ class TempNet(TemperaturePredictor):
         """Write `config.json` and the weights; a kill leaves the earlier checkpoint or this one, nothing between.
 
         A model card, `README.md`, is written as well: which model the network was made for, its bounds and radius, how
-        to load it, and what to cite. Needs safetensors, and the Hub huggingface_hub: `pip install 'dro-temp[llm]'`.
+        to load it, and what to cite. A network of a language model also gets `custom_generate/generate.py`, with which
+        `model.generate(..., custom_generate=folder, trust_remote_code=True)` generates at its temperatures (and
+        `tempnet=folder`, if the folder was moved since). Needs safetensors, and the Hub huggingface_hub:
+        `pip install 'dro-temp[llm]'`.
 
         Args:
             folder: created if missing; other files in it are left alone, and so is a `README.md` that was not written
@@ -303,6 +306,8 @@ class TempNet(TemperaturePredictor):
         config = {"class": type(self).__name__, **self.config}
         checkpoint.write(Path(folder), config, self.state_dict())
         write_card(Path(folder), config, sum(p.numel() for p in self.parameters()))
+        if self.made_for is not None:
+            write_custom_generate(Path(folder), str(Path(folder).resolve()))
 
     @classmethod
     def from_pretrained(
@@ -355,6 +360,8 @@ class TempNet(TemperaturePredictor):
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
+            if self.made_for is not None:
+                write_custom_generate(Path(folder), name)
             return checkpoint.upload(Path(folder), name, type(self).__name__, private=private, token=token)
 
     def start_prototypes(self, others: Features) -> None:
