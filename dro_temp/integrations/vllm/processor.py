@@ -13,6 +13,7 @@ from dro_temp.integrations.vllm import models
 from dro_temp.integrations.vllm.requests import check_engine, request_bounds
 
 _GROUP = "vllm.logits_processors"
+_OFF = RequestBounds(1.0, 1.0)
 
 
 class TemperatureProcessor(LogitsProcessorV2, LogitsProcessor):  # type: ignore[misc]
@@ -44,6 +45,9 @@ class TemperatureProcessor(LogitsProcessorV2, LogitsProcessor):  # type: ignore[
         self._tempnet.to(self._device)
         self._of_request: dict[int, RequestBounds] = {}  # V1: by row; V2: by slot
         self._bounds = torch.ones(state.max_num_reqs if v2 else 0, 2, device=self._device)
+        self._divides = np.zeros(
+            len(self._bounds), dtype=bool
+        )  # on the host: no device is asked whether to work
         self._changed = False
 
     @classmethod
@@ -61,8 +65,9 @@ class TemperatureProcessor(LogitsProcessorV2, LogitsProcessor):  # type: ignore[
             return
         process_dict_updates(self._of_request, batch_update, lambda params, *_: self._bounds_of(params))
         rows = range(batch_update.batch_size)
-        bounds = [self._of_request.get(row, RequestBounds(1.0, 1.0)) for row in rows]
+        bounds = [self._of_request.get(row, _OFF) for row in rows]
         self._bounds = torch.tensor(bounds, device=self._device).view(-1, 2)
+        self._divides = torch.tensor([one != _OFF for one in bounds], dtype=torch.bool)
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
         """V2: a request takes a slot. Returns whether its logits will be changed."""
@@ -71,7 +76,8 @@ class TemperatureProcessor(LogitsProcessorV2, LogitsProcessor):  # type: ignore[
         bounds = self._bounds_of(sampling_params)
         self._of_request[req_idx] = bounds
         self._changed = True
-        return bounds != (1.0, 1.0)
+        self._divides[req_idx] = bounds != _OFF
+        return bounds != _OFF
 
     def apply_staged_writes(self) -> None:
         """V2: once per step, before the forward."""
@@ -97,6 +103,9 @@ class TemperatureProcessor(LogitsProcessorV2, LogitsProcessor):  # type: ignore[
                 f"expected one row of logits for each of {len(bounds)} requests, received {len(logits)} rows. Switch "
                 f"speculative decoding off, or serve without {VARIABLE}."
             )
+        divides = self._divides if ctx is None else self._divides[torch.as_tensor(ctx.idx_mapping_np).long()]
+        if not divides.any():
+            return logits
         lower, upper = bounds.unbind(1)
         tau = self._tempnet.temperatures(logits=logits).clamp(lower, upper)
         return logits.div_(tau[:, None])
