@@ -249,8 +249,10 @@ def test_speculative_decoding_is_right_for_hidden_states(in_a_process, folder, n
     tempnet = dt.TempNet.from_pretrained(networks / "both")
     draft = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
     llm = start(folder, networks / "both", speculative_config=draft, disable_log_stats=False)
-    prompts = [tokenizer("one two three one two three one two three one two")["input_ids"]]
-    check(model, tempnet, prompts, generate(llm, prompts, max_tokens=12, temperature=1.0, seed=0))
+    prompts = [tokenizer("one two three four one two three four one two three four one two")["input_ids"]]
+    for temperature in (0.0, 1.0):
+        outputs = generate(llm, prompts, max_tokens=12, temperature=temperature, seed=0)
+        check(model, tempnet, prompts, outputs)
     drafted = {metric.name: getattr(metric, "value", None) for metric in llm.get_metrics()}
     assert drafted["vllm:spec_decode_num_draft_tokens"] > 0
     del llm

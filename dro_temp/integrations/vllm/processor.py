@@ -45,9 +45,8 @@ class TemperatureProcessor(LogitsProcessorV2, LogitsProcessor):  # type: ignore[
         self._tempnet.to(self._device)
         self._of_request: dict[int, RequestBounds] = {}  # V1: by row; V2: by slot
         self._bounds = torch.ones(state.max_num_reqs if v2 else 0, 2, device=self._device)
-        self._divides = np.zeros(
-            len(self._bounds), dtype=bool
-        )  # on the host: no device is asked whether to work
+        # On the host: reading it waits for no device.
+        self._divides = torch.zeros(len(self._bounds), dtype=torch.bool)
         self._changed = False
 
     @classmethod
