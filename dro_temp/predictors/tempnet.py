@@ -360,8 +360,6 @@ class TempNet(TemperaturePredictor):
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            if self.made_for is not None:
-                write_custom_generate(Path(folder), name)
             return checkpoint.upload(Path(folder), name, type(self).__name__, private=private, token=token)
 
     def start_prototypes(self, others: Features) -> None:
