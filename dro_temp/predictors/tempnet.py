@@ -26,7 +26,7 @@ from dro_temp.predictors.encoders import (
 )
 from dro_temp.predictors.language_models import HeadShape, LmInput
 from dro_temp.predictors.logit_decoder import logit_decoder
-from dro_temp.predictors.model_card import write_card
+from dro_temp.predictors.model_card import write_card, write_custom_generate
 from dro_temp.predictors.paper_checkpoint import reference_state
 from dro_temp.predictors.readouts import READOUTS, PooledReadout, ResidualReadout, TempNetReadout
 
@@ -248,8 +248,14 @@ class TempNet(TemperaturePredictor):
             ValueError: another vocabulary or width.
             TypeError: a model without a head.
         """
-        made_for = self.made_for or HeadShape(self.encoder.outcomes, self.encoder.features)
-        made_for.check(HeadShape.from_model(model))
+        (self.made_for or HeadShape(*self.input_sizes)).check(HeadShape.from_model(model))
+
+    @property
+    def input_sizes(self) -> tuple[int | None, int | None]:
+        """Size of the vocabulary and width of the hidden states that it was made for; None: any."""
+        if self.made_for is not None:
+            return self.made_for.outcomes, self.made_for.width
+        return self.encoder.outcomes, self.encoder.features
 
     @property
     def config(self) -> dict[str, Any]:
@@ -284,7 +290,10 @@ class TempNet(TemperaturePredictor):
         """Write `config.json` and the weights; a kill leaves the earlier checkpoint or this one, nothing between.
 
         A model card, `README.md`, is written as well: which model the network was made for, its bounds and radius, how
-        to load it, and what to cite. Needs safetensors, and the Hub huggingface_hub: `pip install 'dro-temp[llm]'`.
+        to load it, and what to cite. A network of a language model also gets `custom_generate/generate.py`, with which
+        `model.generate(..., custom_generate=folder, trust_remote_code=True)` generates at its temperatures (and
+        `tempnet=folder`, if the folder was moved since). Needs safetensors, and the Hub huggingface_hub:
+        `pip install 'dro-temp[llm]'`.
 
         Args:
             folder: created if missing; other files in it are left alone, and so is a `README.md` that was not written
@@ -297,6 +306,8 @@ class TempNet(TemperaturePredictor):
         config = {"class": type(self).__name__, **self.config}
         checkpoint.write(Path(folder), config, self.state_dict())
         write_card(Path(folder), config, sum(p.numel() for p in self.parameters()))
+        if self.made_for is not None:
+            write_custom_generate(Path(folder), str(Path(folder).resolve()))
 
     @classmethod
     def from_pretrained(

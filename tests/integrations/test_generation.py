@@ -469,3 +469,51 @@ def test_an_evaluation_in_between_is_not_taken_for_generation():
         do_sample=True,
     )
     _close(processor.temperatures, _taught(model, tempnet, text))
+
+
+# custom_generate ------------------------------------------------------------------------------------------
+
+
+def test_custom_generate_of_a_saved_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    torch.manual_seed(0)
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = transformers.GPT2Config(vocab_size=99, n_embd=16, n_layer=1, n_head=2, **special)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    tempnet = dt.TempNet.for_lm(model, inputs="hidden", tau_min=0.1, tau_max=0.2).eval()
+    tempnet.save_pretrained(tmp_path / "net")
+    prompt = torch.arange(3, 9).view(2, 3)
+    options = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 6, "do_sample": True}
+    scored = {"return_dict_in_generate": True, "output_scores": True}
+    with dt.TemperatureLogitsProcessor(model, tempnet) as processor:
+        torch.manual_seed(1)
+        expected = model.generate(prompt, logits_processor=[processor], **options, **scored)
+    remote = {"custom_generate": str(tmp_path / "net"), "trust_remote_code": True}
+    torch.manual_seed(1)
+    found = model.generate(prompt, **remote, **options, **scored)
+    torch.testing.assert_close(found.sequences, expected.sequences)
+    torch.testing.assert_close(found.scores, expected.scores)
+    assert not model._forward_hooks  # closed
+
+    (tmp_path / "net").rename(tmp_path / "moved")
+    remote["custom_generate"] = str(tmp_path / "moved")
+    model.generate(prompt, **remote, **options, tempnet=str(tmp_path / "moved"))
+    other = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=98, n_embd=16, n_layer=1, n_head=2)
+    )
+    with pytest.raises(ValueError, match="for which this TempNet was made"):
+        other.generate(prompt, **remote, **options, tempnet=str(tmp_path / "moved"))
+
+
+def test_custom_generate_is_not_written_over_a_file_of_ones_own(tmp_path):
+    tempnet = dt.TempNet.for_logits(9, tau_min=0.1, tau_max=2.0)
+    tempnet.save_pretrained(tmp_path)
+    assert not (tmp_path / "custom_generate").exists()  # made for no language model
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
+    )
+    (tmp_path / "custom_generate").mkdir()
+    path = tmp_path / "custom_generate" / "generate.py"
+    path.write_text("# mine\n")
+    dt.TempNet.for_lm(model, tau_min=0.1, tau_max=2.0).save_pretrained(tmp_path)
+    assert path.read_text() == "# mine\n"

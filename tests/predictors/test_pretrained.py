@@ -464,7 +464,7 @@ class Api:
         return str(self.root / repo_id / filename)
 
     def upload_folder(self, *, repo_id, folder_path, commit_message, allow_patterns, delete_patterns):
-        assert allow_patterns == ["config.json", "tempnet-*.safetensors", "README.md"]
+        assert allow_patterns == [*PATTERNS, "custom_generate/generate.py"]
         new = {p.name: p.read_bytes() for p in Path(folder_path).iterdir()}
         for pattern in delete_patterns:
             for old in (self.root / repo_id).glob(pattern):
