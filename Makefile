@@ -45,7 +45,7 @@ test-timm-all: install  ## and on the modules that have only larger ones
 	$(BIN)/python -m pytest -m "timm or not timm" tests/hosts/test_timm_coverage.py
 
 test-gpu:  ## exactness and waits at real sizes on an NVIDIA GPU, with the Python and the packages at hand
-	$(PYTHON) -m pytest -m gpu -p no:benchmark tests/gpu tests/objective/test_captured_steps.py
+	$(PYTHON) -m pytest -m gpu -p no:benchmark tests/gpu tests/objective/test_cuda_graphs.py
 
 # Serving engines pin versions of torch and transformers of their own. The wheels of torchvision, torchaudio and
 # torchcodec that come along are for another torch.

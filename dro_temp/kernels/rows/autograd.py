@@ -236,7 +236,7 @@ class _LogMeanExp(torch.autograd.Function):
         else:  # leaves require gradients even where no graph is recorded
             required = GradMask()
         random = plan.predictor is not None and plan.predictor.training  # dropout, say
-        if random and queries.is_cuda and _faults.captures(queries):
+        if random and queries.is_cuda and _faults.is_capturing():
             random = False  # a graph's generator has no state to keep: one pass must do
         ctx.random_state = RandomState(queries.device) if random else None
         # Without an assumption, the weight of each row in a sum over rows is still unknown.
