@@ -122,7 +122,7 @@ def study(names: Sequence[str], options: argparse.Namespace) -> list[dict[str, A
     calibrated = chosen([{**t, "chosen_by": t["validation"]["ece"]} for t in trials])
     jobs = []
     for name in names:
-        seeds = options.seeds if METHODS[name].random else options.seeds[:1]
+        seeds = options.seeds[: METHODS[name].seeds]
         jobs += [job(name, seed, best[name]) for seed in seeds]
         if calibrated[name] != best[name]:
             jobs += [job(name, seed, calibrated[name], f"{name}, by ECE") for seed in seeds]

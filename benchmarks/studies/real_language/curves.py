@@ -9,8 +9,9 @@ need of its 49,152 scores are the curve $L(b) = \log \sum_j e^{b x_j}$, the targ
 - the cross-entropy against the uniform distribution, $L(b) - b\,\bar x$, of selective smoothing.
 
 `Curves` has L and $L'$ at eight temperatures per octave and interpolates between them (cubic Hermite in the logarithm
-of b), with the exact derivative of the interpolant as the gradient. The error is below 1e-4 nats: `cache.py` measures
-it on rows of the model.
+of b), with the exact derivative of the interpolant as the gradient. On rows of the model, at random temperatures
+within the bounds, the error was 1.1e-4 nats at most, and its mean below 1e-5; `verify.py` evaluates the results again,
+without curves.
 """
 
 from dataclasses import dataclass, fields

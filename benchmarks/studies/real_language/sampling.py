@@ -8,13 +8,14 @@ solved greedily, and by sampling if that solves any.
 """
 
 import ast
+import functools
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -32,7 +33,7 @@ from benchmarks.studies.real_language.compare import line_ends
 from benchmarks.studies.real_language.methods import tempnet
 from benchmarks.studies.real_language.tables import TITLE, table
 
-NEW, SAMPLES, PROMPTS, LENGTHS = 48, 4, 40, (32, 96)
+NEW, SAMPLES, PROMPTS, LENGTHS = 48, 4, 32, (32, 96)
 #: `(hidden states [n d], logits [n m], last tokens [n])` to logits to sample from.
 Warp: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -81,21 +82,23 @@ def adapt(line_start: float, other: float, ends: Tensor) -> Warp:
     return lambda hidden, logits, last: logits / torch.where(ends[last], line_start, other)[:, None]
 
 
-def methods(head: Tensor, ends: Tensor, nets: dict[str, dt.TempNet]) -> list[tuple[str, Options, Warp]]:
-    """Name, setting and function of every method, at five settings each."""
+def methods(
+    head: Tensor, ends: Tensor, nets: Callable[[], dict[str, dt.TempNet]]
+) -> Iterator[tuple[str, Options, Warp]]:
+    """Name, setting and function of every method, at five settings each; networks last."""
     edt = lambda tau0: dt.EntropyTemperature(dt.predictors.EdtRule(tau0=tau0))  # noqa: E731
     dynatemp = lambda t: dt.EntropyTemperature(dt.predictors.DynatempRule(0.5 * t, 1.5 * t))  # noqa: E731
     strengths = (0.3, 0.5, 0.7, 0.9, 1.1)
-    found = [("constant", {"tau": t}, constant(t)) for t in strengths]
+    found: list[tuple[str, Options, Warp]] = [("constant", {"tau": t}, constant(t)) for t in strengths]
     found += [("top-p", {"p": p}, top_p(p)) for p in (0.3, 0.5, 0.7, 0.85, 0.95)]
     found += [("min-p", {"p": p}, min_p(p)) for p in (0.5, 0.3, 0.15, 0.07, 0.03)]
     found += [("top-n-sigma", {"n": n}, top_n_sigma(n)) for n in (0.3, 0.5, 0.8, 1.2, 2.0)]
     found += [("EDT", {"tau0": t}, predicted(edt(t), head)) for t in (0.4, 0.6, 0.8, 1.0, 1.2)]
     found += [("AdapT", {"a": t + 0.2, "b": t - 0.1}, adapt(t + 0.2, t - 0.1, ends)) for t in strengths]
     found += [("dynatemp", {"centre": t}, predicted(dynatemp(t), head)) for t in strengths]
-    for name, net in nets.items():
-        found += [(name, {"times": t}, predicted(net, head, t)) for t in strengths]
-    return found
+    yield from found
+    for name, net in nets().items():
+        yield from ((name, {"times": t}, predicted(net, head, t)) for t in strengths)
 
 
 # --- sampling ---
@@ -243,7 +246,8 @@ def human_eval(
 def _chat(prompt: str, tokenizer: Any) -> str:
     code = f"```python\n{prompt.rstrip()}\n"
     messages = [{"role": "user", "content": f"Complete this Python function.\n{code}```"}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + code
+    # With the indentation of its first line but for the space that its first word brings: else the block is closed.
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + code + "   "
 
 
 def _passes(problem: dict[str, str], continuation: str) -> bool:
@@ -251,7 +255,7 @@ def _passes(problem: dict[str, str], continuation: str) -> bool:
     for stop in ("\ndef ", "\nclass ", "\nif __name__", "\nprint(", "\n#", "\n```", "<|"):
         body = body.split(stop)[0]
     program = (
-        f"{problem['prompt'].rstrip()}\n{body}\n\n{problem['test']}\n\ncheck({problem['entry_point']})\n"
+        f"{problem['prompt'].rstrip()}\n   {body}\n\n{problem['test']}\n\ncheck({problem['entry_point']})\n"
     )
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -295,7 +299,7 @@ def main() -> None:
         file = options.out / "human_eval.json"
         print(stored(file, lambda: _human_eval(model, head, tokenizer)))
         return
-    nets = _nets(options.out, head.shape[1], head.shape[0])
+    nets = functools.partial(_nets, options.out, head.shape[1], head.shape[0])
     found = texts.splits(
         options.manual_pages, lambda t: tokenizer(t, add_special_tokens=False)["input_ids"], cache.LENGTH
     )

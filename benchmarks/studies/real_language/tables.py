@@ -9,7 +9,7 @@ KINDS = ("prose", "code", "questions", "tables", "german")
 
 def table(section: str, summary: Summary) -> str:
     """One row for each method, or for each of its settings."""
-    return {"temperatures": _temperatures, "sampling": _sampling}[section](summary)
+    return {"temperatures": _temperatures, "borders": _borders, "sampling": _sampling}[section](summary)
 
 
 def _temperatures(summary: Summary) -> str:
@@ -36,3 +36,13 @@ def _sampling(summary: Summary) -> str:
         row = [record["method"], named(record["options"]), f"{record['parses']:.1f}"]
         rows.append([*row, *(f"{record[name]:.3f}" for name in values)])
     return markdown(header, rows, words=2)
+
+
+def _borders(summary: Summary) -> str:
+    header = ["tokens after the border", "number", "NLL, TempNet", "constant of this kind", "constant of the first kind"]
+    header += ["moved to the second kind's mean"]
+    rows = []
+    for record in summary.records:
+        numbers = (f"{record[name]:.3f}" for name in ("nll", "nll_constant", "nll_constant_of_first"))
+        rows.append([record["method"], f"{record['tokens']:,}", *numbers, f"{record['moved']:.2f}"])
+    return markdown(header, rows)
