@@ -8,7 +8,6 @@ solved greedily, and by sampling if that solves any.
 """
 
 import ast
-import functools
 import json
 import statistics
 import subprocess
@@ -17,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,13 +29,19 @@ from benchmarks.harness.timing import machine
 from benchmarks.studies.common.runs import Options, stored
 from benchmarks.studies.common.summary import Summary
 from benchmarks.studies.real_language import cache, texts
+from benchmarks.studies.real_language.borders import network
 from benchmarks.studies.real_language.compare import line_ends
-from benchmarks.studies.real_language.methods import tempnet
 from benchmarks.studies.real_language.tables import TITLE, table
 
-NEW, SAMPLES, PROMPTS, LENGTHS = 48, 4, 32, (32, 96)
+NEW, SAMPLES, PROMPTS, LENGTHS = 48, 4, 16, (32, 96)
 #: `(hidden states [n d], logits [n m], last tokens [n])` to logits to sample from.
 Warp: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+#: Its options, and what builds the function.
+Setting: TypeAlias = tuple[Options, Callable[[], Warp]]
+#: Losses of the networks; they read hidden states and statistics.
+NETWORKS = ("likelihood", "robust")
+#: Settings in the order in which they run, so that an interrupted study has as many of each method.
+ORDER = (2, 0, 4, 1, 3)
 
 
 # --- methods ---
@@ -82,23 +88,32 @@ def adapt(line_start: float, other: float, ends: Tensor) -> Warp:
     return lambda hidden, logits, last: logits / torch.where(ends[last], line_start, other)[:, None]
 
 
-def methods(
-    head: Tensor, ends: Tensor, nets: Callable[[], dict[str, dt.TempNet]]
-) -> Iterator[tuple[str, Options, Warp]]:
-    """Name, setting and function of every method, at five settings each; networks last."""
-    edt = lambda tau0: dt.EntropyTemperature(dt.predictors.EdtRule(tau0=tau0))  # noqa: E731
-    dynatemp = lambda t: dt.EntropyTemperature(dt.predictors.DynatempRule(0.5 * t, 1.5 * t))  # noqa: E731
+def methods(head: Tensor, ends: Tensor, net: Callable[[str], dt.TempNet]) -> dict[str, list[Setting]]:
+    """Five settings of every method, from the most to the least likely text; a network is loaded when it is needed."""
+
+    def edt(tau0: float) -> Warp:
+        return predicted(dt.EntropyTemperature(dt.predictors.EdtRule(tau0=tau0)), head)
+
+    def dynatemp(centre: float) -> Warp:
+        rule = dt.predictors.DynatempRule(0.5 * centre, 1.5 * centre)
+        return predicted(dt.EntropyTemperature(rule), head)
+
     strengths = (0.3, 0.5, 0.7, 0.9, 1.1)
-    found: list[tuple[str, Options, Warp]] = [("constant", {"tau": t}, constant(t)) for t in strengths]
-    found += [("top-p", {"p": p}, top_p(p)) for p in (0.3, 0.5, 0.7, 0.85, 0.95)]
-    found += [("min-p", {"p": p}, min_p(p)) for p in (0.5, 0.3, 0.15, 0.07, 0.03)]
-    found += [("top-n-sigma", {"n": n}, top_n_sigma(n)) for n in (0.3, 0.5, 0.8, 1.2, 2.0)]
-    found += [("EDT", {"tau0": t}, predicted(edt(t), head)) for t in (0.4, 0.6, 0.8, 1.0, 1.2)]
-    found += [("AdapT", {"a": t + 0.2, "b": t - 0.1}, adapt(t + 0.2, t - 0.1, ends)) for t in strengths]
-    found += [("dynatemp", {"centre": t}, predicted(dynatemp(t), head)) for t in strengths]
-    yield from found
-    for name, net in nets().items():
-        yield from ((name, {"times": t}, predicted(net, head, t)) for t in strengths)
+    found = {
+        "constant": [({"tau": t}, partial(constant, t)) for t in strengths],
+        "top-p": [({"p": p}, partial(top_p, p)) for p in (0.3, 0.5, 0.7, 0.85, 0.95)],
+        "min-p": [({"p": p}, partial(min_p, p)) for p in (0.5, 0.3, 0.15, 0.07, 0.03)],
+        "top-n-sigma": [({"n": n}, partial(top_n_sigma, n)) for n in (0.3, 0.5, 0.8, 1.2, 2.0)],
+        "EDT": [({"tau0": t}, partial(edt, t)) for t in (0.4, 0.6, 0.8, 1.0, 1.2)],
+        "AdapT": [
+            ({"a": t + 0.2, "b": t - 0.1}, partial(adapt, t + 0.2, t - 0.1, ends)) for t in strengths
+        ],
+        "dynatemp": [({"centre": t}, partial(dynatemp, t)) for t in strengths],
+    }
+    for loss in NETWORKS:
+        of = [({"times": t}, lambda loss=loss, t=t: predicted(net(loss), head, t)) for t in strengths]
+        found[f"TempNet, {loss}"] = of  # type: ignore[assignment]
+    return found  # type: ignore[return-value]
 
 
 # --- sampling ---
@@ -124,8 +139,9 @@ def sampled(
         hidden = hidden.float()
         logits = torch.nn.functional.linear(hidden, head)
         p = warp(hidden, logits, ids[:, -1]).softmax(1)
-        # An exponential race: as torch.multinomial samples one of each row, without its checks.
-        chosen = (p / torch.empty_like(p).exponential_(generator=generator)).argmax(1)
+        sums = p.cumsum(1)
+        place = torch.rand(n, 1, generator=generator) * sums[:, -1:]
+        chosen = torch.searchsorted(sums, place).squeeze(1)
         chosen = chosen.where(kept, torch.zeros_like(chosen))
         tokens.append(chosen)
         likelihood.append(logits.gather(1, chosen[:, None]).squeeze(1) - logits.logsumexp(1))
@@ -275,20 +291,11 @@ def pass_at(k: int, samples: int, solved: Sequence[int]) -> float:
 # --- the study ---
 
 
-def _nets(folder: Path, width: int, outcomes: int) -> dict[str, dt.TempNet]:
-    nets = {}
-    for loss in ("likelihood", "own probability", "robust"):
-        net = tempnet(("hidden", "statistics"), width, outcomes)
-        state = torch.load(folder / f"TempNet-{loss.replace(' ', '_')}-both.pt", weights_only=True)
-        net.load_state_dict(state)
-        nets[f"TempNet, {loss}"] = net
-    return nets
-
-
 def main() -> None:
     """Run the study."""
     parser = cache.arguments(__doc__)
     parser.add_argument("--results", type=Path, help="folder for the summary (default: that of --out)")
+    parser.add_argument("--settings", type=int, default=5, help="of each method (default: %(default)s)")
     parser.add_argument("--human-eval", action="store_true", help="solve HumanEval instead of sampling")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -299,24 +306,27 @@ def main() -> None:
         file = options.out / "human_eval.json"
         print(stored(file, lambda: _human_eval(model, head, tokenizer)))
         return
-    nets = functools.partial(_nets, options.out, head.shape[1], head.shape[0])
     found = texts.splits(
         options.manual_pages, lambda t: tokenizer(t, add_special_tokens=False)["input_ids"], cache.LENGTH
     )
     prompts = prompts_of(found["test"], tokenizer)
     print(len(prompts.code) // SAMPLES, "code prompts,", len(prompts.prose) // SAMPLES, "of prose", flush=True)
-    records = []
-    for name, setting, warp in methods(head, line_ends(options.model), nets):
-        file = options.out / "sampling" / f"{name}-{'-'.join(f'{v:g}' for v in setting.values())}.json"
-        one = stored(file, lambda warp=warp: measured(model, head, tokenizer, prompts, warp, 0))
-        records.append({"method": name, "options": setting, **one})
-        print(name, setting, f"parses {one['parses']:.1f} %, {one['seconds']:.0f} s", flush=True)
+    net = partial(network, options.out, "both", *head.shape[::-1])
+    of = methods(head, line_ends(options.model), lambda loss: net(loss=loss))
+    records: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in of}
+    for k in ORDER[: options.settings]:
+        for name, settings in of.items():
+            setting, build = settings[k]
+            file = options.out / "sampling" / f"{name}-{'-'.join(f'{v:g}' for v in setting.values())}.json"
+            one = stored(file, lambda build=build: measured(model, head, tokenizer, prompts, build(), 0))
+            records[name][k] = {"method": name, "options": setting, **one}
+            print(name, setting, f"parses {one['parses']:.1f} %, {one['seconds']:.0f} s", flush=True)
     about = {**machine(), "prompts": {k: len(v) // SAMPLES for k, v in asdict(prompts).items()}}
     about |= {"samples": SAMPLES, "tokens": NEW}
     solved = options.out / "human_eval.json"
     if solved.exists():
         about["human_eval"] = json.loads(solved.read_text())
-    summary = Summary(about, records)
+    summary = Summary(about, [each[k] for each in records.values() for k in sorted(each)])
     file = (options.results or options.out) / "real_language.json"
     results.save(file, TITLE, "sampling", asdict(summary))
     print(table("sampling", summary))
