@@ -36,6 +36,8 @@ from dro_temp.losses import (
     KLRobustLoss,
     LikelihoodLoss,
     QueuedLoss,
+    SelectiveSmoothingLoss,
+    SelfWeightedLoss,
     SigmoidLoss,
 )
 from dro_temp.objective import Objective, TemperatureWarning
@@ -75,6 +77,8 @@ __all__ = [
     "RobustLoss",
     "Rows",
     "Scent",
+    "SelectiveSmoothingLoss",
+    "SelfWeightedLoss",
     "SigmoidLoss",
     "Support",
     "TempNet",

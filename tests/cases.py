@@ -110,6 +110,22 @@ TRANSFORMS = (
 LOSSES = (
     testing.LossCase("infonce", dt.InfoNCELoss, degree=0, excludes_target=False),
     testing.LossCase("likelihood", dt.LikelihoodLoss, degree=0, excludes_target=False),
+    testing.LossCase(
+        "selective-smoothing",
+        dt.SelectiveSmoothingLoss,
+        degree=0,
+        robust=False,
+        excludes_target=False,
+        trains_host=False,
+    ),
+    testing.LossCase(
+        "self-weighted",
+        dt.SelfWeightedLoss,
+        degree=None,
+        robust=False,
+        excludes_target=False,
+        trains_host=False,
+    ),
     testing.LossCase("kl-exact", lambda: dt.KLRobustLoss(rho=1.0, estimator=dt.estimators.Exact())),
     testing.LossCase(
         "kl-moving-average", lambda: dt.KLRobustLoss(rho=1.0, estimator=dt.LogMovingAverage(50, gamma=0.3))

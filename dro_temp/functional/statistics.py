@@ -46,6 +46,26 @@ class ScoreProfile(NamedTuple):
     possible: PerRow
 
 
+class LabelStanding(NamedTuple):
+    r"""Where each row's target stands among all columns, at temperature 1; detached.
+
+    Args:
+        gap: largest score minus the target's, >= 0; 0 where no outcome scores higher.
+        log_probability: $\log \mathrm{softmax}(s_i)_{t_i}$, <= 0.
+        mean_margin: mean score of the outcomes that can happen, see `IMPOSSIBLE_BELOW`, minus the target's.
+    """
+
+    gap: PerRow
+    log_probability: PerRow
+    mean_margin: PerRow
+
+
+def label_standing(target_score: PerRow, profile: ScoreProfile) -> LabelStanding:
+    """From the targets' scores, and the profile of all columns."""
+    gap = profile.row_max - target_score
+    return LabelStanding(gap, -gap - profile.sum_exp.log(), profile.mean - target_score)
+
+
 def support_mask(scores: Scores, target: RowIndex, target_in_support: bool) -> Mask | None:
     """True inside the support; None where every outcome is in it."""
     if target_in_support:

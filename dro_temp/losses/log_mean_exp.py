@@ -14,7 +14,7 @@ from dro_temp._autograd import outside_graphs
 from dro_temp._tensors import log_of_size
 from dro_temp._typing import PerRow
 from dro_temp.functional import ScoreTransform
-from dro_temp.functional.statistics import Statistic
+from dro_temp.functional.statistics import LabelStanding, Statistic, label_standing, score_profile
 from dro_temp.interfaces import (
     BackendChoice,
     LinearScores,
@@ -51,6 +51,8 @@ class LogMeanExpLoss(RobustLoss):
 
     #: True if a row's value depends on that row alone, without memory: gradients then need one pass.
     row_by_row: bool = True
+    #: True if a row's value also depends on where its target stands at temperature 1, see `FrozenHostLoss`.
+    reads_label: bool = False
 
     def __init__(self, *, backend: BackendOption = "auto") -> None:
         super().__init__()
@@ -68,12 +70,21 @@ class LogMeanExpLoss(RobustLoss):
         """
         return False
 
+    def from_label(self, rows: Rows, log_g: PerRow, tau: PerRow, label: LabelStanding) -> PerRow:
+        """One value per row, called instead of `from_log_mean_exp` if `reads_label`."""
+        return self.from_log_mean_exp(rows, log_g, tau)
+
     @final
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
         """From the score matrix."""
         log_g = F.log_mean_exp(rows.margins / tau[:, None], rows.mask)
         # Rows without outcomes have log g = -inf; finite numbers keep them inert.
-        return self.from_log_mean_exp(rows, log_g.masked_fill(~rows.valid, 0.0), tau)
+        log_g = log_g.masked_fill(~rows.valid, 0.0)
+        if not self.reads_label:
+            return self.from_log_mean_exp(rows, log_g, tau)
+        scores = rows.dense_scores.detach()
+        target_score = scores.gather(1, rows.target.long()[:, None]).squeeze(1)
+        return self.from_label(rows, log_g, tau, label_standing(target_score, score_profile(scores)))
 
     @final
     def choose_backend(self, rows: Rows) -> BackendChoice:
@@ -144,9 +155,16 @@ class LogMeanExpLoss(RobustLoss):
             assumed_grad_output=self._mean_gradient(rows) if self.row_by_row else None,
             statistics=statistics,
             differentiable=differentiable,
+            reads_label=self.reads_label,
             backend=streaming_backend(backend.name, scores.queries.device, scores.dtype),
         )
-        values = self.one_per_row(self.from_log_mean_exp(rows, output.log_g, output.tau), rows)
+        log_g, taus, label = output.log_g, output.tau, output.label
+        values = (
+            self.from_log_mean_exp(rows, log_g, taus)
+            if label is None
+            else self.from_label(rows, log_g, taus, label)
+        )
+        values = self.one_per_row(values, rows)
         per_row = output.statistics
         # Temperatures that are an input are returned unchanged: hooks may read their gradient.
         taus = all_tau if isinstance(all_tau, Tensor) else output.tau
@@ -165,11 +183,17 @@ class LogMeanExpLoss(RobustLoss):
             weight = rows.weight.to(rows.scores.dtype)
             share = weight / weight.sum()
 
-        def gradient(log_g: PerRow, tau: PerRow, block: slice) -> tuple[PerRow, PerRow]:
+        def gradient(
+            log_g: PerRow, tau: PerRow, block: slice, label: LabelStanding | None = None
+        ) -> tuple[PerRow, PerRow]:
             with torch.enable_grad():
                 log_g, tau = log_g.detach().requires_grad_(), tau.detach().requires_grad_()
                 part = rows if len(log_g) == n else rows.select(block)
-                values = self.from_log_mean_exp(part, log_g, tau)
+                values = (
+                    self.from_log_mean_exp(part, log_g, tau)
+                    if label is None
+                    else self.from_label(part, log_g, tau, label)
+                )
                 weight = (
                     torch.full_like(values, 1.0 / max(n, 1))
                     if share is None
@@ -184,18 +208,18 @@ class LogMeanExpLoss(RobustLoss):
 
         # What a subclass computes may depend on more (parameters, features, random numbers), and may not be affine.
         written_in = next(c for c in type(self).__mro__ if "from_log_mean_exp" in vars(c))
-        affine = "is_affine" in vars(written_in) and self.is_affine(rows)
+        affine = "is_affine" in vars(written_in) and self.is_affine(rows) and not self.reads_label
         of_numbers_alone = written_in.__module__.startswith("dro_temp.losses.")
         # On a CPU comparing gradients costs less than the mean; and of no rows there is none.
-        offers_mean = n and of_numbers_alone and rows.target.is_cuda
-        return GradOutput(gradient, mean if offers_mean else None, affine)
+        offers_mean = n and of_numbers_alone and rows.target.is_cuda and not self.reads_label
+        return GradOutput(gradient, mean if offers_mean else None, affine, reads_label=self.reads_label)
 
     @final
     def evaluate_mirrored(
         self, other: RobustLoss, rows: tuple[Rows, Rows], taus: tuple[Taus, Taus]
     ) -> tuple[LossOutput, LossOutput] | None:
         """See `RobustLoss.evaluate_mirrored`."""
-        if not isinstance(other, LogMeanExpLoss):
+        if not isinstance(other, LogMeanExpLoss) or self.reads_label or other.reads_label:
             return None
         backends = self._mirrored_backends(other, rows)
         # Temperatures that depend on the scores would need each side's scores twice.

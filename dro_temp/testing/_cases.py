@@ -114,20 +114,23 @@ class LossCase(Case[RobustLoss]):
     """A loss, how it scales, and what it claims to be.
 
     Args:
-        degree: k in F(c h, c tau) = c^k F(h, tau): 1 for the robust loss, 0 for a log-likelihood.
+        degree: k in F(c h, c tau) = c^k F(h, tau): 1 for the robust loss, 0 for a log-likelihood,
+            None if it does not scale so.
         robust: True for a loss whose value is above the mean margin (in units of tau where `degree` is 0), and that
             weighs outcomes more the higher they score; False for one of which this is not known.
         excludes_target: True for a loss that follows `Rows.target_in_support`: the target of a class is an
             outcome, that of a pair is not. False for one whose target always counts, as in cross-entropy.
         margins_only: False for a loss that reads the scores themselves: a constant in all of them then matters.
+        trains_host: False for a loss that teaches temperatures alone, and refuses scores that require gradient.
         outcomes: columns of the rows that it is fed.
         num_samples: size of the data set.
     """
 
-    degree: int = 1
+    degree: int | None = 1
     robust: bool = True
     excludes_target: bool = True
     margins_only: bool = True
+    trains_host: bool = True
     outcomes: int = 12
     num_samples: int = 50
 
@@ -139,6 +142,10 @@ class LossCase(Case[RobustLoss]):
         target = torch.randint(self.outcomes, (n,), generator=generator)
         parts: dict[str, Any] = {"scores": scores, "target": target, "index": index}
         return Rows(**(parts | {"target_in_support": not pairs} | changes))
+
+    def learned(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The tensors, requiring gradient; none of them if the loss trains no host."""
+        return tuple(x.requires_grad_() for x in tensors) if self.trains_host else ()
 
     def tau(self, n: int, *, seed: int = 0) -> Tensor:
         """Random float64 temperatures between 0.5 and 1.5."""

@@ -37,32 +37,33 @@ def works_row_by_row(case: LossCase) -> None:
     """A row's value, and its gradient, do not depend on the other rows of the batch."""
     for pairs in _KINDS:
         rows, tau = case.rows(5, pairs=pairs), case.tau(5)
-        scores = rows.dense_scores.clone().requires_grad_()
+        scores = rows.dense_scores.clone()
+        learned = case.learned(scores)
         values = case.build()(case.rows(5, pairs=pairs, scores=scores), tau)
         for i in range(5):
             one = slice(i, i + 1)
             alone = case.build()(rows.select(one), tau[one])
             what = f"value of row {i} of 5, and by itself (pairs={pairs})"
             assert_same(values[one].detach(), alone, what, rtol=1e-9, atol=1e-12)
-        (gradient,) = torch.autograd.grad(values[1], scores)
-        gradient[1] = 0.0
-        assert not gradient.any(), "expected no gradient of the value of row 1 to the scores of other rows"
+        for gradient in torch.autograd.grad(values[1], learned) if learned else ():
+            gradient[1] = 0.0
+            assert not gradient.any(), (
+                "expected no gradient of the value of row 1 to the scores of other rows"
+            )
 
 
 def _assert_streams(
     loss: LogMeanExpLoss, case: LossCase, pairs: bool, transform: ScoreTransform | None = None
 ) -> None:
     generator, tau = torch.Generator().manual_seed(0), case.tau(5).requires_grad_()
-    queries, keys = (
-        torch.randn(n, 4, generator=generator, dtype=torch.float64).requires_grad_()
-        for n in (5, case.outcomes)
-    )
+    queries, keys = (torch.randn(n, 4, generator=generator, dtype=torch.float64) for n in (5, case.outcomes))
+    leaves = (*case.learned(queries, keys), tau)
     rows = case.rows(5, pairs=pairs, scores=LinearScores(queries, keys, transform=transform))
 
     def run(backend: BackendOption) -> tuple[Tensor, ...]:
         loss.backend = backend
         values = loss(rows, tau)
-        return values.detach(), *torch.autograd.grad(values.mean(), (queries, keys, tau))
+        return values.detach(), *torch.autograd.grad(values.mean(), leaves)
 
     expected = run("reference")
     made = AssertionError(
@@ -106,7 +107,8 @@ def takes_the_worst_case(case: LossCase, seed: int, pairs: bool) -> None:
     rows, tau = case.rows(5, seed=seed, pairs=pairs), case.tau(5, seed=seed)
     scores = rows.dense_scores.clone().requires_grad_()
     values = case.build()(case.rows(5, seed=seed, pairs=pairs, scores=scores), tau)
-    mean = (rows.margins.sum(1) / rows.support_size) * tau ** (case.degree - 1)
+    degree = 1 if case.degree is None else case.degree
+    mean = (rows.margins.sum(1) / rows.support_size) * tau ** (degree - 1)
     assert (values > mean).all(), (
         f"robust=True: expected values above the mean margins {mean}, received {values.detach()}. Check the sign and "
         "the support of the loss, or pass robust=False."
@@ -141,6 +143,8 @@ def ignores_a_constant_in_scores(case: LossCase, seed: int, shift: float, pairs:
 @given(_SEEDS, st.floats(0.01, 100), st.booleans())
 def scales_as_declared(case: LossCase, seed: int, c: float, pairs: bool) -> None:
     """F(c h, c tau) = c^k F(h, tau), k the case's degree."""
+    if case.degree is None:
+        return
     rows, tau = case.rows(5, seed=seed, pairs=pairs), case.tau(5, seed=seed)
     scaled = case.rows(5, seed=seed, pairs=pairs, scores=c * rows.dense_scores)
     expected = c**case.degree * case.build()(rows, tau)
@@ -185,15 +189,15 @@ def leaves_masked_rows_inert(case: LossCase) -> None:
     for junk in (float("nan"), float("inf"), 1e30):
         scores = clean.dense_scores.clone()
         scores[2] = junk
-        scores.requires_grad_()
+        learned = case.learned(scores)
         weight = torch.tensor([1.0, 2.0, 0.0, 1.0])
         values = case.build()(case.rows(4, scores=scores, weight=weight), tau)
-        to_scores, to_tau = torch.autograd.grad(values.sum(), (scores, tau))
+        to_tau, *to_scores = torch.autograd.grad(values.sum(), (tau, *learned))
         what = f"values of rows of weight 1, 2 and 1 beside one of weight 0 that holds {junk}"
         assert_same(values[keep], reference, what, rtol=1e-7, atol=1e-7)
-        inert = values[2] == 0 and to_tau[2] == 0 and not to_scores[2].any()
+        inert = values[2] == 0 and to_tau[2] == 0 and not any(x[2].any() for x in to_scores)
         assert inert, f"expected value and gradient 0 of a row of weight 0 that holds {junk}"
-        assert to_scores.isfinite().all()
+        assert all(x.isfinite().all() for x in to_scores)
     all_masked = case.build()(case.rows(4, weight=torch.zeros(4)), tau)
     assert (all_masked == 0).all()
 
@@ -202,11 +206,12 @@ def leaves_masked_rows_inert(case: LossCase) -> None:
 @given(_SEEDS, st.sampled_from([0.005, 0.05, 1.0, 5.0]), st.booleans())
 def survives_extreme_scores(case: LossCase, seed: int, tau: float, pairs: bool) -> None:
     """Scores of +-1e4 at temperatures down to 0.005 give finite values and gradients in float32."""
-    scores = (1e4 * case.rows(4, seed=seed).dense_scores.sign().float()).requires_grad_()
+    scores = 1e4 * case.rows(4, seed=seed).dense_scores.sign().float()
+    learned = case.learned(scores)
     temperatures = torch.full((4,), tau, requires_grad=True)
     values = case.build()(case.rows(4, seed=seed, pairs=pairs, scores=scores), temperatures)
-    to_scores, to_tau = torch.autograd.grad(values.sum(), (scores, temperatures))
-    for name, x in {"values": values, "scores' gradient": to_scores, "tau's gradient": to_tau}.items():
+    found = (values, *torch.autograd.grad(values.sum(), (temperatures, *learned)))
+    for name, x in zip(("values", "tau's gradient", "scores' gradient"), found, strict=False):
         assert x.isfinite().all(), f"expected finite {name}, received {x}"
 
 
@@ -217,8 +222,26 @@ def has_the_right_gradient_at_first_sight(case: LossCase) -> None:
         def value(scores: Tensor, tau: Tensor, pairs: bool = pairs) -> Any:
             return case.build()(case.rows(2, pairs=pairs, scores=scores), tau)
 
-        inputs = (case.rows(2).dense_scores.requires_grad_(), case.tau(2).requires_grad_())
+        scores, tau = case.rows(2).dense_scores, case.tau(2).requires_grad_()
+        case.learned(scores)
+        inputs = (scores, tau)
         assert torch.autograd.gradcheck(value, inputs, rtol=1e-6, atol=1e-7)
+
+
+def trains_the_host_or_says_so(case: LossCase) -> None:
+    """Scores that require gradient get one; or, where the case says so, they are refused, with a ValueError."""
+    scores = case.rows(3).dense_scores.requires_grad_()
+    rows = case.rows(3, scores=scores)
+    try:
+        values = case.build()(rows, case.tau(3))
+    except ValueError:
+        assert not case.trains_host, "trains_host=True: expected scores with gradient to be taken"
+        return
+    assert case.trains_host, "trains_host=False: expected a ValueError for scores that require gradient"
+    to_scores = torch.autograd.grad(values.sum(), scores, allow_unused=True) if values.requires_grad else ()
+    assert any(x is not None for x in to_scores), (
+        "expected a gradient of the scores, received none. Refuse them with a ValueError, and pass trains_host=False."
+    )
 
 
 def forward_writes_nothing(case: LossCase | PenaltyCase) -> None:

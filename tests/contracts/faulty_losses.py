@@ -85,6 +85,11 @@ class LeavesTheLogarithm(Dual):
         return tau * ((rows.margins / tau[:, None]).exp() * inside).sum(1).div(rows.support_size).log()
 
 
+class StopsTheGradientOfScores(Dual):
+    def values(self, rows, tau):
+        return super().values(rows.detached(), tau)
+
+
 class StopsTheGradientOfTau(Dual):
     def values(self, rows, tau):
         return super().values(rows, tau.detach()) + 0.0 * tau
@@ -193,6 +198,19 @@ FAULTS = (
     _loss("no gradient to tau", StopsTheGradientOfTau, "has_the_right_gradient_at_first_sight", "Jacobian"),
     _loss("forward counts its calls", CountsItsCalls, "forward_writes_nothing", "received another calls"),
     _loss("memory outside of the state", AverageOutsideTheState, "survives_saving", "after load_state_dict"),
+    _loss(
+        "no gradient to the scores",
+        StopsTheGradientOfScores,
+        "trains_the_host_or_says_so",
+        "expected a gradient of the scores",
+    ),
+    _loss(
+        "the host declared not to learn",
+        Dual,
+        "trains_the_host_or_says_so",
+        "trains_host=False",
+        trains_host=False,
+    ),
     _loss("another degree", Dual, "scales_as_declared", "degree=0", degree=0),
     _loss(
         "margins declared not to be enough",

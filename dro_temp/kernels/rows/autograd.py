@@ -25,7 +25,7 @@ from torch import Tensor
 from dro_temp._autograd import RandomState, refuse_second_derivative, refuse_transforms, without_autocast
 from dro_temp._pytree import pytree
 from dro_temp._typing import PerRow
-from dro_temp.functional.statistics import Statistic, tilted_statistics
+from dro_temp.functional.statistics import LabelStanding, Statistic, tilted_statistics
 from dro_temp.interfaces.predictor import TemperaturePredictor
 from dro_temp.interfaces.rows import LinearScores, Rows
 from dro_temp.kernels.backends import torch as torch_backend
@@ -53,12 +53,14 @@ class LogMeanExp:
         statistics: the requested statistics; detached, unless they were requested to be `differentiable`.
         mean: `GradOutput.mean`, where its gradient was formed in the pass. A backward through it alone is known to
             bring what was assumed, and compares nothing; None otherwise.
+        label: where the targets stand, if it was requested.
     """
 
     log_g: PerRow
     tau: PerRow
     statistics: dict[str, PerRow]
     mean: Tensor | None = None
+    label: LabelStanding | None = None
 
 
 def log_mean_exp_rows(
@@ -68,6 +70,7 @@ def log_mean_exp_rows(
     assumed_grad_output: GradOutput | None = None,
     statistics: Collection[Statistic] = (),
     differentiable: bool = False,
+    reads_label: bool = False,
     backend: Backend = torch_backend,
 ) -> LogMeanExp:
     r"""$\log g_i = \log \frac1m \sum_j e^{(s_{ij} - s_{i t_i}) / \tau_i}$ of each row, without the score matrix.
@@ -84,6 +87,7 @@ def log_mean_exp_rows(
         statistics: names of statistics to return of each row.
         differentiable: True for gradient through log_sum_exp, kl and entropy, to queries, keys, bias, tau and the
             predictor's parameters. Backward then runs a pass of its own: four products. The others stay detached.
+        reads_label: True for `label`, where each row's target stands at temperature 1; detached.
         backend: what computes on a chunk.
 
     Raises:
@@ -113,7 +117,11 @@ def log_mean_exp_rows(
         backend,
         dtype,
         scores.score_dtype or dtype,
-        tuple(name for name in names if not (differentiable and name in _OF_SOFTMAX)),
+        (
+            *(name for name in names if not (differentiable and name in _OF_SOFTMAX)),
+            *(LabelStanding._fields if reads_label else ()),
+        ),
+        reads_label,
         differentiable and not _OF_SOFTMAX.isdisjoint(names),
     )
     factors = (scores.queries, scores.keys, scores.bias)
@@ -127,10 +135,11 @@ def log_mean_exp_rows(
             run=lambda: apply(None, *tau.whole_parameters())
         )
     found = dict(zip(plan.statistics, per_row, strict=True))
+    label = LabelStanding(*(found.pop(name) for name in LabelStanding._fields)) if reads_label else None
     if plan.differentiable:
         found |= tilted_statistics(log_g, target_score / taus, mean_score / taus, plan.support_size, names)
         found = {name: found[name] for name in names}
-    return LogMeanExp(log_g, taus, found, mean)
+    return LogMeanExp(log_g, taus, found, mean, label)
 
 
 class PrecomputedGrads:
@@ -162,9 +171,11 @@ class PrecomputedGrads:
             None if assumed is None else replace(assumed, function=self._record, asked_early=assumed.function)
         )
 
-    def _record(self, log_g: PerRow, tau: PerRow, rows: slice) -> tuple[PerRow, PerRow]:
+    def _record(
+        self, log_g: PerRow, tau: PerRow, rows: slice, *label: LabelStanding
+    ) -> tuple[PerRow, PerRow]:
         assert self._assumed is not None
-        u, v = self._assumed.function(log_g, tau, rows)
+        u, v = self._assumed.function(log_g, tau, rows, *label)
         self._assumed_u.append(u)
         self._assumed_v.append(v)
         return u, v

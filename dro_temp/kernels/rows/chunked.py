@@ -51,7 +51,13 @@ from torch import Tensor
 
 from dro_temp._tensors import LOW
 from dro_temp._typing import Features, PerRow, Scores
-from dro_temp.functional.statistics import NOT_AN_OUTCOME, tilted_statistics
+from dro_temp.functional.statistics import (
+    NOT_AN_OUTCOME,
+    LabelStanding,
+    ScoreProfile,
+    label_standing,
+    tilted_statistics,
+)
 from dro_temp.functional.transforms import Scale, ScoreTransform
 from dro_temp.interfaces.statistics import FoldedProjection
 from dro_temp.kernels.backends.protocol import SoftmaxPartials
@@ -69,18 +75,20 @@ class GradOutput:
     """The gradient that backward brings for each row of a chunk.
 
     Args:
-        function: `(log_g, tau, rows) -> (dL/dlog_g, dL/dtau)`.
+        function: `(log_g, tau, rows) -> (dL/dlog_g, dL/dtau)`; with `reads_label`, `(log_g, tau, rows, label)`.
         mean: `(log_g, tau) -> L` of all rows, if L is a number whose gradient `function` is.
         affine: whether dL/dlog_g does not depend on log_g, so that it is known before the row's scores are summed.
         of_scores: `rows -> (dL/dE_p[s], dL/ds_t)` beside log_g, in a pass that is `differentiable`.
         asked_early: what is called for dL/dlog_g before log_g is known; None: `function`.
+        reads_label: whether the gradient depends on the `LabelStanding` of the chunk's rows.
     """
 
-    function: Callable[[PerRow, PerRow, slice], tuple[PerRow, PerRow]]
+    function: Callable[..., tuple[PerRow, PerRow]]
     mean: Callable[[PerRow, PerRow], Tensor] | None = None
     affine: bool = False
     of_scores: Callable[[slice], tuple[PerRow, PerRow]] | None = None
     asked_early: Callable[[PerRow, PerRow, slice], tuple[PerRow, PerRow]] | None = None
+    reads_label: bool = False
 
     def of_log_g(self, tau: PerRow, rows: slice) -> PerRow | None:
         """dL/dlog_g before log_g is known; None if it depends on it."""
@@ -251,7 +259,9 @@ class ChunkedForward:
         result, target = self._result, self.plan.target[chunk]
         column = target[:, None]  # [rows 1]
         target_score = scores.gather(1, column).squeeze(1)  # [rows]
-        statistics = {}
+        statistics, label, profile = {}, None, None
+        if self.plan.reads_label:
+            label, profile = self._label(scores, target_score)
         if self.plan.statistics:
             in_support = self.plan.target_in_support
             statistics = self.backend.moments(scores, target, in_support, self.plan.statistics)
@@ -259,12 +269,14 @@ class ChunkedForward:
             tau = self.tau[chunk].to(scores.dtype)  # [rows]
         else:
             assert self._temperatures is not None
-            tau = self._temperatures.predict(chunk, scores)
+            tau = self._temperatures.predict(chunk, scores, profile)
         slopes = None  # of the transform, [rows m]
         if self.transform is not None and mask.scores:
             slopes = self.transform.slope_(scores.clone())
         if not self.plan.target_in_support:
             scores.scatter_(1, column, NOT_AN_OUTCOME)
+        if label is not None:
+            statistics |= label._asdict()
         if self.plan.differentiable:
             for name, value in statistics.items():
                 result.statistics[name][chunk] = value
@@ -284,7 +296,8 @@ class ChunkedForward:
         if grad_output is None:
             u, v = torch.ones_like(tau), torch.zeros_like(tau)
         else:
-            u, v = grad_output.function(log_g, tau, chunk)  # dL/dlog_g and dL/dtau, [rows]
+            standing = (label,) if grad_output.reads_label else ()
+            u, v = grad_output.function(log_g, tau, chunk, *standing)  # dL/dlog_g and dL/dtau, [rows]
         if mask.scores:
             self._accumulate(chunk, partials, tau, u, target_slope)
         if self._temperatures is not None:
@@ -297,6 +310,11 @@ class ChunkedForward:
             )
             for name, value in statistics.items():
                 result.statistics[name][chunk] = value
+
+    def _label(self, scores: Scores, target_score: PerRow) -> tuple[LabelStanding, ScoreProfile]:
+        """Where the targets of a chunk stand, and the profile of its scores, which stay."""
+        profile = self.backend.profile(scores)
+        return label_standing(target_score.to(profile.row_max.dtype), profile), profile
 
     def _reduce_with_mean(
         self,

@@ -55,7 +55,7 @@ class FusedForward(ChunkedForward):
         predictor = self.plan.predictor
         reads = predictor is not None and predictor.reads_scores and self.tau is None
         #: Whether bias and cap are applied to the scores in memory, since others than the kernel read them.
-        self._finishes = reads or bool(_MOMENTS & set(self.plan.statistics))
+        self._finishes = reads or self.plan.reads_label or bool(_MOMENTS & set(self.plan.statistics))
 
     def _allocate_block(self, n: int, mask: GradMask) -> None:
         m, device = len(self.keys), self.queries.device
@@ -81,14 +81,16 @@ class FusedForward(ChunkedForward):
 
     def _reduce(self, chunk: slice, scores: Scores, mask: GradMask, grad_output: GradOutput | None) -> None:
         kernel, plan, result, target = self._kernel, self.plan, self._result, self.plan.target[chunk]
-        statistics = {}
+        statistics, label, profile = {}, None, None
+        if plan.reads_label:
+            label, profile = self._label(scores, scores.gather(1, target[:, None]).squeeze(1))
         if _MOMENTS & set(plan.statistics):
             statistics = self.backend.moments(scores, target, plan.target_in_support, plan.statistics)
         if self.tau is not None:
             tau = self.tau[chunk].to(self.dtype)
         else:
             assert self._temperatures is not None
-            tau = self._temperatures.predict(chunk, scores)
+            tau = self._temperatures.predict(chunk, scores, profile)
         block = RowBlock(
             scores,
             target,
@@ -113,7 +115,8 @@ class FusedForward(ChunkedForward):
         if grad_output is None:
             u, v = torch.ones_like(tau), torch.zeros_like(tau)
         else:
-            u, v = grad_output.function(rows.log_g, tau, chunk)
+            standing = (label,) if grad_output.reads_label else ()
+            u, v = grad_output.function(rows.log_g, tau, chunk, *standing)
         if weights is not None:
             if known is None:
                 known = self._coefficients(u, of_scores)
@@ -134,6 +137,8 @@ class FusedForward(ChunkedForward):
         if self._temperatures is not None:
             self._temperatures.accumulate(grad_tau)
         result.log_g[chunk], result.tau[chunk], result.slope[chunk] = rows.log_g, tau, slope
+        if label is not None:
+            statistics |= label._asdict()
         if plan.statistics:
             statistics |= tilted_statistics(
                 rows.log_g, rows.target_score / tau, rows.mean / tau, plan.support_size, plan.statistics

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from dro_temp._typing import Features, RowIndex
-from dro_temp.functional.statistics import Statistic
 from dro_temp.interfaces.predictor import TemperaturePredictor
 from dro_temp.kernels.backends.protocol import Backend
 
@@ -27,7 +26,8 @@ class ChunkPlan:
         backend: what computes on a chunk.
         dtype: of sums over scores, float32 or better.
         score_dtype: of scores in memory: `dtype`, or less where the user says so.
-        statistics: names of the statistics to return, detached.
+        statistics: names of the statistics to return, detached; those of `LabelStanding` among them, if it is read.
+        reads_label: whether `LabelStanding` is computed.
         differentiable: whether E_p[s] and the target's score are results with gradient.
     """
 
@@ -41,5 +41,6 @@ class ChunkPlan:
     backend: Backend
     dtype: torch.dtype
     score_dtype: torch.dtype
-    statistics: tuple[Statistic, ...] = ()
+    statistics: tuple[str, ...] = ()
+    reads_label: bool = False
     differentiable: bool = False

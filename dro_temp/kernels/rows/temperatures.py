@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dro_temp._autograd import SummedGradients, add_gradients
 from dro_temp._typing import Features, PerRow, Scores
-from dro_temp.functional.statistics import projected, score_profile, support_mask
+from dro_temp.functional.statistics import ScoreProfile, projected, score_profile, support_mask
 from dro_temp.interfaces.rows import Support
 from dro_temp.interfaces.statistics import FoldedProjection, ScoreStatistics
 from dro_temp.kernels.rows.plan import ChunkPlan
@@ -55,8 +55,14 @@ class BlockTemperatures:
         self._fold: FoldedProjection | None = None
         self._folded_totals: list[Tensor | None] = []
 
-    def predict(self, block: slice, scores: Scores) -> PerRow:
-        """Temperatures of a block, [rows], from its scores, [rows m], which stay."""
+    def predict(self, block: slice, scores: Scores, profile: ScoreProfile | None = None) -> PerRow:
+        """Temperatures of a block, [rows], from its scores, [rows m], which stay.
+
+        Args:
+            block: the rows.
+            scores: theirs.
+            profile: of all columns, if it was computed already.
+        """
         plan, mask, support, statistics = self._plan, None, None, None
         if not plan.target_in_support:
             mask = support_mask(scores, plan.target[block], plan.target_in_support)
@@ -65,8 +71,10 @@ class BlockTemperatures:
         if "statistics" in self._predictor.reads:
             # The fused profile takes no mask.
             fused = mask is None
-            profile = partial(plan.backend.profile, scores) if fused else partial(score_profile, scores, mask)
-            statistics = ScoreStatistics(scores, mask, partial(self._project, block, scores), profile)
+            compute = partial(plan.backend.profile, scores) if fused else partial(score_profile, scores, mask)
+            if fused and profile is not None:
+                compute = partial(ScoreProfile, *profile)
+            statistics = ScoreStatistics(scores, mask, partial(self._project, block, scores), compute)
         features, index = (x if x is None else x[block] for x in (plan.features, plan.index))
         with torch.set_grad_enabled(self._train), self._sums.computing():
             tau = self._predictor.temperatures_of_block(len(scores), features, index, support, statistics)
