@@ -62,8 +62,20 @@ def test_robust_loss_is_the_librarys(tokens, tau):
     entropy = 2.0
     rho = float(torch.tensor(float(M)).log()) - entropy
     expected = dt.KLRobustLoss(rho)(rows, tau).mean()
-    value = methods.robust(found.curves, tau, {"entropy": entropy}, torch.Generator())
+    value = methods.robust(found.curves, tau, {"entropy": entropy})
     torch.testing.assert_close(value, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "loss"),
+    [
+        (methods.selective_smoothing, {"alpha": 0.3}, dt.SelectiveSmoothingLoss(0.3)),
+        (methods.self_weighted, {"easy_weight": 0.4}, dt.SelfWeightedLoss(0.4)),
+    ],
+)
+def test_losses_of_a_frozen_host_are_the_librarys(tokens, tau, value, options, loss):
+    found, rows, _ = tokens
+    torch.testing.assert_close(value(found.curves, tau, options), loss(rows, tau).mean(), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("inputs", [("hidden", "statistics"), ("logits",)])

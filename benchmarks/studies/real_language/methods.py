@@ -15,6 +15,8 @@ import dro_temp as dt
 from benchmarks.studies.common.runs import Options, grid
 from benchmarks.studies.real_language.cache import Tokens
 from benchmarks.studies.real_language.curves import TAU_MAX, TAU_MIN, Curves
+from dro_temp.functional.statistics import LabelStanding
+from dro_temp.losses.frozen_host import FrozenHostLoss
 
 BATCH, WARM_UP = 2048, 20
 BOUNDS = {"tau_min": TAU_MIN, "tau_max": TAU_MAX}
@@ -119,41 +121,42 @@ def _rule(build: Callable[..., Predict]) -> Callable[..., Predict]:
 
 # --- networks ---
 
-Loss: TypeAlias = Callable[[Curves, Tensor, Options, torch.Generator], Tensor]
+Loss: TypeAlias = Callable[[Curves, Tensor, Options], Tensor]
 
 
-def likelihood(curves: Curves, tau: Tensor, options: Options, generator: torch.Generator) -> Tensor:
+def likelihood(curves: Curves, tau: Tensor, options: Options) -> Tensor:
     """Negative log-likelihood."""
     return curves.nll(tau).mean()
 
 
-def robust(curves: Curves, tau: Tensor, options: Options, generator: torch.Generator) -> Tensor:
+def robust(curves: Curves, tau: Tensor, options: Options) -> Tensor:
     """The paper's loss; its optimum gives every token the entropy that the option names, log m - rho."""
     return (tau * (curves.nll(tau) - options["entropy"])).mean()
 
 
-def selective_smoothing(
-    curves: Curves, tau: Tensor, options: Options, generator: torch.Generator
-) -> Tensor:
+def selective_smoothing(curves: Curves, tau: Tensor, options: Options) -> Tensor:
     """ATS: likelihood where the most likely token is right, else cross-entropy against the uniform distribution."""
-    alpha = options["alpha"]
-    right, wrong = (1 - alpha) * curves.nll(tau), alpha * curves.uniform_cross_entropy(tau)
-    return torch.where(curves.correct, right, wrong).mean()
+    return _frozen_host(dt.SelectiveSmoothingLoss(options["alpha"]), curves, tau)
 
 
-def own_probability(curves: Curves, tau: Tensor, options: Options, generator: torch.Generator) -> Tensor:
-    """AutoDeco: each token weighted by its own probability; a share of those that are right is left out."""
-    nll = curves.nll(tau)
-    left_out = curves.correct & (torch.rand(len(nll), generator=generator) < options["drop"])
-    weight = (-nll.detach()).exp().masked_fill(left_out, 0.0)
-    return (weight * nll).sum() / (~left_out).sum().clamp(min=1)
+def self_weighted(curves: Curves, tau: Tensor, options: Options) -> Tensor:
+    """AutoDeco: each token weighted by the model's probability of it; those that are right count less."""
+    return _frozen_host(dt.SelfWeightedLoss(options["easy_weight"]), curves, tau)
+
+
+def _frozen_host(loss: FrozenHostLoss, curves: Curves, tau: Tensor) -> Tensor:
+    with torch.no_grad():
+        log_probability = -curves.nll(torch.ones_like(tau))
+        label = LabelStanding(gap=-curves.target, log_probability=log_probability, mean_margin=curves.mean - curves.target)
+    weight, over_tau = loss.coefficients(label)
+    return (weight * curves.nll(tau) + over_tau / tau).mean()
 
 
 LOSSES: dict[str, tuple[Loss, dict[str, tuple[float, ...]]]] = {
     "likelihood": (likelihood, {"lr": (1e-3, 3e-3, 1e-2), "steps": (100, 300)}),
-    "robust": (robust, {"lr": (1e-3, 3e-3), "entropy": (1.0, 2.0, 3.0), "steps": (300,)}),
-    "selective smoothing": (selective_smoothing, {"lr": (1e-3, 3e-3), "alpha": (0.1, 0.3, 0.5), "steps": (300,)}),
-    "own probability": (own_probability, {"lr": (1e-3, 3e-3, 1e-2), "drop": (0.0, 0.6), "steps": (300,)}),
+    "robust": (robust, {"lr": (1e-3, 3e-3), "entropy": (2.0, 3.0, 4.0), "steps": (300,)}),
+    "selective smoothing": (selective_smoothing, {"lr": (1e-3, 3e-3), "alpha": (0.02, 0.1, 0.5), "steps": (300,)}),
+    "self-weighted": (self_weighted, {"lr": (1e-3, 3e-3, 1e-2), "easy_weight": (0.4, 1.0), "steps": (300,)}),
 }
 
 
@@ -190,7 +193,7 @@ def trained(
         optimizer.param_groups[0]["lr"] = options["lr"] * min((step + 1) / WARM_UP, 1 - step / steps)
         tau = _temperatures(net, train, rows, head)
         optimizer.zero_grad()
-        value(train.curves[rows], tau, options, generator).backward()
+        value(train.curves[rows], tau, options).backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
     return net.eval()
@@ -237,7 +240,7 @@ METHODS = {
             Method(f"TempNet, {loss}, logits", trials, _network(("logits",), loss), seeds=3)
             for loss, trials in (
                 ("likelihood", grid(lr=(3e-4, 1e-3, 3e-3), steps=(120,))),
-                ("robust", grid(lr=(1e-3,), entropy=(1.0, 2.0, 3.0), steps=(120,))),
+                ("robust", grid(lr=(1e-3,), entropy=(2.0, 3.0, 4.0), steps=(120,))),
             )
         ),
     )
