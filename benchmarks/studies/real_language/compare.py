@@ -24,6 +24,7 @@ from benchmarks.studies.common.runs import TUNING_SEED, Job, Options, all_done, 
 from benchmarks.studies.common.summary import Summary, publish
 from benchmarks.studies.real_language.bootstrap import differences
 from benchmarks.studies.real_language.cache import FOLDER, Tokens, load, model_of, tokenizer_of
+from benchmarks.studies.real_language.figures import draw_forest
 from benchmarks.studies.real_language.methods import METHODS
 from benchmarks.studies.real_language.tables import TITLE, table
 from dro_temp.functional.reliability import reliability_sums
@@ -159,6 +160,7 @@ def main() -> None:
     about = {"seeds": options.seeds, "text": json.loads((options.cache / "cache.json").read_text())["test"]}
     summary = summary_of(tests, about, load("test", options.cache))
     publish("real_language", TITLE, "temperatures", summary, table("temperatures", summary), options)
+    draw_forest(summary, options.out / "real_language_forest.png")
 
 
 if __name__ == "__main__":

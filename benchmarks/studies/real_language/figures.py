@@ -72,7 +72,8 @@ def draw_sampling(summary: Summary, out: Path) -> None:
             points: Sequence[dict[str, Any]] = [r for r in summary.records if r["method"] == method]
             points = sorted(points, key=lambda r: r[x])
             style = "-" if method.startswith("TempNet") else "--"
-            axes.plot([r[x] for r in points], [r[y] for r in points], style, marker="o", ms=3, lw=1.3, color=colour,
+            up_to = [r[y][0] if isinstance(r[y], list) else r[y] for r in points]
+            axes.plot([r[x] for r in points], up_to, style, marker="o", ms=3, lw=1.3, color=colour,
                       label=method)  # fmt: skip
         axes.set_xlabel(right, fontsize=8)
         axes.set_ylabel(up, fontsize=8)

@@ -31,6 +31,7 @@ from benchmarks.studies.common.summary import Summary
 from benchmarks.studies.real_language import cache, texts
 from benchmarks.studies.real_language.borders import network
 from benchmarks.studies.real_language.compare import line_ends
+from benchmarks.studies.real_language.figures import draw_sampling
 from benchmarks.studies.real_language.tables import TITLE, table
 
 NEW, SAMPLES, PROMPTS, LENGTHS = 48, 4, 16, (32, 96)
@@ -319,8 +320,9 @@ def main() -> None:
             setting, build = settings[k]
             file = options.out / "sampling" / f"{name}-{'-'.join(f'{v:g}' for v in setting.values())}.json"
             one = stored(file, lambda build=build: measured(model, head, tokenizer, prompts, build(), 0))
-            records[name][k] = {"method": name, "options": setting, **one}
-            print(name, setting, f"parses {one['parses']:.1f} %, {one['seconds']:.0f} s", flush=True)
+            share = [one.pop("parses"), one.pop("parses_error")]
+            records[name][k] = {"method": name, "options": setting, "parses": share, **one}
+            print(name, setting, f"parses {share[0]:.1f} %, {one['seconds']:.0f} s", flush=True)
     about = {**machine(), "prompts": {k: len(v) // SAMPLES for k, v in asdict(prompts).items()}}
     about |= {"samples": SAMPLES, "tokens": NEW}
     solved = options.out / "human_eval.json"
@@ -330,6 +332,7 @@ def main() -> None:
     file = (options.results or options.out) / "real_language.json"
     results.save(file, TITLE, "sampling", asdict(summary))
     print(table("sampling", summary))
+    draw_sampling(summary, options.out / "real_language_sampling.png")
 
 
 def _human_eval(model: Any, head: Tensor, tokenizer: Any) -> dict[str, Any]:

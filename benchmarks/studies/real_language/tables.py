@@ -1,5 +1,6 @@
 """Tables of the study."""
 
+from benchmarks.studies.common.paired import Paired
 from benchmarks.studies.common.summary import Summary
 from benchmarks.studies.common.tables import cell, cells, markdown, named
 
@@ -13,28 +14,44 @@ def table(section: str, summary: Summary) -> str:
 
 
 def _temperatures(summary: Summary) -> str:
-    header = ["temperature", "chosen on validation", "NLL", "minus constant per kind"]
-    header += ["ECE (%)", "Brier", "mean τ", *(f"NLL, {kind}" for kind in KINDS)]
+    header = ["temperature", "chosen on validation", "NLL", "minus constant per kind", "p", "ECE (%)"]
+    header += ["minus τ = 1", "Brier", "mean τ"]
+    family = summary.family("constant per kind", "nll")
     rows = []
     for record in summary.records:
-        difference = summary.minus(record["method"], "constant per kind", "nll")
-        text = ""
-        if difference is not None:
-            text = "{:+.4f} [{:+.4f}, {:+.4f}]".format(difference.mean, *difference.interval)
-        row = [record["method"], named(record["options"]), cell(record["nll"], digits=4), text]
-        row += cells(record, ece=2, brier=4, tau_mean=3)
-        rows.append([*row, *cells(record, **{f"nll_{kind}": 3 for kind in KINDS})])
-    return markdown(header, rows, words=2)
+        method = record["method"]
+        row = [method, named(record["options"]), cell(record["nll"], digits=4)]
+        row += [_difference(family.get(method), 3), f"{family[method].p:.1g}" if method in family else ""]
+        row += [*cells(record, ece=2), _difference(summary.minus(method, "tau = 1", "ece"), 2)]
+        rows.append([*row, *cells(record, brier=4, tau_mean=3)])
+    kinds = [[r["method"], *cells(r, **{f"nll_{kind}": 3 for kind in KINDS})] for r in summary.records]
+    errors = [[r["method"], *cells(r, **{f"ece_{kind}": 1 for kind in KINDS})] for r in summary.records]
+    return "\n\n".join(
+        (
+            markdown(header, rows, words=2),
+            markdown(["NLL", *KINDS], kinds),
+            markdown(["ECE (%)", *KINDS], errors),
+        )
+    )
+
+
+def _difference(of: Paired | None, digits: int) -> str:
+    if of is None:
+        return ""
+    mean, low, high = (f"{x:+.{digits}f}" for x in (of.mean, *of.interval))
+    return f"{mean} [{low}, {high}]"
 
 
 def _sampling(summary: Summary) -> str:
-    header = ["method", "setting", "parses (%)", "distinct-1", "distinct-2", "distinct-3", "self-BLEU"]
-    header += ["log-likelihood, code", "log-likelihood, prose"]
+    header = ["method", "setting", "parses (%)", "distinct-1", "-2", "-3", "self-BLEU", "log-likelihood"]
+    header += [f"{name}, prose" for name in ("distinct-1", "-2", "-3", "self-BLEU", "log-likelihood")]
     rows = []
     for record in summary.records:
-        values = ("distinct_1", "distinct_2", "distinct_3", "self_bleu", "likelihood_code", "likelihood_prose")
-        row = [record["method"], named(record["options"]), f"{record['parses']:.1f}"]
-        rows.append([*row, *(f"{record[name]:.3f}" for name in values)])
+        row = [record["method"], named(record["options"]), cell(record["parses"])]
+        for kind in ("code", "prose"):
+            row += [f"{record[f'distinct_{n}_{kind}']:.2f}" for n in (1, 2, 3)]
+            row += [f"{record[f'self_bleu_{kind}']:.0f}", f"{record[f'likelihood_{kind}']:.2f}"]
+        rows.append(row)
     return markdown(header, rows, words=2)
 
 
