@@ -33,7 +33,10 @@ def interval(mean: float, resampled: Tensor) -> dict[str, float]:
 def differences(
     by_method: Mapping[str, Sequence[Mapping[str, Any]]], kind: Tensor, kinds: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Every method minus every reference: NLL overall and by kind, Brier score and calibration error."""
+    """Every method minus every reference: NLL, Brier score and calibration error.
+
+    The last reference is compared by kind as well.
+    """
     weights = resampling_weights(kind)
     per_document = {
         metric: {
@@ -50,7 +53,8 @@ def differences(
             pair = {"method": method, "minus": reference}
             for metric, values in per_document.items():
                 gain = values[method] - values[reference]
-                for k in (None, *range(len(kinds))) if metric == "nll" else (None,):
+                by_kind = metric == "nll" and reference == REFERENCES[-1]
+                for k in (None, *range(len(kinds))) if by_kind else (None,):
                     of = torch.ones_like(kind, dtype=torch.bool) if k is None else kind == k
                     resampled = (weights[:, of] @ gain[of]) / weights[:, of].sum(1)
                     rows.append(

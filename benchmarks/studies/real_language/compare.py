@@ -49,8 +49,10 @@ def line_ends(model: Path) -> Tensor:
     return torch.tensor([words.decode([k]).endswith("\n") for k in range(len(words))])
 
 
-def run(method: str, seed: int, options: Options, *, tuning: bool, out: Path, model: Path, by: str = "nll") -> Any:
-    """Fit, and measure on validation text or, unless it is a trial, on test text."""
+def run(
+    method: str, seed: int, options: Options, *, tuning: bool, out: Path, model: Path, kept: bool = False
+) -> dict[str, Any]:
+    """Fit, and measure on validation text or, unless it is a trial, on test text; a network may be kept."""
     start = time.process_time()
     data, ends, head = _data(out, model)
     starts = {split: ends[tokens.previous] for split, tokens in data.items()}
@@ -59,11 +61,10 @@ def run(method: str, seed: int, options: Options, *, tuning: bool, out: Path, mo
         split: measures(data[split], predict(data[split], starts[split]), documents=split == "test")
         for split in (("validation",) if tuning else ("validation", "test"))
     }
-    network = getattr(predict, "network", None)
-    if network is not None and not tuning and seed == 0:
-        torch.save(network.state_dict(), out / f"{method.replace(', ', '-').replace(' ', '_')}.pt")
+    if kept and hasattr(predict, "network"):
+        torch.save(predict.network.state_dict(), out / f"{method.replace(', ', '-').replace(' ', '_')}.pt")
     return {
-        "chosen_by": measured["validation"][by],
+        "chosen_by": measured["validation"]["nll"],
         **measured,
         "seconds": time.process_time() - start,
     }
@@ -113,7 +114,8 @@ def study(names: Sequence[str], options: argparse.Namespace) -> list[dict[str, A
     """Test runs of each method's trials that validation selects, by likelihood and, if different, by calibration."""
 
     def job(method: str, seed: int, trial: Options, label: str | None = None) -> Job:
-        extra = {"out": options.cache, "model": options.model}
+        kept = label is None and seed == options.seeds[0]  # not that of the calibration error
+        extra = {"out": options.cache, "model": options.model, "kept": kept}
         return Job(method, seed, trial, options.out / "runs", run, label, extra)
 
     trials = all_done(

@@ -237,10 +237,10 @@ METHODS = {
             for label, inputs in INPUTS.items()
         ),
         *(
-            Method(f"TempNet, {loss}, logits", trials, _network(("logits",), loss), seeds=3)
+            Method(f"TempNet, {loss}, logits", trials, _network(("logits",), loss), seeds=1)
             for loss, trials in (
-                ("likelihood", grid(lr=(3e-4, 1e-3, 3e-3), steps=(120,))),
-                ("robust", grid(lr=(1e-3,), entropy=(2.0, 3.0, 4.0), steps=(120,))),
+                ("likelihood", grid(lr=(3e-4, 1e-3, 3e-3), steps=(60,))),
+                ("robust", grid(lr=(1e-3,), entropy=(2.0, 3.0, 4.0), steps=(60,))),
             )
         ),
     )
