@@ -1,4 +1,4 @@
-"""The study of a real language model: its curves are exact enough, its losses are the library's, its splits disjoint."""
+"""The study of a real language model: curves are exact enough, losses the library's, splits disjoint."""
 
 import pytest
 import torch
@@ -75,7 +75,9 @@ def test_robust_loss_is_the_librarys(tokens, tau):
 )
 def test_losses_of_a_frozen_host_are_the_librarys(tokens, tau, value, options, loss):
     found, rows, _ = tokens
-    torch.testing.assert_close(value(found.curves, tau, options), loss(rows, tau).mean(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        value(found.curves, tau, options), loss(rows, tau).mean(), atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("inputs", [("hidden", "statistics"), ("logits",)])

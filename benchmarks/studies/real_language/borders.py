@@ -97,7 +97,9 @@ def _moved(tokens: Tokens, tau: Tensor, of: Tensor, first: Tensor, second: Tenso
 
 def main() -> None:
     """Measure, draw and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the runs (default: %(default)s)")
     parser.add_argument("--results", type=Path, help="folder for the summary (default: that of --out)")
     options = parser.parse_args()

@@ -186,7 +186,9 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of the language model")
     parser.add_argument("--manual-pages", type=Path, default=Path("/usr/share/man"), help="with German pages")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of what is stored (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=FOLDER, help="folder of what is stored (default: %(default)s)"
+    )
     return parser
 
 

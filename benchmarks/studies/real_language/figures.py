@@ -13,16 +13,29 @@ from benchmarks.studies.common.summary import Summary
 from benchmarks.studies.real_language.cache import HALF, Tokens
 
 # Okabe and Ito's palette, readable by colour-blind people.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#8c564b", "#F0E442")
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#999999",
+    "#8c564b",
+    "#F0E442",
+)
 
 
 def draw_forest(summary: Summary, out: Path, reference: str = "constant per kind") -> None:
     """Differences of NLL and of ECE to the constants of each kind, with their intervals."""
     sheet = Figure(figsize=(10, 0.27 * len(summary.methods) + 1.2), dpi=110, layout="constrained")
-    for axes, metric, unit in zip(sheet.subplots(1, 2, sharey=True), ("nll", "ece"), ("nats", "points"), strict=True):
+    for axes, metric, unit in zip(
+        sheet.subplots(1, 2, sharey=True), ("nll", "ece"), ("nats", "points"), strict=True
+    ):
         shown = {m: summary.minus(m, reference, metric) for m in summary.methods if m != reference}
         drawn = {m: d for m, d in shown.items() if d is not None}
-        for y, (method, d) in enumerate(drawn.items()):
+        for y, d in enumerate(drawn.values()):
             colour = COLOURS[0] if d.interval[1] < 0 else COLOURS[1] if d.interval[0] > 0 else COLOURS[7]
             axes.plot(d.interval, (y, y), color=colour, lw=1.6)
             axes.plot(d.mean, y, "o", color=colour, ms=4)
@@ -47,7 +60,9 @@ def draw_borders(tokens: Tokens, tau: Tensor, out: Path, width: int = 5) -> None
             if first == second:
                 continue
             of = tokens.kind == tokens.kinds.index(f"{first} > {second}")
-            means = [float(tau[of & (relative >= p) & (relative < p + width)].mean()) for p in places.tolist()]
+            means = [
+                float(tau[of & (relative >= p) & (relative < p + width)].mean()) for p in places.tolist()
+            ]
             axes.plot(places + width / 2, means, color=colour, lw=1.2, label=first)
         axes.axvline(0.0, color="0.3", lw=1.0)
         axes.set_title(f"then {second}", fontsize=10)
@@ -68,7 +83,7 @@ def draw_sampling(summary: Summary, out: Path) -> None:
     )
     methods = list(dict.fromkeys(summary.methods))
     for axes, (x, y, right, up) in zip(sheet.subplots(1, 3), panels, strict=True):
-        for colour, method in zip(COLOURS, methods, strict=True):
+        for colour, method in zip(COLOURS, methods, strict=False):
             points: Sequence[dict[str, Any]] = [r for r in summary.records if r["method"] == method]
             points = sorted(points, key=lambda r: r[x])
             style = "-" if method.startswith("TempNet") else "--"

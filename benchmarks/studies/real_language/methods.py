@@ -90,7 +90,9 @@ def _fitted(
             return 1e3
         return float(train.curves.nll(tau).double().mean())
 
-    found = minimize(value, first, method="Nelder-Mead", options={"maxfev": 150, "xatol": 1e-3, "fatol": 1e-6})
+    found = minimize(
+        value, first, method="Nelder-Mead", options={"maxfev": 150, "xatol": 1e-3, "fatol": 1e-6}
+    )
     return build(*found.x), found.x.tolist()
 
 
@@ -108,7 +110,7 @@ def _dynatemp(tau_min: float, tau_max: float, exponent: float) -> Predict:
 
 
 def _adapt(line_start: float, other: float) -> Predict:
-    """arXiv 2309.02772: one temperature for the first token of a line, another for the rest."""
+    """ArXiv 2309.02772: one temperature for the first token of a line, another for the rest."""
     return lambda tokens, starts: torch.where(starts, line_start, other).clamp(TAU_MIN, TAU_MAX)
 
 
@@ -147,7 +149,9 @@ def self_weighted(curves: Curves, tau: Tensor, options: Options) -> Tensor:
 def _frozen_host(loss: FrozenHostLoss, curves: Curves, tau: Tensor) -> Tensor:
     with torch.no_grad():
         log_probability = -curves.nll(torch.ones_like(tau))
-        label = LabelStanding(gap=-curves.target, log_probability=log_probability, mean_margin=curves.mean - curves.target)
+        label = LabelStanding(
+            gap=-curves.target, log_probability=log_probability, mean_margin=curves.mean - curves.target
+        )
     weight, over_tau = loss.coefficients(label)
     return (weight * curves.nll(tau) + over_tau / tau).mean()
 
@@ -155,7 +159,10 @@ def _frozen_host(loss: FrozenHostLoss, curves: Curves, tau: Tensor) -> Tensor:
 LOSSES: dict[str, tuple[Loss, dict[str, tuple[float, ...]]]] = {
     "likelihood": (likelihood, {"lr": (1e-3, 3e-3, 1e-2), "steps": (100, 300)}),
     "robust": (robust, {"lr": (1e-3, 3e-3), "entropy": (2.0, 3.0, 4.0), "steps": (300,)}),
-    "selective smoothing": (selective_smoothing, {"lr": (1e-3, 3e-3), "alpha": (0.02, 0.1, 0.5), "steps": (300,)}),
+    "selective smoothing": (
+        selective_smoothing,
+        {"lr": (1e-3, 3e-3), "alpha": (0.02, 0.1, 0.5), "steps": (300,)},
+    ),
     "self-weighted": (self_weighted, {"lr": (1e-3, 3e-3, 1e-2), "easy_weight": (0.4, 1.0), "steps": (300,)}),
 }
 
@@ -200,7 +207,9 @@ def trained(
 
 
 def _temperatures(net: dt.TempNet, tokens: Tokens, rows: Tensor | slice, head: Tensor) -> Tensor:
-    return net(tokens.hidden[rows], statistics=tokens.statistics(rows, head if net.encoder.outcomes else None))
+    return net(
+        tokens.hidden[rows], statistics=tokens.statistics(rows, head if net.encoder.outcomes else None)
+    )
 
 
 def _network(inputs: tuple[str, ...], loss: str) -> Callable[..., Predict]:
@@ -228,9 +237,7 @@ METHODS = {
         Method("constant per kind", [{}], _constant_per_kind, seeds=1),
         Method("EDT", [{"a": 1.0, "b": 0.1}, {"a": 1.2, "b": 0.1}, *_FIVE_OTHERS], _rule(_edt), seeds=1),
         Method("AdapT", grid(a=(0.8, 1.0, 1.2), b=(0.9, 1.1)), _rule(_adapt), seeds=1),
-        Method(
-            "dynatemp", grid(a=(0.7, 0.9), b=(1.2, 2.0, 3.0), c=(1.0,)), _rule(_dynatemp), seeds=1
-        ),
+        Method("dynatemp", grid(a=(0.7, 0.9), b=(1.2, 2.0, 3.0), c=(1.0,)), _rule(_dynatemp), seeds=1),
         *(
             Method(f"TempNet, {loss}, {label}", grid(**options), _network(inputs, loss))
             for loss, (_, options) in LOSSES.items()

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -106,9 +106,7 @@ def methods(head: Tensor, ends: Tensor, net: Callable[[str], dt.TempNet]) -> dic
         "min-p": [({"p": p}, partial(min_p, p)) for p in (0.5, 0.3, 0.15, 0.07, 0.03)],
         "top-n-sigma": [({"n": n}, partial(top_n_sigma, n)) for n in (0.3, 0.5, 0.8, 1.2, 2.0)],
         "EDT": [({"tau0": t}, partial(edt, t)) for t in (0.4, 0.6, 0.8, 1.0, 1.2)],
-        "AdapT": [
-            ({"a": t + 0.2, "b": t - 0.1}, partial(adapt, t + 0.2, t - 0.1, ends)) for t in strengths
-        ],
+        "AdapT": [({"a": t + 0.2, "b": t - 0.1}, partial(adapt, t + 0.2, t - 0.1, ends)) for t in strengths],
         "dynatemp": [({"centre": t}, partial(dynatemp, t)) for t in strengths],
     }
     for loss in NETWORKS:
@@ -122,7 +120,13 @@ def methods(head: Tensor, ends: Tensor, net: Callable[[str], dt.TempNet]) -> dic
 
 @torch.no_grad()
 def sampled(
-    model: Any, head: Tensor, prompts: Sequence[Sequence[int]], warp: Warp, new: int, seed: int, end: int | None = None
+    model: Any,
+    head: Tensor,
+    prompts: Sequence[Sequence[int]],
+    warp: Warp,
+    new: int,
+    seed: int,
+    end: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """New tokens [n new], and the log-probability of each under the model at temperature 1."""
     n, longest = len(prompts), max(map(len, prompts))
@@ -158,7 +162,12 @@ def sampled(
 # --- measures ---
 
 #: What Python says of code that is right so far, but not finished.
-UNFINISHED = ("was never closed", "expected an indented block", "unterminated triple-quoted", "unexpected EOF")
+UNFINISHED = (
+    "was never closed",
+    "expected an indented block",
+    "unterminated triple-quoted",
+    "unexpected EOF",
+)
 
 
 def parses(text: str) -> bool:
@@ -221,7 +230,9 @@ def _whole(text: str) -> bool:
     return True
 
 
-def measured(model: Any, head: Tensor, tokenizer: Any, prompts: Prompts, warp: Warp, seed: int) -> dict[str, Any]:
+def measured(
+    model: Any, head: Tensor, tokenizer: Any, prompts: Prompts, warp: Warp, seed: int
+) -> dict[str, Any]:
     """All measures of one setting."""
     start, result = time.perf_counter(), {}
     for kind, of in asdict(prompts).items():
@@ -276,7 +287,9 @@ def _passes(problem: dict[str, str], continuation: str) -> bool:
     )
     with tempfile.TemporaryDirectory() as folder:
         try:
-            done = subprocess.run([sys.executable, "-I", "-c", program], cwd=folder, capture_output=True, timeout=5)
+            done = subprocess.run(
+                [sys.executable, "-I", "-c", program], cwd=folder, capture_output=True, timeout=5
+            )
         except (subprocess.TimeoutExpired, ValueError):
             return False
     return done.returncode == 0
@@ -311,7 +324,9 @@ def main() -> None:
         options.manual_pages, lambda t: tokenizer(t, add_special_tokens=False)["input_ids"], cache.LENGTH
     )
     prompts = prompts_of(found["test"], tokenizer)
-    print(len(prompts.code) // SAMPLES, "code prompts,", len(prompts.prose) // SAMPLES, "of prose", flush=True)
+    print(
+        len(prompts.code) // SAMPLES, "code prompts,", len(prompts.prose) // SAMPLES, "of prose", flush=True
+    )
     net = partial(network, options.out, "both", *head.shape[::-1])
     of = methods(head, line_ends(options.model), lambda loss: net(loss=loss))
     records: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in of}

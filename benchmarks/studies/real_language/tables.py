@@ -56,7 +56,13 @@ def _sampling(summary: Summary) -> str:
 
 
 def _borders(summary: Summary) -> str:
-    header = ["tokens after the border", "number", "NLL, TempNet", "constant of this kind", "constant of the first kind"]
+    header = [
+        "tokens after the border",
+        "number",
+        "NLL, TempNet",
+        "constant of this kind",
+        "constant of the first kind",
+    ]
     header += ["moved to the second kind's mean"]
     rows = []
     for record in summary.records:

@@ -219,7 +219,7 @@ def splits(
             some = sorted(groups[group], key=lambda d: _hash(d.text))
             taken = 0
             for document in some:
-                if taken == PER_GROUP and kind != "questions" or len(lists[split]) == SIZES[split]:
+                if (taken == PER_GROUP and kind != "questions") or len(lists[split]) == SIZES[split]:
                     break
                 tokens = tokens_of(document.text[:CHARACTERS])
                 if len(tokens) >= length:
@@ -229,7 +229,9 @@ def splits(
                 break
         for split, found in lists.items():
             if len(found) < SIZES[split]:
-                print(f"note: {len(found)} of {SIZES[split]} documents of {kind} for {split}", file=sys.stderr)
+                print(
+                    f"note: {len(found)} of {SIZES[split]} documents of {kind} for {split}", file=sys.stderr
+                )
             result[split][kind] = found
     return result
 

@@ -1,7 +1,7 @@
 """The results again without curves: exact scores, and training through `Objective`.
 
 Needs the files of `cache.py` and the networks of `compare.py`. Scores of every sixth test document are computed again
-from the hidden states, and every network's likelihood from them. Then one network is trained as the library trains it, rows
+from hidden states, and every network's likelihood from them. Then one network is trained as the library trains it, rows
 streamed through an `Objective`, on the batches that it saw in the study.
 
   python -m benchmarks.studies.real_language.verify --model FOLDER
@@ -21,7 +21,6 @@ from benchmarks.studies.real_language.borders import network
 from benchmarks.studies.real_language.cache import Tokens, load
 from benchmarks.studies.real_language.methods import BATCH, INPUTS, LOSSES, WARM_UP, tempnet
 
-
 #: Every sixth document is evaluated exactly.
 EVERY = 6
 
@@ -36,6 +35,7 @@ class StoredRows(dt.HostAdapter):
         self.register_buffer("head", head)
 
     def rows(self, hidden: Tensor, target: Tensor) -> dict[str, dt.Rows]:
+        """Rows of these tokens."""
         scores = dt.LinearScores(hidden, self.head)
         return {"token": dt.hosts.labelled_rows(scores, target, hidden, None)}
 
@@ -48,7 +48,9 @@ def targets(tokens: Tokens) -> Tensor:
 
 
 @torch.no_grad()
-def exact(tokens: Tokens, head: Tensor, nets: dict[str, dt.TempNet], rows: int = 64) -> dict[str, tuple[float, float]]:
+def exact(
+    tokens: Tokens, head: Tensor, nets: dict[str, dt.TempNet], rows: int = 64
+) -> dict[str, tuple[float, float]]:
     """Of each network: NLL from scores, and from curves, over the same tokens."""
     target = targets(tokens)
     some = ((target >= 0) & (tokens.document % EVERY == 0)).nonzero().squeeze(1)
@@ -65,7 +67,13 @@ def exact(tokens: Tokens, head: Tensor, nets: dict[str, dt.TempNet], rows: int =
 
 
 def through_objective(
-    train: Tokens, head: Tensor, inputs: tuple[str, ...], loss: dt.RobustLoss, lr: float, steps: int, seed: int = 0
+    train: Tokens,
+    head: Tensor,
+    inputs: tuple[str, ...],
+    loss: dt.RobustLoss,
+    lr: float,
+    steps: int,
+    seed: int = 0,
 ) -> dt.TempNet:
     """Train as `methods.trained` does, of streamed rows."""
     torch.manual_seed(seed)
@@ -97,9 +105,13 @@ def main() -> None:
     head = cache.model_of(options.model).lm_head.weight.detach()
     train, test = load("train", options.out), load("test", options.out)
     width, outcomes = test.hidden.shape[1], test.curves.outcomes
-    nets = {f"{loss}, {label}": network(options.out, label, width, outcomes, loss) for loss in LOSSES for label in INPUTS}
+    nets = {
+        f"{loss}, {label}": network(options.out, label, width, outcomes, loss)
+        for loss in LOSSES
+        for label in INPUTS
+    }
     start = time.perf_counter()
-    found: dict[str, Any] = {name: values for name, values in exact(test, head, nets).items()}
+    found: dict[str, Any] = dict(exact(test, head, nets))
     for name, (scores, curves) in found.items():
         print(f"{name}: {scores:.6f} from scores, {curves:.6f} from curves", flush=True)
     print(f"{time.perf_counter() - start:.0f} s")
