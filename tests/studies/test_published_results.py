@@ -18,6 +18,7 @@ PAGES = {
     "docs/reproduction.md": ("two_towers", "two_towers_ablation", "language_models"),
     "docs/training-temperatures.md": ("two_towers_ablation", "classifier_gap"),
     "docs/language-models.md": ("language_models",),
+    "docs/real-language.md": ("real_language",),
     "docs/wrong-labels.md": ("wrong_labels",),
     "docs/calibration.md": ("calibration",),
     "docs/self-supervised.md": ("self_supervised",),
