@@ -232,11 +232,13 @@ def check_index(index: Tensor, num_samples: int) -> Tensor:
     if not isinstance(index, Tensor) or index.dtype not in _INTEGERS:
         check_integers("index", index)
     index = index.long()
-    # Reading values waits for the device, and stops a graph that is being captured or compiled.
-    unreadable = index.is_meta or (index.is_cpu and not values_can_be_read(index))
-    if torch.compiler.is_compiling() or index.numel() == 0 or unreadable:
+    if torch.compiler.is_compiling() or index.numel() == 0 or index.is_meta:
         return index
-    if index.is_cuda or _faults.everywhere:
+    elsewhere = index.is_cuda or _faults.everywhere
+    # Reading values waits for the device, and stops a graph that is being captured or compiled.
+    if not elsewhere and index.is_cpu and not values_can_be_read(index):
+        return index
+    if elsewhere:
         wrong = (index < 0) | (index >= num_samples)
 
         def error(extremes: list[int]) -> IndexError | None:
