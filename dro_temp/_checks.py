@@ -240,17 +240,27 @@ def check_index(index: Tensor, num_samples: int) -> Tensor:
         return index
     if elsewhere:
         wrong = (index < 0) | (index >= num_samples)
-
-        def error(extremes: list[int]) -> IndexError | None:
-            low, high = extremes
-            return _outside(low, high, num_samples) if low < 0 or high >= num_samples else None
-
-        _faults.check(torch.stack(index.aminmax()), error)
+        check_extremes(torch.stack(index.aminmax()), num_samples)
         return index.masked_fill(wrong, -1)
     low, high = torch.stack(index.aminmax()).tolist()
     if low < 0 or high >= num_samples:
         raise _outside(low, high, num_samples)
     return index
+
+
+def check_extremes(extremes: Tensor, num_samples: int) -> None:
+    """Raise later (`_faults`) if the least and the greatest of some sample numbers are outside [0, num_samples).
+
+    Args:
+        extremes: both, or those of several parts, [p 2].
+        num_samples: size of the data set.
+    """
+
+    def error(numbers: list[int]) -> IndexError | None:
+        low, high = min(numbers), max(numbers)
+        return _outside(low, high, num_samples) if low < 0 or high >= num_samples else None
+
+    _faults.check(extremes.flatten(), error)
 
 
 def _outside(low: int, high: int, num_samples: int) -> IndexError:

@@ -10,10 +10,14 @@ from torch import Tensor
 
 from dro_temp import _faults, distributed
 from dro_temp import functional as F
-from dro_temp._checks import check_count, check_flag, check_index, check_real
+from dro_temp._checks import check_count, check_extremes, check_flag, check_index, check_integers, check_real
 from dro_temp._typing import PerRow, RowIndex, RowMask
 from dro_temp.interfaces import Estimator
+from dro_temp.kernels.dispatch import triton_interprets, triton_runs_on
 from dro_temp.state import Staged
+
+# The kernel compares each row with each other; more rows are sorted.
+_MOST_ROWS_IN_KERNEL = 8192
 
 #: gamma from the number of optimizer steps (an int64 scalar on any device: nothing waits for it).
 Schedule: TypeAlias = Callable[[Tensor], Tensor]
@@ -30,6 +34,13 @@ def checked_gamma(gamma: float) -> float:
             "0.8 as the paper's contrastive runs do."
         )
     return float(gamma)
+
+
+def table_kernels() -> Any:
+    """The kernels, whose module imports Triton."""
+    from dro_temp.kernels.backends.triton import log_table
+
+    return log_table
 
 
 class CosineGamma:
@@ -103,6 +114,15 @@ class LogTable(Estimator, Staged):
                 "(dro_temp.datasets.Indexed adds it), or use KLRobustLoss(rho) without an estimator. For held-out "
                 "data, which has no such numbers, call objective.eval() first."
             )
+        on_device = log_g.is_cuda or _faults.everywhere
+        if on_device and learning and self._has_kernel(log_g) and distributed.world_size() == 1:
+            # One launch in place of sixty; and what it returns of the numbers is all that the check needs.
+            check_integers("index", index)
+            index, updated, extremes = self._averages(index.long(), valid, log_g.detach())
+            check_extremes(extremes, self.num_samples)
+            self.stage(index, log_g)
+            self._proposed = self.staged[-1][0], updated, self.log_u._version
+            return updated
         index = check_index(index, self.num_samples)
         # Rows that do not count get a number that no sample has.
         index, log_g = index.masked_fill(~valid, -1), log_g.detach()
@@ -121,8 +141,17 @@ class LogTable(Estimator, Staged):
         return updated[start : start + n]
 
     def _updated(self, index: RowIndex, log_g: PerRow) -> PerRow:
+        if (log_g.is_cuda or _faults.everywhere) and self._has_kernel(log_g):
+            return self._averages(index, index >= 0, log_g)[1]
         log_u = self.read("log_u", index.clamp(min=0)).to(log_g.dtype)
         return self.averaged(log_u, F.combine_duplicates(index, log_g))
+
+    def _has_kernel(self, log_g: PerRow) -> bool:
+        """Whether one kernel computes an update on this device: never for a rule that it does not know."""
+        return False
+
+    def _averages(self, index: RowIndex, counts: RowMask, log_g: PerRow) -> tuple[Tensor, Tensor, Tensor]:
+        raise AssertionError(f"{type(self).__name__} has no kernel")
 
     def write(self, *parts: Tensor) -> None:
         """Write the staged estimates."""
@@ -130,12 +159,16 @@ class LogTable(Estimator, Staged):
             return
         index, log_g = parts
         proposed, self._proposed = self._proposed, None
+        updated = None
         if proposed is not None and len(self.staged) == 1 and self.staged[0][0] is proposed[0]:
-            _, updated, version = proposed
-            if self.log_u._version == version:
-                self.put("log_u", index, updated)
-                return
-        self.put("log_u", index, self._updated(index, log_g))
+            _, proposal, version = proposed
+            updated = proposal if self.log_u._version == version else None
+        updated = self._updated(index, log_g) if updated is None else updated
+        if (log_g.is_cuda or _faults.everywhere) and self._has_kernel(log_g):
+            table_kernels().write(self.log_u, index, updated)
+            torch.autograd.graph.increment_version(self.log_u)  # which a kernel of its own does not
+        else:
+            self.put("log_u", index, updated)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_proposed": None}
@@ -219,6 +252,21 @@ class LogMovingAverage(LogTable):
         ):  # costs no wait for a device
             checked_gamma(float(gamma))
         return F.log_average(log_u, log_g, gamma)
+
+    def _has_kernel(self, log_g: PerRow) -> bool:
+        if torch.compiler.is_compiling():
+            return False
+        table = self.log_u
+        few = 0 < len(log_g) <= _MOST_ROWS_IN_KERNEL and log_g.dtype == table.dtype == torch.float32
+        # Subclasses of tensors (sharded tables, fake tensors) have no memory of their own.
+        plain = type(table) is type(log_g) is Tensor and table.device == log_g.device
+        return few and plain and (triton_runs_on(log_g.device) or triton_interprets(log_g.device))
+
+    def _averages(self, index: RowIndex, counts: RowMask, log_g: PerRow) -> tuple[Tensor, Tensor, Tensor]:
+        gamma = self.gamma(self.steps) if callable(self.gamma) else self.gamma
+        gamma = gamma if isinstance(gamma, Tensor) else checked_gamma(gamma)
+        numbers, average, extremes = table_kernels().averages(index, counts, log_g, self.log_u, gamma)
+        return numbers, average, extremes
 
     def write(self, *parts: Tensor) -> None:
         """Write the staged averages and advance gamma."""

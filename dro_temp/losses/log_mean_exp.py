@@ -80,7 +80,7 @@ class LogMeanExpLoss(RobustLoss):
     @final
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
         """From the score matrix."""
-        if rows.target_distribution is None and self._reads_matrix(rows):
+        if rows.target_distribution is None and self._has_kernels(rows):
             kernels = triton_backend(rows.target.device).fused_rows
             assert kernels is not None
             log_g = log_mean_exp_of_matrix(
@@ -96,8 +96,8 @@ class LogMeanExpLoss(RobustLoss):
         # Rows without outcomes have log g = -inf; finite numbers keep them inert.
         return self.from_log_mean_exp(rows, log_g.masked_fill(~rows.valid, 0.0), tau)
 
-    def _reads_matrix(self, rows: Rows) -> bool:
-        """Whether kernels read the score matrix: on a GPU, outside of what needs ordinary autograd."""
+    def _has_kernels(self, rows: Rows) -> bool:
+        """Whether kernels may replace operations of PyTorch: on a GPU, outside of what needs ordinary autograd."""
         device = rows.target.device
         may = self.backend in ("auto", "triton") and rows.support_size > 0
         if not may or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():

@@ -191,7 +191,7 @@ class Objective(Committable):
         else:
             predictors: dict[str, Any] = {view: self.predictors[view] for view in rows}
             outputs = views.evaluate_views(mirrored, rows, predictors, self.losses)
-        valid = {view: r.valid for view, r in rows.items()}
+        valid = {view: reduction.counted_rows(r) for view, r in rows.items()}
         if self.training:
             monitor = None if torch.compiler.is_compiling() else self._monitor
             if monitor is not None:
@@ -208,7 +208,9 @@ class Objective(Committable):
                 reduction.refuse_non_finite(rows, outputs, valid)
         means = reduction.view_means(self.risks, rows, outputs, valid, count, group, self.training)
         penalties = self._penalties(rows, count) if self.penalties else {}
-        loss = torch.stack(list(means.values())).mean() + sum(penalties.values())
+        # Of one view, and without penalties, there is nothing to launch.
+        loss = next(iter(means.values())) if len(means) == 1 else torch.stack(list(means.values())).mean()
+        loss = loss + sum(penalties.values()) if penalties else loss
         terms: dict[str, Tensor] = {}
         if tau_outputs:
             terms = reduction.tau_loss_terms(
@@ -218,11 +220,8 @@ class Objective(Committable):
         metrics: dict[str, Tensor] = {"loss": loss.detach()}
         metrics |= {f"{view}/tau_loss": term.detach() for view, term in terms.items()}
         metrics |= {f"penalty/{name}": term.detach() for name, term in penalties.items()}
-        for view, r in rows.items():
-            # A pair alone in its batch has an empty support.
-            all_count = r.weight is None and (r.target_in_support or len(r.target) > 1)
-            mask = None if all_count else valid[view]
-            metrics |= reduction.temperature_metrics(view, means[view], outputs[view].tau, mask)
+        for view in rows:
+            metrics |= reduction.temperature_metrics(view, means[view], outputs[view].tau, valid[view])
         if self.training and not single and not torch.compiler.is_compiling():
             self._unreduced.check_after(loss)
         return ObjectiveOutput(

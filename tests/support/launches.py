@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,14 +163,14 @@ def _step(objective: dt.Objective, args: tuple[Any, ...], batch: dict[str, Any])
 
 CASES = {
     "CLIP, 256 pairs, tempnet": clip,
-    "CLIP, 256 pairs, sogclr": lambda: clip("sogclr"),
+    "CLIP, 256 pairs, sogclr": partial(clip, "sogclr"),
     "classifier, 64 images": classifier,
 }
 
 
-def added(case: str) -> tuple[int, Counter[str]]:
-    """Launches of a step beyond the baseline's, and where the step makes its own."""
-    step, baseline = CASES[case]()
+def added(case: str, **sizes: int) -> tuple[int, Counter[str]]:
+    """Launches of a step beyond the baseline's, and where the step makes its own; smaller sizes have as many."""
+    step, baseline = CASES[case](**sizes)
     with counted():
         step()  # first-time work is done by then
     with counted() as ours:

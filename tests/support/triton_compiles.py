@@ -10,6 +10,7 @@ from triton.compiler import ASTSource
 
 from dro_temp.kernels.backends.triton import (
     columns,
+    log_table,
     pair_logits,
     pair_tiles,
     row_profile,
@@ -22,9 +23,17 @@ SHARED_BYTES = 227 * 2**10
 H100 = GPUTarget("cuda", 90, 32)
 SIZES = {"n", "m", "d", "size", "stride", "gradient_stride", "query_stride", "key_stride", "chunks", "tiles"}
 SIZES |= {"offset"}
-NUMBERS = {"log_m", "cap"}
+NUMBERS = {"log_m", "cap", "gamma", "largest"}
 # Scores, and gradients in their place, may be of less precision than sums over them.
 OF_SCORES = {"scores", "gradients", "x", "queries", "keys"}
+OF_KIND = {
+    "target": "*i64",
+    "index": "*i64",
+    "numbers": "*i64",
+    "extremes": "*i64",
+    "counts": "*i1",
+    "gammas": "*fp64",
+}
 # The launcher makes constants of sizes that are one, and reads aligned rows four numbers at a time.
 CASES = ((1, "fp64", "fp64"), (2**18, "fp32", "fp32"), (2**18, "fp32", "bf16"))
 
@@ -65,6 +74,15 @@ def tiled_kernels():
         yield pair_tiles.grad_tiles_kernel, meta, name
 
 
+def table_kernels():
+    """Kernels over a table of samples, which is float32."""
+    for scheduled in (False, True):
+        meta = {"SCHEDULED": scheduled, "ROWS": log_table.ROWS, "OTHERS": log_table.OTHERS, "num_warps": 4}
+        yield log_table.average_kernel, meta
+    yield log_table.write_kernel, {"ROWS": log_table.OTHERS, "num_warps": 1}
+    yield log_table.gradient_kernel, {"ROWS": log_table.OTHERS, "num_warps": 1}
+
+
 def compile_kernel(kernel, meta, number: str, scores: str, m: int) -> None:
     """As the launcher would for rows of m columns."""
     constants = {name: value for name, value in meta.items() if name not in ("num_warps", "num_stages")}
@@ -73,7 +91,7 @@ def compile_kernel(kernel, meta, number: str, scores: str, m: int) -> None:
     signature, attributes = {}, {}
     for position, name in enumerate(kernel.arg_names):
         kind = f"*{scores if name in OF_SCORES else number}"
-        kind = "i32" if name in SIZES else "fp32" if name in NUMBERS else "*i64" if name == "target" else kind
+        kind = "i32" if name in SIZES else "fp32" if name in NUMBERS else OF_KIND.get(name, kind)
         signature[name] = "constexpr" if name in constants else kind
         if name not in constants and name not in NUMBERS and (m % 16 == 0 or name not in SIZES):
             attributes[(position,)] = [["tt.divisibility", 16]]
@@ -92,3 +110,6 @@ if __name__ == "__main__":
     for kernel, meta, features in tiled_kernels():
         compile_kernel(kernel, meta, "fp32", features, 2**18)
         print(kernel.fn.__name__, features, meta.get("ROWS"))
+    for kernel, meta in table_kernels():
+        compile_kernel(kernel, meta, "fp32", "fp32", 2**18)
+        print(kernel.fn.__name__, meta.get("SCHEDULED"))
