@@ -441,6 +441,12 @@ class Rows:
             self, scores=scores, **self._inert("target", "features", "index", "target_distribution")
         )
 
+    def inert_products(self) -> "Rows":
+        """As `inert_where_invalid`, of scores that are products, which stay so; of the same shape, on any device."""
+        assert isinstance(self.scores, LinearScores)
+        scores = _derived(self.scores, queries=self.scores.queries.masked_fill(~self.valid[:, None], 0.0))
+        return _derived(self, scores=scores, **self._inert("target", "features", "index"))
+
     def inert_features_and_index(self) -> tuple[Features | None, RowIndex | None]:
         """Features and sample numbers, zero where a row's weight is zero.
 

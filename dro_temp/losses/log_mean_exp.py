@@ -8,7 +8,7 @@ from typing import TypeAlias, final
 import torch
 from torch import Tensor
 
-from dro_temp import distributed
+from dro_temp import _faults, distributed
 from dro_temp import functional as F
 from dro_temp._autograd import outside_graphs
 from dro_temp._tensors import log_of_size
@@ -166,7 +166,12 @@ class LogMeanExpLoss(RobustLoss):
         backend: BackendChoice,
     ) -> LossOutput:
         n, counted, all_tau = rows.target.shape[0], None, tau
-        if rows.weight is not None:  # rows that do not count are left out of the pass
+        dropped: Tensor | None = None
+        if rows.weight is not None and (rows.target.is_cuda or _faults.everywhere):
+            # How many rows count is known on the device alone: none is left out, and the others are zeros.
+            dropped, rows = ~rows.valid, rows.inert_products()
+            tau = tau.masked_fill(dropped, 1.0) if isinstance(tau, Tensor) else tau
+        elif rows.weight is not None:  # rows that do not count are left out of the pass
             counted = rows.valid.nonzero()[:, 0]
             if len(counted) == n:
                 counted = None
@@ -192,6 +197,12 @@ class LogMeanExpLoss(RobustLoss):
             per_row = {name: _scattered(x, counted, n, 0.0) for name, x in per_row.items()}
             if not isinstance(all_tau, Tensor):
                 taus = _scattered(taus, counted, n, all_tau.tau_min)
+        if dropped is not None:
+            # A row of zeros has finite numbers, so that its gradient is zero, and not NaN.
+            values = values.masked_fill(dropped, 0.0)
+            per_row = {name: x.masked_fill(dropped, 0.0) for name, x in per_row.items()}
+            if not isinstance(all_tau, Tensor):
+                taus = taus.masked_fill(dropped, all_tau.tau_min)
         return LossOutput(values, taus, backend, per_row, output.mean)
 
     def _mean_gradient(self, rows: Rows) -> GradOutput:
@@ -200,7 +211,7 @@ class LogMeanExpLoss(RobustLoss):
         share = None
         if rows.weight is not None:
             weight = rows.weight.to(rows.scores.dtype)
-            share = weight / weight.sum()
+            share = weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)  # no row may count
 
         def gradient(log_g: PerRow, tau: PerRow, block: slice) -> tuple[PerRow, PerRow]:
             with torch.enable_grad():
