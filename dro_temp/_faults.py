@@ -7,6 +7,8 @@ with the fault may have been taken: go on from a checkpoint. What a wrong value 
 where it is used: a sample number outside a table reads some entry and writes nothing, and a wrong group number joins
 group 0.
 
+A step captured in a CUDA graph keeps its numbers in the graph's memory; `check_replay` copies them after a replay.
+
 `checks_now()` waits at each check instead, so that the error is raised where the fault is.
 """
 
@@ -52,6 +54,8 @@ class _Pending(threading.local):
 
     def __init__(self) -> None:
         self.checks: list[_Check] = []
+        #: Of captured steps: numbers that each replay writes anew, and what they mean.
+        self.captured: list[tuple[Tensor, Callable[[Any], Exception | None]]] = []
 
 
 pending = _Pending()
@@ -73,6 +77,29 @@ def checks_now() -> Iterator[None]:
         _NOW.reset(token)
 
 
+def is_capturing() -> bool:
+    """Whether work is recorded into a CUDA graph instead of running: nothing may be read, or decided by values."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def check_replay() -> None:
+    """Check a step that was captured in a CUDA graph: call it after each `graph.replay()`; it does not wait.
+
+    The checks of the captured step (sample numbers, labels, what is not finite) are looked at as those of other steps
+    are: later. `objective.state_dict()` looks at all that are under way.
+
+    Raises:
+        IndexError, ValueError, FloatingPointError: a fault of this or an earlier replay in this thread.
+
+    Example:
+        >>> from dro_temp.state import check_replay
+        >>> check_replay()  # nothing was captured
+    """
+    for numbers, error in pending.captured:
+        check(numbers, error)
+    raise_faults()
+
+
 def check(numbers: Tensor, error: Callable[[Any], Exception | None]) -> None:
     """Raise if some numbers on a device are wrong: later, or now inside `checks_now` and with several processes.
 
@@ -80,8 +107,10 @@ def check(numbers: Tensor, error: Callable[[Any], Exception | None]) -> None:
         numbers: a few, in one tensor. They are copied: the batch's own tensors may have changed by then.
         error: from the numbers, as a list or one number, to what is to be raised; None if nothing is wrong.
     """
-    if numbers.is_cuda and torch.cuda.is_current_stream_capturing():
-        return  # replays of a graph are not checked
+    if is_capturing():
+        # Copied: a replay may reuse what the graph computed them from. Kept, so that it does not reuse the copy.
+        pending.captured.append((numbers.clone(), error))
+        return
     if _NOW.get() or (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         found = error(numbers.tolist())
         if found is not None:
@@ -106,7 +135,7 @@ def raise_faults(*, at_least: int = 0, wait: bool = False) -> None:
         wait: whether to wait for all of them.
     """
     checks = pending.checks
-    if any(c.arrived is not None for c in checks) and torch.cuda.is_current_stream_capturing():
+    if is_capturing():
         return  # a graph is being captured: nothing may be asked of other streams
     waited_for = len(checks) if wait else at_least
     while checks and (waited_for > 0 or checks[0].is_known()):

@@ -201,7 +201,8 @@ class Objective(Committable):
                 if predictor.observes_gradient:
                     views.register_tau_grad_hook(predictor, rows[view], output)
                     outputs[view] = replace(outputs[view], mean=None)  # its hooks are on the values
-                if monitor is not None and self._forwards % EVERY == 0:
+                # A step that is captured in a CUDA graph reads nothing, and its replays are not monitored.
+                if monitor is not None and self._forwards % EVERY == 0 and not _faults.is_capturing():
                     monitor.check(view, predictor, output.tau)
         if self.check_finite:
             with nullcontext() if alone else distributed.raising_together(device):
