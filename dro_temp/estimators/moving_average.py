@@ -114,6 +114,10 @@ class LogTable(Estimator, Staged):
                 "(dro_temp.datasets.Indexed adds it), or use KLRobustLoss(rho) without an estimator. For held-out "
                 "data, which has no such numbers, call objective.eval() first."
             )
+        # A check of tensors alone; an index of another kind is refused below.
+        apart = self.log_u.device != log_g.device and not self.on_host
+        if apart or (isinstance(index, Tensor) and index.device != log_g.device):
+            self._refuse_other_devices(index, log_g.device)
         on_device = log_g.is_cuda or _faults.everywhere
         if on_device and learning and self._has_kernel(log_g) and distributed.world_size() == 1:
             # One launch in place of sixty; and what it returns of the numbers is all that the check needs.
@@ -139,6 +143,18 @@ class LogTable(Estimator, Staged):
         # A step that commits this proposal alone writes just that.
         self._proposed = self.staged[-1][0], updated, self.log_u._version
         return updated[start : start + n]
+
+    def _refuse_other_devices(self, index: Tensor, device: torch.device) -> None:
+        if index.device != device:
+            raise ValueError(
+                f"expected the sample numbers on {device}, as the scores, received index on {index.device}. Pass "
+                f"index=index.to({str(device)!r}); a table with on_host=True takes them there as well."
+            )
+        raise ValueError(
+            f"expected the table of {type(self).__name__} on {device}, as the scores, received it on "
+            f"{self.log_u.device}. Call objective.to({str(device)!r}), or build it with on_host=True to keep a large "
+            "table in host memory."
+        )
 
     def _updated(self, index: RowIndex, log_g: PerRow) -> PerRow:
         if (log_g.is_cuda or _faults.everywhere) and self._has_kernel(log_g):

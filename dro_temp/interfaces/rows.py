@@ -90,6 +90,13 @@ class LinearScores:
                 f"expected queries and keys on one device, received {self.queries.device} and {self.keys.device}. Pass "
                 "keys.to(queries.device), or the reverse."
             )
+        for name in ("bias", "local_keys"):
+            value = getattr(self, name)
+            if value is not None and value.device != self.queries.device:
+                raise ValueError(
+                    f"expected {name} on {self.queries.device}, as the queries, received it on {value.device}. Pass "
+                    f"{name}.to(queries.device)."
+                )
         q, k = tuple(self.queries.shape), tuple(self.keys.shape)
         if len(q) != 2 or len(k) != 2 or q[1] != k[1]:
             raise ValueError(

@@ -142,9 +142,15 @@ def acquire_block(rows: int, columns: int, like: Tensor, dtype: torch.dtype) -> 
     while True:
         try:
             return acquire("scores", rows, columns, like, dtype)
-        except torch.cuda.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError as error:
             if rows <= _DEVICE_ROWS:
-                raise
+                size = rows * columns * dtype.itemsize / MIB
+                raise torch.cuda.OutOfMemoryError(
+                    f"expected {size:,.0f} MiB of free memory on {like.device} for a block of {rows} rows of "
+                    f"{columns:,} scores, the smallest, received less. Pass fewer rows at a time, shorter texts, say; "
+                    "checkpoint the host's activations; or choose half-precision scores, "
+                    "score_dtype=torch.bfloat16, where temperatures are near one."
+                ) from error
             rows = max(rows // 2, _DEVICE_ROWS)
 
 
