@@ -3,7 +3,6 @@
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from contextvars import ContextVar
 from numbers import Real
 from typing import Any
 
@@ -225,13 +224,6 @@ def check_feasible_for(rho: float, num_samples: int) -> None:
     check_feasible(rho, others, instead=instead)
 
 
-#: While set, in the forward of one batch, `check_index` checks each tensor on a device once: the views share their
-#: numbers. Results by the tensor's id and the number of samples; the tensor is kept, so that its id is no other's.
-checked_indices: ContextVar[dict[tuple[int, int], tuple[Tensor, Tensor]] | None] = ContextVar(
-    "checked_indices", default=None
-)
-
-
 def check_index(index: Tensor, num_samples: int) -> Tensor:
     """Return `index` as int64, or raise where it is not a sample number in [0, num_samples).
 
@@ -243,29 +235,32 @@ def check_index(index: Tensor, num_samples: int) -> Tensor:
     if torch.compiler.is_compiling() or index.numel() == 0 or index.is_meta:
         return index
     elsewhere = index.is_cuda or _faults.everywhere
-    # Reading values waits for the device, and stops a graph that is being compiled.
+    # Reading values waits for the device, and stops a graph that is being captured or compiled.
     if not elsewhere and index.is_cpu and not values_can_be_read(index):
         return index
     if elsewhere:
-        known = checked_indices.get()
-        key = id(index), num_samples
-        if known is not None and key in known:
-            return known[key][1]
         wrong = (index < 0) | (index >= num_samples)
-
-        def error(extremes: list[int]) -> IndexError | None:
-            low, high = extremes
-            return _outside(low, high, num_samples) if low < 0 or high >= num_samples else None
-
-        _faults.check(torch.stack(index.aminmax()), error)
-        checked = index.masked_fill(wrong, -1)
-        if known is not None:
-            known[key] = index, checked
-        return checked
+        check_extremes(torch.stack(index.aminmax()), num_samples)
+        return index.masked_fill(wrong, -1)
     low, high = torch.stack(index.aminmax()).tolist()
     if low < 0 or high >= num_samples:
         raise _outside(low, high, num_samples)
     return index
+
+
+def check_extremes(extremes: Tensor, num_samples: int) -> None:
+    """Raise later (`_faults`) if the least and the greatest of some sample numbers are outside [0, num_samples).
+
+    Args:
+        extremes: both, or those of several parts, [p 2].
+        num_samples: size of the data set.
+    """
+
+    def error(numbers: list[int]) -> IndexError | None:
+        low, high = min(numbers), max(numbers)
+        return _outside(low, high, num_samples) if low < 0 or high >= num_samples else None
+
+    _faults.check(extremes.flatten(), error)
 
 
 def _outside(low: int, high: int, num_samples: int) -> IndexError:

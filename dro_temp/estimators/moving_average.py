@@ -10,11 +10,14 @@ from torch import Tensor
 
 from dro_temp import _faults, distributed
 from dro_temp import functional as F
-from dro_temp._checks import check_count, check_flag, check_index, check_real
+from dro_temp._checks import check_count, check_extremes, check_flag, check_index, check_integers, check_real
 from dro_temp._typing import PerRow, RowIndex, RowMask
 from dro_temp.interfaces import Estimator
-from dro_temp.kernels.dispatch import triton_runs_on
+from dro_temp.kernels.dispatch import triton_interprets, triton_runs_on
 from dro_temp.state import Staged
+
+# The kernel compares each row with each other; more rows are sorted.
+_MOST_ROWS_IN_KERNEL = 8192
 
 #: gamma from the number of optimizer steps (an int64 scalar on any device: nothing waits for it).
 Schedule: TypeAlias = Callable[[Tensor], Tensor]
@@ -31,6 +34,13 @@ def checked_gamma(gamma: float) -> float:
             "0.8 as the paper's contrastive runs do."
         )
     return float(gamma)
+
+
+def table_kernels() -> Any:
+    """The kernels, whose module imports Triton."""
+    from dro_temp.kernels.backends.triton import log_table
+
+    return log_table
 
 
 class CosineGamma:
@@ -70,19 +80,6 @@ class CosineGamma:
         )
 
 
-def _kernels(table: Tensor, values: Tensor) -> Any:
-    """The kernels for a table on a GPU; None where there are none for it."""
-    if torch.compiler.is_compiling() or not (
-        table.is_cuda and values.is_cuda and triton_runs_on(table.device)
-    ):
-        return None
-    if not table.dtype == values.dtype == torch.float32:
-        return None
-    from dro_temp.kernels.backends.triton import averages
-
-    return averages
-
-
 class LogTable(Estimator, Staged):
     r"""$\log u_i$ for every sample i of the data set, proposed by forward and written by an optimizer step.
 
@@ -117,42 +114,60 @@ class LogTable(Estimator, Staged):
                 "(dro_temp.datasets.Indexed adds it), or use KLRobustLoss(rho) without an estimator. For held-out "
                 "data, which has no such numbers, call objective.eval() first."
             )
-        index, log_g = check_index(index, self.num_samples), log_g.detach()
-        counted: RowMask | None = valid
+        # A check of tensors alone; an index of another kind is refused below.
+        apart = self.log_u.device != log_g.device and not self.on_host
+        if apart or (isinstance(index, Tensor) and index.device != log_g.device):
+            self._refuse_other_devices(index, log_g.device)
+        on_device = log_g.is_cuda or _faults.everywhere
+        if on_device and learning and self._has_kernel(log_g) and distributed.world_size() == 1:
+            # One launch in place of sixty; and what it returns of the numbers is all that the check needs.
+            check_integers("index", index)
+            index, updated, extremes = self._averages(index.long(), valid, log_g.detach())
+            check_extremes(extremes, self.num_samples)
+            self.stage(index, log_g)
+            self._proposed = self.staged[-1][0], updated, self.log_u._version
+            return updated
+        index = check_index(index, self.num_samples)
+        # Rows that do not count get a number that no sample has.
+        index, log_g = index.masked_fill(~valid, -1), log_g.detach()
         if not learning:
-            return self._updated(index, log_g, counted)[1]
+            return self._updated(index, log_g)
         n, start = len(index), 0
         if distributed.world_size() > 1:
-            index, start = distributed.gather_rows(index.masked_fill(~valid, -1))
+            index, start = distributed.gather_rows(index)
             log_g, _ = distributed.gather_rows(log_g)
-            counted = None
-        index, updated = self._updated(index, log_g, counted)
+        # NaN and infinity would stay in the memory for good.
+        index = index.masked_fill(~log_g.isfinite(), -1)
         self.stage(index, log_g)
+        updated = self._updated(index, log_g)
         # A step that commits this proposal alone writes just that.
         self._proposed = self.staged[-1][0], updated, self.log_u._version
         return updated[start : start + n]
 
-    def _updated(
-        self, index: RowIndex, log_g: PerRow, valid: RowMask | None = None
-    ) -> tuple[RowIndex, PerRow]:
-        """Sample numbers, -1 for rows that change nothing, and the estimates after this minibatch."""
-        if log_g.is_cuda or _faults.everywhere:
-            kernels = _kernels(self.log_u, log_g)
-            if kernels is not None and len(index) <= kernels.MOST_ROWS:
-                updated = self._updated_by(kernels, index, log_g, valid)
-                if updated is not None:
-                    return updated
-        # NaN and infinity would stay in the memory for good.
-        counted = log_g.isfinite() if valid is None else log_g.isfinite() & valid
-        index = index.masked_fill(~counted, -1)
-        log_u = self.read("log_u", index.clamp(min=0)).to(log_g.dtype)
-        return index, self.averaged(log_u, F.combine_duplicates(index, log_g))
+    def _refuse_other_devices(self, index: Tensor, device: torch.device) -> None:
+        if index.device != device:
+            raise ValueError(
+                f"expected the sample numbers on {device}, as the scores, received index on {index.device}. Pass "
+                f"index=index.to({str(device)!r}); a table with on_host=True takes them there as well."
+            )
+        raise ValueError(
+            f"expected the table of {type(self).__name__} on {device}, as the scores, received it on "
+            f"{self.log_u.device}. Call objective.to({str(device)!r}), or build it with on_host=True to keep a large "
+            "table in host memory."
+        )
 
-    def _updated_by(
-        self, kernels: Any, index: RowIndex, log_g: PerRow, valid: RowMask | None
-    ) -> tuple[RowIndex, PerRow] | None:
-        """As `_updated`, in one launch; None if there is no kernel for this update rule."""
-        return None
+    def _updated(self, index: RowIndex, log_g: PerRow) -> PerRow:
+        if (log_g.is_cuda or _faults.everywhere) and self._has_kernel(log_g):
+            return self._averages(index, index >= 0, log_g)[1]
+        log_u = self.read("log_u", index.clamp(min=0)).to(log_g.dtype)
+        return self.averaged(log_u, F.combine_duplicates(index, log_g))
+
+    def _has_kernel(self, log_g: PerRow) -> bool:
+        """Whether one kernel computes an update on this device: never for a rule that it does not know."""
+        return False
+
+    def _averages(self, index: RowIndex, counts: RowMask, log_g: PerRow) -> tuple[Tensor, Tensor, Tensor]:
+        raise AssertionError(f"{type(self).__name__} has no kernel")
 
     def write(self, *parts: Tensor) -> None:
         """Write the staged estimates."""
@@ -160,21 +175,16 @@ class LogTable(Estimator, Staged):
             return
         index, log_g = parts
         proposed, self._proposed = self._proposed, None
+        updated = None
         if proposed is not None and len(self.staged) == 1 and self.staged[0][0] is proposed[0]:
-            _, updated, version = proposed
-            if self.log_u._version == version:
-                self.put("log_u", index, updated)
-                return
-        self.put("log_u", *self._updated(index, log_g))
-
-    def put(self, name: str, index: Tensor, values: Tensor) -> None:
-        """See `Staged.put`; one launch on a GPU."""
-        on_device = values.is_cuda or _faults.everywhere
-        kernels = _kernels(self.log_u, values) if on_device else None
-        if kernels is None:
-            super().put(name, index, values)
+            _, proposal, version = proposed
+            updated = proposal if self.log_u._version == version else None
+        updated = self._updated(index, log_g) if updated is None else updated
+        if (log_g.is_cuda or _faults.everywhere) and self._has_kernel(log_g):
+            table_kernels().write(self.log_u, index, updated)
+            torch.autograd.graph.increment_version(self.log_u)  # which a kernel of its own does not
         else:
-            kernels.write(getattr(self, name), index, values)
+            self.put("log_u", index, updated)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_proposed": None}
@@ -259,18 +269,20 @@ class LogMovingAverage(LogTable):
             checked_gamma(float(gamma))
         return F.log_average(log_u, log_g, gamma)
 
-    def _updated_by(
-        self, kernels: Any, index: RowIndex, log_g: PerRow, valid: RowMask | None
-    ) -> tuple[RowIndex, PerRow] | None:
+    def _has_kernel(self, log_g: PerRow) -> bool:
+        if torch.compiler.is_compiling():
+            return False
+        table = self.log_u
+        few = 0 < len(log_g) <= _MOST_ROWS_IN_KERNEL and log_g.dtype == table.dtype == torch.float32
+        # Subclasses of tensors (sharded tables, fake tensors) have no memory of their own.
+        plain = type(table) is type(log_g) is Tensor and table.device == log_g.device
+        return few and plain and (triton_runs_on(log_g.device) or triton_interprets(log_g.device))
+
+    def _averages(self, index: RowIndex, counts: RowMask, log_g: PerRow) -> tuple[Tensor, Tensor, Tensor]:
         gamma = self.gamma(self.steps) if callable(self.gamma) else self.gamma
-        weight: Tensor | tuple[float, float]
-        if isinstance(gamma, Tensor):
-            weight = gamma
-        else:
-            gamma = checked_gamma(gamma)
-            weight = math.log1p(-gamma) if gamma < 1.0 else -math.inf, math.log(gamma)
-        updated: tuple[Tensor, Tensor] = kernels.moving_average(self.log_u, index, log_g, valid, weight)
-        return updated
+        gamma = gamma if isinstance(gamma, Tensor) else checked_gamma(gamma)
+        numbers, average, extremes = table_kernels().averages(index, counts, log_g, self.log_u, gamma)
+        return numbers, average, extremes
 
     def write(self, *parts: Tensor) -> None:
         """Write the staged averages and advance gamma."""

@@ -263,7 +263,10 @@ def _one_per_row(rows: Rows, tau: Tensor | float) -> PerRow:
                 f"{type(tau).__name__}. Pass predictor.predict(rows), or 0.07, say."
             )
         check_positive("tau", tau)
-        tau = torch.tensor(float(tau), dtype=torch.promote_types(rows.scores.dtype, torch.float32))
+        dtype = torch.promote_types(rows.scores.dtype, torch.float32)
+        tau = torch.full(
+            (), float(tau), dtype=dtype, device=rows.target.device
+        )  # a copy to a device would wait
     if tau.device != rows.target.device:
         tau = tau.to(rows.target.device)
     if tau.is_complex() or tau.dtype == torch.bool:

@@ -90,11 +90,13 @@ class LinearScores:
                 f"expected queries and keys on one device, received {self.queries.device} and {self.keys.device}. Pass "
                 "keys.to(queries.device), or the reverse."
             )
-        if self.bias is not None and self.bias.device != self.keys.device:
-            raise ValueError(
-                f"expected the bias on {self.keys.device}, as the keys, received it on {self.bias.device}. Pass "
-                "bias.to(keys.device)."
-            )
+        for name in ("bias", "local_keys"):
+            value = getattr(self, name)
+            if value is not None and value.device != self.queries.device:
+                raise ValueError(
+                    f"expected {name} on {self.queries.device}, as the queries, received it on {value.device}. Pass "
+                    f"{name}.to(queries.device)."
+                )
         q, k = tuple(self.queries.shape), tuple(self.keys.shape)
         if len(q) != 2 or len(k) != 2 or q[1] != k[1]:
             raise ValueError(
@@ -282,7 +284,8 @@ class Rows:
                 check_integers(name, value)
             elif not isinstance(value, Tensor):
                 check_tensor(name, value)
-            if value.device != device:
+            # A table may be in host memory, the numbers with it.
+            if value.device != device and name != "index":
                 raise ValueError(
                     f"expected {name} on {device}, as the scores, received it on {value.device}. Pass "
                     f"{name}.to(scores.device)."
@@ -444,6 +447,12 @@ class Rows:
         return _derived(
             self, scores=scores, **self._inert("target", "features", "index", "target_distribution")
         )
+
+    def inert_products(self) -> "Rows":
+        """As `inert_where_invalid`, of scores that are products, which stay so; of the same shape, on any device."""
+        assert isinstance(self.scores, LinearScores)
+        scores = _derived(self.scores, queries=self.scores.queries.masked_fill(~self.valid[:, None], 0.0))
+        return _derived(self, scores=scores, **self._inert("target", "features", "index"))
 
     def inert_features_and_index(self) -> tuple[Features | None, RowIndex | None]:
         """Features and sample numbers, zero where a row's weight is zero.

@@ -146,9 +146,10 @@ def acquire_block(rows: int, columns: int, like: Tensor, dtype: torch.dtype) -> 
             if rows <= _DEVICE_ROWS:
                 size = rows * columns * dtype.itemsize / MIB
                 raise torch.cuda.OutOfMemoryError(
-                    f"expected room for a block of {rows} rows of {columns} scores ({size:.0f} MiB, the smallest one) "
-                    f"on {like.device}, received none. Free memory there (a smaller batch, fewer stored scores: "
-                    "kernels.byte_budget(0)), or set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True."
+                    f"expected {size:,.0f} MiB of free memory on {like.device} for a block of {rows} rows of "
+                    f"{columns:,} scores, the smallest, received less. Pass fewer rows at a time, shorter texts, say; "
+                    "checkpoint the host's activations; or choose half-precision scores, "
+                    "score_dtype=torch.bfloat16, where temperatures are near one."
                 ) from error
             rows = max(rows // 2, _DEVICE_ROWS)
 

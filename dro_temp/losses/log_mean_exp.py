@@ -12,7 +12,7 @@ from dro_temp import _faults, distributed
 from dro_temp import functional as F
 from dro_temp._autograd import outside_graphs
 from dro_temp._tensors import log_of_size
-from dro_temp._typing import PerRow, RowMask
+from dro_temp._typing import PerRow
 from dro_temp.functional import ScoreTransform
 from dro_temp.functional.statistics import LabelStanding, Statistic, label_standing, score_profile
 from dro_temp.interfaces import (
@@ -166,7 +166,7 @@ class LogMeanExpLoss(StreamingLoss):
     @final
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
         """From the score matrix."""
-        if rows.target_distribution is None and self._reads_matrix(rows):
+        if rows.target_distribution is None and self._has_kernels(rows):
             kernels = triton_backend(rows.target.device).fused_rows
             assert kernels is not None
             log_g = log_mean_exp_of_matrix(
@@ -187,8 +187,8 @@ class LogMeanExpLoss(StreamingLoss):
         target_score = scores.gather(1, rows.target.long()[:, None]).squeeze(1)
         return self.from_label(rows, log_g, tau, label_standing(target_score, score_profile(scores)))
 
-    def _reads_matrix(self, rows: Rows) -> bool:
-        """Whether kernels read the score matrix: on a GPU, outside of what needs ordinary autograd."""
+    def _has_kernels(self, rows: Rows) -> bool:
+        """Whether kernels may replace operations of PyTorch: on a GPU, outside of what needs ordinary autograd."""
         device = rows.target.device
         may = self.backend in ("auto", "triton") and rows.support_size > 0
         if not may or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
@@ -215,7 +215,8 @@ class LogMeanExpLoss(StreamingLoss):
             # How many rows count is known on the device alone: all are kept. Zeros in place of those that do not,
             # before the products, since 0 times NaN is NaN; their gradient is zero.
             valid = rows.valid
-            rows, tau = _inert(rows, valid), tau.masked_fill(~valid, 1.0) if isinstance(tau, Tensor) else tau
+            rows = rows.inert_products()
+            tau = tau.masked_fill(~valid, 1.0) if isinstance(tau, Tensor) else tau
         elif rows.weight is not None:  # rows that do not count are left out of the pass
             counted = rows.valid.nonzero()[:, 0]
             if len(counted) == n:
@@ -262,7 +263,7 @@ class LogMeanExpLoss(StreamingLoss):
         share = None
         if rows.weight is not None:
             weight = rows.weight.to(rows.scores.dtype)
-            share = weight / weight.sum()
+            share = weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)  # no row may count
 
         def gradient(
             log_g: PerRow, tau: PerRow, block: slice, label: LabelStanding | None = None
@@ -350,20 +351,6 @@ def _pair_log_sums(rows: tuple[Rows, Rows], taus: list[Tensor], name: str) -> tu
         offset=int(rows[0].target[0]) if len(rows[0]) else 0,
         gather=lambda local: distributed.gather_rows(local)[0],
         backend=backend,
-    )
-
-
-def _inert(rows: Rows, valid: RowMask) -> Rows:
-    """The same rows, still products, with zeros where they do not count."""
-    scores = rows.scores
-    assert isinstance(scores, LinearScores)
-    features, index = rows.inert_features_and_index()
-    return replace(
-        rows,
-        scores=replace(scores, queries=scores.queries.masked_fill(~valid[:, None], 0.0)),
-        target=rows.target.masked_fill(~valid, 0),
-        features=features,
-        index=index,
     )
 
 

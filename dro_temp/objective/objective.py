@@ -9,13 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dro_temp import _faults, distributed
-from dro_temp._checks import (
-    check_count,
-    check_flag,
-    check_kind,
-    check_not_negative,
-    checked_indices,
-)
+from dro_temp._checks import check_count, check_flag, check_kind, check_not_negative
 from dro_temp._pytree import one_line, pytree
 from dro_temp._typing import PerRow, Scalar
 from dro_temp.interfaces import (
@@ -166,12 +160,8 @@ class Objective(Committable):
             _faults.raise_faults()
         if self.training and torch.is_grad_enabled():
             self._transaction.refuse_uncommitted()
-        token = checked_indices.set({})
-        try:
-            with self._transaction.recording() as before:
-                output = self._forward(args, count, group, batch)
-        finally:
-            checked_indices.reset(token)
+        with self._transaction.recording() as before:
+            output = self._forward(args, count, group, batch)
         values = (output.loss, *output.values.values(), *output.tau_values.values())
         self._transaction.enter(before, values, self.parameters)
         return output
@@ -201,7 +191,7 @@ class Objective(Committable):
         else:
             predictors: dict[str, Any] = {view: self.predictors[view] for view in rows}
             outputs = views.evaluate_views(mirrored, rows, predictors, self.losses)
-        valid = {view: r.valid for view, r in rows.items()}
+        valid = {view: reduction.counted_rows(r) for view, r in rows.items()}
         if self.training:
             monitor = None if torch.compiler.is_compiling() else self._monitor
             if monitor is not None:
@@ -219,7 +209,9 @@ class Objective(Committable):
                 reduction.refuse_non_finite(rows, outputs, valid)
         means = reduction.view_means(self.risks, rows, outputs, valid, count, group, self.training)
         penalties = self._penalties(rows, count) if self.penalties else {}
-        loss = torch.stack(list(means.values())).mean() + sum(penalties.values())
+        # Of one view, and without penalties, there is nothing to launch.
+        loss = next(iter(means.values())) if len(means) == 1 else torch.stack(list(means.values())).mean()
+        loss = loss + sum(penalties.values()) if penalties else loss
         terms: dict[str, Tensor] = {}
         if tau_outputs:
             terms = reduction.tau_loss_terms(
@@ -229,11 +221,8 @@ class Objective(Committable):
         metrics: dict[str, Tensor] = {"loss": loss.detach()}
         metrics |= {f"{view}/tau_loss": term.detach() for view, term in terms.items()}
         metrics |= {f"penalty/{name}": term.detach() for name, term in penalties.items()}
-        for view, r in rows.items():
-            # A pair alone in its batch has an empty support.
-            all_count = r.weight is None and (r.target_in_support or len(r.target) > 1)
-            mask = None if all_count else valid[view]
-            metrics |= reduction.temperature_metrics(view, means[view], outputs[view].tau, mask)
+        for view in rows:
+            metrics |= reduction.temperature_metrics(view, means[view], outputs[view].tau, valid[view])
         if self.training and not single and not torch.compiler.is_compiling():
             self._unreduced.check_after(loss)
         return ObjectiveOutput(

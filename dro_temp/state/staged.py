@@ -157,7 +157,10 @@ class Staged(ShapeChecked, ABC):
     @torch.no_grad()
     def commit(self) -> None:
         """Write all proposals, after a step was taken."""
-        self.write(*(torch.cat(parts) for parts in zip(*self.staged, strict=True)))
+        if len(self.staged) == 1:  # nearly always, and not worth copies
+            self.write(*self.staged[0])
+        else:
+            self.write(*(torch.cat(parts) for parts in zip(*self.staged, strict=True)))
         self.staged.clear()
 
     @final

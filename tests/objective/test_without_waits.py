@@ -71,6 +71,15 @@ def siglip():
     return objective
 
 
+def streaming_classifier():
+    """Rows that are left out by their labels, streamed, as tokens are."""
+    torch.manual_seed(0)
+    host = dt.hosts.Classifier(torch.nn.Linear(6, 8), torch.nn.Linear(8, 10))
+    encoder = [dt.predictors.HiddenEncoder(8, width=8), dt.predictors.StatisticsEncoder(width=8)]
+    tempnet = dt.TempNet(dt.predictors.SumEncoder(encoder), tau_min=0.1, tau_max=4.0)
+    return dt.Objective(host, tempnet, dt.KLRobustLoss(1.0, backend="torch"))
+
+
 BATCH = torch.randn(6, 6), torch.randn(6, 5)
 INDEX = torch.tensor([3, 1, 4, 1, 5, 9])
 CASES = {
@@ -86,6 +95,7 @@ CASES = {
         {"index": INDEX},
     ),
     "classifier": (classifier, (BATCH[0], INDEX), {}),
+    "streamed labels": (streaming_classifier, (BATCH[0], torch.tensor([3, -100, 4, 1, -100, 9])), {}),
     "groups": (partial(classifier, risk=dt.GroupRisk(3)), (BATCH[0], INDEX), {"group": INDEX % 3}),
 }
 
@@ -293,6 +303,45 @@ def test_a_loss_by_itself_tells_at_its_next_call(elsewhere):
     loss(rows, 1.0)
     with pytest.raises(IndexError, match="received numbers from 0 to 99"):
         loss(rows, 1.0)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("reads_scores", [False, True])
+@pytest.mark.parametrize("left_out", ["some", "all"])
+def test_what_is_in_a_row_that_does_not_count_spreads_nowhere(left_out, reads_scores, backend, elsewhere):
+    if backend == "triton":
+        pytest.importorskip("triton", reason="Triton is not installed")
+    torch.manual_seed(0)
+    x, keys = torch.randn(6, 8), torch.randn(10, 8, requires_grad=True)
+    weight = torch.zeros(6) if left_out == "all" else torch.tensor([1.0, 0.0, 2.0, 1.0, 0.0, 1.0])
+    target = torch.tensor([3, -100, 4, 1, 99, 9])
+    encoder = (
+        dt.predictors.StatisticsEncoder(width=8) if reads_scores else dt.predictors.HiddenEncoder(8, width=8)
+    )
+    tempnet = dt.TempNet(encoder, tau_min=0.1, tau_max=4.0)
+    loss, parameters = dt.KLRobustLoss(1.0, backend=backend), [keys, *tempnet.parameters()]
+    gradients = []
+    for broken in (torch.nan, torch.inf, 0.0):
+        queries = x.masked_fill(torch.isin(torch.arange(6), torch.tensor([1, 4]))[:, None], broken)
+        queries.requires_grad_()
+        rows = dt.Rows(dt.LinearScores(queries, keys), target.clamp(0, 9), queries, weight=weight)
+        output = loss.evaluate(rows, tempnet, statistics=["entropy"])
+        assert output.values.isfinite().all()
+        assert (output.values[weight == 0] == 0).all()
+        assert output.statistics["entropy"].isfinite().all()
+        ours = torch.autograd.grad((output.values * weight).sum(), [queries, *parameters], allow_unused=True)
+        assert (ours[0][weight == 0] == 0).all()
+        gradients.append([x for x in ours if x is not None])
+    counted = weight > 0
+    rows = dt.Rows(dt.LinearScores(x[counted], keys), target[counted], x[counted])
+    values = dt.KLRobustLoss(1.0, backend="reference").evaluate(rows, tempnet).values
+    if left_out == "some":
+        exact = torch.autograd.grad((values * weight[counted]).sum(), parameters, allow_unused=True)
+        for ours in gradients:
+            for a, b in zip(ours[1:], [x for x in exact if x is not None], strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    else:
+        assert all((x == 0).all() for ours in gradients for x in ours)
 
 
 @pytest.mark.parametrize("large", [2, 2**21])

@@ -9,8 +9,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dro_temp.kernels.backends.triton import (
-    averages,
     columns,
+    log_table,
     pair_logits,
     pair_tiles,
     row_profile,
@@ -24,12 +24,17 @@ SHARED_BYTES = 227 * 2**10
 H100 = GPUTarget("cuda", 90, 32)
 SIZES = {"n", "m", "d", "size", "stride", "gradient_stride", "query_stride", "key_stride", "chunks", "tiles"}
 SIZES |= {"offset"}
-NUMBERS = {"log_m", "cap", "log_keep", "log_take"}
-INTEGERS = {"target", "index", "kept"}
-# Kernels over numbers per row, in float32 alone.
-PER_ROW = (averages.average_kernel, averages.write_kernel)
+NUMBERS = {"log_m", "cap", "gamma", "largest"}
 # Scores, and gradients in their place, may be of less precision than sums over them.
 OF_SCORES = {"scores", "gradients", "x", "queries", "keys"}
+OF_KIND = {
+    "target": "*i64",
+    "index": "*i64",
+    "numbers": "*i64",
+    "extremes": "*i64",
+    "counts": "*i1",
+    "gammas": "*fp64",
+}
 # The launcher makes constants of sizes that are one, and reads aligned rows four numbers at a time.
 CASES = ((1, "fp64", "fp64"), (2**18, "fp32", "fp32"), (2**18, "fp32", "bf16"))
 
@@ -53,10 +58,6 @@ def kernels(m):
     yield columns.chunk_kernel, {"CHUNK": columns.CHUNK, **stripe}
     yield columns.merge_kernel, merged
     yield pair_logits.pair_logits_grad_kernel, stripe
-    for flag in (True, False):
-        tile = {"ROWS": averages.ROWS, "OTHERS": averages.OTHERS, "num_warps": 4}
-        yield averages.average_kernel, {"HAS_VALID": flag, "SCHEDULED": flag, **tile}
-    yield averages.write_kernel, {"TILE": averages.WRITTEN, "num_warps": 4}
 
 
 def tiled_kernels():
@@ -82,6 +83,15 @@ def tiled_kernels():
             yield sigmoid_tiles.grad_sigmoid_kernel, one, name
 
 
+def table_kernels():
+    """Kernels over a table of samples, which is float32."""
+    for scheduled in (False, True):
+        meta = {"SCHEDULED": scheduled, "ROWS": log_table.ROWS, "OTHERS": log_table.OTHERS, "num_warps": 4}
+        yield log_table.average_kernel, meta
+    yield log_table.write_kernel, {"ROWS": log_table.OTHERS, "num_warps": 1}
+    yield log_table.gradient_kernel, {"ROWS": log_table.OTHERS, "num_warps": 1}
+
+
 def compile_kernel(kernel, meta, number: str, scores: str, m: int) -> None:
     """As the launcher would for rows of m columns."""
     constants = {name: value for name, value in meta.items() if name not in ("num_warps", "num_stages")}
@@ -90,8 +100,7 @@ def compile_kernel(kernel, meta, number: str, scores: str, m: int) -> None:
     signature, attributes = {}, {}
     for position, name in enumerate(kernel.arg_names):
         kind = f"*{scores if name in OF_SCORES else number}"
-        kind = "i32" if name in SIZES else "fp32" if name in NUMBERS else kind
-        kind = "*i64" if name in INTEGERS else "*i1" if name == "valid" else kind
+        kind = "i32" if name in SIZES else "fp32" if name in NUMBERS else OF_KIND.get(name, kind)
         signature[name] = "constexpr" if name in constants else kind
         if name not in constants and name not in NUMBERS and (m % 16 == 0 or name not in SIZES):
             attributes[(position,)] = [["tt.divisibility", 16]]
@@ -104,11 +113,12 @@ def compile_kernel(kernel, meta, number: str, scores: str, m: int) -> None:
 if __name__ == "__main__":
     for width, number, scores in CASES:
         for kernel, meta in kernels(width):
-            if kernel in PER_ROW and (number, scores) != ("fp32", "fp32"):
-                continue
             if scores == number or kernel in (tilted_rows.tilted_rows_kernel, row_profile.row_profile_kernel):
                 compile_kernel(kernel, meta, number, scores, width)
                 print(kernel.fn.__name__, number, scores, width)
     for kernel, meta, features in tiled_kernels():
         compile_kernel(kernel, meta, "fp32", features, 2**18)
         print(kernel.fn.__name__, features, meta.get("ROWS"))
+    for kernel, meta in table_kernels():
+        compile_kernel(kernel, meta, "fp32", "fp32", 2**18)
+        print(kernel.fn.__name__, meta.get("SCHEDULED"))
