@@ -105,10 +105,11 @@ def test_losses_compile_whole_with_gradients(case, pairs, counter):
         grads = []
         for call in (partial(value, eager), whole):
             rows, tau = case.rows(n, pairs=pairs), case.tau(n).requires_grad_()
-            scores = rows.dense_scores.clone().requires_grad_()
+            scores = rows.dense_scores.clone()
+            learned = (*case.learned(scores), tau)
             result = call(scores, rows, tau)
             result.backward()
-            grads.append((result.detach(), scores.grad, tau.grad))
+            grads.append((result.detach(), *(x.grad for x in learned)))
         torch.testing.assert_close(grads[0], grads[1])
         for staged in dt.state.staged_modules([*eager.modules(), *compiled.modules()]):
             staged.commit()
