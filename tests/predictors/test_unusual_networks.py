@@ -370,18 +370,25 @@ def test_a_step_leaves_nothing_to_the_collector_of_cycles():
             loss(batch, tau).mean().backward()
             loss(batch, tau).square().mean().backward()
 
-    steps()
-    gc.collect()
-    gc.disable()
-    gc.set_debug(gc.DEBUG_SAVEALL)
-    try:
-        steps()
+    def garbage():
         gc.collect()
-        left = [type(x).__name__ for x in gc.garbage if type(x).__module__.startswith("dro_temp")]
-        size = sum(x.numel() for x in gc.garbage if isinstance(x, torch.Tensor))
-    finally:
-        gc.set_debug(0)
-        gc.garbage.clear()
-        gc.enable()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            steps()
+            gc.collect()
+            left = [type(x).__name__ for x in gc.garbage if type(x).__module__.startswith("dro_temp")]
+            return left, sum(x.numel() for x in gc.garbage if isinstance(x, torch.Tensor))
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+
+    steps()
+    left, size = garbage()
+    if (
+        left
+    ):  # of earlier tests, perhaps, whose last references went just now: a step's own would be there again
+        left, size = garbage()
     assert not left
     assert size < 9000
