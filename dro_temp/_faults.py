@@ -7,7 +7,7 @@ with the fault may have been taken: go on from a checkpoint. What a wrong value 
 where it is used: a sample number outside a table reads some entry and writes nothing, and a wrong group number joins
 group 0.
 
-A step captured in a CUDA graph keeps its numbers in the graph's memory; `check_replay` copies them after a replay.
+A step captured in a CUDA graph keeps its numbers in the graph's memory; `ReplayChecks` copies them after a replay.
 
 `checks_now()` waits at each check instead, so that the error is raised where the fault is.
 """
@@ -54,8 +54,8 @@ class _Pending(threading.local):
 
     def __init__(self) -> None:
         self.checks: list[_Check] = []
-        #: Of captured steps: numbers that each replay writes anew, and what they mean.
-        self.captured: list[tuple[Tensor, Callable[[Any], Exception | None]]] = []
+        #: Keeps the checks of the step that is being captured.
+        self.capture: ReplayChecks | None = None
 
 
 pending = _Pending()
@@ -82,22 +82,40 @@ def is_capturing() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
-def check_replay() -> None:
-    """Check a step that was captured in a CUDA graph: call it after each `graph.replay()`; it does not wait.
+class ReplayChecks:
+    """The checks of a step that is captured in a CUDA graph: a context around the capture, asked after each replay.
 
-    The checks of the captured step (sample numbers, labels, what is not finite) are looked at as those of other steps
-    are: later. `objective.state_dict()` looks at all that are under way.
-
-    Raises:
-        IndexError, ValueError, FloatingPointError: a fault of this or an earlier replay in this thread.
+    Sample numbers, labels, and what is not finite: a replay writes their numbers anew, and they are looked at as those
+    of other steps are, late and without a wait. `objective.state_dict()` looks at all that are under way. Drop it with
+    its graph, whose tensors it keeps.
 
     Example:
-        >>> from dro_temp.state import check_replay
-        >>> check_replay()  # nothing was captured
+        >>> from dro_temp.state import ReplayChecks
+        >>> checks = ReplayChecks()
+        >>> with checks:
+        ...     pass  # with torch.cuda.graph(graph): step()
+        >>> checks.look()  # after graph.replay()
     """
-    for numbers, error in pending.captured:
-        check(numbers, error)
-    raise_faults()
+
+    def __init__(self) -> None:
+        self.checks: list[tuple[Tensor, Callable[[Any], Exception | None]]] = []
+
+    def __enter__(self) -> "ReplayChecks":
+        self._outer, pending.capture = pending.capture, self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pending.capture = self._outer
+
+    def look(self) -> None:
+        """Look at the last replay's numbers, once they have arrived, and at those of earlier replays.
+
+        Raises:
+            IndexError, ValueError, FloatingPointError: a fault of a replay or step of this thread.
+        """
+        for numbers, error in self.checks:
+            check(numbers, error)
+        raise_faults()
 
 
 def check(numbers: Tensor, error: Callable[[Any], Exception | None]) -> None:
@@ -109,7 +127,8 @@ def check(numbers: Tensor, error: Callable[[Any], Exception | None]) -> None:
     """
     if is_capturing():
         # Copied: a replay may reuse what the graph computed them from. Kept, so that it does not reuse the copy.
-        pending.captured.append((numbers.clone(), error))
+        if pending.capture is not None:
+            pending.capture.checks.append((numbers.clone(), error))
         return
     if _NOW.get() or (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         found = error(numbers.tolist())

@@ -6,7 +6,7 @@ import torch
 
 from dro_temp._checks import check_within
 from dro_temp._typing import PerRow
-from dro_temp.functional.statistics import LabelStanding
+from dro_temp.functional.statistics import IMPOSSIBLE_BELOW, LabelStanding
 from dro_temp.interfaces import LinearScores, Rows
 from dro_temp.kernels.dispatch import BackendOption
 from dro_temp.losses.likelihood import LikelihoodLoss
@@ -17,7 +17,8 @@ class FrozenHostLoss(LikelihoodLoss):
 
     The constants are functions of where the host's scores put the label at temperature 1. So the loss has a gradient
     with respect to temperatures alone, and refuses scores that require one: they would get none, and the host would
-    silently not train. It streams in one pass, as `LikelihoodLoss` does.
+    silently not train. A row whose label cannot happen (a score 9,000 below the best) counts zero. It streams in one
+    pass, as `LikelihoodLoss` does.
 
     A subclass implements `coefficients`.
 
@@ -53,8 +54,12 @@ class FrozenHostLoss(LikelihoodLoss):
     def from_label(self, rows: Rows, log_g: PerRow, tau: PerRow, label: LabelStanding) -> PerRow:
         """The weighted likelihood, and the term over tau."""
         w, c = self.coefficients(label)
-        # A label that cannot happen has weight 0 and an infinite value.
-        return w * self.from_log_mean_exp(rows, log_g, tau).masked_fill(w == 0, 0.0) + c / tau
+        # A row whose label cannot happen says nothing about its temperature, and its numbers are infinite, or huge ones
+        # that cancel.
+        possible = label.gap < IMPOSSIBLE_BELOW
+        w, c = w.masked_fill(~possible, 0.0), c.masked_fill(~possible, 0.0)
+        surprise = self.from_log_mean_exp(rows, torch.where(possible, log_g, 0.0), tau)
+        return w * surprise + c / tau
 
 
 class SelectiveSmoothingLoss(FrozenHostLoss):

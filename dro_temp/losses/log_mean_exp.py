@@ -14,7 +14,13 @@ from dro_temp._autograd import outside_graphs
 from dro_temp._tensors import log_of_size
 from dro_temp._typing import PerRow
 from dro_temp.functional import ScoreTransform
-from dro_temp.functional.statistics import LabelStanding, Statistic, label_standing, score_profile
+from dro_temp.functional.statistics import (
+    NOT_AN_OUTCOME,
+    LabelStanding,
+    Statistic,
+    label_standing,
+    score_profile,
+)
 from dro_temp.interfaces import (
     BackendChoice,
     LinearScores,
@@ -166,6 +172,8 @@ class LogMeanExpLoss(StreamingLoss):
     @final
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
         """From the score matrix."""
+        if self.reads_label:  # an infinite margin of an impossible label would make its slope NaN
+            rows = replace(rows, scores=rows.dense_scores.clamp(min=NOT_AN_OUTCOME))
         if rows.target_distribution is None and self._has_kernels(rows):
             kernels = triton_backend(rows.target.device).fused_rows
             assert kernels is not None

@@ -209,8 +209,12 @@ class Objective(Committable):
                 reduction.refuse_non_finite(rows, outputs, valid)
         means = reduction.view_means(self.risks, rows, outputs, valid, count, group, self.training)
         penalties = self._penalties(rows, count) if self.penalties else {}
-        # Of one view, and without penalties, there is nothing to launch.
-        loss = next(iter(means.values())) if len(means) == 1 else torch.stack(list(means.values())).mean()
+        # A tensor of its own also where there is one view: a loss that is scaled in place leaves the view's mean.
+        loss = (
+            next(iter(means.values())).clone()
+            if len(means) == 1
+            else torch.stack(list(means.values())).mean()
+        )
         loss = loss + sum(penalties.values()) if penalties else loss
         terms: dict[str, Tensor] = {}
         if tau_outputs:

@@ -111,3 +111,14 @@ def test_the_gradient_is_the_compositional_one(special):
         log_g.detach(), log_u, upstream, largest=math.log(LARGEST_RATIO)
     )
     torch.testing.assert_close(gradient, log_g.grad, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.5, 1e-7])
+def test_a_mean_far_below_the_past_is_not_lost(gamma):
+    from dro_temp.kernels.backends.triton import log_table
+
+    table = torch.zeros(4)
+    index, counts = torch.tensor([1]), torch.tensor([True])
+    _, found, _ = log_table.averages(index, counts, torch.tensor([-150.0]), table, gamma)
+    expected = dt.functional.log_average(torch.zeros(1), torch.tensor([-150.0]), gamma)
+    torch.testing.assert_close(found, expected)

@@ -178,3 +178,16 @@ def test_a_network_tells_right_from_wrong_rows():
         optimizer.step()
     tau = net.eval().predict(rows)
     assert tau[right].mean() < 0.7 < 2.0 < tau[~right].mean()
+
+
+@pytest.mark.parametrize("low", [-1e4, -1e30, -float("inf")])
+@pytest.mark.parametrize("make", [dt.SelectiveSmoothingLoss, dt.SelfWeightedLoss])
+def test_a_label_that_cannot_happen_counts_nothing(make, low):
+    tau = torch.tensor([0.5, 0.5], requires_grad=True)
+    scores = torch.tensor([[2.0, 0.0, low], [2.0, 0.0, 1.0]])
+    values = make()(dt.Rows(scores, torch.tensor([2, 1])), tau)
+    (slope,) = torch.autograd.grad(values.sum(), tau)
+    assert values[0] == 0.0
+    assert slope[0] == 0.0
+    assert values[1] > 0.0
+    assert slope[1] != 0.0

@@ -137,14 +137,15 @@ def test_a_replay_is_a_step(case, capturing):
     optimizer.zero_grad()
     static = [x.clone() for x in batches[1]]
     capturing(True)
-    with Recorder() as recorder:
+    checks = dt.state.ReplayChecks()
+    with Recorder() as recorder, checks:
         step(static)  # here, unlike in a capture, it runs as well
     capturing(False)
     for tensors in batches[2:]:
         for x, y in zip(static, tensors, strict=True):
             x.copy_(y)
         recorder.replay()
-        dt.state.check_replay()
+        checks.look()
     assert_same(captured.state_dict(), eager.state_dict(), 1e-6)
 
 
@@ -155,20 +156,40 @@ def test_a_replay_tells_of_its_faults(capturing):
     step(static)
     optimizer.zero_grad()
     capturing(True)
-    with Recorder() as recorder:
+    checks = dt.state.ReplayChecks()
+    with Recorder() as recorder, checks:
         step(static)
     capturing(False)
     recorder.replay()
-    dt.state.check_replay()
+    checks.look()
     static[2][3] = 77
     recorder.replay()
     with pytest.raises(IndexError, match=r"from 0 to 19, received numbers from .* to 77"):
-        dt.state.check_replay()
+        checks.look()
     static[2][3] = 7
     static[0][1] = torch.nan
     recorder.replay()
     with pytest.raises(FloatingPointError, match=r"features in view 'image'.*rows \[1\]"):
-        dt.state.check_replay()
+        checks.look()
+
+
+def test_checks_belong_to_their_own_graph(capturing):
+    """Another graph, captured and never replayed, holds whatever its memory held."""
+    objective = CASES["tempnet"]()
+    step, optimizer = plain_sgd(objective)
+    step(batch(0, "tempnet"))
+    both = []
+    for numbers in (torch.arange(6), torch.full((6,), 12345)):
+        optimizer.zero_grad()
+        capturing(True)
+        checks = dt.state.ReplayChecks()
+        with checks:
+            step([*batch(1, "tempnet")[:2], numbers])
+        capturing(False)
+        both.append(checks)
+    both[0].look()
+    with pytest.raises(IndexError):
+        both[1].look()
 
 
 @pytest.mark.gpu
@@ -190,12 +211,12 @@ def test_a_captured_step_on_a_gpu(case):
         step(static)
         optimizer.zero_grad()
     torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    graph, checks = torch.cuda.CUDAGraph(), dt.state.ReplayChecks()
+    with torch.cuda.graph(graph), checks:
         step(static)
     for tensors in batches[1:]:
         for x, y in zip(static, tensors, strict=True):
             x.copy_(y)
         graph.replay()
-        dt.state.check_replay()
+        checks.look()
     assert_same(captured.state_dict(), eager.state_dict(), 1e-4)

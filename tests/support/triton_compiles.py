@@ -24,7 +24,7 @@ SHARED_BYTES = 227 * 2**10
 H100 = GPUTarget("cuda", 90, 32)
 SIZES = {"n", "m", "d", "size", "stride", "gradient_stride", "query_stride", "key_stride", "chunks", "tiles"}
 SIZES |= {"offset"}
-NUMBERS = {"log_m", "cap", "gamma", "largest"}
+NUMBERS = {"log_m", "cap", "log_keep", "log_take", "largest"}
 # Scores, and gradients in their place, may be of less precision than sums over them.
 OF_SCORES = {"scores", "gradients", "x", "queries", "keys"}
 OF_KIND = {

@@ -349,6 +349,8 @@ def _block(
 ) -> SigmoidBlock:
     """The pass for these features: by tiles where the backend has kernels that are faster for them."""
     fused = backend.fused_sigmoid
+    # Where pairs are classified well all gradients of scores are small, and float16 has no room for them.
+    only_products = only_products and queries.dtype != torch.float16
     if fused is not None and only_products and fused.takes(queries, keys):
         return TiledSigmoidBlock(target, backend)
     return SigmoidBlock(target, backend, transform)

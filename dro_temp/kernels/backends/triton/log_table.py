@@ -10,6 +10,8 @@ comparisons of 8,192 rows are a few microseconds of a GPU. Each row adds its dup
 they agree to the last bit; another order of the batch changes the last bits of sums of three and more.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -47,7 +49,8 @@ def average_kernel(  # type: ignore[no-untyped-def]
     extremes,  # [programs 2], written: least and greatest number
     n,
     size,
-    gamma,
+    log_keep,  # log(1 - gamma), unless SCHEDULED
+    log_take,  # log(gamma), unless SCHEDULED
     SCHEDULED: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
     OTHERS: tl.constexpr,  # noqa: N803
@@ -74,14 +77,18 @@ def average_kernel(  # type: ignore[no-untyped-def]
         times += tl.sum(same.to(tl.float32), 1)
     mean = top + tl.log(tl.where(is_sample, total, 1.0) / tl.maximum(times, 1.0))
     before = tl.load(table + tl.where(is_sample, number, 0))
-    weight = gamma
     if SCHEDULED:
-        weight = tl.load(gammas)
-    rest = 1.0 - weight
-    higher = tl.maximum(before, mean)
-    new = tl.exp(before - higher) * rest.to(tl.float32) + tl.exp(mean - higher) * weight.to(tl.float32)
+        weight = tl.load(gammas).to(tl.float64)
+        forgets = weight >= 1.0  # the past, whose weight has no logarithm
+        log_keep = tl.log(tl.where(forgets, 1.0, 1.0 - weight)).to(tl.float32)
+        log_keep = tl.where(forgets, -float("inf"), log_keep)
+        log_take = tl.log(weight).to(tl.float32)
+    # In logs: the weight of a mean far below the past would be zero, and its log -inf, "never seen".
+    old, taken = log_keep + before, log_take + mean
+    higher = tl.maximum(old, taken)
+    new = higher + tl.log(tl.exp(old - higher) + tl.exp(taken - higher))
     # A first visit is not damped.
-    new = tl.where(before == -float("inf"), mean, higher + tl.log(new))
+    new = tl.where(before == -float("inf"), mean, new)
     tl.store(numbers + at, number, mask=at < n)
     # A row that does not count keeps its own number, NaN included.
     tl.store(averages + at, tl.where(is_sample, new, own), mask=at < n)
@@ -135,7 +142,9 @@ def averages(
     n, programs = len(index), triton.cdiv(len(index), ROWS)
     numbers, average = torch.empty_like(index), torch.empty_like(log_g)
     extremes = index.new_empty((programs, 2))
-    scheduled = isinstance(gamma, Tensor)
+    scheduled, logs = isinstance(gamma, Tensor), (0.0, 0.0)
+    if not isinstance(gamma, Tensor):
+        logs = (math.log1p(-gamma) if gamma < 1.0 else -math.inf, math.log(gamma))
     launch(
         average_kernel,
         programs,
@@ -149,7 +158,7 @@ def averages(
         extremes,
         n,
         len(table),
-        0.0 if scheduled else gamma,
+        *logs,
         SCHEDULED=scheduled,
         ROWS=ROWS,
         OTHERS=OTHERS,
