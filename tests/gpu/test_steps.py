@@ -101,6 +101,7 @@ def test_a_classifier_does_not_wait(device):
     assert_steps_do_not_wait(step, seen, device)
 
 
+@pytest.mark.slow
 def test_a_language_model_waits_only_where_labels_are_counted(device):
     """Its other wait is in transformers."""
     transformers = pytest.importorskip("transformers")
