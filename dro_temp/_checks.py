@@ -234,14 +234,13 @@ def check_index(index: Tensor, num_samples: int) -> Tensor:
     index = index.long()
     if torch.compiler.is_compiling() or index.numel() == 0 or index.is_meta:
         return index
-    elsewhere = index.is_cuda or _faults.everywhere
     # Reading values waits for the device, and stops a graph that is being captured or compiled.
-    if not elsewhere and index.is_cpu and not values_can_be_read(index):
-        return index
-    if elsewhere:
+    if index.is_cuda or _faults.everywhere:
         wrong = (index < 0) | (index >= num_samples)
         check_extremes(torch.stack(index.aminmax()), num_samples)
         return index.masked_fill(wrong, -1)
+    if index.is_cpu and not values_can_be_read(index):
+        return index
     low, high = torch.stack(index.aminmax()).tolist()
     if low < 0 or high >= num_samples:
         raise _outside(low, high, num_samples)

@@ -280,9 +280,7 @@ class LogMovingAverage(LogTable):
 
     def _averages(self, index: RowIndex, counts: RowMask, log_g: PerRow) -> tuple[Tensor, Tensor, Tensor]:
         gamma = self.gamma(self.steps) if callable(self.gamma) else self.gamma
-        if isinstance(gamma, Tensor) and (self.log_u.is_cuda or _faults.everywhere) and not gamma.is_cpu:
-            gamma = gamma.to(self.log_u.device)
-        elif not isinstance(gamma, Tensor) or not _faults.everywhere:
+        if not isinstance(gamma, Tensor) or (gamma.is_cpu and not _faults.everywhere):
             gamma = checked_gamma(float(gamma))  # a number on the host: nothing waits for it
         numbers, average, extremes = table_kernels().averages(index, counts, log_g, self.log_u, gamma)
         return numbers, average, extremes

@@ -178,7 +178,6 @@ def temperature_metrics(view: str, loss: Tensor, tau: Tensor, valid: Tensor | No
         low, high = tau.aminmax()
         metrics |= {"tau_mean": mean, "tau_std": std, "tau_min": low, "tau_max": high}
     elif len(tau) and valid is not None:
-        # Masked sums, not tau[valid]: a shape that depends on values would wait for the device.
         # With their mean in place of the rows that do not count, the rest is as if all did: not tau[valid], whose shape
         # would wait for the device, nor a mask for each number.
         count = valid.sum().clamp(min=1)

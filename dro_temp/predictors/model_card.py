@@ -37,7 +37,7 @@ def write_card(folder: Path, config: Mapping[str, Any], parameters: int) -> None
 
 
 def write_custom_generate(folder: Path, source: str) -> None:
-    """Write what transformers runs for `generate(custom_generate=folder)`, unless there is a file of somebody else's.
+    """Write what transformers runs for `generate(custom_generate=folder)`, unless another program's file is there.
 
     Args:
         folder: of the checkpoint.

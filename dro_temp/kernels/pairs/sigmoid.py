@@ -27,7 +27,7 @@ nine interleaved rounds, processor time):
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -43,7 +43,7 @@ from dro_temp.kernels.backends import torch as torch_backend
 from dro_temp.kernels.backends.protocol import Backend, FusedSigmoid, SideLogits
 from dro_temp.kernels.memory import acquire, block_rows, fits_cache, release, scratch
 from dro_temp.kernels.pairs.local import STRIPE
-from dro_temp.kernels.pairs.tiled import heights_of, multiply_written, multiply_written_by_keys, power_of_two
+from dro_temp.kernels.pairs.tiled import heights_of, multiply_written, multiply_written_by_keys
 from dro_temp.kernels.products import empty_contiguous, gradient_dtype, product
 
 # A group of rows, while it is in the CPU's cache
@@ -309,15 +309,11 @@ class TiledSigmoidBlock(SigmoidBlock):
         """See `SigmoidBlock.gradients`."""
         assert scores is None
         assert key_bias is None
-        sides = [side for side in (rows, columns) if side is not None]
-        unit = power_of_two([side.share for side in sides if side.share is not None], queries.dtype)
-        if unit is not None:
-            sides = [replace(side, share=side.share / unit) for side in sides if side.share is not None]
         heights = heights_of(queries, keys)
-        written = self._written(queries, keys, sides[0], sides[1] if columns is not None else None, heights)
+        written = self._written(queries, keys, rows, columns, heights)
         if not wanted[1]:
-            return multiply_written_by_keys(written, queries, keys, unit=unit), None, None
-        return *multiply_written(written, queries, keys, once=len(heights) == 1, unit=unit), None
+            return multiply_written_by_keys(written, queries, keys, unit=None), None, None
+        return *multiply_written(written, queries, keys, once=len(heights) == 1, unit=None), None
 
     def _written(
         self,
