@@ -22,6 +22,34 @@ def peak(step: Callable[[], object], device: torch.device) -> float:
     return (torch.cuda.max_memory_allocated() - before) / MIB
 
 
+def replayed(step: Callable[[], object]) -> Callable[[], None]:
+    """Replays of a step, captured in a CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+
+    def replay() -> None:
+        graph.replay()
+
+    replay()
+    return replay
+
+
+def repeated(step: Callable[[], object], times: int) -> Callable[[], None]:
+    """A step that many times."""
+
+    def several() -> None:
+        for _ in range(times):
+            step()
+
+    return several
+
+
 def compare(
     title: str,
     steps: dict[str, Callable[[], object]],
@@ -30,6 +58,8 @@ def compare(
     rounds: int,
     device: torch.device,
     warm_up: int = 2,
+    in_a_row: int = 1,
+    as_graph: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Measure all, print the table, and return it.
 
@@ -40,6 +70,8 @@ def compare(
         rounds: in each of which every contender takes its turn.
         device: where they run.
         warm_up: untimed calls of each contender.
+        in_a_row: calls that are timed together, without a wait for the device between them, as in training.
+        as_graph: True for replays of a CUDA graph: the device's time, where launching one by one takes the host longer.
     """
     print(f"\n{title}", flush=True)
     peaks, running = {}, {}
@@ -48,7 +80,7 @@ def compare(
             for _ in range(warm_up):
                 step()
             peaks[name] = peak(step, device)
-            running[name] = step
+            running[name] = replayed(step) if as_graph and device.type == "cuda" else step
         except Exception as error:
             if device.type == "cpu":
                 raise  # a dry run is there to find this
@@ -58,7 +90,9 @@ def compare(
             torch.cuda.empty_cache()
     if floor not in running:
         return {}
-    seconds = interleaved(running, rounds, 1, warm_up=False, clock=clock_of(device.type))
+    several = {name: repeated(step, in_a_row) for name, step in running.items()}
+    seconds = interleaved(several, rounds, 1, warm_up=False, clock=clock_of(device.type))
+    seconds = {name: [x / in_a_row for x in times] for name, times in seconds.items()}
     table = ratios(seconds, floor)
     width = max(map(len, table))
     for name, row in table.items():

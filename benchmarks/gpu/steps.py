@@ -1,7 +1,8 @@
 """Whole training steps, AdamW included, in mixed precision: a CLIP, a classifier, a language model.
 
 The work on the device differs little from the baseline's; what costs time is launches, and waits that keep the host
-from launching ahead. Both are counted.
+from launching ahead. Both are counted. A table is of steps in a row, as training runs them; a second one is of steps
+that the host waits for one by one, which shows all of a step's own launches.
 """
 
 import warnings
@@ -17,6 +18,8 @@ from benchmarks.gpu.measure import busy_ms, compare
 
 Step = Callable[[], object]
 SAMPLES = 100_000
+#: Steps that are timed together.
+IN_A_ROW = 4
 
 
 def adamw(parameters) -> torch.optim.Optimizer:
@@ -175,7 +178,10 @@ def main(rounds: int, device: torch.device) -> dict[str, object]:
     results: dict[str, object] = {}
     for title, make in CASES.items():
         steps = make()
-        table = compare(title, steps, next(iter(steps)), rounds=rounds, device=device)
+        first, common = next(iter(steps)), {"rounds": rounds, "device": device}
+        table = compare(title, steps, first, in_a_row=IN_A_ROW, **common)
+        alone = f"{title}, one by one"
+        results[alone] = compare(alone, steps, first, **common)
         for name in table:
             launches, busy, _ = busy_ms(steps[name])
             with counted_waits() as places:

@@ -13,11 +13,8 @@ from dro_temp import functional as F
 from dro_temp._checks import check_count, check_extremes, check_flag, check_index, check_integers, check_real
 from dro_temp._typing import PerRow, RowIndex, RowMask
 from dro_temp.interfaces import Estimator
-from dro_temp.kernels.dispatch import triton_interprets, triton_runs_on
+from dro_temp.kernels.dispatch import MOST_COMPARED, replaces_operations
 from dro_temp.state import Staged
-
-# The kernel compares each row with each other; more rows are sorted.
-_MOST_ROWS_IN_KERNEL = 8192
 
 #: gamma from the number of optimizer steps (an int64 scalar on any device: nothing waits for it).
 Schedule: TypeAlias = Callable[[Tensor], Tensor]
@@ -270,13 +267,8 @@ class LogMovingAverage(LogTable):
         return F.log_average(log_u, log_g, gamma)
 
     def _has_kernel(self, log_g: PerRow) -> bool:
-        if torch.compiler.is_compiling():
-            return False
-        table = self.log_u
-        few = 0 < len(log_g) <= _MOST_ROWS_IN_KERNEL and log_g.dtype == table.dtype == torch.float32
-        # Subclasses of tensors (sharded tables, fake tensors) have no memory of their own.
-        plain = type(table) is type(log_g) is Tensor and table.device == log_g.device
-        return few and plain and (triton_runs_on(log_g.device) or triton_interprets(log_g.device))
+        few = 0 < len(log_g) <= MOST_COMPARED and log_g.dtype == self.log_u.dtype == torch.float32
+        return few and replaces_operations(log_g, self.log_u)
 
     def _averages(self, index: RowIndex, counts: RowMask, log_g: PerRow) -> tuple[Tensor, Tensor, Tensor]:
         gamma = self.gamma(self.steps) if callable(self.gamma) else self.gamma

@@ -18,6 +18,7 @@ from dro_temp._checks import (
 from dro_temp._typing import Features
 from dro_temp.interfaces import LinearScores, Rows
 from dro_temp.interfaces.rows import check_distribution
+from dro_temp.kernels.dispatch import replaces_operations, row_numbers
 
 IGNORE = -100  # the default `ignore_index` of PyTorch's losses
 
@@ -90,11 +91,17 @@ def labelled_rows(
         target = distribution.argmax(1)
         return Rows(scores, target, features, index, weight=weight, target_distribution=distribution)
     check_integers("labels", labels)
+    on_device = labels.is_cuda or _faults.everywhere
+    if on_device and len(labels) and replaces_operations(labels, *(() if mask is None else (mask,))):
+        labels, weight, wrongs = row_numbers().labels(labels, mask, classes, ignore=IGNORE)
+        _faults.check(wrongs, lambda x: _first_wrong_label(x, len(labels), classes, advice))
+        smoothed = F.smoothed_distribution(labels, classes, smoothing) if smoothing else None
+        return Rows(scores, labels, features, index, weight=weight, target_distribution=smoothed)
     counted = labels != IGNORE if mask is None else (labels != IGNORE) & mask
     weight, all_counted = None, False
     if not torch.compiler.is_compiling():
         wrong = counted & ((labels < 0) | (labels >= classes))
-        if labels.is_cuda or _faults.everywhere:
+        if on_device:
             if len(labels):
                 row = wrong.long().argmax()
                 numbers = torch.stack([wrong.any().long(), row, labels.index_select(0, row[None])[0].long()])
@@ -108,6 +115,12 @@ def labelled_rows(
         labels, weight = labels.masked_fill(~counted, 0), counted.float()
     smoothed = F.smoothed_distribution(labels, classes, smoothing) if smoothing else None
     return Rows(scores, labels, features, index, weight=weight, target_distribution=smoothed)
+
+
+def _first_wrong_label(parts: list[list[int]], n: int, classes: int, advice: str) -> ValueError | None:
+    """The error for the first of some places and values, if one of them is a row."""
+    row, value = min(parts)
+    return _wrong_label(row, value, classes, advice) if row < n else None
 
 
 def _wrong_label(row: int, value: int, classes: int, advice: str) -> ValueError:

@@ -186,12 +186,12 @@ class RobustLoss(ShapeChecked, ABC):
         if isinstance(tau, TemperaturePredictor):
             tau = tau.predict(rows)
         valid, scores = rows.valid, rows.dense_scores
-        safe = tau.to(scores.dtype).masked_fill(~valid, 1.0)
-        values = self.one_per_row(self.values(rows, safe), rows).masked_fill(~valid, 0.0)
+        safe = torch.where(valid, tau.to(scores.dtype), 1.0)
+        values = torch.where(valid, self.one_per_row(self.values(rows, safe), rows), 0.0)
         target = rows.target.long()
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
             per_row = row_statistics(scores, target, safe, rows.target_in_support, statistics)
-        per_row = {name: x.masked_fill(~valid, 0.0) for name, x in per_row.items()}
+        per_row = {name: torch.where(valid, x, 0.0) for name, x in per_row.items()}
         return LossOutput(values, tau, backend, per_row)
 
     def _streamed(

@@ -242,7 +242,8 @@ class TemperaturePredictor(Reader, ShapeChecked, ABC):
         remembers what it has seen (batch norm, the power iteration of spectral norm) is then updated by each block, and
         again in backward.
         """
-        check_kind("rows", rows, Rows, "Pass Rows, or call predictor(features).")
+        if not isinstance(rows, Rows):
+            check_kind("rows", rows, Rows, "Pass Rows, or call predictor(features).")
         if self.reads_scores:
             rows = rows.inert_where_invalid()
             tau: Tensor = self(rows.features, index=rows.index, support=rows.support, shape=rows.target.shape)

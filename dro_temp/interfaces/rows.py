@@ -168,6 +168,10 @@ class LinearScores:
         return _derived(self, **_of_each(self, Tensor.detach, "queries", "keys", "bias", "local_keys"))
 
 
+#: Where rows keep `has_weight`, with the version of the weights that it was computed from.
+_COUNTS = "_counts"
+
+
 def _derived(x: T, **changes: Any) -> T:
     """As `dataclasses.replace`, without `__post_init__`: the tensors are derived from checked ones."""
     if torch.compiler.is_compiling():
@@ -175,6 +179,8 @@ def _derived(x: T, **changes: Any) -> T:
     new = object.__new__(type(x))
     # Fields alone: a subclass may have cached something else.
     new.__dict__.update({name: getattr(x, name) for name in x.__dataclass_fields__}, **changes)  # type: ignore[attr-defined]
+    if "weight" not in changes and _COUNTS in vars(x):
+        vars(new)[_COUNTS] = vars(x)[_COUNTS]
     return new
 
 
@@ -395,12 +401,21 @@ class Rows:
         """True for the rows that count: positive weight and a support that is not empty."""
         if self.support_size == 0:
             return torch.zeros_like(self.target, dtype=torch.bool)
-        return torch.ones_like(self.target, dtype=torch.bool) if self.weight is None else self.weight > 0
+        return torch.ones_like(self.target, dtype=torch.bool) if self.weight is None else self.has_weight
 
     @property
     def has_weight(self) -> RowMask:
         """True for rows of positive weight, including a pair that is alone in its batch and has an empty support."""
-        return torch.ones_like(self.target, dtype=torch.bool) if self.weight is None else self.weight > 0
+        weight = self.weight
+        if weight is None:
+            return torch.ones_like(self.target, dtype=torch.bool)
+        if torch.compiler.is_compiling() or weight.is_inference():
+            return weight > 0
+        # Asked for half a dozen times in a step, each of which would be a launch.
+        known: tuple[int, RowMask] | None = vars(self).get(_COUNTS)
+        if known is None or known[0] != weight._version:
+            known = vars(self)[_COUNTS] = weight._version, weight > 0
+        return known[1]
 
     def dense(self) -> "Rows":
         """The same rows with the score matrix computed once."""
@@ -439,11 +454,11 @@ class Rows:
         """The same rows with zeros where the weight is zero: multiplying would not do, since 0 times NaN is NaN."""
         if self.weight is None and self.support_size > 0:
             return self
-        scores, invalid = self.scores, ~self.valid
+        scores, valid = self.scores, self.valid[:, None]
         if isinstance(scores, LinearScores):
             # Before the product as well: see `dense_scores`; and the transform cannot overflow.
-            scores = _derived(scores, queries=scores.queries.masked_fill(invalid[:, None], 0.0)).dense()
-        scores = at_least_float32(scores).masked_fill(invalid[:, None], 0.0)
+            scores = _derived(scores, queries=torch.where(valid, scores.queries, 0.0)).dense()
+        scores = at_least_float32(torch.where(valid, scores, 0.0))
         return _derived(
             self, scores=scores, **self._inert("target", "features", "index", "target_distribution")
         )
@@ -451,7 +466,7 @@ class Rows:
     def inert_products(self) -> "Rows":
         """As `inert_where_invalid`, of scores that are products, which stay so; of the same shape, on any device."""
         assert isinstance(self.scores, LinearScores)
-        scores = _derived(self.scores, queries=self.scores.queries.masked_fill(~self.valid[:, None], 0.0))
+        scores = _derived(self.scores, queries=torch.where(self.valid[:, None], self.scores.queries, 0.0))
         return _derived(self, scores=scores, **self._inert("target", "features", "index"))
 
     def inert_features_and_index(self) -> tuple[Features | None, RowIndex | None]:
@@ -467,8 +482,10 @@ class Rows:
         """Fields, zero where a row's weight is zero."""
         if self.weight is None:
             return {name: getattr(self, name) for name in names}
-        inert = ~self.has_weight
-        return _of_each(self, lambda x: x.masked_fill(inert if x.dim() == 1 else inert[:, None], 0), *names)
+        counts = self.has_weight
+        return _of_each(
+            self, lambda x: torch.where(counts if x.dim() == 1 else counts[:, None], x, 0), *names
+        )
 
 
 def check_distribution(name: str, distribution: Scores, counts: RowMask | None = None) -> None:

@@ -5,7 +5,9 @@ import os
 from typing import Any, Literal, TypeAlias
 
 import torch
+from torch import Tensor
 
+from dro_temp import _faults
 from dro_temp._checks import check_choice
 from dro_temp._tensors import constant_in_graphs
 from dro_temp.kernels.backends import cpu
@@ -16,6 +18,9 @@ from dro_temp.kernels.backends.protocol import Backend
 #: How scores that are products are computed, see `losses.LogMeanExpLoss`.
 BackendOption: TypeAlias = Literal["auto", "reference", "torch", "cpu", "triton"]
 BACKENDS = ("auto", "reference", "torch", "cpu", "triton")
+
+#: Rows that a kernel compares each with each other, to find a batch's duplicates; more are sorted.
+MOST_COMPARED = 2**16
 
 # The first generation of NVIDIA GPUs that Triton compiles for.
 _FIRST_CAPABILITY = (7, 0)
@@ -103,6 +108,32 @@ def triton_backend(device: torch.device) -> Backend:
 def triton_interprets(device: torch.device) -> bool:
     """Whether kernels run on that CPU in Triton's interpreter."""
     return device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1" and _triton_is_installed()
+
+
+def replaces_operations(*tensors: Tensor) -> bool:
+    """Whether one kernel may replace some of PyTorch's operations on these tensors, which saves launches.
+
+    On a GPU, in ordinary autograd, for tensors with memory of their own: not in a compiled graph, which fuses them,
+    under `vmap` and the like, or for sharded tensors.
+    """
+    device = tensors[0].device
+    return (
+        (
+            triton_runs_on(device)
+            if device.type == "cuda"
+            else _faults.everywhere and triton_interprets(device)
+        )
+        and all(type(x) in (Tensor, torch.nn.Parameter) and x.device == device for x in tensors)
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def row_numbers() -> Any:
+    """Kernels for a number per row (`replaces_operations`); their module imports Triton."""
+    from dro_temp.kernels.backends.triton import row_numbers
+
+    return row_numbers
 
 
 def _triton_is_installed() -> bool:

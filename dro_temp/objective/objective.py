@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dro_temp import _faults, distributed
 from dro_temp._checks import check_count, check_flag, check_kind, check_not_negative
+from dro_temp._module_tree import ModuleTree
 from dro_temp._pytree import one_line, pytree
 from dro_temp._typing import PerRow, Scalar
 from dro_temp.interfaces import (
@@ -132,6 +133,7 @@ class Objective(Committable):
         self._monitor = TemperatureMonitor(host.views) if monitor else None
         self._forwards = 0
         self._transaction = Transaction(self.predictors, self.losses, self.tau_losses, self.risks)
+        self._modules_below = ModuleTree(self)
         self._unreduced = UnreducedGradients(self)
         # Every process commits the same memory; broadcasting it at each forward would cost more than the step.
         self._ddp_params_and_buffers_to_ignore = [
@@ -163,7 +165,7 @@ class Objective(Committable):
         with self._transaction.recording() as before:
             output = self._forward(args, count, group, batch)
         values = (output.loss, *output.values.values(), *output.tau_values.values())
-        self._transaction.enter(before, values, self.parameters)
+        self._transaction.enter(before, values, self._modules_below.parameters)
         return output
 
     def _forward(

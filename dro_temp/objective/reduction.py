@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dro_temp import _faults, distributed
 from dro_temp._checks import check_integers, check_positive, values_can_be_read
 from dro_temp.interfaces import HostAdapter, LossOutput, Rows, SampleRisk
+from dro_temp.kernels.dispatch import replaces_operations, row_numbers
 from dro_temp.objective.views import PerView, per_view
 from dro_temp.state import Committable, staged_modules
 
@@ -41,6 +42,9 @@ def refuse_non_finite(
         if bool(torch.cat(list(bad.values())).any()):
             raise _non_finite(bad, index)
         return
+    if replaces_operations(*numbers.values(), *(x for x in valid.values() if x is not None)):
+        _refuse_by_kernel(rows, numbers, valid, index)
+        return
     # As few launches as will do: 0 times NaN or infinity is NaN, and so is its sum. Large tensors are not kept until
     # the answer is known; where their rows are, is.
     numbers |= {name: _infinite(x) for name, x in numbers.items() if x.dim() == 2 and x.numel() > _LARGE}
@@ -53,6 +57,31 @@ def refuse_non_finite(
     _faults.check(
         (total * 0.0).sum(), lambda x: None if x == 0.0 else _non_finite(_bad_rows(numbers, valid), index)
     )
+
+
+def _refuse_by_kernel(
+    rows: Mapping[str, Rows],
+    numbers: Mapping[tuple[str, str], Tensor],
+    valid: Mapping[str, Tensor | None],
+    index: Mapping[str, Tensor | None],
+) -> None:
+    """One launch a view, whose bits per row are all that is kept until the answer is known."""
+    kernels = row_numbers()
+    parts = {view: kernels.parts_of(len(r.target)) for view, r in rows.items()}
+    device = next(iter(numbers.values())).device
+    found = torch.empty(sum(parts.values()), dtype=torch.int32, device=device)
+    bits = {}
+    for (view, counted), part in zip(valid.items(), torch.split(found, list(parts.values())), strict=True):
+        inputs = numbers.get(("features", view)), numbers["temperatures", view], numbers["loss", view]
+        bits[view] = kernels.not_finite(*inputs, counted, part)
+
+    def error(of_parts: list[int]) -> FloatingPointError | None:
+        if not any(of_parts):
+            return None
+        places = {"features": 1, "temperatures": 2, "loss": 4}
+        return _non_finite({name: bits[name[1]] & places[name[0]] != 0 for name in numbers}, index)
+
+    _faults.check(found, error)
 
 
 def _infinite(x: Tensor) -> Tensor:
@@ -173,7 +202,14 @@ def tau_loss_terms(
 def temperature_metrics(view: str, loss: Tensor, tau: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
     """Metrics of a view: its loss, and the distribution of its temperatures; `valid` is None where all rows count."""
     metrics = {"loss": loss.detach()}
-    if len(tau) and valid is None:
+    if (
+        len(tau)
+        and (tau.is_cuda or _faults.everywhere)
+        and replaces_operations(tau, *(() if valid is None else (valid,)))
+    ):
+        names = ("tau_mean", "tau_std", "tau_min", "tau_max")
+        metrics |= dict(zip(names, row_numbers().spread(tau, valid).unbind(0), strict=True))
+    elif len(tau) and valid is None:
         std, mean = torch.std_mean(tau, correction=0)
         low, high = tau.aminmax()
         metrics |= {"tau_mean": mean, "tau_std": std, "tau_min": low, "tau_max": high}
@@ -247,8 +283,9 @@ def view_means(
     for view, output in outputs.items():
         values, weight = output.values, rows[view].weight
         counted = valid[view]
-        if counted is not None:
-            weight = (counted if weight is None else weight * counted).to(values.dtype)
+        if counted is not None and (weight is None or rows[view].support_size == 0):
+            weight = counted if weight is None else weight * counted
+        weight = None if weight is None else weight.to(values.dtype)
         if not risks:
             means[view] = weighted_mean(values, weight, count, trains, output.mean)
             continue

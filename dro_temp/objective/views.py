@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from dro_temp import _faults
@@ -142,11 +143,11 @@ def register_tau_grad_hook(predictor: Any, rows: Rows, output: LossOutput) -> No
         assert rows.index is not None
         index, scale = rows.index, upstream["scale"]
         counted = scale != 0
-        gradient = gradient / scale.masked_fill(~counted, 1.0)
+        gradient = gradient / torch.where(counted, scale, 1.0)
         if predictor.observes_uncounted_rows and (
             index.is_cuda or _faults.everywhere
         ):  # how many count is not read
-            predictor.observe(index.masked_fill(~counted, -1), gradient.masked_fill(~counted, 0.0))
+            predictor.observe(torch.where(counted, index, -1), torch.where(counted, gradient, 0.0))
         else:
             predictor.observe(index[counted], gradient[counted])
 

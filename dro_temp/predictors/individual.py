@@ -10,6 +10,7 @@ from dro_temp import functional as F
 from dro_temp._checks import check_count, check_flag, check_index, check_kind, check_positive, check_within
 from dro_temp._typing import PerRow, RowIndex
 from dro_temp.interfaces import PredictorInputs, TemperaturePredictor
+from dro_temp.kernels.dispatch import MOST_COMPARED, replaces_operations
 from dro_temp.state import Staged
 from dro_temp.state.staged import grown
 
@@ -144,12 +145,30 @@ class IndividualTemperature(TemperaturePredictor, Staged):
             empty = self.read_nothing("tau")
             parts = empty.long(), empty
         index, gradient = (distributed.gather_rows(part)[0] for part in parts)
+        if (index.is_cuda or _faults.everywhere) and self._has_kernel(index, gradient):
+            self._step_by_kernel(index, gradient, self.update)
+            return
         gradient = F.mean_duplicates(index, gradient).clamp(-self.update.clip, self.update.clip)
         at = index.clamp(min=0)
         momentum = (1 - self.update.beta) * self.read("momentum", at) + self.update.beta * gradient
         self.put("momentum", index, momentum)
         tau = self.read("tau", at) - self.update.lr * momentum
         self.put("tau", index, tau.clamp(self.tau_min, self.tau_max))
+
+    def _has_kernel(self, index: RowIndex, gradient: PerRow) -> bool:
+        """Whether one kernel finds the duplicates and steps; more rows are sorted."""
+        few = 0 < len(index) <= MOST_COMPARED and gradient.dtype == self.tau.dtype == torch.float32
+        return few and replaces_operations(index, gradient, self.tau, self.momentum)
+
+    def _step_by_kernel(self, index: RowIndex, gradient: PerRow, update: GradientUpdate) -> None:
+        from dro_temp.kernels.backends.triton import temperature_table
+
+        tables, bounds = (self.tau, self.momentum), (self.tau_min, self.tau_max)
+        temperature_table.step(
+            index, gradient, *tables, lr=update.lr, beta=update.beta, clip=update.clip, bounds=bounds
+        )
+        for table in tables:  # which a kernel does not
+            torch.autograd.graph.increment_version(table)
 
     def resize(
         self, num_samples: int, *, shrink: bool = False, optimizer: torch.optim.Optimizer | None = None

@@ -6,7 +6,10 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from dro_temp import _faults
 from dro_temp._typing import Features, PerRow
+from dro_temp.kernels import readout
+from dro_temp.kernels.dispatch import replaces_operations
 from dro_temp.predictors.encoders import TempNetEncoder
 
 
@@ -54,10 +57,20 @@ class PooledReadout(TempNetReadout):
 
     def forward(self, encoder: TempNetEncoder, similarities: Features) -> PerRow:
         """The pooled sum, read out."""
+        if (similarities.is_cuda or _faults.everywhere) and type(self.last) is nn.Linear:
+            inputs = (
+                similarities,
+                encoder.pooled(similarities),
+                self.log_sharpness,
+                self.last.weight,
+                self.last.bias,
+            )
+            if replaces_operations(*inputs) and readout.takes(*inputs):
+                raw: PerRow = readout.FusedPooledReadout.apply(*inputs)  # type: ignore[no-untyped-call]
+                return raw
         weights = (similarities / self.log_sharpness.exp()).softmax(1)
         pooled: Tensor = (weights - 1.0 / encoder.width) * encoder.pooled(similarities)
-        raw: PerRow = self.last(pooled).squeeze(1)
-        return raw
+        return self.last(pooled).squeeze(1)  # type: ignore[no-any-return]
 
 
 class ResidualReadout(TempNetReadout):

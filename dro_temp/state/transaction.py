@@ -12,6 +12,7 @@ from torch.autograd import Variable
 
 from dro_temp import _faults
 from dro_temp._loading import ShapeChecked
+from dro_temp._module_tree import ModuleTree
 from dro_temp.state.staged import Staged
 
 #: Number of forwards, and of proposals of each memory.
@@ -58,7 +59,8 @@ class Transaction:
     """
 
     def __init__(self, *parts: nn.Module) -> None:
-        self._parts = parts
+        #: All staged memory of the parts.
+        self.memory: Callable[[], list[Staged]] = ModuleTree(*parts, kind=Staged).modules
         self._forwards: list[_Forward] = []
         #: The current parameters; a sharded model has others in forward than outside it.
         self._parameters: Callable[[], Iterable[Tensor]] = tuple
@@ -71,10 +73,6 @@ class Transaction:
         #: The gradients before the first `autograd.grad` of uncommitted forwards.
         self._untouched: Gradients | None = None
         self._committed: Gradients = {}
-
-    def memory(self) -> list[Staged]:
-        """All staged memory of the parts."""
-        return [m for part in self._parts for m in part.modules() if isinstance(m, Staged)]
 
     @contextmanager
     def recording(self) -> Iterator[Savepoint]:
@@ -119,7 +117,8 @@ class Transaction:
             self._forwards.append(forward)
             return
         # Drop forwards that can no longer be backpropagated, before they fill the memory.
-        self._keep(lambda earlier: earlier.reached or earlier.is_alive)
+        if self._forwards:
+            self._keep(lambda earlier: earlier.reached or earlier.is_alive)
         self._forwards.append(forward)
 
         def hook(gradient: Tensor) -> None:
@@ -245,7 +244,7 @@ class Transaction:
             self._forwards = list(filter(condition, self._forwards))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**Transaction().__dict__, "_parts": self._parts}  # without proposals
+        return {**Transaction().__dict__, "memory": self.memory}  # without proposals
 
 
 class Committable(ShapeChecked):

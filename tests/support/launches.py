@@ -86,7 +86,7 @@ def counted() -> Iterator[Launches]:
     """Counts the launches inside, as of tensors on a device; a kernel that is interpreted here counts once."""
     # All that launch, so that none of them binds the counting function for good.
     from dro_temp.kernels.backends.triton import launch as module
-    from dro_temp.kernels.backends.triton import log_table  # noqa: F401
+    from dro_temp.kernels.backends.triton import log_table, readout, row_numbers, temperature_table  # noqa: F401
 
     launches, run = Launches(), module.launch
 
@@ -166,6 +166,7 @@ def _step(objective: dt.Objective, args: tuple[Any, ...], batch: dict[str, Any])
 CASES = {
     "CLIP, 256 pairs, tempnet": clip,
     "CLIP, 256 pairs, sogclr": partial(clip, "sogclr"),
+    "CLIP, 256 pairs, isogclr": partial(clip, "isogclr"),
     "classifier, 64 images": classifier,
 }
 

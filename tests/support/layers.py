@@ -12,6 +12,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "_files",
         "_loading",
         "_modes",
+        "_module_tree",
         "_optional",
         "_pytree",
         "_tensors",

@@ -13,9 +13,12 @@ from dro_temp.kernels.backends.triton import (
     log_table,
     pair_logits,
     pair_tiles,
+    readout,
+    row_numbers,
     row_profile,
     rows,
     sigmoid_tiles,
+    temperature_table,
     tilted_rows,
 )
 from dro_temp.kernels.backends.triton.launch import row_tile, stripe_tile
@@ -23,16 +26,35 @@ from dro_temp.kernels.backends.triton.launch import row_tile, stripe_tile
 SHARED_BYTES = 227 * 2**10
 H100 = GPUTarget("cuda", 90, 32)
 SIZES = {"n", "m", "d", "size", "stride", "gradient_stride", "query_stride", "key_stride", "chunks", "tiles"}
-SIZES |= {"offset"}
-NUMBERS = {"log_m", "cap", "log_keep", "log_take", "largest"}
+SIZES |= {"offset", "k", "pooled_stride", "classes"}
+NUMBERS = {
+    "log_m",
+    "cap",
+    "log_keep",
+    "log_take",
+    "largest",
+    "lower",
+    "upper",
+    "lr",
+    "beta",
+    "clip",
+    "low",
+    "high",
+}
 # Scores, and gradients in their place, may be of less precision than sums over them.
-OF_SCORES = {"scores", "gradients", "x", "queries", "keys"}
+OF_SCORES = {"scores", "gradients", "x", "queries", "keys", "features"}
 OF_KIND = {
     "target": "*i64",
     "index": "*i64",
     "numbers": "*i64",
     "extremes": "*i64",
     "counts": "*i1",
+    "labels": "*i64",
+    "mask": "*i1",
+    "targets": "*i64",
+    "wrongs": "*i64",
+    "found": "*i8",
+    "any_found": "*i32",
     "gammas": "*fp64",
 }
 # The launcher makes constants of sizes that are one, and reads aligned rows four numbers at a time.
@@ -66,6 +88,7 @@ def tiled_kernels():
     yield pair_tiles.merge_tiles_kernel, {"RUNNING": True, **merged}, "fp32"
     for tile, features in (
         (pair_tiles.LARGE, torch.bfloat16),
+        (sigmoid_tiles._SUMMED, torch.bfloat16),
         (pair_tiles.MEDIUM, torch.float16),
         (pair_tiles.SMALL, torch.float32),
     ):
@@ -90,6 +113,20 @@ def table_kernels():
         yield log_table.average_kernel, meta
     yield log_table.write_kernel, {"ROWS": log_table.OTHERS, "num_warps": 1}
     yield log_table.gradient_kernel, {"ROWS": log_table.OTHERS, "num_warps": 1}
+    yield temperature_table.step_kernel, {"ROWS": log_table.ROWS, "OTHERS": log_table.OTHERS, "num_warps": 4}
+
+
+def row_kernels():
+    """Kernels of a number per row; features are in bfloat16 as well."""
+    for some in (False, True):
+        yield row_numbers.labels_kernel, {"IGNORE": -100, "MASKED": some, "ROWS": row_numbers.LABEL_ROWS}
+        yield row_numbers.spread_kernel, {"SOME": some, "TILE": row_numbers.SPREAD_TILE, "num_warps": 8}
+        tile = {"ROWS": row_numbers.FINITE_ROWS, "COLUMNS": row_numbers.FINITE_COLUMNS}
+        yield row_numbers.finite_kernel, {"FEATURES": some, "SOME": some, **tile}
+        yield readout.bounded_kernel, {"GRADIENT": some, "ROWS": readout.BOUNDED_ROWS, "num_warps": 1}
+    for k in (5, 256, 1000, readout.WIDEST):
+        yield readout.pooled_kernel, readout.rows_and_columns(k)
+        yield readout.pooled_gradient_kernel, readout.rows_and_columns(k)
 
 
 def compile_kernel(kernel, meta, number: str, scores: str, m: int) -> None:
@@ -122,3 +159,7 @@ if __name__ == "__main__":
     for kernel, meta in table_kernels():
         compile_kernel(kernel, meta, "fp32", "fp32", 2**18)
         print(kernel.fn.__name__, meta.get("SCHEDULED"))
+    for kernel, meta in row_kernels():
+        for features in ("fp32", "bf16") if kernel is row_numbers.finite_kernel else ("fp32",):
+            compile_kernel(kernel, meta, "fp32", features, 2**18)
+        print(kernel.fn.__name__, meta)

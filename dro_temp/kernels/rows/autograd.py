@@ -200,6 +200,8 @@ class PrecomputedGrads:
     def _factor(self, u: PerRow, v: PerRow, tau_predicted: bool) -> float | None:
         if not len(u):
             return 1.0
+        if _faults.is_capturing():
+            return None  # a graph cannot ask; `LossOutput.mean`, whose gradient is known, does not come here
         assumed_u = torch.cat(self._assumed_u).double()
         factor = (u.double() @ assumed_u) / assumed_u.square().sum()  # least squares
         proportional = _close(u, assumed_u * factor)

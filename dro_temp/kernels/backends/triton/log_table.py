@@ -20,8 +20,9 @@ from torch import Tensor
 from dro_temp._typing import PerRow, RowIndex, RowMask
 from dro_temp.kernels.backends.triton.launch import launch
 
-#: Rows that a program averages, and those that it compares them with at a time.
-ROWS, OTHERS = 32, 128
+#: Rows that a program averages, and those whose numbers, or log-numbers, it compares them with at a time. Fewer, and
+#: it would wait for the memory more often.
+ROWS, COMPARED, OTHERS = 16, tl.constexpr(512), 128
 #: In place of a sample's number, for rows that do not count.
 NO_SAMPLE = tl.constexpr(-1)
 
@@ -35,6 +36,21 @@ def duplicates(index, counts, log_g, number, others, n):  # type: ignore[no-unty
     # NaN and infinity would stay in the memory for good.
     counted = counted & (theirs >= 0) & (tl.abs(x) < float("inf"))
     return tl.where(counted, x, 0.0), (number[:, None] == theirs[None, :]) & counted[None, :]
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def have_duplicates(index, number, is_sample, n, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """Whether another row may be of a sample of these rows; seldom wrong, and then only time is lost.
+
+    Most batches have no duplicates, so that this comparison, of the numbers' last 32 bits, is what they pay for.
+    """
+    matches = tl.zeros([ROWS, COMPARED], tl.int32)
+    low = number.to(tl.int32)
+    for first in range(0, n, COMPARED):
+        others = first + tl.arange(0, COMPARED)
+        theirs = tl.load(index + others, mask=others < n, other=NO_SAMPLE).to(tl.int32)
+        matches += (low[:, None] == theirs[None, :]).to(tl.int32)
+    return tl.max(tl.where(is_sample, tl.sum(matches, 1), 0), 0) > 1
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -65,17 +81,19 @@ def average_kernel(  # type: ignore[no-untyped-def]
     counted = (tl.load(counts + at, mask=at < n, other=0) != 0) & (tl.abs(own) < float("inf"))
     is_sample = counted & (number >= 0) & (number < size)
     number = tl.where(is_sample, number, NO_SAMPLE)
-    top = tl.full([ROWS], -float("inf"), tl.float32)
-    for first in range(0, n, OTHERS):
-        x, same = duplicates(index, counts, log_g, number, first + tl.arange(0, OTHERS), n)
-        top = tl.maximum(top, tl.max(tl.where(same, x[None, :], -float("inf")), 1))
-    top = tl.where(is_sample, top, 0.0)
-    total, times = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
-    for first in range(0, n, OTHERS):
-        x, same = duplicates(index, counts, log_g, number, first + tl.arange(0, OTHERS), n)
-        total += tl.sum(tl.exp(tl.where(same, x[None, :] - top[:, None], -float("inf"))), 1)
-        times += tl.sum(same.to(tl.float32), 1)
-    mean = top + tl.log(tl.where(is_sample, total, 1.0) / tl.maximum(times, 1.0))
+    mean = tl.where(is_sample, own, 0.0)
+    if have_duplicates(index, number, is_sample, n, ROWS):
+        top = tl.full([ROWS], -float("inf"), tl.float32)
+        for first in range(0, n, OTHERS):
+            x, same = duplicates(index, counts, log_g, number, first + tl.arange(0, OTHERS), n)
+            top = tl.maximum(top, tl.max(tl.where(same, x[None, :], -float("inf")), 1))
+        top = tl.where(is_sample, top, 0.0)
+        total, times = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
+        for first in range(0, n, OTHERS):
+            x, same = duplicates(index, counts, log_g, number, first + tl.arange(0, OTHERS), n)
+            total += tl.sum(tl.exp(tl.where(same, x[None, :] - top[:, None], -float("inf"))), 1)
+            times += tl.sum(same.to(tl.float32), 1)
+        mean = top + tl.log(tl.where(is_sample, total, 1.0) / tl.maximum(times, 1.0))
     before = tl.load(table + tl.where(is_sample, number, 0))
     if SCHEDULED:
         weight = tl.load(gammas).to(tl.float64)

@@ -9,10 +9,11 @@ A sum is three numbers: the largest score M, sum_j e^((s_j - M) / tau) and the s
 pair's own score, column `offset + i` of row i, is in neither side's sum. Sums are merged in a fixed order: the same
 input gives the same bits.
 
-Tiles of 256 x 128, 64 deep, with eight warps and three stages, were the fastest of seven for features of width 512 and
-1,024 in bfloat16 (H200, triton 3.6, a prototype of these kernels, 2026-11-26). Of 2.7 ms at 16,384 pairs of width 512,
-the sums took 0.90, G 0.80, the two products 0.68 and the merges 0.16; a bare product of that size takes 0.37. Tile
-descriptors (TMA) changed nothing; tiles of 128 x 256 spill registers in the reductions (1.45 for the sums).
+Tiles of 128 x 128, 64 deep, with four warps and three stages, were the fastest of twenty for features of width 512
+and 1,024 in bfloat16 (H200, Triton 3.6, 2026-11-27): two programs share a multiprocessor, and one multiplies while the
+other sums. Of 2.3 ms at 16,384 pairs of width 512 the sums take 0.74, G 0.74, the two products 0.67 and the merges
+0.03; a bare product of that size takes 0.43. With 256 x 128 and eight warps the sums take 1.02 and G 0.95; at width
+1,024 they take 1.43 and 1.33 in place of 1.14 and 1.10. Tile descriptors (TMA) changed nothing in a prototype.
 """
 
 import functools
@@ -67,11 +68,11 @@ class Tile:
         }
 
 
-LARGE = Tile(256, 128, 64, warps=8, stages=3)
-# Stages of large tiles take 147 KB of a multiprocessor's memory; these take 49.
+LARGE = Tile(128, 128, 64, warps=4, stages=3)
+# Stages of large tiles take 98 KB of a multiprocessor's memory; these take 49.
 MEDIUM = Tile(128, 128, 32, warps=8, stages=3)
 SMALL = Tile(32, 32, 32, warps=4, stages=2)
-_SHARED_BYTES_OF_LARGE = (256 + 128) * 64 * 2 * 3
+_SHARED_BYTES_OF_LARGE = (LARGE.rows + LARGE.columns) * LARGE.depth * 2 * LARGE.stages
 
 
 @functools.cache
