@@ -1,4 +1,8 @@
-"""The head of a language model: a temperature for each token, against the products alone and against cross-entropy."""
+"""The head of a language model: a temperature for each token, against the products alone and against cross-entropy.
+
+Tables are of steps in a row, as training launches them, and of replays in a CUDA graph, the device's own time: without
+a model's layers before it the head of a fast device may wait for its host.
+"""
 
 from collections.abc import Callable
 
@@ -29,6 +33,10 @@ def predictors(d: int, vocabulary: int, device: torch.device) -> dict[str, dt.Te
         "logits": dt.TempNet.for_logits(vocabulary, dropout=0.0, **bounds),
     }
     return {name: predictor.to(device) for name, predictor in made.items()}
+
+
+#: What reads values on the host, and cannot be captured.
+PEERS = ("liger", "cut-cross-entropy", "quack")
 
 
 def peers() -> dict[str, Callable[..., Tensor]]:
@@ -162,10 +170,13 @@ def main(rounds: int, device: torch.device) -> dict[str, object]:
         for frozen in (False, True):
             title = f"rows {shape}{', frozen host' if frozen else ''}"
             steps = contenders(*shape, frozen=frozen, device=device)
-            results[title] = compare(
-                title, steps, "floor", rounds=rounds, device=device, in_a_row=IN_A_ROW if on_gpu else 1
-            )
+            common = {"rounds": rounds, "device": device}
+            results[title] = compare(title, steps, "floor", in_a_row=IN_A_ROW if on_gpu else 1, **common)
             if on_gpu:
+                graphs = {name: steps[name] for name in results[title] if name not in PEERS}
+                results[f"{title}, as graphs"] = compare(
+                    f"{title}, as graphs", graphs, "floor", as_graph=True, **common
+                )
                 for name in (x for x in results[title] if x.endswith("bf16 scores")):
                     launches, busy, longest = busy_ms(steps[name])
                     print(f"  {name}: {launches} launches, {busy:.2f} ms of work")

@@ -84,7 +84,6 @@ def assert_steps_do_not_wait(step, seen, device):
     ("recipe", "options"),
     [
         (dt.recipes.tempnet, {"width": 32}),
-        (dt.recipes.tempnet_queued, {"width": 32, "queue": 128, "replay": 16, "rho": 1.0}),
         (dt.recipes.sogclr, {}),
         (dt.recipes.isogclr, {}),
     ],
@@ -92,6 +91,15 @@ def assert_steps_do_not_wait(step, seen, device):
 )
 def test_a_clip_does_not_wait(recipe, options, device):
     assert_steps_do_not_wait(*pairs(recipe, device, **options), device)
+
+
+@pytest.mark.gpu
+@pytest.mark.xfail(reason="how many keys a queue leaves out is read", raises=RuntimeError, strict=True)
+def test_a_queue_does_not_wait():
+    """It does: the size of a row's support must be known."""
+    device = torch.device("cuda")
+    options = {"width": 32, "queue": 128, "replay": 16, "rho": 1.0}
+    assert_steps_do_not_wait(*pairs(dt.recipes.tempnet_queued, device, **options), device)
 
 
 def test_a_classifier_does_not_wait(device):
@@ -201,3 +209,30 @@ def test_a_loss_is_captured_in_a_cuda_graph():
     expected = [step(), hidden.grad, weight.grad]
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+def test_towers_compiled_to_cuda_graphs_train_alike():
+    """`mode="reduce-overhead"` reuses the memory of a tower's outputs in its next call: nothing may keep them."""
+    device = torch.device("cuda")
+    results = []
+    for mode in (None, "reduce-overhead"):
+        torch.manual_seed(0)
+        towers = [nn.Sequential(nn.Linear(48, 32), nn.GELU(), nn.Linear(32, 16)).to(device) for _ in range(2)]
+        called = towers if mode is None else [torch.compile(tower, mode=mode) for tower in towers]
+        objective = dt.recipes.sogclr(dt.hosts.TwoTower(*called), 256).to(device)
+        optimizer = dt.CompositionalOptimizer(torch.optim.SGD(objective.param_groups(lr=0.1)), objective)
+        losses = []
+        for seed in range(6):
+            g = torch.Generator(device).manual_seed(seed)
+            x, y = (torch.randn(64, 48, device=device, generator=g) for _ in range(2))
+            index = torch.randperm(256, device=device, generator=g)[:64]
+            optimizer.zero_grad()
+            loss = objective(x, y, index=index).loss
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach().clone())
+        results.append([*losses, *(p.detach() for tower in towers for p in tower.parameters())])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-4)
