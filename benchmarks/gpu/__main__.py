@@ -15,7 +15,6 @@ open_clip_torch; timm and transformers for whole steps.
 
 import argparse
 import importlib
-import json
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu.bars import judge, show
+from benchmarks.harness.results import dumps
 from benchmarks.harness.timing import machine
 
 PARTS = ("rows", "pairs", "steps")
@@ -75,10 +75,10 @@ def main() -> int:
         results[part] = importlib.import_module(f"benchmarks.gpu.{part}").main(options.rounds, device)
         results["seconds"][part] = round(time.perf_counter() - start, 1)
         print(f"\n{part}: {results['seconds'][part]} s", flush=True)
-        options.out.write_text(json.dumps(results, indent=1))
+        options.out.write_text(f"{dumps(results)}\n", encoding="utf-8")
     results["bars"] = judge(results)
     show(results["bars"])
-    options.out.write_text(json.dumps(results, indent=1))
+    options.out.write_text(f"{dumps(results)}\n", encoding="utf-8")
     print(f"saved {options.out}", file=sys.stderr)
     return 0
 
