@@ -116,17 +116,14 @@ def replaces_operations(*tensors: Tensor) -> bool:
     On a GPU, in ordinary autograd, for tensors with memory of their own: not in a compiled graph, which fuses them,
     under `vmap` and the like, or for sharded tensors.
     """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
     device = tensors[0].device
-    return (
-        (
-            triton_runs_on(device)
-            if device.type == "cuda"
-            else _faults.everywhere and triton_interprets(device)
-        )
-        and all(type(x) in (Tensor, torch.nn.Parameter) and x.device == device for x in tensors)
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-    )
+    if not all(type(x) in (Tensor, torch.nn.Parameter) and x.device == device for x in tensors):
+        return False
+    if device.type == "cuda":
+        return triton_runs_on(device)
+    return _faults.everywhere and triton_interprets(device)
 
 
 def row_numbers() -> Any:
