@@ -38,11 +38,10 @@ def trained(
 ) -> nn.Module:
     torch.manual_seed(o.seed)
     model = network()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=o.lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, o.epochs)
-    for epoch in track(range(o.epochs), type(risk).__name__):
-        if isinstance(risk, dt.OptimisticRisk):  # nothing is left out before every class is learned
-            risk.risk.rho = o.rho * epoch / max(1, o.epochs - 1)
+    base = torch.optim.AdamW(model.parameters(), lr=o.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(base, o.epochs)
+    optimizer = dt.CompositionalOptimizer(base, risk)  # counts the steps
+    for _ in track(range(o.epochs), type(risk).__name__):
         for batch in torch.randperm(len(labels)).split(64):
             losses = nn.functional.cross_entropy(
                 model(images[batch]), labels[batch], reduction="none", label_smoothing=o.smoothing
@@ -59,7 +58,9 @@ def run(o: Options) -> None:
     digits, order = load_digits(), torch.randperm(1797)
     images, right = torch.tensor(digits.images / 16).float()[order, None], torch.tensor(digits.target)[order]
     labels = torch.where(torch.rand(1200) < o.wrong, torch.randint(10, (1200,)), right[:1200])
-    for risk in (dt.risks.MeanRisk(), dt.OptimisticRisk(dt.KLRisk(o.rho))):
+    # Nothing is left out before every class is learned.
+    rising = dt.risks.RisingRadius(dt.KLRisk(0.0), o.rho, steps=o.epochs * len(labels) // 64)
+    for risk in (dt.risks.MeanRisk(), dt.OptimisticRisk(rising)):
         model = trained(o, risk, images[:1200], labels)
         accuracy = 100 * (model(images[1200:]).argmax(1) == right[1200:]).double().mean()
         print(f"{type(risk).__name__}: {accuracy:.1f} % of the test images classified correctly")

@@ -190,6 +190,14 @@ RISKS = (
     testing.RiskCase("chi-square-small", lambda: dt.ChiSquareRisk(0.02)),
     testing.RiskCase("group", lambda: dt.GroupRisk(3, step_size=0.5), num_groups=3),
     testing.RiskCase("optimistic-cvar", lambda: dt.OptimisticRisk(dt.CVaRRisk(0.7)), side="best"),
+    testing.RiskCase(
+        "rising-kl", lambda: dt.risks.RisingRadius(dt.KLRisk(0.0), 0.4, steps=3, start=0.2), smallest=2
+    ),
+    testing.RiskCase(
+        "rising-optimistic",
+        lambda: dt.OptimisticRisk(dt.risks.RisingRadius(dt.ChiSquareRisk(0.0), 0.4, steps=3, start=0.1)),
+        side="best",
+    ),
     testing.RiskCase("optimistic-kl", lambda: dt.OptimisticRisk(dt.KLRisk(0.3)), side="best", smallest=2),
     testing.RiskCase(
         "optimistic-group",
