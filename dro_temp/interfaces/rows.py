@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from dro_temp import _faults
 from dro_temp import functional as F
 from dro_temp._checks import (
     check_callable,
@@ -409,7 +410,13 @@ class Rows:
         weight = self.weight
         if weight is None:
             return torch.ones_like(self.target, dtype=torch.bool)
-        if torch.compiler.is_compiling() or weight.is_inference():
+        if (
+            torch.compiler.is_compiling()
+            or torch._C._are_functorch_transforms_active()
+            or torch.is_inference_mode_enabled()
+            or weight.is_inference()
+            or _faults.is_capturing()  # a replay finds other weights
+        ):
             return weight > 0
         # Asked for half a dozen times in a step, each of which would be a launch.
         known: tuple[int, RowMask] | None = vars(self).get(_COUNTS)

@@ -39,9 +39,10 @@ def pooled_readout(
     return raw
 
 
-def takes(*tensors: Tensor) -> bool:
-    """Whether the kernels read these numbers: float32, in rows that fit."""
-    return all(x.dtype == torch.float32 for x in tensors) and tensors[0].shape[-1] <= _kernels().WIDEST
+def takes(similarities: Features, *others: Tensor) -> bool:
+    """Whether the kernel reads these arguments of `pooled_readout`: float32, in rows that fit."""
+    low = any(x.dtype != torch.float32 for x in (similarities, *others))
+    return not low and similarities.shape[1] <= _kernels().WIDEST
 
 
 def _by_plain_operations(

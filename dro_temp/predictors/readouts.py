@@ -57,7 +57,7 @@ class PooledReadout(TempNetReadout):
 
     def forward(self, encoder: TempNetEncoder, similarities: Features) -> PerRow:
         """The pooled sum, read out."""
-        if (similarities.is_cuda or _faults.everywhere) and type(self.last) is nn.Linear:
+        if (similarities.is_cuda or _faults.everywhere) and _is_plain(self.last):
             inputs = (
                 similarities,
                 encoder.pooled(similarities),
@@ -71,6 +71,17 @@ class PooledReadout(TempNetReadout):
         weights = (similarities / self.log_sharpness.exp()).softmax(1)
         pooled: Tensor = (weights - 1.0 / encoder.width) * encoder.pooled(similarities)
         return self.last(pooled).squeeze(1)  # type: ignore[no-any-return]
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer computes a product and nothing else happens there."""
+    hooks = (
+        layer._forward_hooks,
+        layer._forward_pre_hooks,
+        layer._backward_hooks,
+        layer._backward_pre_hooks,
+    )
+    return type(layer) is nn.Linear and not any(hooks)
 
 
 class ResidualReadout(TempNetReadout):

@@ -7,6 +7,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dro_temp import _faults
@@ -383,7 +384,7 @@ class TempNet(TemperaturePredictor):
 
     def bound(self, raw: PerRow) -> PerRow:
         """Map into the bounds by `functional.sigmoid_between`; on a GPU by one kernel."""
-        if (raw.is_cuda or _faults.everywhere) and replaces_operations(raw) and readout.takes(raw):
+        if (raw.is_cuda or _faults.everywhere) and raw.dtype == torch.float32 and replaces_operations(raw):
             tau: PerRow = readout.FusedBounds.apply(raw, self.tau_min, self.tau_max)  # type: ignore[no-untyped-call]
             return tau
         return F.sigmoid_between(raw, self.tau_min, self.tau_max)

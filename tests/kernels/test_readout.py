@@ -110,3 +110,18 @@ def test_other_networks_take_plain_operations(change, on_device, monkeypatch):
         tempnet.readout.last = Doubled(5, 1)
     monkeypatch.setattr(readout.FusedPooledReadout, "apply", None)
     assert tempnet(torch.randn(3, 6)).isfinite().all()
+
+
+def test_a_hook_on_the_last_layer_runs(on_device):
+    tempnet = dt.TempNet(6, prototypes=5, dropout=0.0, tau_min=0.1, tau_max=2.0)
+    tempnet.readout.last.register_forward_hook(lambda layer, args, output: output + 100)
+    torch.testing.assert_close(tempnet(torch.randn(3, 6)), torch.full((3,), 2.0))
+
+
+def test_bounds_of_many_rows(on_device, monkeypatch):
+    """More than the readout could take in one row."""
+    called = []
+    monkeypatch.setattr(readout.FusedBounds, "apply", lambda *args: called.append(args) or args[0].sigmoid())
+    tempnet = dt.TempNet(dt.predictors.HiddenEncoder(2, width=2), tau_min=0.1, tau_max=2.0)
+    tempnet.bound(torch.zeros(2 * readout._kernels().WIDEST))
+    assert len(called) == 1
