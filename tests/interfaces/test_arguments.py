@@ -91,6 +91,7 @@ CALLS = {
     dt.OptimisticRisk: lambda: {"risk": dt.CVaRRisk(0.5)},
     dt.predictors.PrototypeEncoder: lambda: {"features": 4, "prototypes": 3, "dropout": 0.1},
     dt.QueuedLoss: lambda: {"loss": dt.KLRobustLoss(1.0), "size": 4, "features": 3, "replay": 2},
+    dt.risks.RisingRadius: lambda: {"risk": dt.KLRisk(0.0), "rho": 0.5, "steps": 4, "start": 0.1},
     dt.Rows: lambda: {
         "scores": MATRIX,
         "target": torch.arange(3),
