@@ -1,5 +1,7 @@
 """The study of a real language model: curves are exact enough, losses the library's, splits disjoint."""
 
+import json
+
 import pytest
 import torch
 
@@ -144,7 +146,7 @@ def test_methods_are_compared_with_constants_of_their_diversity():
     records = [record("constant", x, 0.0) for x in (0.8, 0.2, 0.5)]
     records += [record("min-p", 0.3, 1.0), record("min-p", 0.6, 1.0), record("min-p", 0.9, 5.0)]
     summary = sampling.summary_of(records, {})
-    found = summary.differences
+    found = json.loads(json.dumps(summary.differences))
     assert [row["metric"] for row in found] == list(sampling.BY_PROMPT)
     assert all(row["settings"] == 2 and row["seeds"] == 4 for row in found)
     assert [row["mean"] for row in found] == pytest.approx([1.0] * 3)
