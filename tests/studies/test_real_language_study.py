@@ -176,7 +176,8 @@ def test_prompts_are_the_beginnings_of_stored_documents(tokens):
     prompts = sampling.prompts_of(stored, Characters())
     assert prompts.prose == [text[:64].tolist()] * sampling.SAMPLES
     (code,) = {Characters().decode(ids) for ids in prompts.code}
-    assert code == words[: len(code)] and code.endswith("\n")
+    assert code == words[: len(code)]
+    assert code.endswith("\n")
     assert sampling.LENGTHS[0] <= len(code) <= sampling.LENGTHS[1]
 
 
