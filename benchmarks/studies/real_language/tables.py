@@ -50,9 +50,25 @@ def _sampling(summary: Summary) -> str:
         row = [record["method"], named(record["options"]), cell(record["parses"])]
         for kind in ("code", "prose"):
             row += [f"{record[f'distinct_{n}_{kind}']:.2f}" for n in (1, 2, 3)]
-            row += [f"{record[f'self_bleu_{kind}']:.0f}", f"{record[f'likelihood_{kind}']:.2f}"]
+            row += [f"{record[f'self_bleu_{kind}']:.0f}", f"{record[f'likelihood_{kind}'][0]:.2f}"]
         rows.append(row)
-    return markdown(header, rows, words=2)
+    return f"{markdown(header, rows, words=2)}\n\n{_at_equal_diversity(summary)}"
+
+
+def _at_equal_diversity(summary: Summary) -> str:
+    metrics = {"parses": 1, "likelihood_code": 2, "likelihood_prose": 2}
+    header = ["minus constants of equal distinct-2"]
+    for name in ("parses (points)", "log-likelihood, code", "log-likelihood, prose"):
+        header += [name, "p"]
+    families = {metric: summary.family("constant", metric) for metric in metrics}
+    rows = []
+    for method in dict.fromkeys(m for m in summary.methods if m != "constant"):
+        row = [method]
+        for metric, digits in metrics.items():
+            found = families[metric].get(method)
+            row += [_difference(found, digits), "" if found is None else f"{found.p:.1g}"]
+        rows.append(row)
+    return markdown(header, rows)
 
 
 def _borders(summary: Summary) -> str:

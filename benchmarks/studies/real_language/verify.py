@@ -61,7 +61,7 @@ def exact(
         for name, net in nets.items():
             tau = net(tokens.hidden[part], support=support)
             nll = torch.nn.functional.cross_entropy(scores / tau[:, None], target[part], reduction="sum")
-            stored = net(tokens.hidden[part], statistics=tokens.statistics(part))
+            stored = net(tokens.hidden[part], statistics=tokens.statistics(part, head))
             sums[name] += torch.tensor([float(nll), float(tokens.curves[part].nll(stored).sum())])
     return {name: (float(s[0]) / len(some), float(s[1]) / len(some)) for name, s in sums.items()}
 
