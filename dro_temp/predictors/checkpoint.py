@@ -178,8 +178,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
+        of_run = path.parent / "tempnet"
+        instead = f"Pass {str(of_run)!r}." if (of_run / CONFIG).is_file() else _AGAIN
         raise FileNotFoundError(
-            f"expected a folder with {CONFIG} and weights, received one without {CONFIG}: {path.parent}. {_AGAIN}"
+            f"expected a folder with {CONFIG} and weights, received one without {CONFIG}: {path.parent}. {instead}"
         )
     size = path.stat().st_size
     if size > _LARGEST_CONFIG:

