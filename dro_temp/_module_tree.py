@@ -1,6 +1,7 @@
 """The modules below some others, listed once: walking through a model at every step takes as long as small layers."""
 
 from collections.abc import Iterator
+from operator import is_
 from typing import Any
 
 import torch
@@ -29,8 +30,10 @@ class ModuleTree:
 
     def __init__(self, *roots: nn.Module, kind: type[Any] = nn.Module) -> None:
         self._roots, self._kind = roots, kind
-        #: Every module's children, and what they were; None before the first walk.
-        self._children: list[tuple[dict[str, nn.Module | None], list[nn.Module | None]]] | None = None
+        #: Every module with its children, and what they were; None before the first walk.
+        self._children: list[tuple[nn.Module, dict[str, nn.Module | None], list[nn.Module | None]]] | None = (
+            None
+        )
         self._found: list[Any] = []
 
     def modules(self) -> list[Any]:
@@ -38,8 +41,10 @@ class ModuleTree:
         known = self._children
         if known is None or torch.compiler.is_compiling():
             return self._walk()
-        for children, before in known:
-            if list(children.values()) != before:
+        for module, children, before in known:
+            # `del sequential[1:1]`, for one, leaves another dictionary. Modules may define `==`.
+            same = module._modules is children and len(children) == len(before)
+            if not (same and all(map(is_, children.values(), before))):
                 return self._walk()
         return self._found
 
@@ -47,7 +52,7 @@ class ModuleTree:
         modules = list(dict.fromkeys(module for root in self._roots for module in root.modules()))
         found = [module for module in modules if isinstance(module, self._kind)]
         if not torch.compiler.is_compiling():
-            self._children = [(module._modules, list(module._modules.values())) for module in modules]
+            self._children = [(module, module._modules, list(module._modules.values())) for module in modules]
             self._found = found
         return found
 

@@ -268,7 +268,8 @@ class LogMovingAverage(LogTable):
 
     def _has_kernel(self, log_g: PerRow) -> bool:
         few = 0 < len(log_g) <= MOST_COMPARED and log_g.dtype == self.log_u.dtype == torch.float32
-        return few and replaces_operations(log_g, self.log_u)
+        # A table that was loaded with assign=True may be a view.
+        return few and self.log_u.is_contiguous() and replaces_operations(log_g, self.log_u)
 
     def _averages(self, index: RowIndex, counts: RowMask, log_g: PerRow) -> tuple[Tensor, Tensor, Tensor]:
         gamma = self.gamma(self.steps) if callable(self.gamma) else self.gamma

@@ -114,9 +114,11 @@ def replaces_operations(*tensors: Tensor) -> bool:
     """Whether one kernel may replace some of PyTorch's operations on these tensors, which saves launches.
 
     On a GPU, in ordinary autograd, for tensors with memory of their own: not in a compiled graph, which fuses them,
-    under `vmap` and the like, or for sharded tensors.
+    under `vmap` and the like, in forward mode, or for sharded tensors.
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    if torch.autograd.forward_ad._current_level >= 0:
         return False
     device = tensors[0].device
     if not all(type(x) in (Tensor, torch.nn.Parameter) and x.device == device for x in tensors):

@@ -141,7 +141,7 @@ def register_tau_grad_hook(predictor: Any, rows: Rows, output: LossOutput) -> No
 
     def observe(gradient: Tensor) -> None:
         assert rows.index is not None
-        index, scale = rows.index, upstream["scale"]
+        index, scale = rows.index.long(), upstream["scale"]  # uint8 has no -1
         counted = scale != 0
         gradient = gradient / torch.where(counted, scale, 1.0)
         if predictor.observes_uncounted_rows and (

@@ -158,7 +158,9 @@ class IndividualTemperature(TemperaturePredictor, Staged):
     def _has_kernel(self, index: RowIndex, gradient: PerRow) -> bool:
         """Whether one kernel finds the duplicates and steps; more rows are sorted."""
         few = 0 < len(index) <= MOST_COMPARED and gradient.dtype == self.tau.dtype == torch.float32
-        return few and replaces_operations(index, gradient, self.tau, self.momentum)
+        # Tables that were loaded with assign=True may be views.
+        whole = self.tau.is_contiguous() and self.momentum.is_contiguous()
+        return few and whole and replaces_operations(index, gradient, self.tau, self.momentum)
 
     def _step_by_kernel(self, index: RowIndex, gradient: PerRow, update: GradientUpdate) -> None:
         from dro_temp.kernels.backends.triton import temperature_table

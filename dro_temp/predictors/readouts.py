@@ -65,7 +65,9 @@ class PooledReadout(TempNetReadout):
                 self.last.weight,
                 self.last.bias,
             )
-            if replaces_operations(*inputs) and readout.takes(*inputs):
+            # An encoder of one's own may pool numbers of another shape, which are broadcast.
+            same = inputs[1].shape == similarities.shape
+            if same and replaces_operations(*inputs) and readout.takes(*inputs):
                 raw: PerRow = readout.FusedPooledReadout.apply(*inputs)  # type: ignore[no-untyped-call]
                 return raw
         weights = (similarities / self.log_sharpness.exp()).softmax(1)
@@ -74,14 +76,11 @@ class PooledReadout(TempNetReadout):
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer computes a product and nothing else happens there."""
+    """Whether the layer's weights are all that it does: hooks prune, normalise weights, or look at what it returns."""
     hooks = (
-        layer._forward_hooks,
-        layer._forward_pre_hooks,
-        layer._backward_hooks,
-        layer._backward_pre_hooks,
+        layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks
     )
-    return type(layer) is nn.Linear and not any(hooks)
+    return type(layer) is nn.Linear and not hooks and "forward" not in vars(layer)
 
 
 class ResidualReadout(TempNetReadout):

@@ -217,3 +217,12 @@ def test_an_objective_learns_from_a_pair_that_is_alone():
         assert output.metrics[f"{view}/tau_loss"] == output.tau_values[view][0] != 0
     assert all(bool(p.grad.any()) for p in net.parameters() if p.grad is not None)
     objective.commit()
+
+
+def test_rows_seen_in_inference_mode_train_afterwards():
+    scores = torch.randn(3, 4, requires_grad=True)
+    rows = dt.Rows(scores, torch.tensor([0, 1, 2]), weight=torch.tensor([1.0, 0.0, 2.0]))
+    with torch.inference_mode():
+        dt.KLRobustLoss(1.0)(rows, 0.5)
+    dt.KLRobustLoss(1.0)(rows, 0.5).sum().backward()
+    assert scores.grad.abs().sum(1).bool().tolist() == [True, False, True]

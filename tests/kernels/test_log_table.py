@@ -122,3 +122,12 @@ def test_a_mean_far_below_the_past_is_not_lost(gamma):
     _, found, _ = log_table.averages(index, counts, torch.tensor([-150.0]), table, gamma)
     expected = dt.functional.log_average(torch.zeros(1), torch.tensor([-150.0]), gamma)
     torch.testing.assert_close(found, expected)
+
+
+def test_a_table_that_is_a_view_is_written(on_device):
+    estimator = dt.LogMovingAverage(4)
+    state = estimator.state_dict()
+    estimator.load_state_dict({**state, "log_u": torch.stack([state["log_u"]] * 2, 1)[:, 0]}, assign=True)
+    estimator.propose(torch.tensor([1, 3]), torch.tensor([0.5, 2.0]), torch.ones(2, dtype=torch.bool))
+    estimator.commit()
+    assert estimator.log_u.tolist() == [-torch.inf, 0.5, -torch.inf, 2.0]

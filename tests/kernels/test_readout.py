@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import torch.nn.utils.prune
+from torch.autograd import forward_ad
 
 import dro_temp as dt
 from dro_temp import _faults
@@ -125,3 +127,64 @@ def test_bounds_of_many_rows(on_device, monkeypatch):
     tempnet = dt.TempNet(dt.predictors.HiddenEncoder(2, width=2), tau_min=0.1, tau_max=2.0)
     tempnet.bound(torch.zeros(2 * readout._kernels().WIDEST))
     assert len(called) == 1
+
+
+def hooked(layer):
+    layer.register_forward_hook(lambda module, args, output: 0 * output)
+
+
+def overridden(layer):
+    forward = layer.forward
+    layer.forward = lambda x: 2 * forward(x)
+
+
+def pruned(layer):
+    torch.nn.utils.prune.l1_unstructured(layer, "weight", 2)
+
+
+@pytest.mark.parametrize("change", [hooked, overridden, pruned])
+def test_a_last_layer_that_does_more_than_its_weights_is_called(change, on_device):
+    torch.manual_seed(0)
+    tempnet, x = dt.TempNet(6, prototypes=5, dropout=0.0, tau_min=0.1, tau_max=2.0), torch.randn(3, 6)
+    change(tempnet.readout.last)
+    found = []
+    for device in (True, False):
+        _faults.everywhere = device
+        for _ in range(2):  # what a hook computes from the weights has a graph for each forward
+            tempnet.zero_grad()
+            tau = tempnet(x)
+            tau.sum().backward()
+        found.append((tau.detach(), tempnet.readout.last.bias.grad))
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain)
+
+
+def test_an_encoder_may_pool_what_is_broadcast(on_device):
+    class Columns(dt.predictors.HiddenEncoder):
+        def pooled(self, similarities):
+            return similarities[:, :1]
+
+    tempnet, x = dt.TempNet(Columns(6, width=5), tau_min=0.1, tau_max=2.0), torch.randn(3, 6)
+    torch.nn.init.normal_(tempnet.readout.last.weight)
+    found = tempnet(x)
+    _faults.everywhere = False
+    torch.testing.assert_close(found, tempnet(x))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.script.* is deprecated"
+)  # forward mode compiles its rules with it
+def test_forward_mode_takes_plain_operations(on_device):
+    tempnet = dt.TempNet(6, prototypes=5, dropout=0.0, tau_min=0.1, tau_max=2.0)
+    bias = tempnet.readout.last.bias.detach()
+    with forward_ad.dual_level():
+        dual = {"readout.last.bias": forward_ad.make_dual(bias, torch.ones(1))}
+        tau = torch.func.functional_call(tempnet, dual, (torch.randn(3, 6),))
+        assert (forward_ad.unpack_dual(tau).tangent > 0).all()
+
+
+def test_gradients_have_the_strides_of_their_parameters():
+    """Wrappers for several processes copy, and warn of, those that have not."""
+    leaves = inputs(5, 6)
+    readout.FusedPooledReadout.apply(*leaves).sum().backward()
+    assert [x.grad.stride() for x in leaves] == [x.stride() for x in leaves]

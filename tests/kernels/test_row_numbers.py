@@ -77,8 +77,9 @@ def test_spread(seed, n, some):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_spread_shows_nan(kernels):
-    assert kernels.spread(torch.tensor([1.0, torch.nan, 2.0]), None)[0].isnan()
+@pytest.mark.parametrize("x", [[1.0, torch.nan, 2.0], [torch.nan, torch.nan]])
+def test_spread_shows_nan(x, kernels):
+    assert kernels.spread(torch.tensor(x), None).isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -60,3 +60,29 @@ def test_nan_reaches_the_table_as_in_plain_pytorch(monkeypatch):
     for most in (2**16, 0):
         monkeypatch.setattr(individual, "MOST_COMPARED", most)
         assert trained(batch, 4)[0].isnan().tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("loaded", ["tau", "momentum"])
+def test_a_table_that_is_a_view_is_written(loaded):
+    predictor = dt.IndividualTemperature(4, tau_min=0.01, tau_max=1.0)
+    state = predictor.state_dict()
+    state[loaded] = torch.stack([state[loaded]] * 2, 1)[:, 0]
+    predictor.load_state_dict(state, assign=True)
+    predictor.observe(torch.tensor([1, 3]), torch.tensor([1.0, -1.0]))
+    predictor.commit()
+    assert predictor.momentum.nonzero().tolist() == [[1], [3]]
+    assert (predictor.tau != predictor.tau[0]).nonzero().tolist() == [[1], [3]]
+
+
+def test_rows_that_do_not_count_step_no_sample_whatever_the_type_of_their_numbers():
+    """Of uint8, -1 would be sample 255."""
+    torch.manual_seed(0)
+    predictor = dt.IndividualTemperature(256, tau_min=0.01, tau_max=1.0)
+    predictor.momentum[255] = 1.0
+    host = dt.hosts.Classifier(torch.nn.Linear(4, 5), torch.nn.Linear(5, 7))
+    objective = dt.Objective(host, predictor, dt.LikelihoodLoss())
+    index = torch.tensor([9, 4], dtype=torch.uint8)
+    objective(torch.randn(2, 4), torch.tensor([3, -100]), index=index).loss.backward()
+    objective.commit()
+    assert predictor.momentum.nonzero().tolist() == [[9], [255]]
+    assert predictor.momentum[255] == 1.0

@@ -205,7 +205,8 @@ def pooled_gradients(
         **tile,
     )
     total = parts.sum(0)
-    return of_similarities, of_pooled, total[k + 1 :], total[None, :k], total[k : k + 1]
+    # `total[None, :k]` would have another stride than the weights, which wrappers for several processes warn of.
+    return of_similarities, of_pooled, total[k + 1 :], total[:k].view(1, k), total[k : k + 1]
 
 
 def bounded(raw: PerRow, lower: float, upper: float) -> PerRow:

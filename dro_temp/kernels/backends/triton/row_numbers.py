@@ -122,8 +122,10 @@ def spread_kernel(x, counts, spread, n, SOME: tl.constexpr, TILE: tl.constexpr):
         squares += tl.where(counted, step * step, 0.0)
     tl.store(spread, mean)
     tl.store(spread + 1, tl.sqrt(tl.sum(squares, 0) / size))
-    tl.store(spread + 2, tl.where(none, 0.0, tl.min(low, 0)))
-    tl.store(spread + 3, tl.where(none, 0.0, tl.max(high, 0)))
+    # NaN, which the extremes of a GPU leave out, is in the mean.
+    none_or_nan = none | (mean != mean)
+    tl.store(spread + 2, tl.where(none_or_nan, mean, tl.min(low, 0)))
+    tl.store(spread + 3, tl.where(none_or_nan, mean, tl.max(high, 0)))
 
 
 def labels(
