@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dro_temp._typing import Features, PerRow
 from dro_temp.kernels.backends.triton.launch import launch
+from dro_temp.kernels.backends.triton.pair_tiles import by_rows
 
 #: Similarities that a program reads at a time, all of a row at least; and the most that fit.
 TILE, WIDEST = 2048, 8192
@@ -138,11 +139,6 @@ def rows_and_columns(k: int) -> dict[str, int]:
     return {"ROWS": max(TILE // columns, 1), "COLUMNS": columns, "num_warps": 4 if columns <= TILE else 8}
 
 
-def by_columns(x: Features) -> Features:
-    """Features whose numbers lie side by side in a row."""
-    return x if x.stride(1) == 1 else x.contiguous()
-
-
 def pooled_readout(
     similarities: Features, pooled: Features, log_sharpness: Tensor, weight: Tensor, bias: Tensor
 ) -> PerRow:
@@ -156,7 +152,7 @@ def pooled_readout(
         bias: [1], b.
     """
     n, k = similarities.shape
-    similarities, pooled = by_columns(similarities), by_columns(pooled)
+    similarities, pooled = by_rows(similarities), by_rows(pooled)
     raw = similarities.new_empty(n)
     tile = rows_and_columns(k)
     launch(
@@ -182,7 +178,7 @@ def pooled_gradients(
 ) -> tuple[Features, Features, Tensor, Tensor, Tensor]:
     """Gradients of the arguments of `pooled_readout`."""
     n, k = similarities.shape
-    similarities, pooled = by_columns(similarities), by_columns(pooled)
+    similarities, pooled = by_rows(similarities), by_rows(pooled)
     of_similarities, of_pooled = similarities.new_empty(n, k), similarities.new_empty(n, k)
     tile = rows_and_columns(k)
     programs = min(triton.cdiv(n, tile["ROWS"]), MOST_PARTS)

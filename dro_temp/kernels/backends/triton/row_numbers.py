@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dro_temp._typing import Features, PerRow, RowIndex, RowMask
 from dro_temp.kernels.backends.triton.launch import launch
+from dro_temp.kernels.backends.triton.pair_tiles import by_rows
 
 #: Rows of a program; numbers of a row that it reads at a time.
 LABEL_ROWS, FINITE_ROWS, FINITE_COLUMNS = 1024, 32, 64
@@ -179,8 +180,7 @@ def not_finite(
     """
     n = len(tau)
     found = torch.empty(n, dtype=torch.int8, device=tau.device)
-    if features is not None and features.stride(1) != 1:
-        features = features.contiguous()
+    features = None if features is None else by_rows(features)
     launch(
         finite_kernel,
         len(any_found),
