@@ -40,6 +40,7 @@ class Training:
         self.train = self.data.splits["train"]
         self.names, self.wrong = captions(self.train, setting.noise, seed)
         self.per_epoch = setting.size // setting.batch
+        self.steps = setting.epochs * self.per_epoch
         torch.manual_seed(seed)
         self.generator = torch.Generator().manual_seed(seed)
         host = dt.hosts.TwoTower(image_encoder(), TextEncoder(self.data.vocabulary))
@@ -54,9 +55,17 @@ class Training:
             "index": index,
         }
 
+    def batches(self) -> list[Tensor]:
+        """Indices of the pairs of every step."""
+        orders = [
+            torch.randperm(self.setting.size, generator=self.generator) for _ in range(self.setting.epochs)
+        ]
+        of_epochs = (order[: self.per_epoch * self.setting.batch] for order in orders)
+        return [batch for epoch in of_epochs for batch in epoch.view(self.per_epoch, -1)]
+
     def fit(self) -> list[float]:
         """Train; returns the mean temperature of each step."""
-        total = self.setting.epochs * self.per_epoch
+        total = self.steps
         groups = self.objective.param_groups(
             lr=self.options["lr"], tau_lr=self.method.tau_lr, weight_decay=0.02
         )
@@ -80,25 +89,21 @@ class Training:
         )
         taus: list[float] = []
         self.objective.train()
-        for epoch in range(self.setting.epochs):
-            order = torch.randperm(self.setting.size, generator=self.generator)
-            batches = order[: self.per_epoch * self.setting.batch].view(self.per_epoch, -1)
-            if epoch == 0:
-                self.objective.start_prototypes(**self.batch(batches[:2].flatten()))
-            for index in batches:
-                self._set_temperature(len(taus))
-                output = self.objective(**self.batch(index))
-                optimizer.zero_grad()
-                output.loss.backward()
-                optimizer.step()
-                scheduler.step()
-                taus.append(
-                    sum(float(output.metrics[f"{v}/tau_mean"]) for v in self.objective.host.views) / 2
-                )
+        batches = self.batches()
+        self.objective.start_prototypes(**self.batch(torch.cat(batches[:2])))
+        for step, index in enumerate(batches):
+            self.set_temperature(step)
+            output = self.objective(**self.batch(index))
+            optimizer.zero_grad()
+            output.loss.backward()
+            optimizer.step()
+            scheduler.step()
+            taus.append(sum(float(output.metrics[f"{v}/tau_mean"]) for v in self.objective.host.views) / 2)
         self.objective.eval()
         return taus
 
-    def _set_temperature(self, step: int) -> None:
+    def set_temperature(self, step: int) -> None:
+        """Of a path, if one is given."""
         if self.path is not None:
             for predictor in self.objective.predictors.values():
                 predictor.tau_min = predictor.tau_max = self.path[step]  # type: ignore[assignment]
