@@ -1,20 +1,28 @@
 """The command line that the studies share."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.studies.common.runs import TUNING_SEED
 
 
 def parser(
-    doc: str | None, out: str, *, seeds: Sequence[int] = (0, 1, 2, 3, 4), workers: int | None = 2
+    doc: str | None,
+    out: str,
+    *,
+    methods: Iterable[str] = (),
+    default: Iterable[str] | None = None,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    workers: int | None = 2,
 ) -> argparse.ArgumentParser:
     """A parser with the options that every study has.
 
     Args:
         doc: shown by --help.
         out: default folder of runs and tables.
+        methods: what --methods may name; none: there is no such option.
+        default: its default; all methods if None.
         seeds: default seeds.
         workers: default number of processes; None for a study that runs in one.
     """
@@ -32,6 +40,17 @@ def parser(
             type=int,
             default=workers,
             help="processes, each with one thread; 1 runs in this process (default: %(default)s)",
+        )
+    if names := list(methods):
+        wanted = names if default is None else list(default)
+        said = "all" if wanted == names else " ".join(wanted)
+        result.add_argument(
+            "--methods",
+            nargs="+",
+            choices=names,
+            default=wanted,
+            metavar="METHOD",
+            help=f"methods to compare (default: {said}), of: {'; '.join(names)}",
         )
     result.add_argument(
         "--out", type=Path, default=Path(out), help="folder for runs and tables (default: %(default)s)"

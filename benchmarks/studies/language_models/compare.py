@@ -58,7 +58,7 @@ def _controls(tests: list[dict[str, Any]], out: Path) -> list[Job]:
 
 def main() -> None:
     """Run the study."""
-    arguments = parser(__doc__, "runs/language_models")
+    arguments = parser(__doc__, "runs/language_models", methods=METHODS)
     settings = sorted({method.setting for method in METHODS.values()})
     arguments.add_argument(
         "--settings",
@@ -67,12 +67,13 @@ def main() -> None:
         default=settings,
         help="how the model trains (default: all)",
     )
-    methods = {"nargs": "+", "choices": list(METHODS), "default": list(METHODS), "metavar": "METHOD"}
     arguments.add_argument(
-        "--methods", **methods, help=f"methods to compare (default: all), of {', '.join(METHODS)}"
-    )
-    arguments.add_argument(
-        "--controls", **methods | {"nargs": "*"}, help="methods that get controls (default: all)"
+        "--controls",
+        nargs="*",
+        choices=list(METHODS),
+        default=list(METHODS),
+        metavar="METHOD",
+        help="methods that get controls (default: all)",
     )
     options = arguments.parse_args()
     for setting in options.settings:

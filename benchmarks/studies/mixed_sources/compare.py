@@ -51,15 +51,7 @@ def study(setting: dict[str, Any], options: argparse.Namespace) -> list[dict[str
 
 def main() -> None:
     """Run the study."""
-    result = parser(__doc__, "runs/mixed_sources", seeds=range(8))
-    result.add_argument(
-        "--methods",
-        nargs="+",
-        choices=list(METHODS),
-        default=list(METHODS),
-        metavar="METHOD",
-        help=f"methods to compare, of {', '.join(METHODS)} (default: all)",
-    )
+    result = parser(__doc__, "runs/mixed_sources", methods=METHODS, seeds=range(8))
     result.add_argument("--size", type=int, default=8_000, help="training pairs (default: %(default)s)")
     result.add_argument("--batch", type=int, default=128, help="pairs per step (default: %(default)s)")
     result.add_argument("--epochs", type=int, default=10, help="passes over them (default: %(default)s)")

@@ -151,18 +151,10 @@ def summary_of(tests: Sequence[Mapping[str, Any]], about: Mapping[str, Any], tok
 
 def main() -> None:
     """Run the study."""
-    arguments = parser(__doc__, "runs/real_language")
+    arguments = parser(__doc__, "runs/real_language", methods=METHODS)
     arguments.add_argument("--model", type=Path, required=True, help="folder of the language model")
     arguments.add_argument(
         "--cache", type=Path, default=FOLDER, help="folder of `cache.py` (default: %(default)s)"
-    )
-    arguments.add_argument(
-        "--methods",
-        nargs="+",
-        choices=list(METHODS),
-        default=list(METHODS),
-        metavar="METHOD",
-        help="default: all",
     )
     options = arguments.parse_args()
     tests = study(options.methods, options)

@@ -109,11 +109,8 @@ def _difference(gain: Paired | None) -> str:
 
 def main() -> None:
     """Run the study."""
-    arguments = parser(__doc__, "runs/self_supervised_study", workers=1)
     methods = [*SCHEMES, *UNTRAINED]
-    arguments.add_argument(
-        "--methods", nargs="+", choices=methods, default=methods, help="methods to compare (default: all)"
-    )
+    arguments = parser(__doc__, "runs/self_supervised_study", methods=methods, workers=1)
     arguments.add_argument(
         "--names", type=int, default=SETTING["names"], help="number of characters (default: %(default)s)"
     )

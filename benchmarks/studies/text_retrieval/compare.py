@@ -52,15 +52,7 @@ def table(summary: Summary) -> str:
 
 def main() -> None:
     """Run the study."""
-    result = parser(__doc__, "runs/text_retrieval")
-    result.add_argument(
-        "--methods",
-        nargs="+",
-        choices=list(METHODS),
-        default=list(METHODS),
-        metavar="METHOD",
-        help=f"methods to compare, of {', '.join(METHODS)} (default: all)",
-    )
+    result = parser(__doc__, "runs/text_retrieval", methods=METHODS)
     result.add_argument("--size", type=int, default=4_096, help="training pairs (default: %(default)s)")
     result.add_argument("--epochs", type=int, default=1, help="passes over them (default: %(default)s)")
     result.add_argument("--float32", action="store_true", help="no bfloat16 products")

@@ -62,15 +62,7 @@ def table(summary: Summary) -> str:
 
 def main() -> None:
     """Run the ablation."""
-    arguments = parser(__doc__, "runs/two_towers_ablation")
-    arguments.add_argument(
-        "--methods",
-        nargs="+",
-        choices=list(ABLATION),
-        default=list(ABLATION),
-        metavar="VARIANT",
-        help=f"which to train (default: all), of: {'; '.join(ABLATION)}",
-    )
+    arguments = parser(__doc__, "runs/two_towers_ablation", methods=ABLATION)
     arguments.add_argument("--size", type=int, default=8_000, help="training pairs (default: %(default)s)")
     arguments.add_argument("--batch", type=int, default=128, help="pairs per step (default: %(default)s)")
     arguments.add_argument("--epochs", type=int, default=10, help="passes over them (default: %(default)s)")

@@ -93,15 +93,7 @@ def compared(setting: dict[str, Any], options: argparse.Namespace) -> None:
 
 def arguments(doc: str | None, methods: Sequence[str], out: str) -> argparse.ArgumentParser:
     """The command line of both comparisons on these pairs."""
-    result = parser(doc, out)
-    result.add_argument(
-        "--methods",
-        nargs="+",
-        choices=list(METHODS),
-        default=list(methods),
-        metavar="METHOD",
-        help=f"methods to compare, of {', '.join(METHODS)} (default: {' '.join(methods)})",
-    )
+    result = parser(doc, out, methods=METHODS, default=methods)
     result.add_argument("--size", type=int, default=8_000, help="training pairs (default: %(default)s)")
     result.add_argument("--batch", type=int, default=128, help="pairs per step (default: %(default)s)")
     result.add_argument("--epochs", type=int, help="default: 10, or 5 above 8,000 pairs")

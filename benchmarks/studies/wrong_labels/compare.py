@@ -33,7 +33,7 @@ def compared(data: str, noise: float, options: argparse.Namespace) -> Summary:
     methods = METHODS | IMBALANCE_METHODS if data == IMBALANCED else dict(METHODS)
     if noise == 0.0:
         del methods[BOUND]  # the same as cross-entropy
-    methods = {k: m for k, m in methods.items() if options.methods is None or k in options.methods}
+    methods = {k: m for k, m in methods.items() if k in options.methods}
     extra = {"data": data, "noise": noise}
 
     def job_of(method: str, seed: int, chosen: Options) -> Job:
@@ -46,7 +46,7 @@ def compared(data: str, noise: float, options: argparse.Namespace) -> Summary:
 
 def main() -> None:
     """Run the study."""
-    arguments = parser(__doc__, "runs/wrong_labels")
+    arguments = parser(__doc__, "runs/wrong_labels", methods=METHODS | IMBALANCE_METHODS)
     arguments.add_argument(
         "--data",
         nargs="+",
@@ -60,14 +60,6 @@ def main() -> None:
         type=float,
         default=[0.0, 0.2, 0.3, 0.4, 0.6],
         help=f"shares of redrawn labels (default: %(default)s; {IMBALANCED}: always 0)",
-    )
-    everything = METHODS | IMBALANCE_METHODS
-    arguments.add_argument(
-        "--methods",
-        nargs="+",
-        choices=list(everything),
-        metavar="METHOD",
-        help=f"methods to compare (default: all), of: {'; '.join(everything)}",
     )
     options = arguments.parse_args()
     summaries: dict[str, dict[float, Summary]] = {}
