@@ -6,12 +6,12 @@ from torch import Tensor, nn
 WIDTH = 96
 
 
-def image_encoder(width: int = WIDTH) -> nn.Module:
+def image_encoder(width: int = WIDTH, channels: tuple[int, int, int] = (16, 32, 64)) -> nn.Module:
     """[n 1 32 32] images to [n width]."""
     layers: list[nn.Module] = []
-    for channels, more in ((1, 16), (16, 32), (32, 64)):
-        layers += [nn.Conv2d(channels, more, 3, stride=2, padding=1), nn.GELU()]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 4 * 4, width))
+    for before, after in zip((1, *channels), channels, strict=False):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GELU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * 4 * 4, width))
 
 
 class TextEncoder(nn.Module):

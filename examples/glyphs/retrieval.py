@@ -12,10 +12,12 @@ from .model import as_float
 
 @torch.no_grad()
 def embed(host: dt.hosts.TwoTower, pairs: Pairs) -> dict[str, Tensor]:
-    """Unit vectors of the images, and of the names."""
+    """Unit vectors of the images, and of the names, in host memory."""
+    device = next(host.parameters()).device
+    images, tokens = (x.to(device).split(512) for x in (pairs.images, pairs.tokens))
     return {
-        "image": torch.cat([host.encode_image(as_float(x)) for x in pairs.images.split(512)]),
-        "text": torch.cat([host.encode_text(x) for x in pairs.tokens.split(512)]),
+        "image": torch.cat([host.encode_image(as_float(x)) for x in images]).cpu(),
+        "text": torch.cat([host.encode_text(x) for x in tokens]).cpu(),
     }
 
 

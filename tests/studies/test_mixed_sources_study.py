@@ -58,7 +58,7 @@ def test_a_long_tail_has_few_names_with_most_of_the_pairs():
 
 def test_an_oracle_holds_the_level_of_its_temperatures():
     noise = torch.tensor([0.0, 0.3, 0.7] * 10)
-    tau = of_source(Facts(10, noise, torch.ones(30)), 0.7)
+    tau = of_source(Facts(10, 96, noise, torch.ones(30)), 0.7)
     assert tau.log().mean().exp().item() == pytest.approx(0.1)
     assert tau[0] < tau[1] < tau[2]
 

@@ -1,4 +1,4 @@
-"""Pairs from three sources whose captions are wrong to 0, 30 and 70 %: what do temperatures and weights gain?
+r"""Pairs from three sources whose captions are wrong to 0, 30 and 70 %: what do temperatures and weights gain?
 
 Glyph-caption pairs; a source shows by a mark in the image (two grey rows, two grey columns, none), and its wrong
 captions are those of other pairs of the same source. Every method gets six trials (two learning rates, three values of
@@ -11,6 +11,8 @@ tested on eight other divisions. Tested are images with every mark, of seen and 
   python -m benchmarks.studies.mixed_sources.compare --unmarked               # the control: sources do not show
   python -m benchmarks.studies.mixed_sources.compare --long-tail
   python -m benchmarks.studies.mixed_sources.compare --methods sogclr optimistic --seeds 0 1
+  python -m benchmarks.studies.mixed_sources.compare --device cuda --large --size 31000 --batch 4096 --epochs 30 \
+    --methods infonce-constant sogclr optimistic --seeds 0 1 2 3 4      # on a GPU, in minutes
 
 A run takes about a minute on one thread. Interrupt it with Ctrl-C; the same command resumes it.
 """
@@ -22,7 +24,7 @@ from benchmarks.studies.common.options import parser
 from benchmarks.studies.common.runs import Job, Options, tuned_and_tested
 from benchmarks.studies.common.summary import publish, summarise
 from benchmarks.studies.mixed_sources.data import Setting
-from benchmarks.studies.mixed_sources.methods import METHODS
+from benchmarks.studies.mixed_sources.methods import METHODS, RATES
 from benchmarks.studies.mixed_sources.tables import TITLE, metrics, table
 from benchmarks.studies.mixed_sources.training import trained
 
@@ -43,9 +45,9 @@ def study(setting: dict[str, Any], options: argparse.Namespace) -> list[dict[str
     folder = options.out / "runs" / Setting(**setting).name
 
     def job_of(method: str, seed: int, chosen: Options) -> Job:
-        return Job(method, seed, chosen, folder, run, extra={"setting": setting})
+        return Job(method, seed, chosen, folder, run, extra={"setting": setting, "device": options.device})
 
-    trials = {method: METHODS[method].trials() for method in options.methods}
+    trials = {method: METHODS[method].trials(options.rates) for method in options.methods}
     return tuned_and_tested(job_of, trials, options.seeds, options.workers)
 
 
@@ -64,7 +66,18 @@ def main() -> None:
     )
     result.add_argument("--unmarked", action="store_true", help="images do not show their source")
     result.add_argument("--long-tail", action="store_true", help="names are as rare as Zipf's law makes them")
+    result.add_argument("--large", action="store_true", help="encoders of 3 million parameters")
+    result.add_argument(
+        "--rates",
+        nargs="+",
+        type=float,
+        default=RATES,
+        help="learning rates of the trials (default: %(default)s)",
+    )
+    result.add_argument("--device", default="cpu", help="where to train, such as cuda (default: %(default)s)")
     options = result.parse_args()
+    if options.device != "cpu":
+        options.workers = 1
     setting = {
         "size": options.size,
         "batch": options.batch,
@@ -72,6 +85,7 @@ def main() -> None:
         "noise": tuple(options.noise),
         "marked": not options.unmarked,
         "long_tail": options.long_tail,
+        "large": options.large,
     }
     runs = study(setting, options)
     summary = summarise(runs, metrics, compared=("mean_r1",), references=REFERENCES, about=setting)

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from glyphs.data import Data, Pairs
-from torch import Tensor
+from glyphs.model import TextEncoder, image_encoder
+from torch import Tensor, nn
 
 from benchmarks.studies.two_towers.data import load
 
@@ -24,6 +25,7 @@ class Setting:
         noise: share of wrong captions in each source.
         marked: whether images show their source.
         long_tail: whether names are as rare as Zipf's law makes them: the r-th has a share of 1 / r.
+        large: whether the encoders are the larger ones.
     """
 
     size: int = 8_000
@@ -32,12 +34,24 @@ class Setting:
     noise: tuple[float, ...] = (0.0, 0.3, 0.7)
     marked: bool = True
     long_tail: bool = False
+    large: bool = False
+
+    @property
+    def width(self) -> int:
+        """Width of both encoders' vectors."""
+        return 384 if self.large else 96
+
+    def encoders(self, vocabulary: int) -> tuple[nn.Module, nn.Module]:
+        """Image encoder and text encoder: 0.2 million parameters, or 3 million."""
+        channels = (64, 128, 256) if self.large else (16, 32, 64)
+        return image_encoder(self.width, channels), TextEncoder(vocabulary, self.width)
 
     @property
     def name(self) -> str:
         """Names files and sections of the results."""
         shares = "-".join(f"{share:g}" for share in self.noise)
         more = ("" if self.marked else "-unmarked") + ("-tail" if self.long_tail else "")
+        more += "-large" if self.large else ""
         return f"{self.size}x{self.batch}x{self.epochs}-wrong{shares}{more}"
 
 

@@ -1,7 +1,7 @@
 """Methods that are compared; each has six trials: two learning rates, three values of its most important option."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import dro_temp as dt
 from benchmarks.studies.common.runs import grid
-from benchmarks.studies.two_towers.methods import BOUNDS, GAMMA, TAU_INIT, WIDTH
+from benchmarks.studies.two_towers.methods import BOUNDS, GAMMA, TAU_INIT
 from dro_temp.interfaces import PredictorInputs, Rows, TemperaturePredictor
 
 RATES = (2e-3, 4e-3)
@@ -24,11 +24,13 @@ class Facts:
 
     Args:
         steps: optimizer steps of the run.
+        width: width of both encoders' vectors.
         noise: share of wrong captions in each pair's source, [n]: for oracles.
         cluster_size: number of training captions in the cluster of each pair's caption, [n].
     """
 
     steps: int
+    width: int
     noise: Tensor
     cluster_size: Tensor
 
@@ -64,7 +66,7 @@ class Method:
     tau_beta: float = 0.999
     is_oracle: bool = False
 
-    def trials(self, rates: tuple[float, ...] = RATES) -> list[dict[str, float]]:
+    def trials(self, rates: Sequence[float] = RATES) -> list[dict[str, float]]:
         """Options of each trial."""
         option, values = self.tuned
         return grid(lr=rates, **{option: values})
@@ -153,7 +155,7 @@ def _tempnet_paper(image: nn.Module, text: nn.Module, f: Facts, o: Options) -> d
     return dt.recipes.tempnet(
         dt.hosts.TwoTower(image, text),
         f.samples,
-        WIDTH,
+        f.width,
         rho=o["rho"],
         tau_init=TAU_INIT,
         gamma=GAMMA,
@@ -165,7 +167,7 @@ def _tempnet_ours(image: nn.Module, text: nn.Module, f: Facts, o: Options) -> dt
     return dt.recipes.tempnet_queued(
         dt.hosts.TwoTower(image, text),
         f.samples,
-        WIDTH,
+        f.width,
         rho=o["rho"],
         tau_init=TAU_INIT,
         gamma=GAMMA,

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import torch
-from glyphs.model import TextEncoder, as_float, image_encoder
+from glyphs.model import as_float
 from glyphs.retrieval import mean_r1, recalls
 from torch import Tensor
 
@@ -25,6 +25,7 @@ class MixedTraining(Training):
         seed: of the division, the model and the order of the pairs.
         options: of the trial.
         path: temperature of each step, in place of the method's own.
+        device: where everything is computed.
     """
 
     def __init__(
@@ -34,22 +35,25 @@ class MixedTraining(Training):
         seed: int,
         options: dict[str, float],
         path: list[float] | None = None,
+        device: str = "cpu",
     ) -> None:
         self.method, self.setting, self.options, self.path = method, setting, options, path
-        self.mixture = mixture(setting, seed)
-        self.tokens = self.mixture.data.splits["train"].tokens
+        self.mixture, self.device = mixture(setting, seed), device
+        self.images = self.mixture.images.to(device)
+        tokens = self.mixture.data.splits["train"].tokens
+        self.texts = tokens[self.mixture.names].to(device)
         self.per_epoch = setting.size // setting.batch
         self.steps = setting.epochs * self.per_epoch
-        self.facts = Facts(self.steps, self.mixture.noise, _cluster_sizes(self.tokens[self.mixture.names]))
+        self.facts = Facts(self.steps, setting.width, self.mixture.noise, _cluster_sizes(self.texts.cpu()))
         torch.manual_seed(seed)
         self.generator = torch.Generator().manual_seed(seed)
-        encoders = image_encoder(), TextEncoder(self.mixture.data.vocabulary)
-        self.objective = method.build(*encoders, self.facts, options)
+        encoders = setting.encoders(self.mixture.data.vocabulary)
+        self.objective = method.build(*encoders, self.facts, options).to(device)
 
     def batch(self, index: Tensor) -> dict[str, Tensor]:
         """The pairs with these numbers."""
-        images, names = self.mixture.images[index], self.mixture.names[index]
-        return {"images": as_float(images), "texts": self.tokens[names], "index": index}
+        index = index.to(self.device)
+        return {"images": as_float(self.images[index]), "texts": self.texts[index], "index": index}
 
     def batches(self) -> list[Tensor]:
         """The pairs' numbers of every step; without wrong pairs there are as many steps, of the others."""
@@ -111,11 +115,11 @@ class MixedTraining(Training):
         for index in torch.randperm(n, generator=self.generator).split(self.setting.batch):
             output = self.objective(**self.batch(index))
             for view, values in output.values.items():
-                found["loss"][index] += values.float() / 2
-                found["tau"][index] += output.tau[view].float() / 2
+                found["loss"][index] += values.float().cpu() / 2
+                found["tau"][index] += output.tau[view].float().cpu() / 2
                 if view in self.objective.risks:
                     risk = self.objective.risks[view]
-                    found["weight"][index] -= len(index) * risk.weights(values).float() / 2  # type: ignore[operator]
+                    found["weight"][index] -= len(index) * risk.weights(values).float().cpu() / 2  # type: ignore[operator]
         kept = {name: x for name, x in found.items() if float(x.std()) > 1e-6}
         areas = {f"auroc_{name}": float(roc_auc_score(wrong.numpy(), x.numpy())) for name, x in kept.items()}
         by_source = {
@@ -143,10 +147,11 @@ def trained(
     *,
     tuning: bool,
     path: list[float] | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """A run's result; a trial does not touch the test data."""
     start = time.process_time()
-    training = MixedTraining(method, setting, seed, options, path)
+    training = MixedTraining(method, setting, seed, options, path, device)
     taus = training.fit()
     seconds = time.process_time() - start
     validation, noisy_validation = training.recalls("val"), training.noisy_recalls(seed)
