@@ -8,8 +8,15 @@ objective. FastCLIP follows its paper; docstrings note where the released code (
 from collections.abc import Callable
 from typing import TypeVar
 
-from dro_temp import losses, predictors
-from dro_temp._checks import check_bounds, check_count, check_feasible_for, check_kind, check_within
+from dro_temp import losses, predictors, risks
+from dro_temp._checks import (
+    check_bounds,
+    check_count,
+    check_feasible_for,
+    check_kind,
+    check_radius,
+    check_within,
+)
 from dro_temp.estimators import CosineGamma, LogMovingAverage, Scent
 from dro_temp.estimators.moving_average import Schedule
 from dro_temp.hosts import WithReference
@@ -25,6 +32,7 @@ __all__ = [
     "fastclip_v3",
     "infonce",
     "isogclr",
+    "noisy_pairs",
     "scent",
     "siglip",
     "simclr",
@@ -165,6 +173,52 @@ def sogclr(
     Source: arXiv 2202.12387 (SogCLR).
     """
     return Objective(host, predictors.ConstantTemperature(tau), _robust(host, 0.0, num_samples, gamma))
+
+
+def noisy_pairs(
+    host: HostAdapter,
+    num_samples: int,
+    *,
+    steps: int,
+    tau: float = 0.1,
+    rho: float = 0.7,
+    gamma: float | Schedule = 0.8,
+) -> Objective:
+    r"""`sogclr` of pairs some of which are wrong: the best case over the pairs of a batch, in place of their mean.
+
+    $$\min_{p:\;\mathrm{KL}(p\|U) \le \rho_t} \sum_i p_i F_i, \qquad \rho_t = \rho \min(t / T, 1)$$
+
+    A caption of another image keeps a large loss, and gets a small weight. Rare pairs do as well: leave out this recipe
+    where a group of a few samples matters.
+
+    Args:
+        host: makes rows of pairs.
+        num_samples: size of the data set.
+        steps: T, optimizer steps of the whole training: the radius rises from 0 over them.
+        tau: temperature, > 0.
+        rho: last radius in nats, >= 0 and below the log of the batch size. About a share of $1 - e^{-\rho}$ of the
+            pairs is left out, wrong or not: 0.35 for a third, 0.7 for a half.
+        gamma: weight of the new minibatch in the moving average, in (0, 1], or a schedule.
+
+    Raises:
+        ValueError: a temperature or a count that is not positive, or a negative radius.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> host = dt.hosts.TwoTower(torch.nn.Linear(6, 4), torch.nn.Linear(5, 4))
+        >>> objective = dt.recipes.noisy_pairs(host, num_samples=100, steps=10 * 12)
+        >>> optimizer = dt.CompositionalOptimizer(torch.optim.AdamW(objective.param_groups(lr=1e-3)), objective)
+        >>> objective(torch.randn(8, 6), torch.randn(8, 5), index=torch.arange(8)).loss.backward()
+        >>> optimizer.step()
+
+    Source: this library; docs/wrong-captions.md has the measurements.
+    """
+    check_radius(rho)
+    loss = _robust(host, 0.0, num_samples, gamma)
+    risk = _per_view(
+        host, lambda: risks.OptimisticRisk(risks.RisingRadius(risks.KLRisk(0.0), rho, steps=steps))
+    )
+    return Objective(host, predictors.ConstantTemperature(tau), loss, risk=risk)
 
 
 def isogclr(
