@@ -20,6 +20,11 @@ def _several(*encoders: dt.predictors.TempNetEncoder) -> dt.TempNet:
     return dt.TempNet(dt.predictors.SumEncoder(encoders), tau_min=0.1, tau_max=4.0)
 
 
+def _level(encoder: dt.predictors.TempNetEncoder) -> dt.predictors.LevelTemperature:
+    network = dt.TempNet(encoder, tau_min=0.1, tau_max=4.0)
+    return dt.predictors.LevelTemperature(network, tau=0.5, power=0.7, tau_min=0.1, tau_max=2.0)
+
+
 PREDICTORS = (
     testing.PredictorCase("constant", lambda: dt.ConstantTemperature(0.07)),
     testing.PredictorCase("learnable", lambda: dt.LearnableTemperature(0.07)),
@@ -72,6 +77,8 @@ PREDICTORS = (
             dt.predictors.HiddenEncoder(8),
         ),
     ),
+    testing.PredictorCase("level", lambda: _level(dt.predictors.HiddenEncoder(8))),
+    testing.PredictorCase("level-statistics", lambda: _level(dt.predictors.StatisticsEncoder())),
     testing.PredictorCase("optimal", lambda: dt.OptimalTemperature(1.0, tau_min=0.01, tau_max=10.0)),
     testing.PredictorCase(
         "optimal-of-entropy",
@@ -110,6 +117,20 @@ TRANSFORMS = (
 LOSSES = (
     testing.LossCase("infonce", dt.InfoNCELoss, degree=0, excludes_target=False),
     testing.LossCase("likelihood", dt.LikelihoodLoss, degree=0, excludes_target=False),
+    testing.LossCase(
+        "scaled-likelihood",
+        lambda: dt.losses.ScaledLikelihoodLoss(dt.LearnableTemperature(0.3), tau=0.5),
+        degree=0,
+        robust=False,
+        excludes_target=False,
+    ),
+    testing.LossCase(
+        "scaled-likelihood-power",
+        lambda: dt.losses.ScaledLikelihoodLoss(dt.ConstantTemperature(0.3), tau=0.5, power=0.5),
+        degree=None,
+        robust=False,
+        excludes_target=False,
+    ),
     testing.LossCase(
         "selective-smoothing",
         dt.SelectiveSmoothingLoss,

@@ -313,7 +313,7 @@ class GapLog:
             for batch in with_progress(self.batches, "rows" if self._progress else None):
                 by_view = rows_of(objective.host, batch)
                 for view, sample in samples.items():
-                    sample.offer(by_view[view])
+                    sample.offer(objective.rows_to_predict(view, by_view))
             measured = {view: self._gap(sample, bounds[view]) for view, sample in samples.items()}
         gaps = {view: gap for view, (gap, _) in measured.items()}
         figures: dict[str, float] = {"step": self.steps}

@@ -11,7 +11,7 @@ from dro_temp.functional.averaging import (
     log_mirror_average,
     mean_duplicates,
 )
-from dro_temp.functional.bounds import clip_between, logit_between, sigmoid_between
+from dro_temp.functional.bounds import clip_between, exp_between, logit_between, sigmoid_between
 from dro_temp.functional.kl import (
     compositional_log_mean,
     dual_value,
@@ -45,6 +45,7 @@ __all__ = [
     "compositional_log_mean",
     "cvar_weights",
     "dual_value",
+    "exp_between",
     "expected_margins",
     "kl_ball_weights",
     "kl_divergence",

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dro_temp._checks import check_inside, check_interval
+from dro_temp._checks import check_inside, check_interval, check_positive
 
 
 def sigmoid_between(raw: Tensor, lower: float, upper: float) -> Tensor:
@@ -67,3 +67,17 @@ def clip_between(raw: Tensor, lower: float, upper: float) -> Tensor:
     check_interval(lower, upper)
     clipped: Tensor = _ClipBetween.apply(raw, lower, upper)  # type: ignore[no-untyped-call]
     return clipped
+
+
+def exp_between(log_x: Tensor, lower: float, upper: float) -> Tensor:
+    r"""$e^x$ clipped to an interval of positive numbers, with the gradient of a projection in the log domain.
+
+    Example:
+        >>> exp_between(torch.tensor([0.0, 3.0]), 0.5, 2.0)
+        tensor([1., 2.])
+    """
+    check_interval(lower, upper)
+    check_positive("lower", lower)
+    log_x = clip_between(log_x, math.log(lower), math.log(upper))
+    # exp may round past a bound; torch.clamp would stop the gradient on it.
+    return clip_between(log_x.exp(), lower, upper)

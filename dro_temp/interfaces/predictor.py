@@ -15,7 +15,7 @@ from dro_temp import functional as F
 from dro_temp._checks import check_bounds, check_floats, check_kind, check_tensor
 from dro_temp._loading import ShapeChecked
 from dro_temp._tensors import LOW, at_least_float32, contiguous_left_factor
-from dro_temp._typing import Features, PerRow, RowIndex, Scores
+from dro_temp._typing import Features, PerRow, RowIndex, RowMask, Scores
 from dro_temp.interfaces.rows import Rows, Support
 from dro_temp.interfaces.statistics import Decoder, FrozenHead, ScoreStatistics
 
@@ -116,6 +116,8 @@ class TemperaturePredictor(Reader, ShapeChecked, ABC):
     observes_gradient: bool = False
     #: True if `observe` takes rows that do not count, see there.
     observes_uncounted_rows: bool = False
+    #: True if the predictor remembers something of the temperatures that it predicts in training (see `observe_tau`).
+    observes_tau: bool = False
 
     def __init__(self, *, tau_min: float, tau_max: float) -> None:
         super().__init__()
@@ -144,6 +146,16 @@ class TemperaturePredictor(Reader, ShapeChecked, ABC):
         gradient 0 (`Staged.put` leaves them out), so that nothing waits for how many count.
         """
         raise NotImplementedError(f"{type(self).__name__} declares observes_gradient but does not observe")
+
+    def observe_tau(self, tau: PerRow, counts: RowMask | None) -> None:
+        """Receive the temperatures of a training forward; only for `observes_tau`.
+
+        Args:
+            tau: [n] temperatures, with their graph, so that their gradient can be hooked; of a predictor that reads
+                scores without it, where the loss streams.
+            counts: [n] False for rows that do not count; None if all do.
+        """
+        raise NotImplementedError(f"{type(self).__name__} declares observes_tau but does not observe it")
 
     def extra_repr(self) -> str:
         """The bounds."""
@@ -456,6 +468,16 @@ class TemperaturePredictor(Reader, ShapeChecked, ABC):
                 f"expected {type(self).__name__} in evaluation mode, received one in training mode, whose "
                 f"{type(differing[0]).__name__} would change the temperatures. Call predictor.eval() first."
             )
+
+
+def check_reads_nothing(name: str, predictor: Any, instead: str) -> None:
+    """Raise unless an argument called `name` is a predictor of one temperature for all rows; `instead` says what is."""
+    check_kind(name, predictor, TemperaturePredictor, instead)
+    if predictor.reads:
+        raise ValueError(
+            f"expected a {name} that reads nothing of a sample, since all samples have one, received "
+            f"{type(predictor).__name__}, which reads {', '.join(sorted(predictor.reads))}. {instead}"
+        )
 
 
 def _differs_in_training(part: nn.Module) -> bool:

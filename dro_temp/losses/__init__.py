@@ -3,7 +3,7 @@
 from dro_temp.losses.consistency import CyclicPenalty
 from dro_temp.losses.frozen_host import FrozenHostLoss, SelectiveSmoothingLoss, SelfWeightedLoss
 from dro_temp.losses.kl_robust import EntropicRiskLoss, KLRobustLoss
-from dro_temp.losses.likelihood import InfoNCELoss, LikelihoodLoss
+from dro_temp.losses.likelihood import InfoNCELoss, LikelihoodLoss, ScaledLikelihoodLoss
 from dro_temp.losses.log_mean_exp import LogMeanExpLoss
 from dro_temp.losses.queued import KeyQueue, QueuedLoss
 from dro_temp.losses.sigmoid import SigmoidLoss
@@ -18,6 +18,7 @@ __all__ = [
     "LikelihoodLoss",
     "LogMeanExpLoss",
     "QueuedLoss",
+    "ScaledLikelihoodLoss",
     "SelectiveSmoothingLoss",
     "SelfWeightedLoss",
     "SigmoidLoss",

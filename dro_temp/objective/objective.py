@@ -75,6 +75,8 @@ class Objective(Committable):
             `LikelihoodLoss()` fits them to labels while the host stays robust.
         risk: reduces the rows' values instead of the weighted mean: one `SampleRisk` for all views, or one per view;
             one with memory must be passed per view. Values of a `tau_loss` are still averaged.
+        tau_from: `{"text": "image"}` for text rows at the temperatures of their images: views that take those of
+            another view's rows at the same places, which are predicted once. Their own predictor is not used.
         check_finite: True to stop with the row's number at the first NaN or infinity in features, temperatures or
             values. On a device it does not wait: the error comes at the next forward, commit or save, when the step may
             have been taken (go on from a checkpoint), and `state.checks_now()` raises it where the fault is. In
@@ -108,6 +110,7 @@ class Objective(Committable):
         penalties: Iterable[Penalty] = (),
         tau_loss: views.PerView[RobustLoss] | None = None,
         risk: views.PerView[SampleRisk] | None = None,
+        tau_from: Mapping[str, str] | None = None,
         check_finite: bool = True,
         monitor: bool = True,
     ) -> None:
@@ -123,9 +126,14 @@ class Objective(Committable):
         if tau_loss is not None:
             self.tau_losses = views.per_view("tau_loss", tau_loss, host.views, RobustLoss)
         self.risks = reduction.risks_of(risk, host)
+        self._tau_from = views.checked_sources(tau_from, host, self.predictors)
         views.refuse_shared_memory(
-            predictor=self.predictors, loss=self.losses, tau_loss=self.tau_losses, risk=self.risks
+            predictor=nn.ModuleDict({v: p for v, p in self.predictors.items() if v not in self._tau_from}),
+            loss=self.losses,
+            tau_loss=self.tau_losses,
+            risk=self.risks,
         )
+        self.predictors.update({view: self.predictors[source] for view, source in self._tau_from.items()})
         self.penalties = nn.ModuleDict(views.named_penalties(penalties, host))
         check_flag("check_finite", check_finite)
         check_flag("monitor", monitor)
@@ -186,12 +194,13 @@ class Objective(Committable):
             count = None if count is None else reduction.checked_count(count)
         mirrored = self.host.mirrored
         tau_outputs: dict[str, LossOutput] = {}
+        taken = views.taken_temperatures(self._tau_from, rows, self.predictors) if self._tau_from else {}
         if self.tau_losses:
             outputs, tau_outputs = views.evaluate_separately(
-                mirrored, rows, self.predictors, self.losses, self.tau_losses
+                mirrored, rows, self.predictors, self.losses, self.tau_losses, taken
             )
         else:
-            predictors: dict[str, Any] = {view: self.predictors[view] for view in rows}
+            predictors: dict[str, Any] = {view: self.predictors[view] for view in rows} | taken
             outputs = views.evaluate_views(mirrored, rows, predictors, self.losses)
         valid = {view: reduction.counted_rows(r) for view, r in rows.items()}
         if self.training:
@@ -203,6 +212,8 @@ class Objective(Committable):
                 if predictor.observes_gradient:
                     views.register_tau_grad_hook(predictor, rows[view], output)
                     outputs[view] = replace(outputs[view], mean=None)  # its hooks are on the values
+                if predictor.observes_tau and view not in self._tau_from and torch.is_grad_enabled():
+                    predictor.observe_tau(taken.get(view, output.tau), valid[view])  # type: ignore[operator]
                 # A step that is captured in a CUDA graph reads nothing, and its replays are not monitored.
                 if monitor is not None and self._forwards % EVERY == 0 and not _faults.is_capturing():
                     monitor.check(view, predictor, output.tau)
@@ -254,6 +265,16 @@ class Objective(Committable):
             weight = first.valid if first.weight is None else first.weight * first.valid
             terms[name] = reduction.weighted_mean(values, weight.to(values.dtype), count, self.training)
         return terms
+
+    def rows_to_predict(self, view: str, rows: Mapping[str, Rows]) -> Rows:
+        """A view's rows with what its predictor reads of them: under `tau_from`, features of another view.
+
+        Args:
+            view: the view.
+            rows: those of all views, as the host makes them.
+        """
+        source = rows[self._tau_from.get(view, view)]
+        return replace(rows[view], features=source.features, index=source.index)
 
     @torch.no_grad()
     def start_prototypes(self, *args: Any, **batch: Any) -> None:

@@ -47,6 +47,56 @@ def per_view(name: str, part: PerView[Any], views: tuple[str, ...], kind: type) 
     return nn.ModuleDict({view: part[view] for view in views})
 
 
+def checked_sources(
+    tau_from: Mapping[str, str] | None, host: HostAdapter, predictors: nn.ModuleDict
+) -> dict[str, str]:
+    """The view whose temperatures another one takes, by the name of the latter; raises for what cannot be taken."""
+    views, sources = list(host.views), {}
+    if tau_from is not None and not isinstance(tau_from, Mapping):
+        raise TypeError(
+            f"expected tau_from as a mapping of views, received {type(tau_from).__name__}. Write "
+            'tau_from={"text": "image"}.'
+        )
+    for view, source in (tau_from or {}).items():
+        if view not in views or source not in views or source in (tau_from or {}):
+            raise ValueError(
+                f"expected tau_from to name views out of {views} that take temperatures, and ones that predict their "
+                f"own, received {view!r}: {source!r}. Write tau_from={{{views[-1]!r}: {views[0]!r}}}, say."
+            )
+        predictor: Any = predictors[source]
+        if predictor.reads_scores or predictor.observes_gradient:
+            what = (
+                "reads scores"
+                if predictor.reads_scores
+                else "updates itself from the gradient of its own view"
+            )
+            raise ValueError(
+                f"expected a predictor of features or sample numbers in view {source!r}, whose temperatures view "
+                f"{view!r} takes, received {type(predictor).__name__}, which {what}. Use a TempNet of embeddings, or "
+                "leave tau_from out."
+            )
+        sources[view] = source
+    return sources
+
+
+def taken_temperatures(
+    sources: Mapping[str, str], rows: Mapping[str, Rows], predictors: nn.ModuleDict
+) -> dict[str, Tensor]:
+    """Temperatures of the views that take them from another one, and of that one: predicted once."""
+    taus: dict[str, Tensor] = {}
+    for view, source in sources.items():
+        if len(rows[view]) != len(rows[source]):
+            raise ValueError(
+                f"expected as many rows of view {view!r} as of {source!r}, whose temperatures it takes, received "
+                f"{len(rows[view])} and {len(rows[source])}. Leave tau_from out for a host whose views are no pairs."
+            )
+        if source not in taus:
+            with torch.autocast(rows[source].target.device.type, enabled=False):
+                taus[source] = predictors[source].predict(rows[source])  # type: ignore[operator]
+        taus[view] = taus[source]
+    return taus
+
+
 def named_penalties(penalties: Iterable[Penalty], host: HostAdapter) -> dict[str, Penalty]:
     """Penalties by name, each checked against the host."""
     if not isinstance(penalties, Iterable):
@@ -112,14 +162,17 @@ def evaluate_separately(
     predictors: nn.ModuleDict,
     losses: nn.ModuleDict,
     tau_losses: nn.ModuleDict,
+    taken: Mapping[str, Tensor],
 ) -> tuple[dict[str, LossOutput], dict[str, LossOutput]]:
     """The host's loss at detached temperatures, and the predictors' loss on detached rows.
 
     A predictor that reads scores runs inside the pass of its own loss, which needs no score matrix; the host's loss
-    uses the temperatures of that pass.
+    uses the temperatures of that pass. Those in `taken` are predicted already.
     """
-    taus: dict[str, Tensor | TemperaturePredictor] = {}
+    taus: dict[str, Tensor | TemperaturePredictor] = {**taken}
     for view, r in rows.items():
+        if view in taus:
+            continue
         predictor = predictors[view]
         assert isinstance(predictor, TemperaturePredictor)
         taus[view] = predictor if predictor.reads_scores else predictor.predict(r)

@@ -11,6 +11,7 @@ from dro_temp.predictors.encoders import (
 from dro_temp.predictors.entropy import DynatempRule, EdtRule, EntropyRule, EntropyTemperature
 from dro_temp.predictors.individual import GradientUpdate, IndividualTemperature
 from dro_temp.predictors.language_models import HeadShape
+from dro_temp.predictors.level import LevelTemperature
 from dro_temp.predictors.one_for_all import ConstantTemperature, LearnableTemperature
 from dro_temp.predictors.optimal import OptimalTemperature
 from dro_temp.predictors.readouts import PooledReadout, ResidualReadout, TempNetReadout
@@ -27,6 +28,7 @@ __all__ = [
     "HiddenEncoder",
     "IndividualTemperature",
     "LearnableTemperature",
+    "LevelTemperature",
     "LogitEncoder",
     "OptimalTemperature",
     "PooledReadout",

@@ -92,6 +92,4 @@ class LearnableTemperature(TemperaturePredictor):
 
     def bound(self, raw: PerRow) -> PerRow:
         """Clipped in the log domain, with a gradient that leads back inside."""
-        log_tau = F.clip_between(raw, math.log(self.tau_min), math.log(self.tau_max))
-        # exp may round past a bound; torch.clamp would stop the gradient on it.
-        return F.clip_between(log_tau.exp(), self.tau_min, self.tau_max)
+        return F.exp_between(raw, self.tau_min, self.tau_max)

@@ -7,6 +7,7 @@ from dro_temp._checks import check_feasible, check_kind, check_radius, check_til
 from dro_temp._typing import PerRow, RowIndex, Scalar
 from dro_temp.estimators import Exact
 from dro_temp.interfaces import Estimator, TemperaturePredictor
+from dro_temp.interfaces.predictor import check_reads_nothing
 from dro_temp.risks.standalone import StandaloneRisk
 
 
@@ -90,12 +91,7 @@ class KLRisk(StandaloneRisk):
             instead = (
                 "Pass LearnableTemperature(1.0, tau_max=10.0), ConstantTemperature(1.0), or leave it out."
             )
-            check_kind("tau", tau, TemperaturePredictor, instead)
-            if tau.reads:
-                raise ValueError(
-                    f"expected a tau that reads nothing of a sample, since all samples have one, received "
-                    f"{type(tau).__name__}, which reads {', '.join(sorted(tau.reads))}. {instead}"
-                )
+            check_reads_nothing("tau", tau, instead)
         elif estimator is not None:
             raise ValueError(
                 f"expected a tau for the estimator, whose one number belongs to one temperature, received "

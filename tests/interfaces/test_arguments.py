@@ -124,6 +124,18 @@ CALLS = {
         "dropout": 0.1,
         "centred": False,
     },
+    dt.losses.ScaledLikelihoodLoss: lambda: {
+        "scale": dt.LearnableTemperature(0.1),
+        "tau": 0.2,
+        "power": 0.5,
+    },
+    dt.predictors.LevelTemperature: lambda: {
+        "predictor": dt.TempNet(4, **BOUNDS),
+        "tau": 0.2,
+        **BOUNDS,
+        "power": 0.5,
+        "gamma": 0.5,
+    },
     dt.TiltedRisk: lambda: {"tilt": 1.0, "estimator": dt.LogMovingAverage(1)},
     dt.hold_temperatures: lambda: {
         "optimizer": torch.optim.SGD(objective().param_groups(lr=0.1)),
@@ -282,6 +294,7 @@ CALLS = {
     F.chi_square_weights: lambda: {"losses": VECTOR, "rho": 0.5},
     F.clip_between: lambda: {"lower": 0.1, "upper": 1.0, "raw": VECTOR},
     F.cvar_weights: lambda: {"losses": VECTOR, "alpha": 0.5},
+    F.exp_between: lambda: {"lower": 0.1, "upper": 1.0, "log_x": VECTOR},
     F.kl_ball_weights: lambda: {"losses": VECTOR, "rho": 0.5, "iterations": 5},
     F.kl_divergence: lambda: {"margins": MATRIX, "tau": ROWS},
     F.kl_dual: lambda: {"margins": MATRIX, "tau": ROWS, "rho": 0.5},
@@ -306,6 +319,7 @@ LISTS = {
 # Of these functions the first arguments are tensors that arithmetic alone touches: torch says what they are not.
 TENSORS_OF_ARITHMETIC = {
     (F.clip_between, "raw"),
+    (F.exp_between, "log_x"),
     (F.sigmoid_between, "raw"),
     (F.log_average, "log_u"),
     (F.log_mirror_average, "log_u"),

@@ -36,6 +36,7 @@ FUNCTIONS = {
     "mean_duplicates": lambda h, tau, mask, index: F.mean_duplicates(index, tau),
     "sigmoid_between": lambda h, tau, mask, index: F.sigmoid_between(h, 0.1, 1.0),
     "clip_between": lambda h, tau, mask, index: F.clip_between(h, 0.1, 1.0),
+    "exp_between": lambda h, tau, mask, index: F.exp_between(h, 0.1, 1.0),
     "dual_value": lambda h, tau, mask, index: F.dual_value(tau, tau, rho=0.1),
     "expected_margins": lambda h, tau, mask, index: F.expected_margins(h, h.softmax(1)),
     "smoothed_distribution": lambda h, tau, mask, index: F.smoothed_distribution(index, h.shape[1], 0.1),
