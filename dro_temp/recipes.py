@@ -186,10 +186,12 @@ def noisy_pairs(
 ) -> Objective:
     r"""`sogclr` of pairs some of which are wrong: the best case over the pairs of a batch, in place of their mean.
 
-    $$\min_{p:\;\mathrm{KL}(p\|U) \le \rho_t} \sum_i p_i F_i, \qquad \rho_t = \rho \min(t / T, 1)$$
+    $$\min_{p:\;\mathrm{KL}(p\|U) \le \rho_t} \sum_i p_i\, \tfrac12 (F_i^{\mathrm{image}} + F_i^{\mathrm{text}}), \qquad
+    \rho_t = \rho \min(t / T, 1)$$
 
-    A caption of another image keeps a large loss, and gets a small weight. Rare pairs do as well: leave out this recipe
-    where a group of a few samples matters.
+    A caption of another image keeps a large loss in both views, and the pair gets a small weight. Which those are is
+    recorded: `objective.risks["all"].suspects(16)`, see `RecordedRisk`. Rare pairs get small weights as well: do not
+    use this recipe where a group of a few samples matters.
 
     Args:
         host: makes rows of pairs.
@@ -210,15 +212,17 @@ def noisy_pairs(
         >>> optimizer = dt.CompositionalOptimizer(torch.optim.AdamW(objective.param_groups(lr=1e-3)), objective)
         >>> objective(torch.randn(8, 6), torch.randn(8, 5), index=torch.arange(8)).loss.backward()
         >>> optimizer.step()
+        >>> len(objective.risks["all"].suspects())
+        8
 
     Source: this library; docs/wrong-captions.md has the measurements.
     """
     check_radius(rho)
+    best = risks.OptimisticRisk(risks.RisingRadius(risks.KLRisk(0.0), rho, steps=steps))
     loss = _robust(host, 0.0, num_samples, gamma)
-    risk = _per_view(
-        host, lambda: risks.OptimisticRisk(risks.RisingRadius(risks.KLRisk(0.0), rho, steps=steps))
+    return Objective(
+        host, predictors.ConstantTemperature(tau), loss, risk=risks.RecordedRisk(best, num_samples)
     )
-    return Objective(host, predictors.ConstantTemperature(tau), loss, risk=risk)
 
 
 def isogclr(

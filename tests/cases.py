@@ -219,6 +219,19 @@ RISKS = (
         lambda: dt.OptimisticRisk(dt.risks.RisingRadius(dt.ChiSquareRisk(0.0), 0.4, steps=3, start=0.1)),
         side="best",
     ),
+    testing.RiskCase(
+        "recorded",
+        lambda: dt.risks.RecordedRisk(dt.OptimisticRisk(dt.KLRisk(0.3)), 50),
+        side="best",
+        smallest=2,
+        num_samples=50,
+    ),
+    testing.RiskCase(
+        "recorded-group",
+        lambda: dt.risks.RecordedRisk(dt.GroupRisk(3, step_size=0.5), 50, gamma=1.0, on_host=True),
+        num_groups=3,
+        num_samples=50,
+    ),
     testing.RiskCase("optimistic-kl", lambda: dt.OptimisticRisk(dt.KLRisk(0.3)), side="best", smallest=2),
     testing.RiskCase(
         "optimistic-group",

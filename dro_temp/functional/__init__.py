@@ -10,6 +10,7 @@ from dro_temp.functional.averaging import (
     log_average,
     log_mirror_average,
     mean_duplicates,
+    rows_by_sample,
 )
 from dro_temp.functional.bounds import clip_between, exp_between, logit_between, sigmoid_between
 from dro_temp.functional.kl import (
@@ -59,6 +60,7 @@ __all__ = [
     "mean_duplicates",
     "mean_under",
     "optimal_tau",
+    "rows_by_sample",
     "shares",
     "sigmoid_between",
     "smoothed_distribution",

@@ -95,6 +95,34 @@ def mean_duplicates(index: RowIndex, x: PerRow) -> PerRow:
     return torch.empty_like(x).index_copy(0, order, (total / size.clamp(min=1))[segment])
 
 
+def rows_by_sample(
+    losses: PerRow, weight: PerRow, index: RowIndex, group: RowIndex | None = None
+) -> tuple[PerRow, PerRow, RowIndex, RowIndex | None]:
+    """Rows of the same sample as one: their weighted mean loss, and the sum of their weights.
+
+    Args:
+        losses: of the rows, finite where the weight is zero.
+        weight: of the rows, >= 0.
+        index: number of each row's sample, >= 0; -1 for rows that do not count, whose weight is zero.
+        group: number of each row's group, the same for all rows of a sample.
+
+    Returns:
+        Losses, weights, numbers and groups, [n] as the rows: samples in the order of their numbers, and then entries of
+        weight 0 and number -1. Independent of the order of the rows.
+
+    Example:
+        >>> one = torch.ones(3)
+        >>> rows_by_sample(torch.tensor([1.0, 5.0, 3.0]), one, torch.tensor([7, 3, 7]))[:3]
+        (tensor([5., 2., 0.]), tensor([1., 2., 0.]), tensor([ 3,  7, -1]))
+    """
+    order, segment = _segments(index, losses.detach())
+    mass = torch.zeros_like(weight).index_add(0, segment, weight[order])
+    total = torch.zeros_like(losses).index_add(0, segment, (weight * losses)[order])
+    sample = torch.full_like(index, -1).scatter(0, segment, index[order])
+    group = None if group is None else torch.zeros_like(group).scatter(0, segment, group[order])
+    return total / mass.masked_fill(mass == 0, 1.0), mass, sample, group
+
+
 def combine_duplicates(index: RowIndex, log_g: PerRow) -> PerRow:
     """Log-mean-exp of `log_g` over all rows with the same index, for each of those rows.
 

@@ -29,6 +29,8 @@ class SampleRisk(ShapeChecked, ABC):
 
     #: True if `value` needs to know which group each sample belongs to.
     needs_groups: bool = False
+    #: True if the risk knows samples by their numbers, `index`. In an `Objective` it then takes the rows of all views.
+    needs_index: bool = False
 
     @abstractmethod
     def value(self, losses: PerRow, weight: PerRow, group: RowIndex | None) -> Scalar:
@@ -40,7 +42,31 @@ class SampleRisk(ShapeChecked, ABC):
             group: each sample's group; 0 where a sample does not count. None unless `needs_groups`.
         """
 
-    def forward(self, losses: Tensor, *, weight: Tensor | None = None, group: Tensor | None = None) -> Scalar:
+    def value_of_samples(
+        self, losses: PerRow, weight: PerRow, group: RowIndex | None, index: RowIndex, *, gathered: bool
+    ) -> Scalar:
+        """As `value`, where sample numbers are known; only for `needs_index`.
+
+        Args:
+            losses: see `value`.
+            weight: see `value`.
+            group: see `value`.
+            index: each row's sample number; undefined where a row does not count.
+            gathered: whether every process has the same rows, those of all.
+        """
+        raise NotImplementedError(f"{type(self).__name__} declares needs_index but does not read the index")
+
+    def check_index(self, index: Tensor | None) -> None:
+        """Raise unless these are sample numbers to train with; only for `needs_index`."""
+
+    def forward(
+        self,
+        losses: Tensor,
+        *,
+        weight: Tensor | None = None,
+        group: Tensor | None = None,
+        index: Tensor | None = None,
+    ) -> Scalar:
         """The risk; exactly 0 where no sample counts.
 
         Args:
@@ -48,33 +74,63 @@ class SampleRisk(ShapeChecked, ABC):
             weight: [n] weight of each sample, >= 0; equal if None. A sample of weight zero has no influence and gets no
                 gradient, whatever its loss.
             group: [n] number of each sample's group, for risks that need it.
+            index: [n] number of each sample in the data set, for risks that need it.
 
         Raises:
             TypeError: losses that are not floating-point numbers.
-            ValueError: a wrong shape, a negative weight, or no groups for a risk that needs them.
+            ValueError: a wrong shape, a negative weight, or no groups or numbers for a risk that needs them.
         """
         _check_weight(weight)
-        return self.reduced(losses, weight=weight, group=group)
+        if self.needs_index and self.training and torch.is_grad_enabled():
+            self.check_index(index)
+        return self.reduced(losses, weight=weight, group=group, index=index)
 
     @final
-    def reduced(self, losses: Tensor, *, weight: Tensor | None = None, group: Tensor | None = None) -> Scalar:
-        """As `forward`, for a caller that checks arguments and records proposals itself, as `Objective` does."""
+    def reduced(
+        self,
+        losses: Tensor,
+        *,
+        weight: Tensor | None = None,
+        group: Tensor | None = None,
+        index: Tensor | None = None,
+        gathered: bool = False,
+    ) -> Scalar:
+        """As `forward`, for a caller that checks arguments and records proposals itself, as `Objective` does.
+
+        Args:
+            losses: see `forward`.
+            weight: see `forward`.
+            group: see `forward`.
+            index: see `forward`.
+            gathered: True if every process has the same rows, those of all.
+        """
         _check_losses(losses)
         losses = at_least_float32(losses)
         weight = torch.ones_like(losses) if weight is None else weight
         check_shape("weight", weight, losses.shape, "Pass one weight per sample, or leave weight out.")
-        group = self._checked_group(group, losses)
+        group, index = self._checked_group(group, losses), self._checked_index(index, losses)
         weight = weight.detach().to(losses.dtype)
         if len(losses) == 0:  # one sample that does not count, so that subclasses need no special case
             losses, weight = torch.cat([losses, losses.new_zeros(1)]), weight.new_zeros(1)
-            group = None if group is None else group.new_zeros(1)
+            group, index = (None if x is None else x.new_zeros(1) for x in (group, index))
         inert = weight == 0
         group = None if group is None else group.masked_fill(inert, 0)
         with torch.autocast(losses.device.type, enabled=False):
-            value = self.value(losses.masked_fill(inert, 0.0), weight, group)
+            losses = losses.masked_fill(inert, 0.0)
+            if index is None:
+                value = self.value(losses, weight, group)
+            else:
+                value = self.value_of_samples(losses, weight, group, index, gathered=gathered)
             return value.masked_fill(~(weight > 0).any(), 0.0)
 
-    def weights(self, losses: Tensor, *, weight: Tensor | None = None, group: Tensor | None = None) -> PerRow:
+    def weights(
+        self,
+        losses: Tensor,
+        *,
+        weight: Tensor | None = None,
+        group: Tensor | None = None,
+        index: Tensor | None = None,
+    ) -> PerRow:
         """Weight of each sample in the risk: the distribution over the batch whose mean loss has the risk's gradient.
 
         It is the gradient of the risk with respect to the losses, normalised (which changes it only if there is an
@@ -85,9 +141,9 @@ class SampleRisk(ShapeChecked, ABC):
         _check_weight(weight)
         with torch.inference_mode(False), torch.enable_grad():
             x = at_least_float32(losses.detach().clone()).requires_grad_()
-            weight, group = (None if y is None else y.clone() for y in (weight, group))
+            weight, group, index = (None if y is None else y.clone() for y in (weight, group, index))
             gradient: Tensor
-            (gradient,) = torch.autograd.grad(self.reduced(x, weight=weight, group=group), x)
+            (gradient,) = torch.autograd.grad(self.reduced(x, weight=weight, group=group, index=index), x)
         total = gradient.sum()
         return gradient / total.masked_fill(total == 0, 1.0)
 
@@ -108,6 +164,18 @@ class SampleRisk(ShapeChecked, ABC):
         check_integers("group", group)
         check_shape("group", group, losses.shape, "Pass one group number per sample.")
         return group.long()
+
+    def _checked_index(self, index: Tensor | None, losses: Tensor) -> Tensor | None:
+        if index is None:
+            return None
+        if not self.needs_index:
+            raise ValueError(
+                f"expected no sample numbers for {type(self).__name__}, which reads none, received index=... Use "
+                "RecordedRisk(risk, len(dataset)), or leave index out."
+            )
+        check_integers("index", index)
+        check_shape("index", index, losses.shape, "Pass one sample number per loss.")
+        return index.long()
 
 
 def _check_losses(losses: Tensor) -> None:

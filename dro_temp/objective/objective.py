@@ -25,6 +25,7 @@ from dro_temp.interfaces import (
 )
 from dro_temp.objective import reduction, views
 from dro_temp.objective.monitor import EVERY, TemperatureMonitor, UnreducedGradients
+from dro_temp.risks.recorded import SampleWeights
 from dro_temp.state import Committable, Staged, Transaction, staged_modules
 
 
@@ -74,7 +75,8 @@ class Objective(Committable):
             `QueuedLoss(KLRobustLoss(rho), ...)` trains temperatures of pairs on more outcomes than a batch has;
             `LikelihoodLoss()` fits them to labels while the host stays robust.
         risk: reduces the rows' values instead of the weighted mean: one `SampleRisk` for all views, or one per view;
-            one with memory must be passed per view. Values of a `tau_loss` are still averaged.
+            one with memory must be passed per view. A `RecordedRisk`, which knows samples by number, is one risk over
+            the samples, with the rows of all views. Values of a `tau_loss` are still averaged.
         tau_from: `{"text": "image"}` for text rows at the temperatures of their images: views that take those of
             another view's rows at the same places, which are predicted once. Their own predictor is not used.
         check_finite: True to stop with the row's number at the first NaN or infinity in features, temperatures or
@@ -190,7 +192,8 @@ class Objective(Committable):
             if not single:  # the parts that read or write a table check it otherwise
                 self._check_index(rows)
             if self.risks or group is not None:
-                reduction.check_for_risks(self.risks, rows, count, group)
+                trains = self.training and torch.is_grad_enabled()
+                reduction.check_for_risks(self.risks, rows, count, group, trains)
             count = None if count is None else reduction.checked_count(count)
         mirrored = self.host.mirrored
         tau_outputs: dict[str, LossOutput] = {}
@@ -301,8 +304,9 @@ class Objective(Committable):
     ) -> None:
         """Continue with a data set of another size: all tables of samples are resized, or, on an error, none is.
 
-        Old samples keep their numbers and entries, new ones get initial values. Queues of keys and risks, which have no
-        entry per sample, do not change. Call it between steps, before the objective is wrapped for several processes.
+        Old samples keep their numbers and entries, new ones get initial values. Queues of keys, and of risks all but a
+        `RecordedRisk`, have no entry per sample, and do not change. Call it between steps, before the objective is
+        wrapped for several processes.
 
         Args:
             num_samples: the new size of the data set.
@@ -326,10 +330,20 @@ class Objective(Committable):
         check_count("num_samples", num_samples)
         parts = (*self.predictors.modules(), *self.losses.modules(), *self.tau_losses.modules())
         tables = [part for part in staged_modules(parts) if hasattr(part, "resize")]
+        tables += [part for part in staged_modules(self.risks.modules()) if isinstance(part, SampleWeights)]
         for table in tables:
             table.check_resize(num_samples, shrink=shrink, optimizer=optimizer)
         for table in tables:
             table.resize(num_samples, shrink=shrink, optimizer=optimizer)  # type: ignore[operator]
+
+    @property
+    def needs_index(self) -> bool:
+        """True if training needs sample numbers: a loss or a risk remembers samples, or a predictor has a table."""
+        tables = any(staged_modules(part.modules()) for part in (self.losses, self.tau_losses))
+        readers: list[Any] = [*self.predictors.values(), *self.risks.values()]
+        return tables or any(
+            "index" in getattr(r, "reads", ()) or getattr(r, "needs_index", False) for r in readers
+        )
 
     def _checked_parts(self, prefix: str) -> list[tuple[str, nn.Module]]:
         # Without the host: models may convert their state while loading.

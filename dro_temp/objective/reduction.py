@@ -13,6 +13,9 @@ from dro_temp.kernels.dispatch import replaces_operations, row_numbers
 from dro_temp.objective.views import PerView, per_view
 from dro_temp.state import Committable, staged_modules
 
+#: Where a risk stands that takes the rows of all views.
+ALL_VIEWS = "all"
+
 # Numbers that are copied rather than reduced, where that saves launches.
 _LARGE = 2**21
 
@@ -231,8 +234,11 @@ def temperature_metrics(view: str, loss: Tensor, tau: Tensor, valid: Tensor | No
 
 
 def risks_of(risk: PerView[SampleRisk] | None, host: HostAdapter) -> nn.ModuleDict:
-    """The risk of each view; empty where values are averaged."""
-    risks = nn.ModuleDict() if risk is None else per_view("risk", risk, host.views, SampleRisk)
+    """The risk of each view, or of all; empty where values are averaged."""
+    if isinstance(risk, SampleRisk) and risk.needs_index:
+        risks = nn.ModuleDict({ALL_VIEWS: risk})
+    else:
+        risks = nn.ModuleDict() if risk is None else per_view("risk", risk, host.views, SampleRisk)
     for r in risks.values():
         if staged_modules(r.modules()) and not isinstance(r, Committable):
             raise TypeError(
@@ -243,17 +249,28 @@ def risks_of(risk: PerView[SampleRisk] | None, host: HostAdapter) -> nn.ModuleDi
     return risks
 
 
+def _views_of(name: str, rows: Mapping[str, Rows]) -> list[str]:
+    """The views whose rows a risk takes, by its name among the risks."""
+    return list(rows) if name == ALL_VIEWS and name not in rows else [name]
+
+
 def check_for_risks(
-    risks: nn.ModuleDict, rows: Mapping[str, Rows], count: float | Tensor | None, group: Tensor | None
+    risks: nn.ModuleDict,
+    rows: Mapping[str, Rows],
+    count: float | Tensor | None,
+    group: Tensor | None,
+    trains: bool,
 ) -> None:
-    """Raise on a count beside a risk, on groups that no risk reads, and on groups that are not one for each row."""
+    """Raise on a count beside a risk, and on groups or sample numbers that do not fit the risks and rows."""
     if risks and count is not None:
         raise ValueError(
             "expected no count beside a risk, which is not a sum over rows and does not add up over the parts of an "
             "accumulation window, received both. Leave count out, and use larger batches: hosts.InChunks(host, size) "
             "holds the activations of a part of one at a time."
         )
-    readers = {view: risk for view, risk in risks.items() if risk.needs_groups}
+    readers = {
+        view: risk for name, risk in risks.items() if risk.needs_groups for view in _views_of(name, rows)
+    }
     if group is not None and not readers:
         names = ", ".join(sorted({type(risk).__name__ for risk in risks.values()})) or "no risk"
         raise ValueError(
@@ -272,6 +289,12 @@ def check_for_risks(
                 f"expected one group number for each of the {len(rows[view])} rows of view {view!r}, received shape "
                 f"{list(group.shape)}. Rows are what the host makes of a batch: tokens, say, and not texts."
             )
+    for name, risk in risks.items():
+        if risk.needs_index and trains:
+            for view in _views_of(name, rows):
+                index = rows[view].index
+                index = None if index is None else index.masked_fill(~rows[view].valid, 0)
+                risk.check_index(index)  # type: ignore[operator]
 
 
 def view_means(
@@ -285,23 +308,37 @@ def view_means(
 ) -> dict[str, Tensor]:
     """One number per view: its risk, or the weighted mean of its values where there are no risks."""
     means: dict[str, Tensor] = {}
+    weights: dict[str, Tensor | None] = {}
     for view, output in outputs.items():
         values, weight = output.values, rows[view].weight
         counted = valid[view]
         if counted is not None and (weight is None or rows[view].support_size == 0):
             weight = counted if weight is None else weight * counted
-        weight = None if weight is None else weight.to(values.dtype)
+        weights[view] = weight = None if weight is None else weight.to(values.dtype)
         if not risks:
             means[view] = weighted_mean(values, weight, count, trains, output.mean)
-            continue
-        risk: Any = risks[view]
-        members = group if risk.needs_groups else None
-        weight = torch.ones_like(values) if weight is None else weight
-        if trains:
-            # Every process takes the risk of all rows. Gradients come back summed over processes, and data parallel
-            # training averages them: that is the gradient of the one risk. An evaluation waits for no other process.
-            values, _ = distributed.gather_rows_with_gradient(values)
-            weight, _ = distributed.gather_rows(weight)
-            members = None if members is None else distributed.gather_rows(members)[0]
-        means[view] = risk.reduced(values, weight=weight, group=members)
+    for name, risk in risks.items():
+        views = _views_of(name, rows)
+        value = _risk_of([(rows[v], outputs[v].values, weights[v]) for v in views], risk, group, trains)
+        means |= dict.fromkeys(views, value)
     return means
+
+
+def _risk_of(
+    parts: list[tuple[Rows, Tensor, Tensor | None]], risk: Any, group: Tensor | None, trains: bool
+) -> Tensor:
+    """The risk of the rows of one or several views, of all processes in training."""
+    values = torch.cat([values for _, values, _ in parts])
+    weight = torch.cat([torch.ones_like(values) if w is None else w for _, values, w in parts])
+    members = torch.cat([group] * len(parts)) if risk.needs_groups and group is not None else None
+    index = None
+    if risk.needs_index and all(rows.index is not None for rows, _, _ in parts):
+        index = torch.cat([rows.index for rows, _, _ in parts if rows.index is not None])
+    if trains:
+        # Every process takes the risk of all rows. Gradients come back summed over processes, and data parallel
+        # training averages them: that is the gradient of the one risk. An evaluation waits for no other process.
+        values, _ = distributed.gather_rows_with_gradient(values)
+        weight, _ = distributed.gather_rows(weight)
+        members, index = (None if x is None else distributed.gather_rows(x)[0] for x in (members, index))
+    reduced: Tensor = risk.reduced(values, weight=weight, group=members, index=index, gathered=trains)
+    return reduced

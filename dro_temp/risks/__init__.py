@@ -2,6 +2,7 @@
 
 from dro_temp.risks.group import GroupRisk
 from dro_temp.risks.kl import KLRisk, TiltedRisk
+from dro_temp.risks.recorded import RecordedRisk, Suspect
 from dro_temp.risks.rising import RisingRadius
 from dro_temp.risks.standalone import StandaloneRisk
 from dro_temp.risks.weighted import ChiSquareRisk, CVaRRisk, MeanRisk, OptimisticRisk
@@ -13,7 +14,9 @@ __all__ = [
     "KLRisk",
     "MeanRisk",
     "OptimisticRisk",
+    "RecordedRisk",
     "RisingRadius",
     "StandaloneRisk",
+    "Suspect",
     "TiltedRisk",
 ]

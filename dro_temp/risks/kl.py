@@ -1,7 +1,10 @@
 """Risks whose adversary pays for its KL distance from the data, or stays within a ball of it."""
 
+from functools import partial
+
 import torch
 
+from dro_temp import _faults
 from dro_temp import functional as F
 from dro_temp._checks import check_feasible, check_kind, check_radius, check_tilt
 from dro_temp._typing import PerRow, RowIndex, Scalar
@@ -104,11 +107,13 @@ class KLRisk(StandaloneRisk):
 
     def value(self, losses: PerRow, weight: PerRow, group: RowIndex | None) -> Scalar:
         """The worst case of the batch, or the dual at the given temperature."""
-        # An estimator has seen an unknown number of samples. Counting waits for the device.
-        if self.estimator.row_by_row and not torch.compiler.is_compiling():
-            count = int((weight > 0).sum())
-            if count:
-                check_feasible(self.rho, count)
+        # An estimator has seen an unknown number of samples.
+        if self.estimator.row_by_row and self.rho > 0.0 and not torch.compiler.is_compiling():
+            count = (weight > 0).sum()
+            if count.is_cuda or _faults.everywhere:  # how many count is told later: reading it would wait
+                _faults.check(count, partial(_infeasible, self.rho))
+            elif (error := _infeasible(self.rho, int(count))) is not None:
+                raise error
         if self.tau is None:
             return F.mean_under(F.kl_ball_weights(losses, weight, rho=self.rho), losses)
         tau = self.tau(shape=torch.Size([])).to(losses.dtype)
@@ -121,6 +126,15 @@ class KLRisk(StandaloneRisk):
         log_mean = _estimated_log_mean(self.estimator, log_g, weight)
         finite = log_mean.masked_fill(log_mean.isinf(), 0.0)
         return torch.where(log_mean.isinf(), fixed_tau * log_mean, tau * (finite + self.rho))
+
+
+def _infeasible(rho: float, count: int) -> ValueError | None:
+    """The error of a ball that holds every distribution over so many samples, of which there may be none."""
+    try:
+        check_feasible(rho, count or 2**62)
+    except ValueError as error:
+        return error
+    return None
 
 
 def _checked_estimator(estimator: Estimator | None) -> Estimator:

@@ -31,16 +31,23 @@ class StandaloneRisk(SampleRisk, Committable):
         super().__init__()
         self._transaction = Transaction(self)
 
-    def forward(self, losses: Tensor, *, weight: Tensor | None = None, group: Tensor | None = None) -> Scalar:
+    def forward(
+        self,
+        losses: Tensor,
+        *,
+        weight: Tensor | None = None,
+        group: Tensor | None = None,
+        index: Tensor | None = None,
+    ) -> Scalar:
         """See `SampleRisk.forward`."""
         if _faults.pending.checks:
             _faults.raise_faults()
         if not self.memory_modules():
-            return super().forward(losses, weight=weight, group=group)
+            return super().forward(losses, weight=weight, group=group, index=index)
         if self.training and torch.is_grad_enabled():
             self._transaction.refuse_uncommitted()
         with self._transaction.recording() as before:
-            risk = super().forward(losses, weight=weight, group=group)
+            risk = super().forward(losses, weight=weight, group=group, index=index)
         leaves = [] if torch.compiler.is_compiling() else some_leaves(losses)
         self._transaction.enter(before, (risk,), lambda: (*self.parameters(), *leaves))
         return risk
@@ -49,10 +56,17 @@ class StandaloneRisk(SampleRisk, Committable):
         """The numbers that it was made with."""
         return ", ".join(f"{name}={x}" for name, x in vars(self).items() if isinstance(x, float))
 
-    def weights(self, losses: Tensor, *, weight: Tensor | None = None, group: Tensor | None = None) -> PerRow:
+    def weights(
+        self,
+        losses: Tensor,
+        *,
+        weight: Tensor | None = None,
+        group: Tensor | None = None,
+        index: Tensor | None = None,
+    ) -> PerRow:
         """See `SampleRisk.weights`."""
         savepoint = self._transaction.savepoint()
         try:
-            return super().weights(losses, weight=weight, group=group)
+            return super().weights(losses, weight=weight, group=group, index=index)
         finally:
             self._transaction.rollback(savepoint)

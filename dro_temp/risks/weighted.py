@@ -101,6 +101,7 @@ class OptimisticRisk(StandaloneRisk):
 
     Raises:
         TypeError: `risk` is not a SampleRisk.
+        ValueError: it knows samples by their numbers.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -113,6 +114,11 @@ class OptimisticRisk(StandaloneRisk):
     def __init__(self, risk: SampleRisk) -> None:
         super().__init__()
         check_kind("risk", risk, SampleRisk, "Write OptimisticRisk(CVaRRisk(0.9)), say.")
+        if risk.needs_index:
+            raise ValueError(
+                f"expected a risk without sample numbers, received {type(risk).__name__}. Put it outside: "
+                "RecordedRisk(OptimisticRisk(risk), len(dataset))."
+            )
         self.risk = risk
         self.needs_groups = risk.needs_groups
 

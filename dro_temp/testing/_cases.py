@@ -190,12 +190,14 @@ class RiskCase(Case[SampleRisk]):
         exact: False for a bound of a risk: it may lie beyond the extreme loss.
         smallest: the fewest samples that it takes.
         num_groups: how many groups samples come from, for a risk that reads them.
+        num_samples: size of the data set, 50 or more, for a risk that knows samples by their numbers.
     """
 
     side: Literal["worst", "best"] = "worst"
     exact: bool = True
     smallest: int = 1
     num_groups: int | None = None
+    num_samples: int | None = None
 
     def losses(self, n: int, *, seed: int = 0, scale: float = 1.0) -> Tensor:
         """Random float64 losses of either sign."""
@@ -207,11 +209,14 @@ class RiskCase(Case[SampleRisk]):
         return 0.5 + torch.rand(n, generator=generator, dtype=torch.float64)
 
     def groups(self, n: int, *, seed: int = 0) -> dict[str, Tensor]:
-        """The argument `group` of a risk that reads it; of others, nothing."""
-        if self.num_groups is None:
-            return {}
+        """The arguments `group` and `index` of a risk that reads them; of others, nothing."""
         generator = torch.Generator().manual_seed(seed + 2)
-        return {"group": torch.randint(self.num_groups, (n,), generator=generator)}
+        inputs = {}
+        if self.num_groups is not None:
+            inputs["group"] = torch.randint(self.num_groups, (n,), generator=generator)
+        if self.num_samples is not None:
+            inputs["index"] = torch.randperm(self.num_samples, generator=generator)[:n]
+        return inputs
 
 
 @dataclass(frozen=True)

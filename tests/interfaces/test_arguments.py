@@ -91,6 +91,7 @@ CALLS = {
     dt.OptimisticRisk: lambda: {"risk": dt.CVaRRisk(0.5)},
     dt.predictors.PrototypeEncoder: lambda: {"features": 4, "prototypes": 3, "dropout": 0.1},
     dt.QueuedLoss: lambda: {"loss": dt.KLRobustLoss(1.0), "size": 4, "features": 3, "replay": 2},
+    dt.risks.RecordedRisk: lambda: {"risk": dt.KLRisk(0.0), "num_samples": 9, "gamma": 0.5, "on_host": False},
     dt.risks.RisingRadius: lambda: {"risk": dt.KLRisk(0.0), "rho": 0.5, "steps": 4, "start": 0.1},
     dt.Rows: lambda: {
         "scores": MATRIX,
@@ -379,6 +380,7 @@ NOT_BUILT_BY_USERS = {
     dt.interfaces.PredictorInputs,
     dt.predictors.ResidualReadout,
     dt.interfaces.ScoreStatistics,
+    dt.risks.Suspect,
     dt.TemperatureLogitsProcessor,
 }
 

@@ -37,13 +37,11 @@ def test_a_wrong_caption_gets_less_weight():
     texts = texts.clone()
     texts[[3, 7]] = texts[[7, 3]]
     optimizer = small.optimizer(objective)
-    for _ in range(60):
+    for _ in range(25):
         objective(images, texts, index=index).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    values = objective.eval()(images, texts, index=index).values
-    weights = sum(risk.weights(values[view]) for view, risk in objective.risks.items())
-    assert set(weights.argsort()[:2].tolist()) == {3, 7}
+    assert {s.sample for s in objective.risks["all"].suspects(2)} == {3, 7}
 
 
 @pytest.mark.parametrize("options", [{"rho": -0.1}, {"steps": 0}, {"tau": 0.0}])

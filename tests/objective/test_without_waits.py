@@ -67,6 +67,15 @@ def classifier(**options):
     return dt.Objective(host, tempnet, dt.KLRobustLoss(1.0), **copy.deepcopy(options))
 
 
+def recorded():
+    """As the recipe for noisy pairs, whose radius rises with steps that are counted on the host."""
+    objective = two_towers("noisy_pairs", num_samples=20, steps=1)
+    risk = dt.risks.RecordedRisk(dt.OptimisticRisk(dt.KLRisk(0.3)), 20)
+    return dt.Objective(
+        objective.host, dt.ConstantTemperature(0.1), dict(objective.losses.items()), risk=risk
+    )
+
+
 def siglip():
     objective = two_towers("siglip")
     for loss in objective.losses.values():
@@ -99,6 +108,7 @@ CASES = {
     ),
     "classifier": (classifier, (BATCH[0], INDEX), {}),
     "streamed labels": (streaming_classifier, (BATCH[0], torch.tensor([3, -100, 4, 1, -100, 9])), {}),
+    "recorded risk": (recorded, BATCH, {"index": INDEX}),
     "groups": (partial(classifier, risk=dt.GroupRisk(3)), (BATCH[0], INDEX), {"group": INDEX % 3}),
 }
 
@@ -359,3 +369,10 @@ def test_large_tensors_are_reduced_before_they_are_looked_at(large, elsewhere, m
     objective(images, BATCH[1])
     with pytest.raises(FloatingPointError, match=r"features in view 'image'.*rows \[4\]"):
         objective(*BATCH)
+
+
+def test_a_ball_that_holds_every_distribution_is_told_later(elsewhere):
+    with Refused():
+        dt.KLRisk(3.0)(torch.randn(4))
+    with pytest.raises(ValueError, match="rho < log m, received rho=3.0 with m=4"):
+        _faults.raise_faults(wait=True)
