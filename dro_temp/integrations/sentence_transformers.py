@@ -50,7 +50,8 @@ class RobustRankingLoss(nn.Module):
         loss: one for both views, or, if it remembers samples, one per view.
         mini_batch_size: encode so many texts at a time, with the loss and gradient of the whole batch, as the package's
             `CachedMultipleNegativesRankingLoss` does; None: all at once.
-        **options: of `Objective`, for example check_finite=False under a float16 gradient scaler.
+        **options: of `Objective`: risk=RecordedRisk(risk, len(dataset)) for pairs some of which are wrong, say, or
+            check_finite=False under a float16 gradient scaler.
 
     Attributes:
         metrics: those of the objective for the last batch, such as "anchor/tau_mean"; not returned, since the trainer
@@ -169,12 +170,12 @@ class RobustRankingLoss(nn.Module):
         """The labels, if a table reads them as sample numbers."""
         predictors: Any = self.objective.predictors.values()
         # Held-out data have no place in a memory, and their labels may be anything.
-        remembers = torch.is_grad_enabled() and self.training and self.objective.memory_modules()
+        remembers = torch.is_grad_enabled() and self.training and self.objective.needs_index
         if not (remembers or any("index" in p.reads for p in predictors)):
             return None
         if labels is None:
             raise ValueError(
-                "expected sample numbers for a loss or predictor that remembers samples, received no labels. Write "
+                "expected sample numbers for a part that remembers samples, received no labels. Write "
                 "train_dataset=number_samples(dataset), which adds them as the column 'label', or use parts without "
                 "memory."
             )
@@ -195,8 +196,8 @@ class RobustRankingLoss(nn.Module):
     @contextmanager
     def _training(self) -> Iterator[Objective]:
         # The trainer wraps the model in DistributedDataParallel, not its loss.
-        own = [self.objective.predictors, self.objective.losses, self.objective.penalties]
-        self._replicas.synchronise(nn.ModuleList(own))
+        names = ("predictors", "losses", "tau_losses", "risks", "penalties")
+        self._replicas.synchronise(nn.ModuleList(getattr(self.objective, name) for name in names))
         try:
             self.objective._transaction.refuse_uncommitted()
         except RuntimeError as error:

@@ -59,6 +59,17 @@ def test_the_loop_trains_as_the_house_does(predictor):
     assert model.logit_scale.item() == loops.clip().logit_scale.item()
 
 
+def test_a_risk_over_pairs_records_their_weights():
+    """`risk` is an option of the objective: a `RecordedRisk` takes image and text of a pair as one sample."""
+    best = dt.OptimisticRisk(dt.risks.RisingRadius(dt.KLRisk(0.0), 0.4, steps=len(PLAN), start=0.1))
+    loss = loops.clip_loss(risk=dt.risks.RecordedRisk(best, small.N))
+    model = read_numbers(loops.clip())
+    loops.run(model, loss, loss.optimizer(loops.sgd(model), tau_lr=0.1), PLAN)
+    risk = loss.objective.risks["all"]
+    assert {s.sample for s in risk.suspects()} == set(torch.cat(PLAN).tolist())
+    assert best.risk.rho == pytest.approx(0.4)
+
+
 def test_with_one_learned_temperature_and_infonce_it_is_open_clips_own():
     from open_clip.loss import ClipLoss
 

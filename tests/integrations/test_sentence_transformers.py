@@ -253,6 +253,32 @@ def test_memory_is_written_once_for_each_accumulated_step(tmp_path):
     assert int(log_u(loss).isfinite().sum()) == 8
 
 
+def recorded(**options) -> RobustRankingLoss:
+    best = dt.OptimisticRisk(dt.risks.RisingRadius(dt.KLRisk(0.0), 0.4, steps=2, start=0.2))
+    return infonce(risk=dt.risks.RecordedRisk(best, PAIRS), **options)
+
+
+def test_a_risk_over_pairs_is_trained_recorded_and_saved(tmp_path):
+    loss = recorded()
+    run = trainer(loss, tmp_path, callbacks=[loss.callback()], save_strategy="steps", save_steps=2)
+    run.train()
+    risk = loss.objective.risks["all"]
+    assert len(risk.suspects()) == 8  # two steps of four
+    assert risk.risk.risk.rho == pytest.approx(0.4)
+    again = recorded()
+    again.load_state_dict(torch.load(tmp_path / "checkpoint-2" / FILE, weights_only=True)["loss"])
+    assert again.objective.risks["all"].suspects() == risk.suspects()
+
+
+def test_a_risk_that_reads_no_numbers_needs_none(tmp_path):
+    rising = dt.risks.RisingRadius(dt.KLRisk(0.0), 0.4, steps=2)
+    loss = infonce(risk={"anchor": dt.OptimisticRisk(rising), "positive": dt.risks.MeanRisk()})
+    trainer(loss, tmp_path, train=data(numbered=False), callbacks=[loss.callback()]).train()
+    assert rising.rho == pytest.approx(0.4)
+    with pytest.raises(ValueError, match=r"expected sample numbers.*number_samples"):
+        recorded()(tiny.columns(tiny.sentence_encoder(), 4, 2))
+
+
 @pytest.mark.parametrize("with_callback", [True, False])
 def test_a_compositional_optimizer_does_as_well(with_callback, tmp_path):
     loss = remembering()

@@ -444,6 +444,50 @@ def test_memory_that_nobody_commits_is_refused(tmp_path):
         trainer(remembering(loss), tmp_path, remove_unused_columns=False).train()
 
 
+def over_texts() -> tuple[TrainableLM, dt.risks.RecordedRisk]:
+    risk = dt.risks.RecordedRisk(dt.OptimisticRisk(dt.CVaRRisk(0.5)), 12)
+    host = dt.hosts.CausalLM(language_model())
+    return TrainableLM(dt.Objective(host, tempnet(), dt.KLRobustLoss(rho=2.0), risk=risk)), risk
+
+
+def test_a_risk_over_texts_is_that_of_the_objective_and_finds_suspects(tmp_path):
+    """The Trainer keeps the column `index`, which the model's forward names."""
+    model, risk = over_texts()
+    before = weights(model)
+    optimizer = dt.CompositionalOptimizer(
+        torch.optim.SGD(model.objective.param_groups(lr=4.0)), model.objective
+    )
+    one = {"max_steps": 1, "per_device_train_batch_size": 12, "optimizers": (optimizer, None)}
+    trainer(model, tmp_path, **one).train()
+    ours = {name: p - before[name] for name, p in weights(model).items()}
+    other, expected = over_texts()
+    output = other.objective(**collate(sentences()))
+    output.loss.backward()
+    torch.optim.SGD(other.parameters(), lr=4.0).step()
+    other.objective.commit()
+    assert distance(ours, {name: p - before[name] for name, p in weights(other).items()}) < 1e-5
+    labels = collate(sentences())["labels"][:, 1:] != -100
+    sums = output.values["token"].reshape(labels.shape).sum(1)
+    texts = (sums / labels.sum(1)).detach()
+    listed = risk.suspects()
+    assert [s.sample for s in listed] == [s.sample for s in expected.suspects()]
+    torch.testing.assert_close(torch.tensor([s.loss for s in listed]), texts[[s.sample for s in listed]])
+    assert listed[0].loss == pytest.approx(float(texts.max()), rel=1e-5)
+
+
+def test_parts_of_a_window_count_by_their_labels_under_a_risk():
+    model, _ = over_texts()
+    batch, total = collate(sentences()), 0.0
+    items = (batch["labels"][:, 1:] != -100).sum()
+    for part in (slice(0, 4), slice(4, 12)):
+        piece = {name: x[part] for name, x in batch.items()}
+        share = (piece["labels"][:, 1:] != -100).sum() / items
+        loss = model(**piece, num_items_in_batch=items)["loss"]
+        torch.testing.assert_close(loss, share * model.objective(**piece).loss)
+        total += share
+    assert total == pytest.approx(1.0)
+
+
 # --- A loss for trainers that keep the model -----------------------------------------------------------------
 
 

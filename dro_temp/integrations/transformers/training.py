@@ -31,6 +31,8 @@ class TrainableLM(nn.Module):
 
     The loss of a micro-batch is the sum of its rows' values over the number of labels in the whole accumulation
     window, of all processes if `average_tokens_across_devices`: several small batches train as one large one.
+    With a risk (`Objective(..., risk=RecordedRisk(risk, len(dataset)))` for one over texts) each of them has a worst or
+    best case of its own, and they count by their labels.
     Evaluation returns `eval_loss`, and predictions `(values, tau)`, [batch length] each, for `compute_metrics`:
     the loss and the temperature of the token at that place, -100 where none was predicted. Logits are not kept.
 
@@ -84,6 +86,7 @@ class TrainableLM(nn.Module):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         position_ids: Tensor | None = None,
+        index: Any = None,
         num_items_in_batch: Tensor | int | None = None,
         **inputs: Any,
     ) -> dict[str, Tensor]:
@@ -94,6 +97,7 @@ class TrainableLM(nn.Module):
             attention_mask: [batch length], 0 at padding.
             labels: [batch length], -100 where nothing is to be predicted.
             position_ids: handed to the model.
+            index: [batch] number of each text in the data set, for parts that remember samples.
             num_items_in_batch: number of labels to divide by; those of this batch if None.
             **inputs: whatever else the model takes. The Trainer drops columns that this signature does not name:
                 pass remove_unused_columns=False.
@@ -119,23 +123,33 @@ class TrainableLM(nn.Module):
                     f"labels.masked_fill(attention_mask == 0, {IGNORE})."
                 )
         inputs.update({} if position_ids is None else {"position_ids": position_ids})
+        inputs.update({} if index is None else {"index": index})
         # An objective makes up for data parallel training's mean over processes, and so does the Trainer.
         processes, items = distributed.world_size() if self.training else 1, num_items_in_batch
         count = None if items is None else torch.as_tensor(items).clamp(min=1) * processes
+        risks = bool(self.objective.risks)
         output = self.objective(
-            input_ids=input_ids, attention_mask=attention_mask, labels=labels, count=count, **inputs
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            labels=labels,
+            count=None if risks else count,
+            **inputs,
         )
         values, tau = output.values["token"], output.tau["token"]
         first = int(self._host.shifted)
         counted = labels[:, first:] != IGNORE
+        loss = output.loss
+        if risks and self.training and count is not None:
+            own = distributed.sum_over_processes(counted.sum())
+            loss = loss * (own / count.to(own.device))
         if self.temperatures is not None and not torch.compiler.is_compiling():
             self.temperatures.add("token", tau, counted.flatten(), training=self.training)
         if self.training:
-            return {"loss": output.loss}
+            return {"loss": loss}
         # [batch length], each row's number at the label that it predicts.
         values, tau = (x.reshape(counted.shape).masked_fill(~counted, IGNORE) for x in (values, tau))
         values, tau = (nn.functional.pad(x, (first, 0), value=IGNORE) for x in (values, tau))
-        return {"loss": output.loss, "values": values, "tau": tau}
+        return {"loss": loss, "values": values, "tau": tau}
 
     @property
     def _host(self) -> CausalLM:
