@@ -24,7 +24,7 @@ _UNSEEN = -1.0
 class Suspect(NamedTuple):
     """A sample and what a `RecordedRisk` remembers of it.
 
-    Args:
+    Attributes:
         sample: its number in the data set.
         weight: the moving average over its visits of its weight in the risk; 1 is that in the plain mean.
         last: the weight at the last visit, that of the last epoch.

@@ -18,13 +18,14 @@ A run takes about a minute on one thread. Interrupt it with Ctrl-C; the same com
 """
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.studies.common.options import parser
-from benchmarks.studies.common.runs import Job, Options, tuned_and_tested
+from benchmarks.studies.common.runs import Job, Options, all_done, tuned_and_tested
 from benchmarks.studies.common.summary import publish, summarise
 from benchmarks.studies.mixed_sources.data import Setting
-from benchmarks.studies.mixed_sources.methods import METHODS, RATES
+from benchmarks.studies.mixed_sources.methods import CONTROLS, METHODS, RATES
 from benchmarks.studies.mixed_sources.tables import TITLE, metrics, table
 from benchmarks.studies.mixed_sources.training import trained
 
@@ -36,7 +37,11 @@ def run(method: str, seed: int, options: Options, **rest: Any) -> dict[str, Any]
     """One run, in any process."""
     setting = rest.pop("setting")
     return trained(
-        METHODS[method], Setting(**setting | {"noise": tuple(setting["noise"])}), seed, options, **rest
+        (METHODS | CONTROLS)[method],
+        Setting(**setting | {"noise": tuple(setting["noise"])}),
+        seed,
+        options,
+        **rest,
     )
 
 
@@ -48,7 +53,15 @@ def study(setting: dict[str, Any], options: argparse.Namespace) -> list[dict[str
         return Job(method, seed, chosen, folder, run, extra={"setting": setting, "device": options.device})
 
     trials = {method: METHODS[method].trials(options.rates) for method in options.methods}
-    return tuned_and_tested(job_of, trials, options.seeds, options.workers)
+    tests = tuned_and_tested(job_of, trials, options.seeds, options.workers)
+    controls = [
+        replace(job, extra=job.extra | ({"path": test["taus"]} if "path" in name else {}))
+        for test in tests
+        if test["method"] == "network" and not options.no_controls
+        for name in CONTROLS
+        for job in [job_of(name, test["seed"], test["options"])]
+    ]
+    return tests + all_done(controls, options.workers, "controls")
 
 
 def main() -> None:
@@ -74,6 +87,7 @@ def main() -> None:
         default=RATES,
         help="learning rates of the trials (default: %(default)s)",
     )
+    result.add_argument("--no-controls", action="store_true", help="leave out the network's controls")
     result.add_argument("--device", default="cpu", help="where to train, such as cuda (default: %(default)s)")
     options = result.parse_args()
     if options.device != "cpu":

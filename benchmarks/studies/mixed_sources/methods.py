@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import dro_temp as dt
 from benchmarks.studies.common.runs import grid
 from benchmarks.studies.two_towers.methods import BOUNDS, GAMMA, TAU_INIT
-from dro_temp.interfaces import PredictorInputs, Rows, TemperaturePredictor
+from dro_temp.interfaces import PredictorInputs, RobustLoss, Rows, TemperaturePredictor
 
 RATES = (2e-3, 4e-3)
 
@@ -206,6 +207,68 @@ def _optimistic(image: nn.Module, text: nn.Module, f: Facts, o: Options) -> dt.O
     return dt.Objective(host, dt.ConstantTemperature(TAU_INIT), robust(host, f.samples), risk=risk)
 
 
+# The network: taught by likelihood which images have doubtful captions, at a level that is held.
+
+_LEVEL, _SCALE = 0.14, 0.07
+
+
+class Shuffled(RobustLoss):
+    """A loss at the same temperatures, dealt out anew among the rows of a batch: only their spread is left."""
+
+    def __init__(self, loss: RobustLoss) -> None:
+        super().__init__()
+        self.loss, self.generator = loss, torch.Generator().manual_seed(0)
+
+    def values(self, rows: Rows, tau: Tensor) -> Tensor:
+        """Those of the loss; both views of a pair stay alike, since both draw from the same seed."""
+        return self.loss.values(rows, tau[torch.randperm(len(tau), generator=self.generator)])
+
+
+class WeightedByTemperature(RobustLoss):
+    """A loss at one temperature, with the weights that the temperatures have in the entropic form: 1 / tau."""
+
+    def __init__(self, loss: RobustLoss) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def values(self, rows: Rows, tau: Tensor) -> Tensor:
+        """Those of the loss, weighted."""
+        return self.loss.values(rows, torch.full_like(tau, _LEVEL)) * (_LEVEL / tau)
+
+
+def _network(
+    image: nn.Module,
+    text: nn.Module,
+    f: Facts,
+    o: Options,
+    *,
+    changed: Callable[[RobustLoss], RobustLoss] = lambda loss: loss,
+    rho: float | None = None,
+) -> dt.Objective:
+    host = dt.hosts.TwoTower(image, text)
+    network = dt.TempNet(
+        dt.predictors.HiddenEncoder(f.width),
+        tau_min=0.01,
+        tau_max=1.0,
+        readout=dt.predictors.ResidualReadout,
+    )
+    return dt.Objective(
+        host,
+        dt.predictors.LevelTemperature(network, tau=_LEVEL, power=o["power"], tau_min=0.01, tau_max=0.3),
+        {view: changed(loss) for view, loss in _entropic(host, f.samples).items()},
+        tau_loss=dt.losses.ScaledLikelihoodLoss(
+            dt.LearnableTemperature(_SCALE), tau=_LEVEL, power=o["power"]
+        ),
+        tau_from={"text": "image"},
+        risk=None if rho is None else {view: optimistic(rho, f.steps) for view in host.views},
+    )
+
+
+def _entropic_constant(image: nn.Module, text: nn.Module, f: Facts, o: Options) -> dt.Objective:
+    host = dt.hosts.TwoTower(image, text)
+    return dt.Objective(host, dt.ConstantTemperature(o.get("tau", _LEVEL)), _entropic(host, f.samples))
+
+
 def _cosine(progress: float, o: Options) -> float:
     """Kukleva's schedule from the highest temperature to the lowest and back, in two periods of the run."""
     low, high = 0.05, o["tau_high"]
@@ -220,6 +283,8 @@ def _mm_ts_shift(progress: float, o: Options) -> float:
 _CONSTANTS = ("tau", (0.07, 0.1, 0.15))
 _RADII = ("rho", (1.0, 1.75, 2.5))
 _POWERS = ("power", (0.35, 0.7, 1.0))
+# A tenth of the training at the level, as `hold_temperatures` does.
+_NETWORK = {"hold": 0.1, "tau_lr": 1e-3}
 
 METHODS = {
     method.name: method
@@ -233,9 +298,24 @@ METHODS = {
         Method("tempnet-paper", _tempnet_paper, _RADII),
         Method("tempnet-ours", _tempnet_ours, _RADII, hold=0.3, tau_lr=4e-3),
         Method("optimistic", _optimistic, ("rho", (0.4, 0.7, 1.0))),
+        Method("entropic-constant", _entropic_constant, _CONSTANTS),
+        Method("network", _network, _POWERS, **_NETWORK),
+        Method("network-and-optimistic", partial(_network, rho=0.7), _POWERS, **_NETWORK),
         Method("oracle-tau", _oracle_robust, _POWERS, is_oracle=True),
         Method("oracle-tau-and-weight", _oracle_entropic, _POWERS, is_oracle=True),
         Method("oracle-weight", _oracle_weights, ("power", (0.5, 1.0, 2.0)), is_oracle=True),
         Method("right-pairs-alone", _sogclr, _CONSTANTS, right_only=True, is_oracle=True),
+    )
+}
+
+#: What of the network does it: the same network, chosen options and seeds.
+CONTROLS = {
+    method.name: method
+    for method in (
+        Method("network, shuffled", partial(_network, changed=Shuffled), _POWERS, **_NETWORK),
+        Method(
+            "network, weights alone", partial(_network, changed=WeightedByTemperature), _POWERS, **_NETWORK
+        ),
+        Method("network, path of its mean", _entropic_constant, _CONSTANTS),
     )
 }

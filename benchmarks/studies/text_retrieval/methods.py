@@ -90,7 +90,7 @@ def _radius(model: st.SentenceTransformer, n: int, o: Options) -> nn.Module:
 def _tempnet(model: st.SentenceTransformer, n: int, o: Options) -> nn.Module:
     tempnets = {
         view: dt.TempNet(
-            dt.predictors.HiddenEncoder(384),
+            dt.predictors.HiddenEncoder(model.get_embedding_dimension()),
             tau_min=0.01,
             tau_max=0.3,
             tau_init=0.05,

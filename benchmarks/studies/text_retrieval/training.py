@@ -85,16 +85,18 @@ def _fit(
     chosen = [pairs[i] for i in order[:size].tolist()]
     data = Dataset.from_list([{"anchor": docstring, "positive": function} for docstring, function in chosen])
     loss: Any = method.build(model, len(data), options)
-    callbacks = []
+    callbacks, rates = [], {}
     if isinstance(loss, RobustRankingLoss):
         data, callbacks = number_samples(data), [loss.callback()]
+        if list(loss.objective.predictors.parameters()):
+            rates = {"predictors": 1e-3}
     with tempfile.TemporaryDirectory() as folder:
         arguments = st.SentenceTransformerTrainingArguments(
             folder,
             num_train_epochs=epochs,
             per_device_train_batch_size=method.batch,
             learning_rate=options["lr"],
-            learning_rate_mapping={"predictors": 1e-3} if callbacks else {},
+            learning_rate_mapping=rates,
             warmup_steps=0.1,
             lr_scheduler_type="linear",
             bf16=bf16,
