@@ -89,6 +89,13 @@ METHODS = {
             ("tau", (0.07, 0.1)),
         ),
         Method(
+            "noisy-pairs",
+            lambda h, s, o: dt.recipes.noisy_pairs(
+                h, s.samples, steps=s.epochs * s.steps_per_epoch, tau=TAU_INIT, rho=o["rho"], gamma=GAMMA
+            ),
+            ("rho", (0.4, 0.7)),
+        ),
+        Method(
             "isogclr",
             lambda h, s, o: dt.recipes.isogclr(
                 h, s.samples, rho=o["rho"], tau_init=TAU_INIT, gamma=GAMMA, **BOUNDS

@@ -149,8 +149,12 @@ def trained(
     path: list[float] | None = None,
 ) -> dict[str, Any]:
     """A run's result; a trial does not touch the test data."""
+    return tested(Training(method, setting, seed, options, path), tuning=tuning)
+
+
+def tested(training: Training, *, tuning: bool) -> dict[str, Any]:
+    """The result of training and evaluating it; a trial does not touch the test data."""
     start = time.process_time()
-    training = Training(method, setting, seed, options, path)
     taus = training.fit()
     seconds = time.process_time() - start
     validation = training.recalls("val_seen") | training.recalls("val_unseen")

@@ -10,7 +10,7 @@ diverges at twice those for every method.
 
 from benchmarks.studies.two_towers.compare import arguments, compared, shared_setting
 
-METHODS = ("infonce", "sogclr", "isogclr", "rgcl-g", "tempnet-paper", "tempnet-ours")
+METHODS = ("infonce", "sogclr", "isogclr", "rgcl-g", "tempnet-paper", "tempnet-ours", "noisy-pairs")
 
 
 def main() -> None:
