@@ -212,7 +212,7 @@ def kl_ball_weights(
         return share
     x = _unit(losses, share > 0)
     log_share = share.to(x.dtype).log()
-    low, high = x.new_tensor(math.log(_LOWEST_TAU[x.dtype])), x.new_tensor(math.log(_HIGHEST_TAU))
+    low, high = (x.new_full((), math.log(tau)) for tau in (_LOWEST_TAU[x.dtype], _HIGHEST_TAU))
     log_tau = log_tau_at(rho, lambda tau, _: _kl_and_slope(x, log_share, tau), low, high, iterations)
     return (x / log_tau.exp() + log_share).softmax(0).to(losses.dtype)
 

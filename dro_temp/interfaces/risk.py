@@ -81,7 +81,7 @@ class SampleRisk(ShapeChecked, ABC):
             ValueError: a wrong shape, a negative weight, or no groups or numbers for a risk that needs them.
         """
         _check_weight(weight)
-        if self.needs_index and self.training and torch.is_grad_enabled():
+        if index is None and self.needs_index and self.training and torch.is_grad_enabled():
             self.check_index(index)
         return self.reduced(losses, weight=weight, group=group, index=index)
 

@@ -187,9 +187,9 @@ class RecordedRisk(StandaloneRisk):
         self, losses: PerRow, weight: PerRow, group: RowIndex | None, index: RowIndex, *, gathered: bool
     ) -> Scalar:
         """The wrapped risk of the samples' mean losses."""
-        index = check_index(index, self.record.num_samples)
-        rows = losses, weight, index.masked_fill(weight == 0, -1)
-        losses, weight, sample, group = F.rows_by_sample(*rows, group)
+        inert = weight == 0
+        index = check_index(index.masked_fill(inert, 0), self.record.num_samples).masked_fill(inert, -1)
+        losses, weight, sample, group = F.rows_by_sample(losses, weight, index, group)
         learning = self.training and torch.is_grad_enabled() and losses.requires_grad
         if learning and not torch.compiler.is_compiling():
             self.record.propose(sample, losses, F.shares(losses, weight), gathered=gathered)

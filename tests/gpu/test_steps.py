@@ -86,6 +86,7 @@ def assert_steps_do_not_wait(step, seen, device):
         (dt.recipes.tempnet, {"width": 32}),
         (dt.recipes.sogclr, {}),
         (dt.recipes.isogclr, {}),
+        (dt.recipes.noisy_pairs, {"steps": 3}),
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )

@@ -60,9 +60,9 @@ def remembering(*, dropout: float = 0.0, predictor=None, model=None) -> RobustRa
     return RobustRankingLoss(model or tiny.sentence_encoder(dropout), predictor or tempnets, robust)
 
 
-def infonce(tau: float = 0.1, **options) -> RobustRankingLoss:
+def infonce(tau: float = 0.1, *, model=None, **options) -> RobustRankingLoss:
     return RobustRankingLoss(
-        tiny.sentence_encoder(), dt.ConstantTemperature(tau), dt.InfoNCELoss(), **options
+        model or tiny.sentence_encoder(), dt.ConstantTemperature(tau), dt.InfoNCELoss(), **options
     )
 
 
@@ -208,6 +208,35 @@ def test_two_processes_are_one_with_hard_negatives():
     # Made here: in a group, transformers writes a model's files on the first process only.
     for found in in_processes(2, _in_two, tiny.sentence_encoder()):
         assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            got = torch.tensor(found[name], dtype=torch.float64)
+            torch.testing.assert_close(got, torch.tensor(value, dtype=torch.float64), rtol=1e-6, atol=1e-9)
+
+
+def _taught_in_two(rank: int, world: int, model) -> dict[str, list]:
+    """Parameters of a tau_loss and of a risk, which no DistributedDataParallel wraps."""
+    scale = dt.LearnableTemperature(0.2 + 0.1 * rank)  # that of the first process counts
+    tau = dt.LearnableTemperature(1.0, tau_max=10.0)
+    loss = infonce(
+        tau_loss=dt.losses.ScaledLikelihoodLoss(scale, tau=0.1),
+        risk=dt.risks.RecordedRisk(dt.KLRisk(0.2, tau=tau), PAIRS),
+        model=model,
+    ).double()
+    columns, share = tiny.columns(model, 6, 2), slice(0, 6)
+    if world > 1:
+        share = (slice(0, 4), slice(4, 6))[rank]
+        loss.objective.host.model = nn.parallel.DistributedDataParallel(model)
+    mine = [{k: v[share] if isinstance(v, torch.Tensor) else v for k, v in c.items()} for c in columns]
+    loss(mine, torch.arange(6)[share]).backward()
+    loss.objective.commit()
+    own = {"scale": scale.log_tau.grad, "tau": tau.log_tau.grad}
+    return {name: x.tolist() for name, x in {**own, "last": loss.objective.risks["all"].record.last}.items()}
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_for_the_parts_around_the_loss():
+    expected = _taught_in_two(0, 1, tiny.sentence_encoder())
+    for found in in_processes(2, _taught_in_two, tiny.sentence_encoder()):
         for name, value in expected.items():
             got = torch.tensor(found[name], dtype=torch.float64)
             torch.testing.assert_close(got, torch.tensor(value, dtype=torch.float64), rtol=1e-6, atol=1e-9)

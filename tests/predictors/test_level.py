@@ -184,6 +184,16 @@ def test_it_is_exported_with_its_level():
     assert predictor.level.mean != 0
 
 
+@pytest.mark.slow
+def test_a_compiled_step_moves_the_level(no_shape_checks):
+    objective, (images, texts) = _objective(), small.data()
+    compiled = torch.compile(objective, backend="eager", fullgraph=True)
+    compiled(images, texts, index=torch.arange(small.N)).loss.backward()
+    objective.commit()
+    assert objective.predictors["image"].level.steps == 1
+    torch.compiler.reset()
+
+
 def test_it_serves():
     predictor = LevelTemperature(
         dt.TempNet.for_logits(12, tau_min=0.1, tau_max=2.0), tau=0.5, tau_min=0.1, tau_max=2.0

@@ -61,7 +61,7 @@ def test_visits_are_averaged():
 
 
 def test_rows_of_one_sample_count_as_one_with_the_sum_of_their_weights():
-    index, weight = torch.tensor([5, 17, 5, 19, 5]), torch.tensor([1.0, 2.0, 3.0, 1.0, 0.0]).double()
+    index, weight = torch.tensor([5, 17, 5, 19, -1]), torch.tensor([1.0, 2.0, 3.0, 1.0, 0.0]).double()
     losses = torch.tensor([1.0, 2.0, 5.0, 3.0, torch.nan], dtype=torch.float64, requires_grad=True)
     risk = _recorded()
     value = risk(losses, weight=weight, index=index)
