@@ -94,8 +94,11 @@ def cyclip(
 
     $$\frac{a}{B} \sum_{ij} (s^{II}_{ij} - s^{TT}_{ij})^2 + \frac{c}{B} \sum_{ij} (s_{ij} - s_{ji})^2$$
 
-    Its arguments are those of `infonce`, and the weights a and c, `in_modal` and `cross_modal`, both >= 0. The host
-    makes rows of two views, "image" and "text", that mirror each other.
+    Args:
+        host: makes rows of two views, "image" and "text", that mirror each other.
+        in_modal: weight a of the difference between similarities of images and those of texts, >= 0.
+        cross_modal: weight c of the difference between the two directions, >= 0.
+        tau_init: as of `infonce`.
 
     Raises:
         ValueError: a negative weight, or a host without two such views.
@@ -300,8 +303,11 @@ def drrho(
 def scent(host: HostAdapter, num_samples: int, *, tau: float = 0.07, alpha: float = 10.0) -> Objective:
     r"""SCENT: $\log \mathbb{E}_j\, e^{h_{ij}/\tau}$ with mirror descent on $\nu_i = \log u_i$ in place of a gamma.
 
-    Its arguments are those of `sogclr` without gamma, and `alpha`, the log of the step size: the paper's contrastive
-    runs take 10.
+    Args:
+        host: makes rows of pairs.
+        num_samples: size of the data set.
+        tau: temperature, > 0.
+        alpha: log of the step size; the paper's contrastive runs take 10.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -367,9 +373,18 @@ def tempnet_queued(
     `hold_temperatures`. The scores of `hosts.TwoViews` are not products of queries and keys, so there are no keys to
     queue: the network then learns from the batch's 2B - 2 outcomes.
 
-    Its arguments are those of `tempnet` (all temperatures start at the middle of the bounds if `tau_init` is None);
-    `queue`, the maximum number of keys, limited to those of the data set; and `replay`, the maximum number of queued
-    rows from which the network learns in addition to the batch's own: one to four times the batch size.
+    Args:
+        host: makes rows of pairs.
+        num_samples: size of the data set.
+        width: as of `tempnet`.
+        rho: as of `tempnet`.
+        tau_min: as of `tempnet`.
+        tau_max: as of `tempnet`.
+        tau_init: where all temperatures start; the middle of the bounds if None.
+        gamma: as of `tempnet`.
+        queue: maximum number of keys, limited to those of the data set.
+        replay: maximum number of queued rows from which the network learns in addition to the batch's own: one to four
+            times the batch size.
 
     Example:
         >>> import torch, dro_temp as dt

@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("predictors", "losses", "risks", "hosts", "datasets", "plotting"),
     ("objective",),
     ("optim", "recipes", "evaluation"),
+    ("_schemes",),
     ("testing", "integrations"),
     ("cli",),
 )
