@@ -3,6 +3,7 @@
 A recipe's own signature and docstring are the only table: a new recipe is an option of every command at once.
 """
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -29,7 +30,7 @@ class Option:
     Args:
         name: as in the recipes' signatures, such as "tau_min".
         type: float or int.
-        help: what the recipes' docstrings say of it.
+        help: what a docstring says of it.
         defaults: its default in each scheme that takes it.
     """
 
@@ -115,6 +116,7 @@ def make_objective(
     return known[scheme](host, **given, **chosen)
 
 
+@functools.cache
 def _arguments(recipe: Recipe) -> dict[str, inspect.Parameter]:
     """What a recipe takes after its host."""
     _, *rest = inspect.signature(recipe).parameters.values()
@@ -126,7 +128,8 @@ def _required(recipe: Recipe) -> set[str]:
 
 
 def _said(name: str, of: Iterable[Recipe]) -> str:
-    """What the first docstring with a line for an argument says of it."""
-    line = re.compile(rf"^ {{8}}{name}: (.*(?:\n {{12}}.*)*)", re.MULTILINE)
-    found = filter(None, (line.search(recipe.__doc__ or "") for recipe in of))
+    """What a docstring says of an argument: that of the recipe with most arguments, which is the most general."""
+    line = re.compile(rf"^ {{8}}{name}: (?!as of )(.*(?:\n {{12}}.*)*)", re.MULTILINE)
+    by_size = sorted(of, key=lambda recipe: len(_arguments(recipe)), reverse=True)
+    found = filter(None, (line.search(recipe.__doc__ or "") for recipe in by_size))
     return " ".join(next((match[1] for match in found), "").split())

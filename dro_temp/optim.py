@@ -275,6 +275,11 @@ def hold_temperatures(
         )
 
     def held(step: int) -> float:
-        return tau_factor(step) * min(1.0, max(0.0, (step - steps + 1) / ramp))
+        return tau_factor(step) * hold_factor(step, steps, ramp)
 
     return LambdaLR(optimizer, [held if name == "temperature" else schedule for name in names])
+
+
+def hold_factor(step: int, steps: int, ramp: int) -> float:
+    """0 for so many steps, then up to 1 over the ramp."""
+    return min(1.0, max(0.0, (step - steps + 1) / ramp))

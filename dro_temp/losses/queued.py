@@ -53,6 +53,7 @@ class KeyQueue(Staged):
     """
 
     expects_proposals = False  # rows whose scores are a matrix propose nothing
+    appends = True
 
     keys: Features
     queries: Features

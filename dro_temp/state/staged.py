@@ -26,6 +26,8 @@ class Staged(ShapeChecked, ABC):
     memory: tuple[str, ...] = ()
     #: True if the tables stay in host memory on every device; a subclass sets it before `remember`.
     on_host: bool = False
+    #: True if every proposal adds to the memory; otherwise rows that are proposed twice count as once.
+    appends: bool = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -119,6 +119,34 @@ def test_accumulation_is_one_large_batch(predictor):
     assert int(loss.objective.losses["text"].estimator.steps) == len(PLAN)
 
 
+def test_a_queue_takes_the_rows_of_an_accumulated_batch_once():
+    """Every pass shows the loss all rows of the window."""
+    options = {"num_samples": small.N, "width": 4, "rho": 0.5, "queue": 16, "replay": 4}
+    losses = []
+    for plan, accum_freq in ((PLAN, 1), ([half for batch in PLAN for half in batch.chunk(2)], 2)):
+        torch.manual_seed(0)
+        loss = OpenClipLoss.from_recipe(dt.recipes.tempnet_queued, accum_freq=accum_freq, **options).double()
+        for module in loss.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        model = loops.clip()
+        optimizer = loss.optimizer(loops.sgd(model), tau_lr=0.1)
+        loops.run(read_numbers(model), loss, optimizer, plan, accum_freq=accum_freq)
+        losses.append(loss)
+    assert_same(*losses)
+    assert int(losses[1].objective.tau_losses["image"].queue.seen) == 8 * len(PLAN)
+
+
+def test_a_recipe_comes_with_all_of_its_parts():
+    loss = OpenClipLoss.from_recipe(dt.recipes.cyclip, in_modal=0.5)
+    assert list(loss.objective.penalties) == ["cyclic"]
+    x, y = features(dtype=torch.float32)
+    assert loss(x, y) == loss.metrics["loss"]
+    frozen = dt.hosts.TwoTower(nn.Linear(4, 4), nn.Linear(4, 4), frozen=True)
+    with pytest.raises(TypeError, match=r"received one with WithReference. Use another recipe"):
+        OpenClipLoss.from_recipe(dt.recipes.drrho, reference=frozen, num_samples=20)
+
+
 def test_a_step_that_the_scaler_skips_leaves_no_trace():
     first, second = torch.arange(6), torch.arange(6, 12)
     model, loss = loops.clip().float(), loops.clip_loss().float()

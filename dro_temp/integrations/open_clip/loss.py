@@ -169,7 +169,11 @@ class OpenClipLoss(nn.Module):
         if training:
             self._replicas.synchronise(self.objective)
             self._check_committed()
+        staged = {memory: len(memory.staged) for memory in self.objective.memory_modules() if memory.appends}
         output = self.objective(image_features, text_features, index)
+        if self._backwards:  # a later pass over the window's rows, which have been proposed
+            for memory, count in staged.items():
+                memory.discard(count)
         self.metrics = output.metrics
         assert isinstance(self.objective.host, FeaturesHost)
         # DistributedDataParallel waits for a gradient of each parameter: these get zero.
