@@ -16,8 +16,13 @@ from dro_temp.datasets import SampleTable
 
 main_module = pytest.importorskip("open_clip_train.main")
 
-from dro_temp.integrations.open_clip import ModelGroups, NumberedTexts, OpenClipLoss, read_numbers  # noqa: E402
-from dro_temp.integrations.open_clip.command import main  # noqa: E402
+from dro_temp.integrations.open_clip import (  # noqa: E402
+    ModelGroups,
+    NumberedTexts,
+    OpenClipLoss,
+    main,
+    read_numbers,
+)
 from dro_temp.integrations.open_clip.options import Options  # noqa: E402
 from dro_temp.integrations.open_clip.training import Training, embedding_width  # noqa: E402
 
@@ -165,7 +170,7 @@ CONSTANT = {"scheme": "sogclr", "rho": None, "tau": 0.1, "opt": "timm/sgd", "lr"
         ({"local_loss": True, "gather_with_grad": True}, 0.0),
         ({"accum_freq": 2, "batch_size": 8}, 1e-4),
         ({"accum_freq": 2, "batch_size": 8, "grad_checkpointing": True, "local_loss": True}, 1e-4),
-        ({"precision": "amp_bf16"}, 1e-2),
+        ({"precision": "amp_bf16"}, 0.1),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import gc
-import json
 import logging
 import warnings
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Any
 from unittest import mock
 
 import torch
+from isolation import imported_example
 from open_clip import get_tokenizer
-from PIL import Image
 
 from dro_temp.datasets import GlyphCaptions
-from dro_temp.integrations.open_clip.command import main
+from dro_temp.integrations.open_clip import main
 
 SIZE = 32  # samples
 _tokenizer = functools.cache(get_tokenizer)  # which reads its vocabulary in a quarter of a second
@@ -32,19 +31,14 @@ def write_data(folder: Path, size: int = SIZE) -> SimpleNamespace:
     """Glyphs as a CSV file and as shards whose keys repeat, and a model's config, as open_clip reads them."""
     import webdataset as wds
 
-    data = GlyphCaptions("train", size=size)
-    pairs = [(Image.fromarray(x.numpy()), text) for x, text in zip(data.images, data.captions, strict=True)]
-    lines = ["filepath\ttitle"]
-    for i, (image, text) in enumerate(pairs):
-        image.save(folder / f"{i}.png")
-        lines.append(f"{folder / f'{i}.png'}\t{text}")
-    (folder / "pairs.csv").write_text("\n".join(lines))
+    with imported_example("clip_open_clip") as example:
+        example.write_pairs(folder, size, folder)
+        example.write_model(folder, MODEL)
+    captions = GlyphCaptions("train", size=size).captions
     with wds.ShardWriter(str(folder / "pairs-%03d.tar"), maxcount=size // 2, verbose=0) as writer:
-        for i, (image, text) in enumerate(pairs):
+        for i, text in enumerate(captions):
+            image = (folder / f"{i}.png").read_bytes()
             writer.write({"__key__": f"{i % (size // 2):06d}", "png": image, "txt": text})
-    (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": MODEL, "preprocess_cfg": {"size": 32}})
-    )
     return SimpleNamespace(
         folder=folder,
         csv=str(folder / "pairs.csv"),

@@ -4,7 +4,8 @@
 command as a function.
 """
 
+from dro_temp.integrations.open_clip.command import main
 from dro_temp.integrations.open_clip.loss import ModelGroups, OpenClipLoss
 from dro_temp.integrations.open_clip.numbers import NumberedStream, NumberedTexts, read_numbers
 
-__all__ = ["ModelGroups", "NumberedStream", "NumberedTexts", "OpenClipLoss", "read_numbers"]
+__all__ = ["ModelGroups", "NumberedStream", "NumberedTexts", "OpenClipLoss", "main", "read_numbers"]
