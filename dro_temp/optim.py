@@ -12,6 +12,8 @@ from dro_temp.estimators import LogMovingAverage
 from dro_temp.estimators.moving_average import Schedule, checked_gamma
 from dro_temp.state import Committable
 
+__all__ = ["CompositionalOptimizer", "hold_temperatures"]
+
 #: Names of per-entry state in torch's optimizers.
 _MOMENTS = frozenset(
     {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg"}

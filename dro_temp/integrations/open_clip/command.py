@@ -22,7 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(help_text(theirs.parse_args))
             return 0
         options, rest = parsed(words)
-        with Training(options).inside(theirs):
+        zero_shot = optional_module("open_clip_train.zero_shot", "which evaluates", extra="clip")
+        with Training(options).inside(theirs, zero_shot):
             # Where main stops early it prints why, and returns -1.
             return abs(int(theirs.main(rest) or 0))
     except (ImportError, TypeError, ValueError) as error:

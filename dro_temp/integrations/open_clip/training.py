@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, IterableDataset
 
 from dro_temp import distributed
-from dro_temp._optional import optional_module
-from dro_temp.datasets import SampleTable
 from dro_temp.integrations.open_clip import checkpoint
+from dro_temp.integrations.open_clip.data import number
 from dro_temp.integrations.open_clip.loss import GROUP, ModelGroups, OpenClipLoss
-from dro_temp.integrations.open_clip.numbers import NumberedStream, NumberedTexts, read_numbers
+from dro_temp.integrations.open_clip.numbers import read_numbers
 from dro_temp.integrations.open_clip.options import Options, refuse
+from dro_temp.integrations.open_clip.seams import Overlay, accuracy, replaced
 from dro_temp.optim import CompositionalOptimizer, hold_factor
 
 _VERSIONS = "open_clip_torch>=3.0,<4"
@@ -52,34 +51,35 @@ class Training:
         self._random: list[dict[str, Any]] = []
 
     @contextmanager
-    def inside(self, module: Any) -> Iterator[None]:
+    def inside(self, main: Any, zero_shot: Any) -> Iterator[None]:
         """Replace what main calls; on the way out everything is as before.
 
         Args:
-            module: `open_clip_train.main`.
+            main: `open_clip_train.main`.
+            zero_shot: `open_clip_train.zero_shot`.
 
         Raises:
             ImportError: this version of open_clip has no such function.
         """
-        names = (*self.SEAMS, "torch")
-        if missing := [name for name in names if not hasattr(module, name)]:
-            raise ImportError(
-                f"expected {module.__name__} to call {', '.join(missing)}, received open_clip_torch "
-                f"{importlib.metadata.version('open_clip_torch')}, which does not. Run: pip install '{_VERSIONS}'"
-            )
-        before = {name: getattr(module, name) for name in names}
-        replaced: dict[str, Any] = {name: partial(getattr(self, name), before[name]) for name in self.SEAMS}
-        real = before["torch"]
-        wrapper = partial(self.distributed_model, real.nn.parallel.DistributedDataParallel)
-        parallel = _With(real.nn.parallel, DistributedDataParallel=wrapper)
-        replaced["torch"] = _With(
-            real, save=partial(self.save, real.save), nn=_With(real.nn, parallel=parallel)
+        names = {main: (*self.SEAMS, "torch"), zero_shot: ("accuracy",)}
+        for module, wanted in names.items():
+            if missing := [name for name in wanted if not hasattr(module, name)]:
+                raise ImportError(
+                    f"expected {module.__name__} to call {', '.join(missing)}, received open_clip_torch "
+                    f"{importlib.metadata.version('open_clip_torch')}, which does not. Run: pip install '{_VERSIONS}'"
+                )
+        seams: dict[str, Any] = {
+            name: partial(getattr(self, name), getattr(main, name)) for name in self.SEAMS
+        }
+        real, parallel = main.torch, main.torch.nn.parallel
+        wrapper = partial(self.distributed_model, parallel.DistributedDataParallel)
+        seams["torch"] = Overlay(
+            real,
+            save=partial(self.save, real.save),
+            nn=Overlay(real.nn, parallel=Overlay(parallel, DistributedDataParallel=wrapper)),
         )
-        try:
-            vars(module).update(replaced)
+        with replaced(main, **seams), replaced(zero_shot, accuracy=accuracy):
             yield
-        finally:
-            vars(module).update(before)
 
     # In the order in which main calls them -----------------------------------------------------------------
 
@@ -242,17 +242,6 @@ class Training:
                 )
 
 
-class _With:
-    """A module with some attributes replaced."""
-
-    def __init__(self, module: Any, **replaced: Any) -> None:
-        self._module = module
-        vars(self).update(replaced)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
-
-
 class _Logged:
     """A loss for the loop, whose temperatures are logged beside it.
 
@@ -298,48 +287,3 @@ def embedding_width(model: Any) -> int:
             "loop of your own: OpenClipLoss."
         )
     return width
-
-
-def number(info: Any, args: Any, table_size: int | None) -> int:
-    """Give the samples of open_clip's training data numbers; how many there are.
-
-    A row of a CSV file has its place. A sample of shards has the hash of its shard's name and its key, since keys need
-    to be unique within a shard only.
-
-    Args:
-        info: open_clip's `DataInfo`, whose loader is changed or replaced.
-        args: options of open_clip's main.
-        table_size: entries for hashes; None: four for each sample.
-    """
-    loader = info.dataloader
-    if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
-        info.dataloader = _numbered(loader)
-        return len(loader.dataset)  # type: ignore[arg-type]
-    if table_size is None:
-        data = optional_module("open_clip_train.data", "whose data sets are numbered", extra="clip")
-        table_size = 4 * (args.train_num_samples or data.get_dataset_size(args.train_data)[0])
-    stages: Any = getattr(getattr(loader, "pipeline", [None])[0], "dataset", None)
-    if not isinstance(getattr(stages, "pipeline", None), list) or len(stages.pipeline) < 2:
-        raise TypeError(
-            f"expected a CSV file or a pipeline of webdataset, received a {type(loader).__name__}. Number the samples "
-            "in a loop of your own: NumberedTexts or NumberedStream."
-        )
-    webdataset = optional_module("webdataset", "whose shards are numbered", extra="clip")
-    # The last two stages make a tuple and a batch of what the others made.
-    stages.pipeline.insert(-2, webdataset.map(NumberedStream(SampleTable(table_size), key=_shard_and_key)))
-    return table_size
-
-
-def _shard_and_key(sample: Any) -> str:
-    return f"{sample['__url__'].rpartition('/')[2]}/{sample['__key__']}"
-
-
-def _numbered(loader: Any) -> Any:
-    """The same loader over texts with numbers; a loader's own data set cannot be changed."""
-    names = (
-        "batch_size", "sampler", "num_workers", "collate_fn", "pin_memory", "drop_last", "timeout", "worker_init_fn",
-        "multiprocessing_context", "generator", "prefetch_factor", "persistent_workers",
-    )  # fmt: skip
-    made: Any = DataLoader(NumberedTexts(loader.dataset), **{name: getattr(loader, name) for name in names})
-    made.num_samples, made.num_batches = loader.num_samples, loader.num_batches
-    return made
