@@ -90,6 +90,13 @@ def test_options_and_temperatures_are_where_open_clip_writes_its_own(finished):
     assert (finished.folder / "checkpoints" / "results.jsonl").exists()
 
 
+def test_samples_of_little_weight_are_listed(data, tmp_path):
+    found = runs.run(data, tmp_path, scheme="noisy_pairs")
+    header, *lines = (found.folder / "suspects.csv").read_text().splitlines()
+    assert header == "sample,weight,last,loss"
+    assert sorted(int(line.split(",")[0]) for line in lines) == list(range(runs.SIZE))
+
+
 def test_everything_that_main_calls_is_its_own_again(finished):
     import open_clip
     from open_clip_train import data, train

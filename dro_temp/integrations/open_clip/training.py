@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from dro_temp.integrations.open_clip.numbers import read_numbers
 from dro_temp.integrations.open_clip.options import Options, refuse
 from dro_temp.integrations.open_clip.seams import Overlay, accuracy, replaced
 from dro_temp.optim import CompositionalOptimizer, hold_factor
+from dro_temp.risks import RecordedRisk
 
 _VERSIONS = "open_clip_torch>=3.0,<4"
 _HOLD = 0.3  # where the network learns from a queue, which says nothing while scores hardly differ
@@ -141,7 +143,7 @@ class Training:
         facts = {"num_samples": self._num_samples, "width": self._width(), "epochs": args.epochs}
         # The same start on every process, and the batches that plain open_clip would draw with this seed.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(args.seed)
+            torch.default_generator.manual_seed(args.seed)  # those of devices go on as they are
             recipe = partial(self.options.objective, steps_per_epoch=steps_per_epoch, **facts)
             loss = OpenClipLoss.from_recipe(recipe, accum_freq=args.accum_freq).to(args.device)
         if self._saved is not None:
@@ -202,6 +204,9 @@ class Training:
             state = {"options": self.options.recorded(), "num_samples": self._num_samples}
             state |= {"loss": self.loss.state_dict(), "optimizer": ours, "random": states}
             value = {**value, "optimizer": theirs, checkpoint.KEY: state}
+            for risk in self.loss.objective.modules():
+                if isinstance(risk, RecordedRisk):
+                    risk.write_csv(Path(self._args.checkpoint_path).with_name("suspects.csv"))
         real(value, *args, **options)
 
     # ----------------------------------------------------------------------------------------------------------
