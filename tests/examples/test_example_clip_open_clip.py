@@ -13,7 +13,12 @@ pytest.importorskip("open_clip_train")
 
 @pytest.fixture
 def example(tmp_path):
-    with imported_example("clip_open_clip") as module, runs.logging_restored(), warnings.catch_warnings():
+    with (
+        imported_example("clip_open_clip") as module,
+        runs.CACHE,
+        runs.logging_restored(),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
         yield module
 

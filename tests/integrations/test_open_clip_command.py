@@ -1,5 +1,6 @@
 """open_clip's own command with our loss: its data, its flags, its checkpoints."""
 
+import json
 import random
 import subprocess
 import sys
@@ -207,8 +208,15 @@ def test_shards(data, tmp_path):
 
 
 def test_a_table_for_shards_has_four_entries_for_each_sample(data, tmp_path):
-    found = runs.run(data, tmp_path, train_data=data.shards, train_num_samples=runs.SIZE, save_frequency=0)
-    assert len(found.checkpoint["dro_temp"]["loss"][LOG_U.format("text")]) == 4 * runs.SIZE
+    """Their number is in a file beside the shards; and shards may be drawn with replacement."""
+    sizes = {f"pairs-{i:03d}.tar": runs.SIZE // 2 for i in range(2)}
+    (data.folder / "sizes.json").write_text(json.dumps(sizes))
+    found = runs.run(data, tmp_path, train_data=data.shards, dataset_resampled=True, save_frequency=0)
+    log_u = found.checkpoint["dro_temp"]["loss"][LOG_U.format("text")]
+    assert len(log_u) == 4 * runs.SIZE
+    written = set(log_u.isfinite().nonzero().flatten().tolist())
+    assert len(written) >= 8
+    assert written <= set(SampleTable(4 * runs.SIZE).numbers(data.keys).tolist())
 
 
 def test_float16_with_a_gradient_scaler(data, tmp_path):

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import gc
 import logging
+import os
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,14 +12,14 @@ from typing import Any
 from unittest import mock
 
 import torch
-from isolation import imported_example
-from open_clip import get_tokenizer
+from isolation import ROOT, imported_example
 
 from dro_temp.datasets import GlyphCaptions
 from dro_temp.integrations.open_clip import main
 
 SIZE = 32  # samples
-_tokenizer = functools.cache(get_tokenizer)  # which reads its vocabulary in a quarter of a second
+#: Rendered glyphs are kept in the checkout.
+CACHE = mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(ROOT / ".cache")})
 _TOWER = {"width": 16, "layers": 1}
 MODEL = {
     "embed_dim": 16,
@@ -27,14 +28,22 @@ MODEL = {
 }
 
 
+@functools.cache
+def _tokenizer(*args: Any, **options: Any) -> Any:
+    """Reads its vocabulary, in a quarter of a second, once."""
+    from open_clip import get_tokenizer
+
+    return get_tokenizer(*args, **options)
+
+
 def write_data(folder: Path, size: int = SIZE) -> SimpleNamespace:
     """Glyphs as a CSV file and as shards whose keys repeat, and a model's config, as open_clip reads them."""
     import webdataset as wds
 
-    with imported_example("clip_open_clip") as example:
+    with imported_example("clip_open_clip") as example, CACHE:
         example.write_pairs(folder, size, folder)
         example.write_model(folder, MODEL)
-    captions = GlyphCaptions("train", size=size).captions
+        captions = GlyphCaptions("train", size=size).captions
     with wds.ShardWriter(str(folder / "pairs-%03d.tar"), maxcount=size // 2, verbose=0) as writer:
         for i, text in enumerate(captions):
             image = (folder / f"{i}.png").read_bytes()

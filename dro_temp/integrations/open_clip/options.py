@@ -130,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         metavar="SHARE",
         help="share of the training in which temperatures stay at their start; then their rate rises, and in the last "
-        "third it falls to 0 (default: 0.3 for tempnet_queued, else 0)",
+        "third it falls to 0 (default: 0.3 for tempnet_queued, unless with --skip-scheduler; else 0)",
     )
     group.add_argument(
         "--table-size",
