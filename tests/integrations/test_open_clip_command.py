@@ -546,7 +546,10 @@ def test_help_has_our_options_first(capsys):
     assert "tempnet_queued" in said
 
 
-@pytest.mark.parametrize("kind", ["vit", "resnet", "timm-vit", "timm-convnext", "hf-text", "siglip"])
+@pytest.mark.parametrize(
+    "kind",
+    ["vit", "resnet", "timm-vit", "timm-convnext", "siglip", pytest.param("hf-text", marks=pytest.mark.slow)],
+)
 def test_the_width_of_embeddings(kind, tmp_path):
     import tiny_clips
 
