@@ -13,6 +13,7 @@ from dro_temp.functional.averaging import (
     rows_by_sample,
 )
 from dro_temp.functional.bounds import clip_between, exp_between, logit_between, sigmoid_between
+from dro_temp.functional.groups import LEFT_OUT, UNGROUPED, excluded_by_group, support_sizes
 from dro_temp.functional.kl import (
     compositional_log_mean,
     dual_value,
@@ -37,6 +38,8 @@ from dro_temp.functional.risks import (
 from dro_temp.functional.transforms import Scale, ScoreTransform, SoftCap
 
 __all__ = [
+    "LEFT_OUT",
+    "UNGROUPED",
     "Scale",
     "ScoreTransform",
     "SoftCap",
@@ -46,6 +49,7 @@ __all__ = [
     "compositional_log_mean",
     "cvar_weights",
     "dual_value",
+    "excluded_by_group",
     "exp_between",
     "expected_margins",
     "kl_ball_weights",
@@ -64,6 +68,7 @@ __all__ = [
     "shares",
     "sigmoid_between",
     "smoothed_distribution",
+    "support_sizes",
     "tilted_mean",
     "weighted_log_mean_exp",
 ]

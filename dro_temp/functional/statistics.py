@@ -66,11 +66,14 @@ def label_standing(target_score: PerRow, profile: ScoreProfile) -> LabelStanding
     return LabelStanding(gap, -gap - profile.sum_exp.log(), profile.mean - target_score)
 
 
-def support_mask(scores: Scores, target: RowIndex, target_in_support: bool) -> Mask | None:
-    """True inside the support; None where every outcome is in it."""
+def support_mask(
+    scores: Scores, target: RowIndex, target_in_support: bool, excluded: Mask | None = None
+) -> Mask | None:
+    """True inside the support; None where every outcome is in it. `excluded` is True where groups exclude a column."""
     if target_in_support:
-        return None
-    return torch.ones_like(scores, dtype=torch.bool).scatter_(1, target[:, None], False)
+        return None if excluded is None else ~excluded
+    inside = torch.ones_like(scores, dtype=torch.bool) if excluded is None else ~excluded
+    return inside.scatter_(1, target[:, None], False)
 
 
 def impossible(scores: Scores, mask: Mask | None = None) -> Mask | None:
@@ -145,29 +148,45 @@ def score_moments(
 
 
 def tilted_statistics(
-    log_g: PerRow, target_over_tau: PerRow, mean_over_tau: PerRow, size: int, names: Collection[str]
+    log_g: PerRow,
+    target_over_tau: PerRow,
+    mean_over_tau: PerRow,
+    log_m: float | Tensor,
+    names: Collection[str],
 ) -> dict[str, PerRow]:
     r"""Log-sum-exp of s/tau, KL(p||U) and entropy of p = softmax(s/tau), from the log-mean-exp of margins over tau.
 
-    `mean_over_tau` is E_p[s] over tau, and the size is m.
+    `mean_over_tau` is E_p[s] over tau, and m is the number of outcomes, of all rows or of each.
     """
-    log_m = log_of_size(size, log_g)
     kl = mean_over_tau - target_over_tau - log_g
     statistics = {"log_sum_exp": log_g + log_m + target_over_tau, "kl": kl, "entropy": log_m - kl}
     return {name: value for name, value in statistics.items() if name in names}
 
 
 def row_statistics(
-    scores: Scores, target: RowIndex, tau: PerRow, target_in_support: bool, names: Collection[Statistic]
+    scores: Scores,
+    target: RowIndex,
+    tau: PerRow,
+    target_in_support: bool,
+    names: Collection[Statistic],
+    excluded: Mask | None = None,
 ) -> dict[str, PerRow]:
-    """Those of `STATISTICS` that are in `names`, of rows whose scores are in memory, over each row's support."""
+    """Those of `STATISTICS` that are in `names`, of rows whose scores are in memory, over each row's support.
+
+    `excluded` is True where groups exclude a column; never at a target.
+    """
     if not names:
         return {}
-    mask = support_mask(scores, target, target_in_support)
+    if excluded is not None:
+        scores = scores.masked_fill(excluded, NOT_AN_OUTCOME)
+    mask = support_mask(scores, target, target_in_support, excluded)
     target_score = scores.gather(1, target[:, None]).squeeze(1)
     h = margins(scores, target)
     mean = target_score + (kl_weights(h, tau, mask) * h).sum(1)
     log_g = log_mean_exp(h / tau[:, None], mask)
-    size = scores.shape[1] - (0 if target_in_support else 1)
+    if excluded is None or mask is None:
+        log_m = log_of_size(scores.shape[1] - (0 if target_in_support else 1), log_g)
+    else:
+        log_m = mask.sum(1).clamp(min=1).to(log_g.dtype).log()
     moments = score_moments(scores.detach(), target, target_in_support, names)
-    return moments | tilted_statistics(log_g, target_score / tau, mean / tau, size, names)
+    return moments | tilted_statistics(log_g, target_score / tau, mean / tau, log_m, names)

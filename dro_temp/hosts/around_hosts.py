@@ -56,6 +56,11 @@ class InChunks(HostAdapter):
         self.host, self.size = host, check_count("size", size)
         self.train(host.objective_trains)
 
+    @property
+    def takes_groups(self) -> bool:
+        """Whether the inner host's `rows` does."""
+        return self.host.takes_groups
+
     def train(self, mode: bool = True) -> "InChunks":
         """The inner host never gathers over processes: it sees chunks only, and this one gathers."""
         super().train(mode)
@@ -80,12 +85,18 @@ class InChunks(HostAdapter):
                 else self._features
             )
             parts.append(run(*inputs))
-        first, second, numbers = zip(*parts, strict=True)
+        first, second, numbers, groups, other_groups = zip(*parts, strict=True)
         index = None if numbers[0] is None else torch.cat(numbers)
         (one, other), gathers = self.views, self.objective_trains
-        return pair_rows(torch.cat(first), torch.cat(second), index, gathers=gathers, views=(one, other))
+        group: Any = None
+        if groups[0] is not None:
+            group = torch.cat(groups)
+            if any(a is not b for a, b in zip(groups, other_groups, strict=True)):
+                group = group, torch.cat(other_groups)
+        views = {"views": (one, other), "gathers": gathers}
+        return pair_rows(torch.cat(first), torch.cat(second), index, group=group, **views)
 
-    def _features(self, args: Any, batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _features(self, args: Any, batch: Any) -> tuple[Tensor | None, ...]:
         rows = self.host(*args, **batch)
         first, second = (rows[view].scores for view in self.views)
         assert isinstance(first, LinearScores)
@@ -96,7 +107,8 @@ class InChunks(HostAdapter):
                 f"{list(first.shape)} and {list(second.shape)} scores. Leave hard negatives out, or train without "
                 "InChunks."
             )
-        return first.queries, second.queries, rows[self.views[0]].index
+        groups = (rows[view].group for view in self.views)
+        return first.queries, second.queries, rows[self.views[0]].index, *groups
 
 
 def _lengths(value: Any) -> list[int]:
@@ -196,6 +208,11 @@ class WithReference(HostAdapter):
         """The host's rows, less the reference's scores."""
         ours, theirs = self.host(*args, **batch), self.reference(*args, **batch)
         return {view: _less(view, rows, theirs[view]) for view, rows in ours.items()}
+
+    @property
+    def takes_groups(self) -> bool:
+        """Whether the host's `rows` does, and the reference's."""
+        return self.host.takes_groups and self.reference.takes_groups
 
     def train(self, mode: bool = True) -> "WithReference":
         """Set the mode of both; each knows whether it is frozen."""

@@ -60,14 +60,16 @@ class OpenCLIP(TwoTower):
         """Unit vectors [n d] of tokenised texts, in float32 or better: what text rows' predictors read."""
         return unit(self.model.encode_text(texts), "text tower")  # type: ignore[operator]
 
-    def rows(self, images: Any = None, texts: Tensor | None = None, index: Any = None) -> dict[str, Rows]:
+    def rows(
+        self, images: Any = None, texts: Tensor | None = None, index: Any = None, group: Any = None
+    ) -> dict[str, Rows]:
         """As `TwoTower.rows`, of preprocessed images, and of tokens [n length] as the model's tokenizer makes them."""
         if images is None or texts is None:
             raise ValueError(
                 f"expected images and texts, received no {'images' if images is None else 'texts'}. "
                 "Call host(images, texts, index=index); for one side alone use encode_image or encode_text."
             )
-        return super().rows(images, texts, index)
+        return super().rows(images, texts, index, group)
 
     @property
     def width(self) -> int:
@@ -134,11 +136,12 @@ class HFDualEncoder(HostAdapter):
         """As `encode_image`, of what `get_text_features` takes: `input_ids`, `attention_mask`."""
         return self._encode(self._text, inputs)
 
-    def rows(self, index: Any = None, **batch: Any) -> dict[str, Rows]:
+    def rows(self, index: Any = None, group: Any = None, **batch: Any) -> dict[str, Rows]:
         """Image rows and text rows of a batch of pairs.
 
         Args:
             index: the pairs' numbers in the data set, also as a list or an array.
+            group: numbers of the pairs' groups, see `pair_rows`.
             **batch: what the model's processor returns. Each tower gets the arguments that it takes; what both
                 take (an `attention_mask`) is the text's.
 
@@ -156,7 +159,7 @@ class HFDualEncoder(HostAdapter):
                 "Take them out of the batch: host(**{name: batch[name] for name in ...}, index=index)."
             )
         images, texts = self._encode(self._image, image), self._encode(self._text, text)
-        return pair_rows(images, texts, index, gathers=self.objective_trains)
+        return pair_rows(images, texts, index, group=group, gathers=self.objective_trains)
 
     @property
     def width(self) -> int:

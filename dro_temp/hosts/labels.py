@@ -129,8 +129,11 @@ def _wrong_label(row: int, value: int, classes: int, advice: str) -> ValueError:
     )
 
 
-def as_index(index: Any, device: torch.device) -> Tensor | None:
-    """Sample numbers that come as a list, a tuple or a NumPy array as a tensor on the device; a tensor as it is."""
+def as_index(index: Any, device: torch.device, *, name: str = "index") -> Tensor | None:
+    """Sample numbers that come as a list, a tuple or a NumPy array as a tensor on the device; a tensor as it is.
+
+    `name` is what they are called in errors; numbers of groups are another case.
+    """
     if index is None or isinstance(index, Tensor):
         return index
     received, cause = type(index).__name__, None
@@ -142,7 +145,8 @@ def as_index(index: Any, device: torch.device) -> Tensor | None:
         received += f" of {str(numbers.dtype).removeprefix('torch.')}"
     except (TypeError, ValueError, RuntimeError) as error:
         cause = error
+    what = "each sample's number in the data set" if name == "index" else "a number for each group"
     raise TypeError(
-        f"expected index as whole numbers, received {received}. Pass each sample's number in the data set as a "
-        "tensor, a list or an array of integers; dro_temp.datasets.SampleTable makes numbers of other keys."
+        f"expected {name} as whole numbers, received {received}. Pass {what} as a tensor, a list or an array of "
+        "integers; dro_temp.datasets.SampleTable makes numbers of other keys."
     ) from cause

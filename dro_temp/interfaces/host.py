@@ -29,6 +29,11 @@ class HostAdapter(nn.Module, ABC):
     #: `Objective` then does not check them again. Not inherited by a class that overrides `rows`.
     checks_values: ClassVar[bool] = False
 
+    @property
+    def takes_groups(self) -> bool:
+        """Whether `rows` takes `group`, numbers of groups whose members are no negatives of each other."""
+        return "group" in inspect.signature(self.rows).parameters
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "rows" in vars(cls) and "checks_values" not in vars(cls):

@@ -80,7 +80,7 @@ class RobustLoss(ShapeChecked, ABC):
         """One value per row. Scores of rows that do not count are zero, and their values are dropped.
 
         A loss over outcomes must respect `rows.mask`: None if every column is an outcome, else True inside the support
-        (the target of a pair is outside). Use `functional.log_mean_exp(x, rows.mask)`, or fill the columns outside with
+        (the target of a pair is outside, and so is a false negative). Use `functional.log_mean_exp(x, rows.mask)`, or fill the columns outside with
         a large negative finite number, `margins.masked_fill(~rows.mask, -1e30)`: with -inf the gradient of tau is NaN.
         """
 
@@ -190,7 +190,8 @@ class RobustLoss(ShapeChecked, ABC):
         values = torch.where(valid, self.one_per_row(self.values(rows, safe), rows), 0.0)
         target = rows.target.long()
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-            per_row = row_statistics(scores, target, safe, rows.target_in_support, statistics)
+            excluded = None if rows.group is None else rows.excluded
+            per_row = row_statistics(scores, target, safe, rows.target_in_support, statistics, excluded)
         per_row = {name: torch.where(valid, x, 0.0) for name, x in per_row.items()}
         return LossOutput(values, tau, backend, per_row)
 

@@ -25,6 +25,8 @@ from dro_temp._checks import (
 from dro_temp._pytree import map_tensors, pytree
 from dro_temp._tensors import LOW, at_least_float32
 from dro_temp._typing import Features, Mask, PerRow, RowIndex, RowMask, Scores
+from dro_temp.functional.groups import UNGROUPED, excluded_by_group, support_sizes
+from dro_temp.functional.statistics import NOT_AN_OUTCOME
 
 #: Tolerance for the sum of a row's probabilities: the rounding of half precision. Multi-hot labels are further off.
 ROUNDING = 1e-2
@@ -171,6 +173,8 @@ class LinearScores:
 
 #: Where rows keep `has_weight`, with the version of the weights that it was computed from.
 _COUNTS = "_counts"
+#: Where rows with groups keep `support_sizes`.
+_SIZES = "_sizes"
 
 
 def _derived(x: T, **changes: Any) -> T:
@@ -256,15 +260,27 @@ class Rows:
         weight: weight of each row in the mean, >= 0; rows of weight zero (padding, ignored labels) are inert.
         target_distribution: probability that each outcome is the target, rows that sum to one (Mixup, CutMix,
             label smoothing); `target` is then its most probable outcome. None: `target` alone.
+        group: number of each row's group, together with `column_group`: columns of the row's own group are not its
+            outcomes (false negatives: duplicates, other positives), but for its target. A negative number is nobody's
+            group; a row of `functional.LEFT_OUT`, -2, has no outcomes.
+        column_group: number of each column's group, [m]. A column of `functional.LEFT_OUT` is in no row's support. Of
+            rows that are one matrix read by rows and by columns, each has the other's groups.
 
     Raises:
-        ValueError: shapes or devices that do not match, or a target distribution where targets are not outcomes.
+        ValueError: shapes or devices that do not match, or a target distribution where targets are not outcomes or
+            beside groups; groups of rows without those of columns.
         TypeError: a value that is not a tensor, targets or sample numbers that are not integers, scores that are.
 
     Example:
         >>> rows = Rows(torch.randn(4, 10), torch.tensor([0, 3, 9, 1]))
         >>> len(rows), rows.support_size
         (4, 10)
+        >>> captions = torch.tensor([7, 7, 8])  # the first two pairs have one caption
+        >>> pairs = Rows(
+        ...     torch.randn(3, 3), torch.arange(3), target_in_support=False, group=captions, column_group=captions
+        ... )
+        >>> pairs.support_sizes
+        tensor([1, 1, 2])
     """
 
     scores: Scores | LinearScores
@@ -274,6 +290,8 @@ class Rows:
     target_in_support: bool = True
     weight: PerRow | None = None
     target_distribution: Scores | None = None
+    group: RowIndex | None = None
+    column_group: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check types, shapes and devices; see `check_values` for what is in them."""
@@ -305,6 +323,28 @@ class Rows:
                     f"expected {name} of shape {shape}, one per row of scores, received {list(value.shape)}. "
                     f"Flatten {name} together with the scores."
                 )
+        if self.group is not None or self.column_group is not None:
+            self._check_groups(n, device)
+
+    def _check_groups(self, n: int, device: torch.device) -> None:
+        for name, size in (("group", n), ("column_group", self.scores.shape[1])):
+            value, per = getattr(self, name), "row" if name == "group" else "column"
+            if value is None:
+                raise ValueError(
+                    f"expected group and column_group together, received no {name}. Pass the number of each {per}'s "
+                    "group, -1 for one that is alone."
+                )
+            check_integers(name, value)
+            if value.device != device or tuple(value.shape) != (size,):
+                raise ValueError(
+                    f"expected {name} of shape [{size}] on {device}, one for each {per} of the scores, received shape "
+                    f"{list(value.shape)} on {value.device}. Pass the number of each {per}'s group, -1 for one that is "
+                    "alone."
+                )
+        if self.target_distribution is not None:
+            raise ValueError(
+                "expected one target per row beside groups, received a target_distribution. Leave one of them out."
+            )
 
     def check_values(self) -> None:
         """Raise on a target out of range, a negative weight, or probabilities that do not sum to one.
@@ -363,6 +403,45 @@ class Rows:
         return columns - (0 if self.target_in_support else 1)
 
     @property
+    def support_sizes(self) -> RowIndex | None:
+        """Number of outcomes in each row's own support, without what groups exclude; None without groups."""
+        if self.group is None or self.column_group is None:
+            return None
+        known: RowIndex | None = vars(self).get(_SIZES)
+        if known is None:
+            known = support_sizes(
+                self.group, self.column_group, self.target, target_in_support=self.target_in_support
+            )
+            if not torch.compiler.is_compiling():
+                vars(self)[_SIZES] = known
+        return known
+
+    def log_support_sizes(self, like: Tensor) -> PerRow:
+        """Log of `support_sizes`, of rows with groups, with the dtype of `like`; 0 for a row without outcomes."""
+        sizes = self.support_sizes
+        assert sizes is not None
+        return sizes.clamp(min=1).to(like.dtype).log()
+
+    def has_mirrored_groups(self, other: "Rows") -> bool:
+        """Whether the groups of rows and columns are those of columns and rows of the other's, in one process.
+
+        In several processes the columns' groups are gathered, as `LinearScores.local_keys` are.
+        """
+        ours, theirs = (self.group, self.column_group), (other.column_group, other.group)
+        if any(x is None for x in (*ours, *theirs)):
+            return False
+        if isinstance(self.scores, LinearScores) and self.scores.local_keys is not None:
+            return True
+        return all(_same(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None)
+
+    @property
+    def excluded(self) -> Mask | None:
+        """True where groups exclude a column from a row's support; None without groups. Materialised, [n m]."""
+        if self.group is None or self.column_group is None:
+            return None
+        return excluded_by_group(self.group, self.column_group, self.target)
+
+    @property
     def dense_scores(self) -> Scores:
         """The score matrix in float32 or better; a product of `LinearScores` is computed at every call.
 
@@ -380,9 +459,11 @@ class Rows:
     @property
     def mask(self) -> Mask | None:
         """True inside the support; None where every outcome is in it."""
+        excluded = self.excluded
         if self.target_in_support:
-            return None
+            return None if excluded is None else ~excluded
         inside = torch.ones(self.scores.shape, dtype=torch.bool, device=self.target.device)
+        inside = inside if excluded is None else ~excluded
         return inside.scatter(1, self.target.long()[:, None], False)
 
     @property
@@ -395,13 +476,21 @@ class Rows:
     @property
     def support(self) -> Support:
         """Inputs of a predictor that reads scores: detached, and without the target's identity."""
-        return Support(self.dense_scores.detach(), self.mask, self.support_size)
+        scores, excluded = self.dense_scores.detach(), self.excluded
+        if excluded is not None:
+            # A network may read the scores as they are: what groups exclude is to it what cannot happen.
+            scores = scores.masked_fill(excluded, NOT_AN_OUTCOME)
+        return Support(scores, self.mask, self.support_size)
 
     @property
     def valid(self) -> RowMask:
         """True for the rows that count: positive weight and a support that is not empty."""
         if self.support_size == 0:
             return torch.zeros_like(self.target, dtype=torch.bool)
+        if self.group is not None:
+            sizes = self.support_sizes
+            assert sizes is not None
+            return sizes > 0 if self.weight is None else (sizes > 0) & self.has_weight
         return torch.ones_like(self.target, dtype=torch.bool) if self.weight is None else self.has_weight
 
     @property
@@ -432,8 +521,11 @@ class Rows:
         """Some of the rows, by a slice (views), or by row numbers or a mask (copies)."""
         _check_selection(rows)
         scores = self.scores.select(rows) if isinstance(self.scores, LinearScores) else self.scores[rows]
-        names = ("target", "features", "index", "weight", "target_distribution")
-        return _derived(self, scores=scores, **_of_each(self, lambda x: x[rows], *names))
+        names = ("target", "features", "index", "weight", "target_distribution", "group")
+        selected = _derived(self, scores=scores, **_of_each(self, lambda x: x[rows], *names))
+        if _SIZES in vars(self):
+            vars(selected)[_SIZES] = vars(self)[_SIZES][rows]
+        return selected
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Rows":
         """The same rows on a device.
@@ -459,7 +551,7 @@ class Rows:
 
     def inert_where_invalid(self) -> "Rows":
         """The same rows with zeros where the weight is zero: multiplying would not do, since 0 times NaN is NaN."""
-        if self.weight is None and self.support_size > 0:
+        if self.weight is None and self.support_size > 0 and self.group is None:
             return self
         scores, valid = self.scores, self.valid[:, None]
         if isinstance(scores, LinearScores):
@@ -473,8 +565,13 @@ class Rows:
     def inert_products(self) -> "Rows":
         """As `inert_where_invalid`, of scores that are products, which stay so; of the same shape, on any device."""
         assert isinstance(self.scores, LinearScores)
-        scores = _derived(self.scores, queries=torch.where(self.valid[:, None], self.scores.queries, 0.0))
-        return _derived(self, scores=scores, **self._inert("target", "features", "index"))
+        valid, changes = self.valid, {}
+        scores = _derived(self.scores, queries=torch.where(valid[:, None], self.scores.queries, 0.0))
+        if self.group is not None:
+            # A row that groups leave no outcomes does not count either; as a row of weight zero it has some.
+            weight = valid.to(scores.dtype) if self.weight is None else self.weight * valid
+            changes = {"group": torch.where(valid, self.group, UNGROUPED), "weight": weight}
+        return _derived(self, scores=scores, **self._inert("target", "features", "index"), **changes)
 
     def inert_features_and_index(self) -> tuple[Features | None, RowIndex | None]:
         """Features and sample numbers, zero where a row's weight is zero.

@@ -9,7 +9,7 @@ from torch import Tensor
 from dro_temp import _faults
 from dro_temp import functional as F
 from dro_temp._autograd import refuse_second_derivative
-from dro_temp._checks import check_feasible, check_kind, check_radius
+from dro_temp._checks import check_feasible, check_kind, check_radius, values_can_be_read
 from dro_temp._typing import PerRow
 from dro_temp.estimators import Exact
 from dro_temp.functional.kl import LARGEST_RATIO
@@ -70,7 +70,8 @@ class KLRobustLoss(EstimatedLoss):
         backend: how scores that are products are computed, see `LogMeanExpLoss`.
 
     Raises:
-        ValueError: rho < 0, or rho >= log m at a call; an estimator needs sample numbers, and there are none.
+        ValueError: rho < 0, or rho >= log m at a call, with groups that of the row with the fewest outcomes (on a
+            device, the error comes late); an estimator needs sample numbers, and there are none.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -97,6 +98,29 @@ class KLRobustLoss(EstimatedLoss):
             )
             instead = None if self.row_by_row else lower
             check_feasible(self.rho, self.estimator.population(size), instead=instead)
+            if rows.group is not None and self.estimator.population(1) < self.estimator.population(size):
+                self._check_smallest_support(rows, instead)
+
+    def _check_smallest_support(self, rows: Rows, instead: str | None) -> None:
+        """Check the row with the fewest outcomes, of those that have some; on a device without waiting for it."""
+        sizes, counted = rows.support_sizes, rows.valid
+        if torch.compiler.is_compiling() or sizes is None or not len(sizes):
+            return
+        smallest = torch.where(counted, sizes, rows.support_size).amin()
+
+        def error(size: int) -> ValueError | None:
+            try:
+                check_feasible(self.rho, self.estimator.population(size), instead=instead)
+            except ValueError as error:
+                return error
+            return None
+
+        if values_can_be_read(sizes) and not _faults.everywhere:
+            found = error(int(smallest))
+            if found is not None:
+                raise found
+        elif sizes.is_cuda or _faults.everywhere:
+            _faults.check(smallest, error)
 
     def is_affine(self, rows: Rows) -> bool:
         """True without an estimator."""

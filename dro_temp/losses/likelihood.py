@@ -48,7 +48,8 @@ class LikelihoodLoss(LogMeanExpLoss):
 
     def from_log_mean_exp(self, rows: Rows, log_g: PerRow, tau: PerRow) -> PerRow:
         """Minus the log-probability of the target among all columns."""
-        log_sum = log_g + log_of_size(rows.support_size, log_g)
+        same = rows.group is None
+        log_sum = log_g + (log_of_size(rows.support_size, log_g) if same else rows.log_support_sizes(log_g))
         # The target's own margin is zero; a support without it gets it back.
         return log_sum if rows.target_in_support else torch.logaddexp(log_sum, torch.zeros_like(log_sum))
 

@@ -1,5 +1,6 @@
 """Losses that stream: which backend takes which rows; and those of the log-mean-exp of a row's scores."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Collection
 from dataclasses import replace
@@ -38,6 +39,7 @@ from dro_temp.kernels.dispatch import (
     triton_interprets,
     triton_runs_on,
 )
+from dro_temp.kernels.exclusions import Exclusions
 from dro_temp.kernels.pairs import exchanged_log_sums, pair_log_sums
 from dro_temp.kernels.rows import GradOutput, log_mean_exp_of_matrix, log_mean_exp_rows
 
@@ -114,6 +116,9 @@ class StreamingLoss(RobustLoss):
         weighted = rows[0].weight is not None or rows[1].weight is not None
         if weighted or "reference" in (self.backend, other.backend):
             return None
+        groups, other_groups = rows[0].group, rows[1].group
+        if (groups is not None or other_groups is not None) and not rows[0].has_mirrored_groups(rows[1]):
+            return None
         if first.is_share_of_transpose_of(second):
             if rows[0].support_size == 0:
                 return None
@@ -173,7 +178,10 @@ class LogMeanExpLoss(StreamingLoss):
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
         """From the score matrix."""
         if self.reads_label:  # an infinite margin of an impossible label would make its slope NaN
-            rows = replace(rows, scores=rows.dense_scores.clamp(min=NOT_AN_OUTCOME))
+            scores = rows.dense_scores.clamp(min=NOT_AN_OUTCOME)
+            excluded = rows.excluded
+            scores = scores if excluded is None else scores.masked_fill(excluded, NOT_AN_OUTCOME)
+            rows = replace(rows, scores=scores)
         if rows.target_distribution is None and self._has_kernels(rows):
             kernels = triton_backend(rows.target.device).fused_rows
             assert kernels is not None
@@ -184,7 +192,12 @@ class LogMeanExpLoss(StreamingLoss):
                 tau,
                 target_in_support=rows.target_in_support,
                 support_size=rows.support_size,
+                exclusions=None if rows.group is None else Exclusions.of(rows),
             )
+            if rows.group is not None:
+                log_g = (log_g + math.log(rows.support_size) - rows.log_support_sizes(log_g)).masked_fill(
+                    ~rows.valid, 0.0
+                )
         else:
             log_g = F.log_mean_exp(rows.margins / tau[:, None], rows.mask)
             # Rows without outcomes have log g = -inf; finite numbers keep them inert.
@@ -219,18 +232,20 @@ class LogMeanExpLoss(StreamingLoss):
     ) -> LossOutput:
         n, counted, all_tau = rows.target.shape[0], None, tau
         valid = None
-        if rows.weight is not None and (rows.target.is_cuda or _faults.everywhere):
+        # With groups a row may have no outcomes.
+        all_count = rows.weight is None and rows.group is None
+        if not all_count and (rows.target.is_cuda or _faults.everywhere):
             # How many rows count is known on the device alone: all are kept. Zeros in place of those that do not,
             # before the products, since 0 times NaN is NaN; their gradient is zero.
             valid = rows.valid
             rows = rows.inert_products()
             tau = tau.masked_fill(~valid, 1.0) if isinstance(tau, Tensor) else tau
-        elif rows.weight is not None:  # rows that do not count are left out of the pass
+        elif not all_count:  # rows that do not count are left out of the pass
             counted = rows.valid.nonzero()[:, 0]
             if len(counted) == n:
                 counted = None
             else:
-                rows = replace(rows.select(counted), weight=rows.weight[counted])
+                rows = rows.select(counted)
                 tau = tau[counted] if isinstance(tau, Tensor) else tau
         scores = rows.scores
         assert isinstance(scores, LinearScores)
@@ -336,10 +351,20 @@ class LogMeanExpLoss(StreamingLoss):
             for loss, r, tau, log_sum, backend in zip(
                 (self, other), rows, tensors, log_sums, backends, strict=True
             ):
+                if r.group is not None:
+                    outputs.append(LossOutput(loss._in_groups(r, log_sum, tau), tau, backend))
+                    continue
                 log_g = log_sum - log_of_size(r.support_size, log_sum)
                 values = loss.from_log_mean_exp(r, log_g, tau.to(log_g.dtype))
                 outputs.append(LossOutput(loss.one_per_row(values, r), tau, backend))
         return outputs[0], outputs[1]
+
+    def _in_groups(self, rows: Rows, log_sum: PerRow, tau: PerRow) -> PerRow:
+        """Values of rows with groups, of which each has a number of outcomes of its own, and some have none."""
+        empty = ~rows.valid
+        log_g = (log_sum - rows.log_support_sizes(log_sum)).masked_fill(empty, 0.0)
+        values = self.from_log_mean_exp(rows, log_g, tau.to(log_g.dtype))
+        return self.one_per_row(values, rows).masked_fill(empty, 0.0)
 
 
 def _pair_log_sums(rows: tuple[Rows, Rows], taus: list[Tensor], name: str) -> tuple[PerRow, PerRow]:
@@ -349,13 +374,17 @@ def _pair_log_sums(rows: tuple[Rows, Rows], taus: list[Tensor], name: str) -> tu
     assert isinstance(second, LinearScores)
     x, y = first.queries, second.queries
     backend = streaming_backend(name, x.device, first.dtype)
+    exclusions = None if rows[0].group is None else (Exclusions.of(rows[0]), Exclusions.of(rows[1]))
     if first.local_keys is None:
-        sums = pair_log_sums(x, y, *taus, backend=backend)
+        sums = pair_log_sums(
+            x, y, *taus, exclusions=None if exclusions is None else exclusions[0], backend=backend
+        )
         return sums.rows, sums.columns
     return exchanged_log_sums(
         (x, y),
         (second.keys, first.keys),
         (taus[0], taus[1]),
+        exclusions=exclusions,
         offset=int(rows[0].target[0]) if len(rows[0]) else 0,
         gather=lambda local: distributed.gather_rows(local)[0],
         backend=backend,

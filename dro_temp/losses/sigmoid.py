@@ -22,6 +22,7 @@ from dro_temp.interfaces import (
     TemperaturePredictor,
 )
 from dro_temp.kernels.dispatch import BackendOption, streaming_backend
+from dro_temp.kernels.exclusions import Exclusions
 from dro_temp.kernels.pairs.sigmoid import exchanged_sigmoid_losses, sigmoid_losses
 from dro_temp.losses.log_mean_exp import StreamingLoss, Taus
 
@@ -34,8 +35,8 @@ class SigmoidLoss(StreamingLoss):
     changes the value; the learnable bias b absorbs it. All columns count, whatever `target_in_support` says.
 
     Scores that are products (`LinearScores`) are streamed, both sides of pairs from one set of tiles. The score matrix
-    is needed for target distributions, for statistics, and for temperatures that are predicted from scores. A row
-    without any other column (a batch of one) contributes zero, as in every loss here.
+    is needed for target distributions, for statistics, and for temperatures that are predicted from scores. A pair that
+    groups exclude has no term. A row without any other column (a batch of one) contributes zero, as in every loss here.
 
     Args:
         bias_init: where b starts. Most pairs are negatives; -10 makes the first loss small.
@@ -62,7 +63,9 @@ class SigmoidLoss(StreamingLoss):
     @final
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
         """Minus the log-likelihood of all pairs of a row."""
-        scores, target = rows.dense_scores, rows.target.long()[:, None]
+        scores, target, excluded = rows.dense_scores, rows.target.long()[:, None], rows.excluded
+        if excluded is not None:  # no term: loss and slope are zero there
+            scores = scores.masked_fill(excluded, IMPOSSIBLE)
         # (-inf) / tau would make the gradient of tau NaN: outcomes that cannot happen get a finite score. A target that
         # cannot happen keeps its infinite value.
         finite = scores.clamp(min=IMPOSSIBLE).scatter(1, target, scores.gather(1, target))
@@ -90,7 +93,8 @@ class SigmoidLoss(StreamingLoss):
         scores, target, safe = rows.scores, rows.target, tau
         assert isinstance(scores, LinearScores)
         queries, uncounted = scores.queries, None
-        if rows.weight is not None:  # zeros are inert: the gradient of the keys would be 0 times NaN
+        if rows.weight is not None or rows.group is not None:
+            # Zeros are inert: the gradient of the keys would be 0 times NaN.
             uncounted = ~rows.valid
             queries = queries.masked_fill(uncounted[:, None], 0.0)
             target, safe = target.masked_fill(uncounted, 0), tau.masked_fill(uncounted, 1.0)
@@ -103,6 +107,9 @@ class SigmoidLoss(StreamingLoss):
             (safe, self.bias),
             key_bias=scores.bias,
             transform=transform,
+            exclusions=None
+            if rows.group is None or rows.column_group is None
+            else Exclusions(rows.group, rows.column_group, target),
             backend=streaming_backend(backend.name, queries.device, scores.dtype),
         )
         if uncounted is not None:
@@ -141,8 +148,11 @@ class SigmoidLoss(StreamingLoss):
             )
             backend = streaming_backend(backends[0].name, x.device, first.dtype)
             logits = (tau, self.bias), (tau_other, other.bias)
+            grouped = rows[0].group is not None
+            exclusions = (Exclusions.of(rows[0]), Exclusions.of(rows[1])) if grouped else None
             if first.local_keys is None:
-                values, others = sigmoid_losses(x, y, target, *logits, backend=backend)
+                left_out = None if exclusions is None else exclusions[0]
+                values, others = sigmoid_losses(x, y, target, *logits, exclusions=left_out, backend=backend)
                 assert others is not None
             else:
                 values, others = exchanged_sigmoid_losses(
@@ -151,6 +161,10 @@ class SigmoidLoss(StreamingLoss):
                     target,
                     logits,
                     gather=lambda local: distributed.gather_rows(local)[0],
+                    exclusions=exclusions,
                     backend=backend,
                 )
+            if grouped:  # some rows may have no outcomes
+                values = values.masked_fill(~rows[0].valid, 0.0)
+                others = others.masked_fill(~rows[1].valid, 0.0)
         return LossOutput(values, tau, backends[0]), LossOutput(others, tau_other, backends[1])

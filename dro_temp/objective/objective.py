@@ -157,7 +157,7 @@ class Objective(Committable):
             host.requires_grad_(False).eval()
 
     def forward(
-        self, *args: Any, count: float | Tensor | None = None, group: Tensor | None = None, **batch: Any
+        self, *args: Any, count: float | Tensor | None = None, group: Any = None, **batch: Any
     ) -> ObjectiveOutput:
         """Loss of one batch.
 
@@ -165,7 +165,8 @@ class Objective(Committable):
             *args: the host's arguments.
             count: divide each view's weighted sum by this instead of by its sum of weights: the number of rows
                 in a whole accumulation window, say. In several processes, that of all of them. Not beside a risk.
-            group: [n] number of each row's group, for a risk that needs it.
+            group: [n] number of each row's group, for a risk that needs it; without such a risk, for a host of pairs,
+                whose pairs of one group are no negatives of each other. Where both need groups, pass the host's by place.
             **batch: what the host takes.
         """
         if _faults.pending.checks:
@@ -179,8 +180,14 @@ class Objective(Committable):
         return output
 
     def _forward(
-        self, args: tuple[Any, ...], count: float | Tensor | None, group: Tensor | None, batch: dict[str, Any]
+        self, args: tuple[Any, ...], count: float | Tensor | None, group: Any, batch: dict[str, Any]
     ) -> ObjectiveOutput:
+        if (
+            group is not None
+            and self.host.takes_groups
+            and not any(r.needs_groups for r in self.risks.values())
+        ):
+            batch, group = batch | {"group": group}, None
         rows = self.host(*args, **batch)
         single = distributed.world_size() == 1
         # In training a check that fails on one process fails on all; an evaluation may run on one alone.

@@ -23,7 +23,8 @@ _LARGE = 2**21
 def counted_rows(rows: Rows) -> Tensor | None:
     """`rows.valid`; None where it is known without it that there are rows, and that all of them count."""
     # A pair alone in its batch has an empty support.
-    known = rows.weight is None and rows.target.shape[0] > 0 and rows.support_size > 0
+    # With groups any may have one.
+    known = rows.weight is None and rows.group is None and rows.target.shape[0] > 0 and rows.support_size > 0
     return None if known else rows.valid
 
 
@@ -312,7 +313,8 @@ def view_means(
     for view, output in outputs.items():
         values, weight = output.values, rows[view].weight
         counted = valid[view]
-        if counted is not None and (weight is None or rows[view].support_size == 0):
+        r = rows[view]
+        if counted is not None and (weight is None or r.group is not None or r.support_size == 0):
             weight = counted if weight is None else weight * counted
         weights[view] = weight = None if weight is None else weight.to(values.dtype)
         if not risks:

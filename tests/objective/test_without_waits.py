@@ -92,6 +92,20 @@ def streaming_classifier():
     return dt.Objective(host, tempnet, dt.KLRobustLoss(1.0, backend="torch"))
 
 
+def streaming_pairs(backend):
+    objective = two_towers("tempnet", num_samples=20, width=8, rho=1.0)
+    for loss in objective.losses.values():
+        loss.backend = backend
+    return objective
+
+
+def two_views():
+    torch.manual_seed(0)
+    return dt.recipes.sogclr(dt.hosts.TwoViews(torch.nn.Linear(6, 8)), num_samples=20)
+
+
+#: One pair has no outcomes; the others have two or three.
+FALSE_NEGATIVES = torch.tensor([3, 3, -1, 4, -2, 4])
 BATCH = torch.randn(6, 6), torch.randn(6, 5)
 INDEX = torch.tensor([3, 1, 4, 1, 5, 9])
 CASES = {
@@ -109,6 +123,21 @@ CASES = {
     "classifier": (classifier, (BATCH[0], INDEX), {}),
     "streamed labels": (streaming_classifier, (BATCH[0], torch.tensor([3, -100, 4, 1, -100, 9])), {}),
     "recorded risk": (recorded, BATCH, {"index": INDEX}),
+    "false negatives": (
+        partial(streaming_pairs, "reference"),
+        BATCH,
+        {"index": INDEX, "group": FALSE_NEGATIVES},
+    ),
+    "streamed false negatives": (
+        partial(streaming_pairs, "torch"),
+        BATCH,
+        {"index": INDEX, "group": FALSE_NEGATIVES},
+    ),
+    "two views with false negatives": (
+        two_views,
+        (BATCH[0], BATCH[0] + 0.1),
+        {"index": INDEX, "group": FALSE_NEGATIVES},
+    ),
     "groups": (partial(classifier, risk=dt.GroupRisk(3)), (BATCH[0], INDEX), {"group": INDEX % 3}),
 }
 

@@ -56,6 +56,8 @@ OF_KIND = {
     "found": "*i8",
     "any_found": "*i32",
     "gammas": "*fp64",
+    "row_groups": "*i32",
+    "column_groups": "*i32",
 }
 # The launcher makes constants of sizes that are one, and reads aligned rows four numbers at a time.
 CASES = ((1, "fp64", "fp64"), (2**18, "fp32", "fp32"), (2**18, "fp32", "bf16"))
@@ -65,13 +67,13 @@ def kernels(m):
     stripe = stripe_tile(m)
     merged = {"CHUNKS": columns.MERGED_CHUNKS, "COLUMNS": columns.MERGED_COLUMNS, "num_warps": 1}
     yield rows.softmax_kernel, {"STORES": True, **row_tile(m)}
-    flags = ("HAS_BIAS", "SUMS", "VARIANCE", "WRITES", "OF_MEAN")
+    flags = ("HAS_BIAS", "SUMS", "VARIANCE", "WRITES", "OF_MEAN", "HAS_GROUPS")
     everything = {**dict.fromkeys(flags, True), "CAP": 1, "WITH_TARGET": False}
     yield tilted_rows.tilted_rows_kernel, {**everything, **row_tile(m)}
     yield tilted_rows.scale_kernel, {"TILE": tilted_rows.SCALE_TILE, "num_warps": 8}
     usual = {
         **everything,
-        **dict.fromkeys(("HAS_BIAS", "VARIANCE", "OF_MEAN"), False),
+        **dict.fromkeys(("HAS_BIAS", "VARIANCE", "OF_MEAN", "HAS_GROUPS"), False),
         "CAP": 0,
         "WITH_TARGET": True,
     }
@@ -92,7 +94,8 @@ def tiled_kernels():
         (pair_tiles.MEDIUM, torch.float16),
         (pair_tiles.SMALL, torch.float32),
     ):
-        meta = tile.meta(torch.empty(1, tile.depth, dtype=features)) | {"WIDENS": False}
+        options = {"WIDENS": False, "HAS_GROUPS": tile == pair_tiles.MEDIUM}
+        meta = tile.meta(torch.empty(1, tile.depth, dtype=features)) | options
         name = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[features]
         yield pair_tiles.sum_tiles_kernel, {"OF_COLUMNS": True, **meta}, name
         yield pair_tiles.grad_tiles_kernel, meta, name

@@ -6,13 +6,18 @@ is tested against `torch`, and `torch` against `reference`, which stores the sco
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from dro_temp._typing import Features, PerRow, RowIndex, Scores
 from dro_temp.functional.statistics import ScoreProfile
+
+
+#: Numbers of rows and of columns, int32: a score is excluded where two are equal, or either is `functional.LEFT_OUT`,
+#: but for targets.
+Groups: TypeAlias = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class RowBlock:
         bias: added as they are read, [m] in the precision of the sums, or None.
         cap: of a soft cap, or None.
         is_capped: whether the cap has been applied, so that its slope alone is missing.
+        groups: of the rows, [n], and of the columns, [m], where these exclude some outcomes; or None.
     """
 
     scores: Scores
@@ -68,6 +74,7 @@ class RowBlock:
     bias: Tensor | None = None
     cap: float | None = None
     is_capped: bool = False
+    groups: Groups | None = None
 
 
 @dataclass(frozen=True)
@@ -203,8 +210,12 @@ class FusedPairs(Protocol):
         *,
         offset: int,
         rows: SideSums,
+        groups: Groups | None = None,
     ) -> Tensor | None:
-        """Sums of all rows, written into `rows`; returns column sums of tiles, [tiles 3 m], if columns have a tau."""
+        """Sums of all rows, written into `rows`; returns column sums of tiles, [tiles 3 m], if columns have a tau.
+
+        A row or column of which groups leave nothing has a sum of zero, and a log-sum of -inf.
+        """
 
     def merge_tiles(self, parts: Tensor, tau: Tensor, sums: SideSums, *, running: bool) -> None:
         """Merge sums of tiles into `sums`, whose paired scores are known.
@@ -217,7 +228,14 @@ class FusedPairs(Protocol):
         """
 
     def write_pair_gradient(
-        self, queries: Features, keys: Features, gradient: PairGradient, *, offset: int, out: Scores
+        self,
+        queries: Features,
+        keys: Features,
+        gradient: PairGradient,
+        *,
+        offset: int,
+        out: Scores,
+        groups: Groups | None = None,
     ) -> None:
         """The gradient of the scores of some rows, [n m], in the precision of `out`."""
 
@@ -255,6 +273,7 @@ class FusedSigmoid(Protocol):
         columns: SideLogits | None,
         *,
         slopes: bool,
+        groups: Groups | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Sums of each row, [3 n], and of each column, [3 m], if these have logits.
 
@@ -271,6 +290,7 @@ class FusedSigmoid(Protocol):
         columns: SideLogits | None,
         *,
         out: Scores,
+        groups: Groups | None = None,
     ) -> None:
         """The gradient of the scores of some rows, [n m], in the precision of `out`, from the sides' shares."""
 

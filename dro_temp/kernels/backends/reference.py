@@ -28,7 +28,7 @@ def log_mean_exp_rows(
     tau = (tau if isinstance(tau, Tensor) else tau.predict(rows)).to(scores.dtype)
     log_g = F.log_mean_exp(rows.margins / tau[:, None], rows.mask)
     with torch.no_grad():
-        found = row_statistics(scores, target, tau, rows.target_in_support, statistics)
+        found = row_statistics(scores, target, tau, rows.target_in_support, statistics, rows.excluded)
     return LogMeanExp(log_g, tau, found)
 
 

@@ -24,8 +24,9 @@ from dro_temp._tensors import work_dtype
 from dro_temp._typing import Features, PerRow
 from dro_temp.kernels.backends import torch as torch_backend
 from dro_temp.kernels.backends.protocol import Backend, PairGradient, SideShares
+from dro_temp.kernels.exclusions import Exclusions
 from dro_temp.kernels.memory import fits_cache, release
-from dro_temp.kernels.pairs.local import PairBlock, pair_block
+from dro_temp.kernels.pairs.local import PairBlock, pair_block, share_of
 
 #: This process's rows -> those of all processes, in rank order; no gradient.
 Gather: TypeAlias = Callable[[Tensor], Tensor]
@@ -41,6 +42,7 @@ def exchanged_log_sums(
     *,
     offset: int,
     gather: Gather,
+    exclusions: tuple[Exclusions, Exclusions] | None = None,
     backend: Backend = torch_backend,
 ) -> tuple[PerRow, PerRow]:
     r"""$\log \sum_{j \neq i} e^{(s_{ij} - s_{ii}) / \tau_i}$ of this process's rows on both sides.
@@ -60,6 +62,7 @@ def exchanged_log_sums(
         taus: temperature of each row, of each side, [n].
         offset: index of this process's first row among all.
         gather: concatenates the rows of all processes; called once in backward, on every process.
+        exclusions: what groups leave out of the sums of either side's rows, or None; on all processes alike.
         backend: what computes on a stripe.
 
     Raises:
@@ -74,10 +77,11 @@ def exchanged_log_sums(
     Source: arXiv 2407.01445 (FastCLIP), section 4, there with a constant number per row.
     """
     refuse_transforms()
-    block = pair_block(sides[0], everyone[1], offset, backend)
+    of_sides = (None, None) if exclusions is None else exclusions
+    blocks = [pair_block(sides[0], everyone[1], offset, backend, of_side) for of_side in of_sides]
     dtype = work_dtype(*sides)
     first, second = _BothSides.apply(  # type: ignore[no-untyped-call]
-        block, gather, *sides, *(x.detach() for x in everyone), *(tau.to(dtype) for tau in taus)
+        blocks, gather, *sides, *(x.detach() for x in everyone), *(tau.to(dtype) for tau in taus)
     )
     return first, second
 
@@ -86,7 +90,7 @@ class _BothSides(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        block: PairBlock,
+        blocks: list[PairBlock],
         gather: Gather,
         x: Tensor,
         y: Tensor,
@@ -95,11 +99,12 @@ class _BothSides(torch.autograd.Function):
         tau_x: Tensor,
         tau_y: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        ctx.block, ctx.gather, dtype = block, gather, tau_x.dtype
+        ctx.blocks, ctx.gather, dtype = blocks, gather, tau_x.dtype
+        block = blocks[0]
         has_backward = block.records_graph and (ctx.needs_input_grad[2] or ctx.needs_input_grad[3])
         stores = has_backward and block.stores and fits_cache(2 * len(x) * len(all_x), dtype)
-        first, scores_x = block.sum_rows(x, all_y, tau_x, store=_PURPOSES[0] if stores else None)
-        second, scores_y = block.sum_rows(y, all_x, tau_y, store=_PURPOSES[1] if stores else None)
+        first, scores_x = blocks[0].sum_rows(x, all_y, tau_x, store=_PURPOSES[0] if stores else None)
+        second, scores_y = blocks[1].sum_rows(y, all_x, tau_y, store=_PURPOSES[1] if stores else None)
         ctx.scores = (scores_x, scores_y)  # [n m] each, or None
         sums = (first.maximum, first.sum_exp, second.maximum, second.sum_exp)
         ctx.save_for_backward(x, y, all_x, all_y, tau_x, tau_y, *sums, first.slope, second.slope)
@@ -116,15 +121,17 @@ class _BothSides(torch.autograd.Function):
         x_grad: Tensor | None = None
         y_grad: Tensor | None = None
         if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
-            rows_x, rows_y = (tau_x, max_x, a / sum_x), (tau_y, max_y, b / sum_y)
+            exclusions = ctx.blocks[0].exclusions
+            rows_x = (tau_x, max_x, share_of(a, sum_x, exclusions))
+            rows_y = (tau_y, max_y, share_of(b, sum_y, exclusions))
             columns = ctx.gather(torch.stack([*rows_x, *rows_y], 1)).unbind(1)  # six of [m]
             (scores_x, scores_y), ctx.scores = ctx.scores, (None, None)
             # Each pair's own score is in both of its rows, and both are in this process.
             paired_grad = -(a + b)
             of_x = PairGradient(paired_grad, SideShares(*rows_x), SideShares(*columns[3:]))
             of_y = PairGradient(paired_grad, SideShares(*rows_y), SideShares(*columns[:3]))
-            x_grad = ctx.block.queries_gradient(of_x, x, all_y, scores_x)
-            y_grad = ctx.block.queries_gradient(of_y, y, all_x, scores_y)
+            x_grad = ctx.blocks[0].queries_gradient(of_x, x, all_y, scores_x)
+            y_grad = ctx.blocks[1].queries_gradient(of_y, y, all_x, scores_y)
             for purpose, scores in zip(_PURPOSES, (scores_x, scores_y), strict=True):
                 if scores is not None:
                     release(purpose, scores)

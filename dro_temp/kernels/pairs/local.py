@@ -42,6 +42,7 @@ from dro_temp._typing import Features, PerRow, Scores
 from dro_temp.functional.statistics import NOT_AN_OUTCOME
 from dro_temp.kernels.backends import torch as torch_backend
 from dro_temp.kernels.backends.protocol import Backend, ColumnSums, PairGradient, SideShares, SideSums
+from dro_temp.kernels.exclusions import Exclusions
 from dro_temp.kernels.memory import MIB, acquire, block_rows, fits_cache, release
 from dro_temp.kernels.products import empty_contiguous, gradient_dtype, product
 
@@ -58,11 +59,13 @@ class PairBlock:
     Args:
         offset: index of the first row among the columns.
         backend: what computes on a stripe.
+        exclusions: columns that groups exclude from a row's sum, and rows from a column's, or None.
         records_graph: whether autograd does.
     """
 
     offset: int
     backend: Backend
+    exclusions: Exclusions | None = None
     records_graph: bool = field(default_factory=torch.is_grad_enabled)
 
     #: False if a pass would not read scores that were stored by an earlier one.
@@ -96,6 +99,8 @@ class PairBlock:
             out = buffer[: rows.stop - rows.start] if store is None else buffer[rows]
             scores = score(queries[rows], out)  # [rows m]
             paired_score[rows] = scores.gather(1, column).squeeze(1)
+            if self.exclusions is not None:
+                self.exclusions.fill_(scores, rows)
             scores.scatter_(1, column, NOT_AN_OUTCOME)
             for group in row_groups(scores):
                 at = slice(rows.start + group.start, rows.start + group.stop)
@@ -196,18 +201,28 @@ class PairBlock:
                 at = slice(rows.start + group.start, rows.start + group.stop)
                 sides = (of_rows.tau[at], of_rows.maximum[at], of_rows.share[at], *columns)
                 self.backend.pair_logits_grad_(stripe[group], *sides)
+            if self.exclusions is not None and scores is None:  # stored ones weigh nothing
+                self.exclusions.fill_(stripe, rows, 0.0)
             yield rows, stripe.scatter_(1, column, gradient.paired[rows, None])
         release("scores", buffer)
 
 
-def pair_block(queries: Features, keys: Features, offset: int, backend: Backend) -> PairBlock:
+def pair_block(
+    queries: Features, keys: Features, offset: int, backend: Backend, exclusions: Exclusions | None = None
+) -> PairBlock:
     """The pass for these features: by tiles where the backend has kernels that are faster for them."""
     fused = backend.fused_pairs
     if fused is None or not fused.takes(queries, keys):
-        return PairBlock(offset, backend)
+        return PairBlock(offset, backend, exclusions)
     from dro_temp.kernels.pairs.tiled import TiledPairBlock
 
-    return TiledPairBlock(offset, backend)
+    return TiledPairBlock(offset, backend, exclusions)
+
+
+def share_of(gradient: Tensor, sum_exp: Tensor, exclusions: Exclusions | None) -> Tensor:
+    """Share of each of a side's sums in the gradient; zero where groups leave nothing to sum."""
+    share = gradient / sum_exp
+    return share if exclusions is None else share.masked_fill(sum_exp == 0.0, 0.0)
 
 
 # Both sides as one node of the autograd graph
@@ -248,6 +263,7 @@ def pair_log_sums(
     *,
     offset: int = 0,
     own_columns: Tensor | None = None,
+    exclusions: Exclusions | None = None,
     backend: Backend = torch_backend,
 ) -> PairLogSums:
     r"""Log-sums of both sides, from one pass over stripes of $s = q k^\top$.
@@ -263,6 +279,8 @@ def pair_log_sums(
         tau_columns: temperature of each column, [m].
         offset: index of this process's first row among the columns.
         own_columns: each column's own score, [m]; None if the block is square: then they are the rows' own.
+        exclusions: scores that groups leave out of both sums, with the rows' own columns as targets, or None. The sum
+            of a row or column of which nothing is left means nothing, and passes on no gradient of zero.
         backend: what computes on a stripe.
 
     Raises:
@@ -282,7 +300,7 @@ def pair_log_sums(
             "columns. Pass the own scores of all columns, gathered from the processes that hold their rows."
         )
     dtype = work_dtype(queries, keys)
-    block = pair_block(queries, keys, offset, backend)
+    block = pair_block(queries, keys, offset, backend, exclusions)
     rows, columns = _LogSums.apply(  # type: ignore[no-untyped-call]
         block, queries, keys, own_columns, tau_rows.to(dtype), tau_columns.to(dtype)
     )
@@ -325,8 +343,9 @@ class _LogSums(torch.autograd.Function):
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             # A paired score is subtracted in its row and, in a square block, in its column.
             paired_grad = -(a + b) if ctx.is_square else -a
-            of_rows = SideShares(tau_rows, row_max, a / row_sum)
-            of_columns = SideShares(tau_columns, column_max, b / column_sum)
+            exclusions = ctx.block.exclusions
+            of_rows = SideShares(tau_rows, row_max, share_of(a, row_sum, exclusions))
+            of_columns = SideShares(tau_columns, column_max, share_of(b, column_sum, exclusions))
             gradient = PairGradient(paired_grad, of_rows, of_columns)
             # Overwritten here: a second backward through a retained graph computes the scores again.
             scores, ctx.scores = ctx.scores, None

@@ -40,7 +40,8 @@ from dro_temp._typing import Features, PerRow, RowIndex, Scores
 from dro_temp.functional import ScoreTransform
 from dro_temp.functional.kl import IMPOSSIBLE
 from dro_temp.kernels.backends import torch as torch_backend
-from dro_temp.kernels.backends.protocol import Backend, FusedSigmoid, SideLogits
+from dro_temp.kernels.backends.protocol import Backend, FusedSigmoid, Groups, SideLogits
+from dro_temp.kernels.exclusions import Exclusions
 from dro_temp.kernels.memory import acquire, block_rows, fits_cache, release, scratch
 from dro_temp.kernels.pairs.local import STRIPE
 from dro_temp.kernels.pairs.tiled import heights_of, multiply_written, multiply_written_by_keys
@@ -108,12 +109,14 @@ class SigmoidBlock:
         target: positive column of each row, [n].
         backend: what computes on a stripe.
         transform: of the products and their bias, or None.
+        exclusions: pairs without a term, or None.
         records_graph: whether autograd does.
     """
 
     target: RowIndex
     backend: Backend
     transform: ScoreTransform | None = None
+    exclusions: Exclusions | None = None
     records_graph: bool = field(default_factory=torch.is_grad_enabled)
 
     #: False if a pass would not read scores that were stored by an earlier one.
@@ -204,6 +207,8 @@ class SigmoidBlock:
         assert rows.share is not None
         target, share = self.target[at, None], rows.share[at, None]
         slope = None if self.transform is None else self.transform.slope_(scores.clone())
+        if slope is not None and self.exclusions is not None:
+            self.exclusions.fill_(slope, at, 0.0)
         with scratch(scores) as (other,):
             if columns is not None:
                 assert columns.share is not None
@@ -242,6 +247,8 @@ class SigmoidBlock:
             if score is not None:
                 score(queries[rows], scores)
                 self._finish_(scores, key_bias, self.target[rows, None])
+                if self.exclusions is not None:  # loss, slope and gradient are zero there
+                    self.exclusions.fill_(scores, rows)
             yield rows, scores
         if stored is None:
             release("scores", buffer)
@@ -269,6 +276,9 @@ class TiledSigmoidBlock(SigmoidBlock):
         assert self.backend.fused_sigmoid is not None
         return self.backend.fused_sigmoid
 
+    def _groups(self, rows: slice) -> Groups | None:
+        return None if self.exclusions is None else self.exclusions.groups(rows)
+
     def sums(
         self,
         queries: Tensor,
@@ -289,7 +299,7 @@ class TiledSigmoidBlock(SigmoidBlock):
         for at in heights_of(queries, keys):
             part = SideLogits(rows.tau[at], rows.bias)
             row_sums[:, at], of_columns = self._kernels.sum_sigmoid_tiles(
-                queries[at], keys, self.target[at], part, columns, slopes=slopes
+                queries[at], keys, self.target[at], part, columns, slopes=slopes, groups=self._groups(at)
             )
             if column_sums is not None and of_columns is not None:
                 column_sums.add_(of_columns)
@@ -329,7 +339,8 @@ class TiledSigmoidBlock(SigmoidBlock):
         assert rows.share is not None
         for at in heights:
             part, out = SideLogits(rows.tau[at], rows.bias, rows.share[at]), buffer[: at.stop - at.start]
-            self._kernels.write_sigmoid_gradient(queries[at], keys, self.target[at], part, columns, out=out)
+            options: Any = {"out": out, "groups": self._groups(at)}
+            self._kernels.write_sigmoid_gradient(queries[at], keys, self.target[at], part, columns, **options)
             yield at, out
         release("scores", buffer)
 
@@ -340,6 +351,7 @@ def _block(
     target: RowIndex,
     backend: Backend,
     transform: ScoreTransform | None = None,
+    exclusions: Exclusions | None = None,
     *,
     only_products: bool = True,
 ) -> SigmoidBlock:
@@ -348,8 +360,8 @@ def _block(
     # Where pairs are classified well all gradients of scores are small, and float16 has no room for them.
     only_products = only_products and queries.dtype != torch.float16
     if fused is not None and only_products and fused.takes(queries, keys):
-        return TiledSigmoidBlock(target, backend)
-    return SigmoidBlock(target, backend, transform)
+        return TiledSigmoidBlock(target, backend, exclusions=exclusions)
+    return SigmoidBlock(target, backend, transform, exclusions)
 
 
 # Nodes of the autograd graph
@@ -364,6 +376,7 @@ def sigmoid_losses(
     *,
     key_bias: Tensor | None = None,
     transform: ScoreTransform | None = None,
+    exclusions: Exclusions | None = None,
     backend: Backend = torch_backend,
 ) -> tuple[PerRow, Tensor | None]:
     r"""$-\sum_j \log \sigma(y_{ij} (s_{ij} / \tau_i + b))$ of each row and, with `columns`, $-\sum_i$ of each column.
@@ -376,6 +389,7 @@ def sigmoid_losses(
         columns: those of the columns, [m] and [1]; None: only rows have values.
         key_bias: added to the products $q k^\top$, [m].
         transform: elementwise function of them.
+        exclusions: pairs without a term, in rows and in columns, or None.
         backend: what computes on a stripe.
 
     Raises:
@@ -391,7 +405,7 @@ def sigmoid_losses(
     """
     refuse_transforms()
     only_products = key_bias is None and transform is None
-    block = _block(queries, keys, target.long(), backend, transform, only_products=only_products)
+    block = _block(queries, keys, target.long(), backend, transform, exclusions, only_products=only_products)
     dtype = work_dtype(queries, keys)
     numbers = [None if x is None else x.to(dtype) for x in (key_bias, *rows, *(columns or (None, None)))]
     return _Values.apply(block, queries, keys, *numbers)  # type: ignore[no-untyped-call, no-any-return]
@@ -461,6 +475,7 @@ def exchanged_sigmoid_losses(
     logits: tuple[tuple[PerRow, Tensor], tuple[PerRow, Tensor]],
     *,
     gather: Callable[[Tensor], Tensor],
+    exclusions: tuple[Exclusions, Exclusions] | None = None,
     backend: Backend = torch_backend,
 ) -> tuple[PerRow, PerRow]:
     r"""Values of this process's rows on both sides, of pairs that several processes share; see `pairs.exchanged`.
@@ -474,6 +489,7 @@ def exchanged_sigmoid_losses(
         target: number of each of this process's pairs among all, [n].
         logits: temperature of each row, [n], and their bias, [1], of each side; a bias is the same on all processes.
         gather: concatenates the rows of all processes; called once in backward, on every process.
+        exclusions: pairs without a term, of either side's rows, or None; on all processes alike.
         backend: what computes on a stripe.
 
     Raises:
@@ -486,11 +502,14 @@ def exchanged_sigmoid_losses(
         tensor([0.6931])
     """
     refuse_transforms()
-    block = _block(sides[0], everyone[1], target.long(), backend)
+    of_sides = (None, None) if exclusions is None else exclusions
+    blocks = [
+        _block(sides[0], everyone[1], target.long(), backend, exclusions=of_side) for of_side in of_sides
+    ]
     dtype = work_dtype(*sides)
     numbers = [x.to(dtype) for side in logits for x in side]
     first, second = _BothSides.apply(  # type: ignore[no-untyped-call]
-        block, gather, *sides, *(x.detach() for x in everyone), *numbers
+        blocks, gather, *sides, *(x.detach() for x in everyone), *numbers
     )
     return first, second
 
@@ -503,7 +522,7 @@ class _BothSides(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        block: SigmoidBlock,
+        blocks: list[SigmoidBlock],
         gather: Callable[[Tensor], Tensor],
         x: Tensor,
         y: Tensor,
@@ -511,13 +530,13 @@ class _BothSides(torch.autograd.Function):
         all_y: Tensor,
         *numbers: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.block, ctx.gather = block, gather
+        ctx.blocks, ctx.gather, block = blocks, gather, blocks[0]
         has_backward = block.records_graph and any(ctx.needs_input_grad[2:4])
         slopes = block.records_graph and any(ctx.needs_input_grad[6:])
         stores = has_backward and block.stores and fits_cache(2 * len(x) * len(all_x), numbers[0].dtype)
         sides = (x, all_y, SideLogits(*numbers[:2])), (y, all_x, SideLogits(*numbers[2:]))
         values, sums, ctx.scores = [], [], []
-        for purpose, (rows, columns, logits) in zip(_PURPOSES, sides, strict=True):
+        for purpose, block, (rows, columns, logits) in zip(_PURPOSES, blocks, sides, strict=True):
             store = purpose if stores else None
             found, _, scores = block.sums(rows, columns, None, logits, None, slopes=slopes, store=store)
             values.append(found[0].clone())
@@ -541,7 +560,7 @@ class _BothSides(torch.autograd.Function):
             stored, ctx.scores = ctx.scores, (None, None)
             passes = zip(((x, all_y, of_x), (y, all_x, of_y)), others, stored, _PURPOSES, strict=True)
             for k, ((rows, columns, own), other, scores, purpose) in enumerate(passes):
-                features_grad[k] = ctx.block.gradients(rows, columns, None, own, other, scores)[0]
+                features_grad[k] = ctx.blocks[k].gradients(rows, columns, None, own, other, scores)[0]
                 if scores is not None:
                     release(purpose, scores)
         of_logits = *_of_logits(of_x, slopes[0]), *_of_logits(of_y, slopes[1])

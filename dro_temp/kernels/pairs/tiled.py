@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dro_temp._typing import PerRow, Scores
-from dro_temp.kernels.backends.protocol import FusedPairs, PairGradient, SideShares, SideSums
+from dro_temp.kernels.backends.protocol import FusedPairs, Groups, PairGradient, SideShares, SideSums
 from dro_temp.kernels.memory import acquire, block_rows, release
 from dro_temp.kernels.pairs.local import STRIPE, PairBlock
 from dro_temp.kernels.products import empty_contiguous, multiply
@@ -32,6 +32,9 @@ class TiledPairBlock(PairBlock):
     def _kernels(self) -> FusedPairs:
         assert self.backend.fused_pairs is not None
         return self.backend.fused_pairs
+
+    def _groups(self, rows: slice) -> Groups | None:
+        return None if self.exclusions is None else self.exclusions.groups(rows)
 
     def sum_rows(
         self,
@@ -48,7 +51,10 @@ class TiledPairBlock(PairBlock):
         sums = _empty_sums(tau)
         for rows in heights_of(queries, keys):
             part, offset = _rows_of(sums, rows), self.offset + rows.start
-            self._kernels.sum_tiles(queries[rows], keys, tau[rows], None, offset=offset, rows=part)
+            groups = self._groups(rows)
+            self._kernels.sum_tiles(
+                queries[rows], keys, tau[rows], None, offset=offset, rows=part, groups=groups
+            )
         return sums, None
 
     def sum_sides(
@@ -74,7 +80,13 @@ class TiledPairBlock(PairBlock):
         for rows in heights_of(queries, keys):
             of_rows, offset = _rows_of(rows_sums, rows), self.offset + rows.start
             parts = self._kernels.sum_tiles(
-                queries[rows], keys, tau_rows[rows], tau_columns, offset=offset, rows=of_rows
+                queries[rows],
+                keys,
+                tau_rows[rows],
+                tau_columns,
+                offset=offset,
+                rows=of_rows,
+                groups=self._groups(rows),
             )
             assert parts is not None
             self._kernels.merge_tiles(parts, tau_columns, columns, running=rows.start > 0)
@@ -110,7 +122,10 @@ class TiledPairBlock(PairBlock):
             shares = SideShares(of_rows.tau[rows], of_rows.maximum[rows], of_rows.share[rows])
             part = PairGradient(gradient.paired[rows], shares, gradient.columns)
             out, offset = buffer[: rows.stop - rows.start], self.offset + rows.start
-            self._kernels.write_pair_gradient(queries[rows], keys, part, offset=offset, out=out)
+            groups = self._groups(rows)
+            self._kernels.write_pair_gradient(
+                queries[rows], keys, part, offset=offset, out=out, groups=groups
+            )
             yield rows, out
         release("scores", buffer)
 

@@ -14,6 +14,7 @@ A second pass draws the same random numbers as the first, so that dropout of a p
 """
 
 import contextlib
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,6 +32,7 @@ from dro_temp.interfaces.predictor import TemperaturePredictor
 from dro_temp.interfaces.rows import LinearScores, Rows
 from dro_temp.kernels.backends import torch as torch_backend
 from dro_temp.kernels.backends.protocol import Backend, FusedRows
+from dro_temp.kernels.exclusions import Exclusions
 from dro_temp.kernels.memory import fits_cache
 from dro_temp.kernels.rows.chunked import ChunkedForward, ChunkResult, GradMask, GradOutput
 from dro_temp.kernels.rows.fused import FusedForward
@@ -124,6 +126,8 @@ def log_mean_exp_rows(
         ),
         reads_label,
         differentiable and not _OF_SOFTMAX.isdisjoint(names),
+        None if rows.group is None else Exclusions.of(rows),
+        None if rows.group is None else rows.log_support_sizes(rows.scores.queries.new_empty(0, dtype=dtype)),
     )
     factors = (scores.queries, scores.keys, scores.bias)
     records_graph = torch.is_grad_enabled()  # in the forward of a Function it is off
@@ -138,7 +142,9 @@ def log_mean_exp_rows(
     found = dict(zip(plan.statistics, per_row, strict=True))
     label = LabelStanding(*(found.pop(name) for name in LabelStanding._fields)) if reads_label else None
     if plan.differentiable:
-        found |= tilted_statistics(log_g, target_score / taus, mean_score / taus, plan.support_size, names)
+        log_m: float | Tensor = math.log(max(plan.support_size, 1))
+        log_m = log_m if plan.log_support_sizes is None else plan.log_support_sizes
+        found |= tilted_statistics(log_g, target_score / taus, mean_score / taus, log_m, names)
         found = {name: found[name] for name in names}
     return LogMeanExp(log_g, taus, found, mean, label)
 

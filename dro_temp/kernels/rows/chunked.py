@@ -237,7 +237,7 @@ class ChunkedForward:
                 self.plan,
                 self.parameters,
                 self.queries,
-                fold if self.transform is None else None,
+                fold if self.transform is None and self.plan.exclusions is None else None,
                 train=mask.parameters,
             )
 
@@ -260,6 +260,9 @@ class ChunkedForward:
         column = target[:, None]  # [rows 1]
         target_score = scores.gather(1, column).squeeze(1)  # [rows]
         statistics, label, profile = {}, None, None
+        exclusions, log_sizes = self.plan.exclusions, self.plan.log_support_sizes
+        if exclusions is not None:
+            exclusions.fill_(scores, chunk)
         if self.plan.reads_label:
             label, profile = self._label(scores, target_score)
         if self.plan.statistics:
@@ -273,6 +276,8 @@ class ChunkedForward:
         slopes = None  # of the transform, [rows m]
         if self.transform is not None and mask.scores:
             slopes = self.transform.slope_(scores.clone())
+            if exclusions is not None:  # the slope at NOT_AN_OUTCOME may be anything
+                exclusions.fill_(slopes, chunk, 0.0)
         if not self.plan.target_in_support:
             scores.scatter_(1, column, NOT_AN_OUTCOME)
         if label is not None:
@@ -283,7 +288,7 @@ class ChunkedForward:
             self._reduce_with_mean(chunk, scores, target_score, slopes, tau, mask, grad_output)
             return
         partials = self._softmax(scores, tau, mask)
-        log_m = math.log(max(self.plan.support_size, 1))
+        log_m = math.log(max(self.plan.support_size, 1)) if log_sizes is None else log_sizes[chunk]
         log_g = (partials.row_max - target_score) / tau + partials.sum_exp.log() - log_m  # [rows]
         target_slope = None  # of the transform, [rows]
         if slopes is not None and partials.weights is not None:
@@ -306,7 +311,7 @@ class ChunkedForward:
         if self.plan.statistics:
             mean = mean_excess + partials.row_max
             statistics |= tilted_statistics(
-                log_g, target_score / tau, mean / tau, self.plan.support_size, self.plan.statistics
+                log_g, target_score / tau, mean / tau, log_m, self.plan.statistics
             )
             for name, value in statistics.items():
                 result.statistics[name][chunk] = value
@@ -343,7 +348,9 @@ class ChunkedForward:
         excess = (p * below).sum(1)
         below -= excess[:, None]  # s - E_p[s], [rows m]
         mean, variance = row_max + excess, (p * below.square()).sum(1)
-        log_g = (row_max - target_score) / tau + sum_exp.log() - math.log(max(self.plan.support_size, 1))
+        sizes = self.plan.log_support_sizes
+        log_m = math.log(max(self.plan.support_size, 1)) if sizes is None else sizes[chunk]
+        log_g = (row_max - target_score) / tau + sum_exp.log() - log_m
         slope, mean_slope = -(mean - target_score) / tau.square(), -variance / tau.square()
         u, v = torch.ones_like(tau), torch.zeros_like(tau)
         b = c = torch.zeros_like(tau)

@@ -17,6 +17,7 @@ float16 alone is scaled by a power of two, since u may be below its smallest num
 """
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -82,6 +83,8 @@ class FusedForward(ChunkedForward):
     def _reduce(self, chunk: slice, scores: Scores, mask: GradMask, grad_output: GradOutput | None) -> None:
         kernel, plan, result, target = self._kernel, self.plan, self._result, self.plan.target[chunk]
         statistics, label, profile = {}, None, None
+        if plan.exclusions is not None and self._finishes:  # others than the kernel read the scores
+            plan.exclusions.fill_(scores, chunk)
         if plan.reads_label:
             label, profile = self._label(scores, scores.gather(1, target[:, None]).squeeze(1))
         if _MOMENTS & set(plan.statistics):
@@ -91,14 +94,17 @@ class FusedForward(ChunkedForward):
         else:
             assert self._temperatures is not None
             tau = self._temperatures.predict(chunk, scores, profile)
+        log_m = math.log(max(plan.support_size, 1))
+        log_sizes = None if plan.log_support_sizes is None else plan.log_support_sizes[chunk]
         block = RowBlock(
             scores,
             target,
             plan.target_in_support,
-            math.log(max(plan.support_size, 1)),
+            log_m if log_sizes is None else 0.0,
             None if self._finishes else self.bias,
             self.transform.cap if isinstance(self.transform, SoftCap) else None,
             self._finishes,
+            None if plan.exclusions is None else plan.exclusions.groups(chunk),
         )
         known, weights, u = None, None, None
         of_scores = None
@@ -111,6 +117,8 @@ class FusedForward(ChunkedForward):
             u = torch.ones_like(tau) if grad_output is None else grad_output.of_log_g(tau, chunk)
             known = None if u is None else self._coefficients(u, of_scores)
         rows = kernel.tilt_rows(block, tau, variance=plan.differentiable, known=known, out=weights)
+        if log_sizes is not None:
+            rows = replace(rows, log_g=rows.log_g - log_sizes)
         slope = -(rows.mean - rows.target_score) / tau.square()  # dlog_g / dtau
         if grad_output is None:
             u, v = torch.ones_like(tau), torch.zeros_like(tau)
@@ -141,7 +149,11 @@ class FusedForward(ChunkedForward):
             statistics |= label._asdict()
         if plan.statistics:
             statistics |= tilted_statistics(
-                rows.log_g, rows.target_score / tau, rows.mean / tau, plan.support_size, plan.statistics
+                rows.log_g,
+                rows.target_score / tau,
+                rows.mean / tau,
+                log_m if log_sizes is None else log_sizes,
+                plan.statistics,
             )
             for name, value in statistics.items():
                 result.statistics[name][chunk] = value

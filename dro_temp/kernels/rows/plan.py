@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dro_temp._typing import Features, RowIndex
+from dro_temp._typing import Features, PerRow, RowIndex
 from dro_temp.interfaces.predictor import TemperaturePredictor
 from dro_temp.kernels.backends.protocol import Backend
+from dro_temp.kernels.exclusions import Exclusions
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class ChunkPlan:
         statistics: names of the statistics to return, detached; those of `LabelStanding` among them, if it is read.
         reads_label: whether `LabelStanding` is computed.
         differentiable: whether E_p[s] and the target's score are results with gradient.
+        exclusions: columns that groups exclude, or None.
+        log_support_sizes: log of each row's number of outcomes, where groups make it differ, or None.
     """
 
     target: RowIndex
@@ -44,3 +47,5 @@ class ChunkPlan:
     statistics: tuple[str, ...] = ()
     reads_label: bool = False
     differentiable: bool = False
+    exclusions: Exclusions | None = None
+    log_support_sizes: PerRow | None = None

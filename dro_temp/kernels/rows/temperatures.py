@@ -35,7 +35,8 @@ class BlockTemperatures:
         plan: of the pass whose scores these are; its predictor reads them.
         parameters: the predictor's, in the forward that is differentiated.
         queries: of all rows, [n d].
-        fold: makes the folded projection; None where scores are transformed, so that none can be folded.
+        fold: makes the folded projection; None where scores are transformed, or groups exclude some, so that none can
+            be folded.
         train: whether to compute the parameters' gradient.
     """
 
@@ -64,8 +65,9 @@ class BlockTemperatures:
             profile: of all columns, if it was computed already.
         """
         plan, mask, support, statistics = self._plan, None, None, None
-        if not plan.target_in_support:
-            mask = support_mask(scores, plan.target[block], plan.target_in_support)
+        if not plan.target_in_support or plan.exclusions is not None:
+            excluded = None if plan.exclusions is None else plan.exclusions.mask(block)
+            mask = support_mask(scores, plan.target[block], plan.target_in_support, excluded)
         if "support" in self._predictor.reads:
             support = Support(scores.to(plan.dtype, copy=True), mask, plan.support_size)
         if "statistics" in self._predictor.reads:

@@ -6,6 +6,8 @@ import torch
 import triton
 from torch import Tensor
 
+from dro_temp.kernels.backends.protocol import Groups
+
 # A row is read in tiles of at most this many columns, by four warps: of nine sizes of tiles and warps the fastest for
 # sums, gradients and statistics at 128,256 columns, in bfloat16 and float32 (H200; 4,096 by 16 warps: a fifth slower).
 ROW_TILE = 2048
@@ -35,6 +37,11 @@ def launch(kernel: Any, programs: int, *args: Any, **meta: Any) -> None:
 def vector(x: Tensor, like: Tensor) -> Tensor:
     """Contiguous, in the precision of the scores: a temperature for all rows may be one number, expanded."""
     return x.to(like.dtype).contiguous()
+
+
+def pointers_to_groups(groups: Groups | None, unread: Tensor) -> tuple[Tensor, Tensor]:
+    """Contiguous numbers of rows and columns; without groups anything, which is not read."""
+    return (unread, unread) if groups is None else (groups[0].contiguous(), groups[1].contiguous())
 
 
 def row_stride(scores: Tensor) -> int:

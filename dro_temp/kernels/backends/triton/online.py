@@ -14,6 +14,25 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-1e38)
 
 
+#: `functional.LEFT_OUT`: a row or column that takes part in nothing.
+LEFT_OUT = tl.constexpr(-2)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def are_excluded(row_groups, column_groups):  # type: ignore[no-untyped-def]
+    """Where groups exclude a score, its target included: two numbers are equal, or either is left out."""
+    left_out = (row_groups == LEFT_OUT) | (column_groups == LEFT_OUT)
+    return (row_groups == column_groups) | left_out
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def excluded_tile(row_groups, column_groups, rows, columns, n, m):  # type: ignore[no-untyped-def]
+    """`are_excluded` of some rows, [ROWS 1], and columns, [1 COLUMNS]."""
+    of_rows = tl.load(row_groups + rows, mask=rows < n, other=-1)
+    of_columns = tl.load(column_groups + columns, mask=columns < m, other=-3)
+    return are_excluded(of_rows[:, None], of_columns[None, :])
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def empty_sums(shape: tl.constexpr, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
     """Sums of no scores."""

@@ -26,9 +26,9 @@ import triton.language as tl
 from torch import Tensor
 
 from dro_temp._typing import Features, PerRow, Scores
-from dro_temp.kernels.backends.protocol import PairGradient, SideSums
-from dro_temp.kernels.backends.triton.launch import launch, row_stride, vector
-from dro_temp.kernels.backends.triton.online import LOG2E, LOWEST, reduce_lanes
+from dro_temp.kernels.backends.protocol import Groups, PairGradient, SideSums
+from dro_temp.kernels.backends.triton.launch import launch, pointers_to_groups, row_stride, vector
+from dro_temp.kernels.backends.triton.online import LOG2E, LOWEST, excluded_tile, reduce_lanes
 
 # In place of scores that are not summed: below all others, though finite at every rate.
 NO_SCORE = tl.constexpr(-1e30)
@@ -178,12 +178,15 @@ def sum_tiles_kernel(  # type: ignore[no-untyped-def]
     row_parts,  # [column tiles 3 n]
     column_parts,  # [row tiles 3 m]
     paired_scores,  # [n]
+    row_groups,  # [n]
+    column_groups,  # [m]
     n,
     m,
     d,
     query_stride,
     key_stride,
     offset,
+    HAS_GROUPS: tl.constexpr,  # noqa: N803
     OF_COLUMNS: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
     COLUMNS: tl.constexpr,  # noqa: N803
@@ -220,6 +223,8 @@ def sum_tiles_kernel(  # type: ignore[no-untyped-def]
         is_here = (rows < n) & (own >= first_column) & (own < first_column + COLUMNS)
         tl.store(paired_scores + rows, tl.sum(tl.where(is_own, s, 0.0), 1), mask=is_here)
         s = tl.where(is_own, NO_SCORE, s)
+    if HAS_GROUPS:
+        s = tl.where(excluded_tile(row_groups, column_groups, rows, columns, n, m), NO_SCORE, s)
     if (first_row + ROWS > n) | (first_column + COLUMNS > m):
         s = tl.where((rows < n)[:, None] & (columns < m)[None, :], s, NO_SCORE)
     store_sums(s, tau_rows, row_parts, column_tile, rows, n, 1)
@@ -281,12 +286,14 @@ def merge_tiles_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def load_side(tau, maxima, shares, at, size):  # type: ignore[no-untyped-def]
+def load_side(tau, maxima, shares, at, size, HAS_GROUPS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     """Rate, maximum and share of some rows or columns."""
     inside = at < size
     rate = LOG2E / tl.load(tau + at, mask=inside, other=1.0)
     # Rows outside have a share of zero, and a maximum above every score: no weight overflows.
     highest = tl.load(maxima + at, mask=inside, other=-NO_SCORE)
+    if HAS_GROUPS:  # and so do those that groups leave nothing
+        highest = tl.where(highest <= NO_SCORE, -NO_SCORE, highest)
     return rate, highest, tl.load(shares + at, mask=inside, other=0.0)
 
 
@@ -301,6 +308,8 @@ def grad_tiles_kernel(  # type: ignore[no-untyped-def]
     max_columns,  # [m]
     share_columns,  # [m]
     paired_grad,  # [n]
+    row_groups,  # [n]
+    column_groups,  # [m]
     gradients,  # [n m], contiguous
     n,
     m,
@@ -308,6 +317,7 @@ def grad_tiles_kernel(  # type: ignore[no-untyped-def]
     query_stride,
     key_stride,
     offset,
+    HAS_GROUPS: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
     COLUMNS: tl.constexpr,  # noqa: N803
     DEPTH: tl.constexpr,  # noqa: N803
@@ -334,9 +344,11 @@ def grad_tiles_kernel(  # type: ignore[no-untyped-def]
         WHOLE_DEPTH,
         WIDENS,
     )
-    rate, highest, share = load_side(tau_rows, max_rows, share_rows, rows, n)
+    if HAS_GROUPS:  # of weight zero; a tile of zeros instead, at the end, would not fit the registers
+        s = tl.where(excluded_tile(row_groups, column_groups, rows, columns, n, m), NO_SCORE, s)
+    rate, highest, share = load_side(tau_rows, max_rows, share_rows, rows, n, HAS_GROUPS)
     g = share[:, None] * tl.exp2(s * rate[:, None] - (highest * rate)[:, None])
-    rate, highest, share = load_side(tau_columns, max_columns, share_columns, columns, m)
+    rate, highest, share = load_side(tau_columns, max_columns, share_columns, columns, m, HAS_GROUPS)
     g += share[None, :] * tl.exp2(s * rate[None, :] - (highest * rate)[None, :])
     own = tl.load(paired_grad + rows, mask=rows < n, other=0.0)
     g = tl.where((rows + offset)[:, None] == columns[None, :], own[:, None], g)
@@ -358,6 +370,7 @@ def sum_tiles(
     *,
     offset: int,
     rows: SideSums,
+    groups: Groups | None = None,
 ) -> Tensor | None:
     """See `FusedPairs.sum_tiles`."""
     n, d, m = *queries.shape, len(keys)
@@ -376,12 +389,14 @@ def sum_tiles(
         row_parts,
         row_parts if column_parts is None else column_parts,
         rows.paired_score,
+        *pointers_to_groups(groups, tau_rows),
         n,
         m,
         d,
         row_stride(queries),
         row_stride(keys),
         offset,
+        HAS_GROUPS=groups is not None,
         OF_COLUMNS=tau_columns is not None,
         **tile.meta(queries),
     )
@@ -413,7 +428,13 @@ def merge_tiles(parts: Tensor, tau: Tensor, sums: SideSums, *, running: bool) ->
 
 
 def write_pair_gradient(
-    queries: Features, keys: Features, gradient: PairGradient, *, offset: int, out: Scores
+    queries: Features,
+    keys: Features,
+    gradient: PairGradient,
+    *,
+    offset: int,
+    out: Scores,
+    groups: Groups | None = None,
 ) -> None:
     """See `FusedPairs.write_pair_gradient`."""
     n, d, m = *queries.shape, len(keys)
@@ -426,6 +447,7 @@ def write_pair_gradient(
         queries,
         keys,
         *(x.contiguous() for x in (*sides, gradient.paired)),
+        *pointers_to_groups(groups, gradient.paired),
         out,
         n,
         m,
@@ -433,5 +455,6 @@ def write_pair_gradient(
         row_stride(queries),
         row_stride(keys),
         offset,
+        HAS_GROUPS=groups is not None,
         **tile.meta(queries),
     )

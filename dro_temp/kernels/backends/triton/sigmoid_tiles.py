@@ -23,9 +23,9 @@ import triton.language as tl
 from torch import Tensor
 
 from dro_temp._typing import Features, RowIndex, Scores
-from dro_temp.kernels.backends.protocol import SideLogits
-from dro_temp.kernels.backends.triton.launch import launch, row_stride
-from dro_temp.kernels.backends.triton.online import LOG2E
+from dro_temp.kernels.backends.protocol import Groups, SideLogits
+from dro_temp.kernels.backends.triton.launch import launch, pointers_to_groups, row_stride
+from dro_temp.kernels.backends.triton.online import LOG2E, excluded_tile
 from dro_temp.kernels.backends.triton.pair_tiles import (
     LARGE,
     NO_SCORE,
@@ -135,11 +135,14 @@ def sum_sigmoid_kernel(  # type: ignore[no-untyped-def]
     bias_columns,  # [1]
     row_parts,  # [column tiles 3 n], or with one sum
     column_parts,  # [row tiles 3 m], or with one sum
+    row_groups,  # [n]
+    column_groups,  # [m]
     n,
     m,
     d,
     query_stride,
     key_stride,
+    HAS_GROUPS: tl.constexpr,  # noqa: N803
     OF_COLUMNS: tl.constexpr,  # noqa: N803
     COUNT: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
@@ -174,6 +177,9 @@ def sum_sigmoid_kernel(  # type: ignore[no-untyped-def]
     positive = tl.load(target + rows, mask=rows < n, other=-1)
     tau, bias = load_temperatures(tau_rows, rows, n), tl.load(bias_rows)
     is_target = positive[:, None] == columns[None, :]
+    if HAS_GROUPS:
+        excluded = excluded_tile(row_groups, column_groups, rows, columns, n, m)
+        s = tl.where(excluded & (is_target == 0), NO_SCORE, s)
     x = signed_logits(s, is_target, tau[:, None], bias)
     e = decayed(x)
     store_parts(sums_along(x, e, s, is_target, COUNT, 1), row_parts, column_tile, rows, n, COUNT)
@@ -196,10 +202,13 @@ def write_piece(  # type: ignore[no-untyped-def]
     tau_columns,
     bias_columns,
     share_columns,
+    row_groups,
+    column_groups,
     gradients,
     first,
     n,
     m,
+    HAS_GROUPS: tl.constexpr,  # noqa: N803
     OF_COLUMNS: tl.constexpr,  # noqa: N803
 ):
     """The gradient of a piece's scores."""
@@ -217,6 +226,9 @@ def write_piece(  # type: ignore[no-untyped-def]
             g = g * share[:, None] + slopes_of(x, decayed(x), is_target) * share_other[None, :]
     else:
         g *= share[:, None]
+    if HAS_GROUPS:
+        excluded = excluded_tile(row_groups, column_groups, rows, columns, n, m)
+        g = tl.where(excluded & (is_target == 0), 0.0, g)
     to = gradients + rows.to(tl.int64)[:, None] * m + columns[None, :]
     mask = (rows < n)[:, None] & (columns < m)[None, :]
     tl.store(to, g.to(gradients.dtype.element_ty), mask=mask)
@@ -233,12 +245,15 @@ def grad_sigmoid_kernel(  # type: ignore[no-untyped-def]
     tau_columns,  # [m]
     bias_columns,  # [1]
     share_columns,  # [m]
+    row_groups,  # [n]
+    column_groups,  # [m]
     gradients,  # [n m], contiguous
     n,
     m,
     d,
     query_stride,
     key_stride,
+    HAS_GROUPS: tl.constexpr,  # noqa: N803
     OF_COLUMNS: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
     COLUMNS: tl.constexpr,  # noqa: N803
@@ -282,10 +297,13 @@ def grad_sigmoid_kernel(  # type: ignore[no-untyped-def]
             tau_columns,
             bias_columns,
             share_columns,
+            row_groups,
+            column_groups,
             gradients,
             first + k * (COLUMNS // 2),
             n,
             m,
+            HAS_GROUPS,
             OF_COLUMNS,
         )
 
@@ -298,6 +316,7 @@ def sum_sigmoid_tiles(
     columns: SideLogits | None,
     *,
     slopes: bool,
+    groups: Groups | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """See `FusedSigmoid.sum_sigmoid_tiles`."""
     n, d, m = *queries.shape, len(keys)
@@ -317,11 +336,13 @@ def sum_sigmoid_tiles(
         *(x.contiguous() for x in (rows.tau, rows.bias, others.tau, others.bias)),
         row_parts,
         row_parts if column_parts is None else column_parts,
+        *pointers_to_groups(groups, rows.tau),
         n,
         m,
         d,
         row_stride(queries),
         row_stride(keys),
+        HAS_GROUPS=groups is not None,
         OF_COLUMNS=columns is not None,
         COUNT=count,
         **tile.meta(queries),
@@ -337,6 +358,7 @@ def write_sigmoid_gradient(
     columns: SideLogits | None,
     *,
     out: Scores,
+    groups: Groups | None = None,
 ) -> None:
     """See `FusedSigmoid.write_sigmoid_gradient`."""
     n, d, m = *queries.shape, len(keys)
@@ -352,12 +374,14 @@ def write_sigmoid_gradient(
         keys,
         target.contiguous(),
         *numbers,
+        *pointers_to_groups(groups, rows.tau),
         out,
         n,
         m,
         d,
         row_stride(queries),
         row_stride(keys),
+        HAS_GROUPS=groups is not None,
         OF_COLUMNS=columns is not None,
         **tile.meta(queries),
     )

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from dro_temp._typing import PerRow, Scores
 from dro_temp.kernels.backends.protocol import Coefficients, RowBlock, TiltedRows
-from dro_temp.kernels.backends.triton.launch import launch, row_stride, row_tile, vector
-from dro_temp.kernels.backends.triton.online import LOG2E, LOWEST, zeros
+from dro_temp.kernels.backends.triton.launch import launch, pointers_to_groups, row_stride, row_tile, vector
+from dro_temp.kernels.backends.triton.online import LOG2E, LOWEST, are_excluded, zeros
 
 #: How a soft cap meets the scores: there is none; to be applied; applied already, its slope is still to be.
 NO_CAP, RAW, CAPPED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -41,6 +41,13 @@ def capped(s, cap):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def excluded_columns(column_groups, group, at, m, target):  # type: ignore[no-untyped-def]
+    """Where groups exclude a column from a row."""
+    other = tl.load(column_groups + at, mask=at < m, other=-3)
+    return are_excluded(group, other) & (at != target)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def load_tile(  # type: ignore[no-untyped-def]
     scores,
     bias,
@@ -48,9 +55,12 @@ def load_tile(  # type: ignore[no-untyped-def]
     m,
     target,
     cap,
+    column_groups,
+    group,
     HAS_BIAS: tl.constexpr,  # noqa: N803
     CAP: tl.constexpr,  # noqa: N803
     WITH_TARGET: tl.constexpr,  # noqa: N803
+    HAS_GROUPS: tl.constexpr,  # noqa: N803
     KEEP: tl.constexpr,  # noqa: N803
 ):
     """Scores of a row at some columns, as the softmax sees them: -inf outside the support."""
@@ -66,6 +76,8 @@ def load_tile(  # type: ignore[no-untyped-def]
         s = capped(s, cap)
     if not WITH_TARGET:
         inside = inside & (at != target)
+    if HAS_GROUPS:
+        inside = inside & (excluded_columns(column_groups, group, at, m, target) == 0)
     return tl.where(inside, s, -float("inf"))
 
 
@@ -85,6 +97,8 @@ def tilted_rows_kernel(  # type: ignore[no-untyped-def]
     grad_mean,  # [n], b
     grad_target,  # [n], c
     gradients,  # [n m], rows `gradient_stride` apart
+    row_groups,  # [n]
+    column_groups,  # [m]
     m,
     stride,
     gradient_stride,
@@ -93,6 +107,7 @@ def tilted_rows_kernel(  # type: ignore[no-untyped-def]
     HAS_BIAS: tl.constexpr,  # noqa: N803
     CAP: tl.constexpr,  # noqa: N803
     WITH_TARGET: tl.constexpr,  # noqa: N803
+    HAS_GROUPS: tl.constexpr,  # noqa: N803
     SUMS: tl.constexpr,  # noqa: N803
     VARIANCE: tl.constexpr,  # noqa: N803
     WRITES: tl.constexpr,  # noqa: N803
@@ -106,12 +121,30 @@ def tilted_rows_kernel(  # type: ignore[no-untyped-def]
     temperature = tl.load(tau + row)
     rate = LOG2E / temperature
     own = tl.load(target + row)
+    if HAS_GROUPS:
+        group = tl.load(row_groups + row)
+    else:
+        group = own
     lanes = tl.arange(0, TILE)
     if SUMS:
         highest = tl.full([], LOWEST, dtype)
         sum_exp, moment, square = zeros(TILE, dtype), zeros(TILE, dtype), zeros(TILE, dtype)
         for first in range(0, m, TILE):
-            s = load_tile(scores, bias, first + lanes, m, own, cap, HAS_BIAS, CAP, WITH_TARGET, WRITES)
+            s = load_tile(
+                scores,
+                bias,
+                first + lanes,
+                m,
+                own,
+                cap,
+                column_groups,
+                group,
+                HAS_BIAS,
+                CAP,
+                WITH_TARGET,
+                HAS_GROUPS,
+                WRITES,
+            )
             top = tl.maximum(highest, tl.max(s, 0))
             # The sums move to a new maximum; a branch for the usual case, that it stays, costs more than it saves.
             moved = highest - top
@@ -128,6 +161,12 @@ def tilted_rows_kernel(  # type: ignore[no-untyped-def]
         total, moment = tl.sum(sum_exp, 0), tl.sum(moment, 0)
         if VARIANCE:
             square = tl.sum(square, 0)
+        if HAS_GROUPS:  # of a row without outcomes the sums mean nothing, and are finite
+            none = total == 0.0
+            total, highest = tl.where(none, 1.0, total), tl.where(none, 0.0, highest)
+            moment = tl.where(none, 0.0, moment)
+            if VARIANCE:
+                square = tl.where(none, 0.0, square)
         excess = moment / total
         mean = highest + excess
         target_score = tl.load(scores + own).to(dtype)
@@ -158,7 +197,21 @@ def tilted_rows_kernel(  # type: ignore[no-untyped-def]
         of_softmax /= total
         for first in range(0, m, TILE):
             at = first + lanes
-            s = load_tile(scores, bias, at, m, own, cap, HAS_BIAS, CAP, WITH_TARGET, False)
+            s = load_tile(
+                scores,
+                bias,
+                at,
+                m,
+                own,
+                cap,
+                column_groups,
+                group,
+                HAS_BIAS,
+                CAP,
+                WITH_TARGET,
+                HAS_GROUPS,
+                False,
+            )
             g = tl.exp2((s - highest) * rate)
             if (
                 OF_MEAN
@@ -169,9 +222,13 @@ def tilted_rows_kernel(  # type: ignore[no-untyped-def]
             g -= tl.where(at == own, of_target, 0.0)
             if CAP != NO_CAP:
                 if not WITH_TARGET:  # its own score was left out of the softmax
-                    s = load_tile(scores, bias, at, m, own, cap, HAS_BIAS, CAP, True, False)
+                    s = load_tile(
+                        scores, bias, at, m, own, cap, column_groups, group, HAS_BIAS, CAP, True, False, False
+                    )
                 s = s / cap
                 g *= 1.0 - s * s
+            if HAS_GROUPS:  # the slope of a cap at -inf is none
+                g = tl.where(excluded_columns(column_groups, group, at, m, own), 0.0, g)
             tl.store(gradients + at, g.to(gradients.dtype.element_ty), mask=at < m)
 
 
@@ -250,6 +307,7 @@ def _launch(
         of_mean,
         of_target,
         out,
+        *pointers_to_groups(block.groups, tau),
         m,
         row_stride(block.scores),
         row_stride(out),
@@ -258,6 +316,7 @@ def _launch(
         HAS_BIAS=block.bias is not None,
         CAP=cap.value,
         WITH_TARGET=block.target_in_support,
+        HAS_GROUPS=block.groups is not None,
         SUMS=sums,
         VARIANCE=rows.variance is not None and sums,
         WRITES=known is not None,
