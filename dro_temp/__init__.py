@@ -39,6 +39,7 @@ from dro_temp.losses import (
     SelectiveSmoothingLoss,
     SelfWeightedLoss,
     SigmoidLoss,
+    SupervisedContrastiveLoss,
 )
 from dro_temp.objective import Objective, TemperatureWarning
 from dro_temp.optim import CompositionalOptimizer, hold_temperatures
@@ -80,6 +81,7 @@ __all__ = [
     "SelectiveSmoothingLoss",
     "SelfWeightedLoss",
     "SigmoidLoss",
+    "SupervisedContrastiveLoss",
     "Support",
     "TempNet",
     "TemperatureLogitsProcessor",

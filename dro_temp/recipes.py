@@ -37,6 +37,7 @@ __all__ = [
     "siglip",
     "simclr",
     "sogclr",
+    "supcon",
     "tempnet",
     "tempnet_queued",
 ]
@@ -81,6 +82,29 @@ def simclr(host: HostAdapter, *, tau: float = 0.1) -> Objective:
     Source: arXiv 2002.05709 (SimCLR), equation 1.
     """
     return Objective(host, predictors.ConstantTemperature(tau), losses.InfoNCELoss())
+
+
+def supcon(host: HostAdapter, *, tau: float = 0.1) -> Objective:
+    r"""SupCon: $-\frac{1}{|P_i|} \sum_{p \in P_i} \log \mathrm{softmax}(s_i / \tau)_p$, tau constant.
+
+    The positives of a row are its target and the columns of its group. With `hosts.TwoViews` and class numbers as
+    groups that is supervised contrastive learning; without groups it is `simclr`.
+
+    Args:
+        host: makes rows, of batches with groups.
+        tau: temperature, > 0.
+
+    Raises:
+        ValueError: a temperature that is not positive.
+
+    Example:
+        >>> import torch, dro_temp as dt
+        >>> host, labels = dt.hosts.TwoViews(torch.nn.Linear(6, 4)), torch.randint(3, (8,))
+        >>> dt.recipes.supcon(host)(torch.randn(8, 6), torch.randn(8, 6), group=labels).loss.backward()
+
+    Source: arXiv 2004.11362 (SupCon), equation 2.
+    """
+    return Objective(host, predictors.ConstantTemperature(tau), losses.SupervisedContrastiveLoss())
 
 
 def cyclip(

@@ -158,6 +158,13 @@ LOSSES = (
     testing.LossCase(
         "sigmoid", dt.SigmoidLoss, degree=0, robust=False, excludes_target=False, margins_only=False
     ),
+    testing.LossCase(
+        "supervised-contrastive",
+        dt.SupervisedContrastiveLoss,
+        degree=0,
+        excludes_target=False,
+        positives=True,
+    ),
     testing.LossCase("entropic-risk-exact", dt.EntropicRiskLoss, degree=0),
     testing.LossCase(
         "entropic-risk-moving-average",

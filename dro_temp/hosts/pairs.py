@@ -136,8 +136,8 @@ def _groups_of(group: Any, image: Tensor, views: tuple[str, str]) -> tuple[Tenso
         if number is None or number.shape != image.shape[:1]:
             received = "None" if number is None else list(number.shape)
             raise ValueError(
-                f"expected a group of shape [{len(image)}] of view {view!r}, one per pair, received {received}. Pass the "
-                "number of each pair's group, -1 for a pair that is alone in its own."
+                f"expected a group of shape [{len(image)}] of view {view!r}, one per pair, received {received}. Pass "
+                "the number of each pair's group, -1 for a pair that is alone in its own."
             )
         numbers.append(number.long())
     return numbers[0], numbers[-1]
@@ -151,8 +151,8 @@ def _group_of_negatives(group: Any, negatives: Tensor | None, groups: tuple[Tens
     """Numbers of the groups of further columns, int64; each alone if none are given."""
     if negatives is None or groups is None:
         raise ValueError(
-            "expected negatives_group beside negatives and group, received it without them. Pass all three, or group=-1 "
-            "for each pair."
+            "expected negatives_group beside negatives and group, received it without them. Pass all three, with -1 "
+            "for what is alone in its group."
         )
     if group is None:
         return groups[0].new_full((len(negatives),), F.UNGROUPED)

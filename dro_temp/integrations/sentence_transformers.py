@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dro_temp._checks import check_flag, check_index, check_integers
 from dro_temp._files import whole_file
 from dro_temp._modes import evaluating
 from dro_temp._optional import optional_module
+from dro_temp._typing import RowIndex
 from dro_temp.hosts import InChunks, SentenceTransformers
 from dro_temp.hosts._modules import shadow_copy
+from dro_temp.hosts.labels import as_index
+from dro_temp.integrations._duplicate_texts import groups_of_texts
 from dro_temp.integrations._replicas import Replicas
 from dro_temp.integrations._temperature_log import TemperatureMoments
 from dro_temp.interfaces import HostAdapter, RobustLoss, TemperaturePredictor
@@ -48,6 +52,11 @@ class RobustRankingLoss(nn.Module):
         model: the `SentenceTransformer` that is trained.
         predictor: one for both views, "anchor" and "positive", or one per view.
         loss: one for both views, or, if it remembers samples, one per view.
+        exclude_duplicates: True where some texts of a batch may be equal: pairs with the same anchor or the same
+            positive are no negatives of each other, nor is a hard negative that equals the positive. Equal are texts
+            of equal tokens, on all processes together; each step reads them from the device.
+        groups: [num_samples] number of each sample's group, whose pairs are no negatives of each other; -1: alone. In
+            training, with sample numbers. `datasets.near_duplicate_groups` makes them.
         mini_batch_size: encode so many texts at a time, with the loss and gradient of the whole batch, as the package's
             `CachedMultipleNegativesRankingLoss` does; None: all at once.
         **options: of `Objective`: risk=RecordedRisk(risk, len(dataset)) for pairs some of which are wrong, say, or
@@ -82,6 +91,7 @@ class RobustRankingLoss(nn.Module):
     """
 
     views = SentenceTransformers.views
+    groups: Tensor | None
 
     def __init__(
         self,
@@ -89,10 +99,17 @@ class RobustRankingLoss(nn.Module):
         predictor: PerView[TemperaturePredictor],
         loss: PerView[RobustLoss],
         *,
+        exclude_duplicates: bool = False,
+        groups: RowIndex | None = None,
         mini_batch_size: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
+        check_flag("exclude_duplicates", exclude_duplicates)
+        self.exclude_duplicates = exclude_duplicates
+        if groups is not None:
+            check_integers("groups", groups)
+        self.register_buffer("groups", groups, persistent=False)  # of the data set, not of the run
         host: HostAdapter = SentenceTransformers(model)
         self.mini_batch_size = mini_batch_size
         if mini_batch_size is not None:
@@ -123,7 +140,9 @@ class RobustRankingLoss(nn.Module):
         columns = list(sentence_features)
         self._check_columns(columns)
         anchor, positive, *negatives = columns
-        batch = {"negatives": tuple(negatives), "index": self._numbers(labels)}
+        numbers = self._numbers(labels)
+        batch: dict[str, Any] = {"negatives": tuple(negatives), "index": numbers}
+        batch |= self._group(columns, numbers)
         with self._training() if torch.is_grad_enabled() else self._held_out() as objective:
             output = objective(anchor, positive, **batch)
         self.metrics = output.metrics
@@ -159,19 +178,42 @@ class RobustRankingLoss(nn.Module):
         config: dict[str, Any] = {
             f"{view}_{part}": repr(modules[view]) for part, modules in parts.items() for view in self.views
         }
-        return {**config, "mini_batch_size": self.mini_batch_size}
+        return {
+            **config,
+            "mini_batch_size": self.mini_batch_size,
+            "exclude_duplicates": self.exclude_duplicates,
+            "groups": self.groups is not None,
+        }
 
     @property
     def citation(self) -> str:
         """For the model card."""
         return CITATION
 
+    def _group(self, columns: list[Mapping[str, Any]], numbers: Any) -> dict[str, Any]:
+        """Numbers of the groups of the pairs, and of their hard negatives."""
+        anchor, positive, *negatives = columns
+        of_samples, training = None, torch.is_grad_enabled()
+        if self.groups is not None and training:
+            index = as_index(numbers, self.groups.device)
+            assert index is not None
+            of_samples = self.groups[check_index(index, len(self.groups)).to(self.groups.device)].to(
+                index.device
+            )
+        if not self.exclude_duplicates:
+            return {} if of_samples is None else {"group": of_samples}
+        group, of_negatives = groups_of_texts(
+            anchor, positive, negatives, of_samples, gathers=training and self.objective.host.objective_trains
+        )
+        return {"group": group} | ({} if of_negatives is None else {"negatives_group": of_negatives})
+
     def _numbers(self, labels: Any) -> Any:
         """The labels, if a table reads them as sample numbers."""
         predictors: Any = self.objective.predictors.values()
         # Held-out data have no place in a memory, and their labels may be anything.
         remembers = torch.is_grad_enabled() and self.training and self.objective.needs_index
-        if not (remembers or any("index" in p.reads for p in predictors)):
+        grouped = self.groups is not None and torch.is_grad_enabled()
+        if not (remembers or grouped or any("index" in p.reads for p in predictors)):
             return None
         if labels is None:
             raise ValueError(

@@ -56,6 +56,8 @@ class LossOutput:
         backend: the backend taken, and why.
         statistics: the requested statistics of each row, zero where a row does not count; detached unless they were
             requested to be differentiable.
+        weight: of rows that a loss replays (`RobustLoss.replayed`), 1 or 0, where on a device not all of them count; or
+            None.
         mean: weighted mean of the values, where a streaming loss formed the gradient of just that. Its backward neither
             compares nor waits; that of `values` is the same number, and may be used for anything else.
     """
@@ -65,6 +67,7 @@ class LossOutput:
     backend: BackendChoice
     statistics: dict[str, PerRow] = field(default_factory=dict)
     mean: Scalar | None = None
+    weight: PerRow | None = None
 
 
 class RobustLoss(ShapeChecked, ABC):
@@ -80,8 +83,9 @@ class RobustLoss(ShapeChecked, ABC):
         """One value per row. Scores of rows that do not count are zero, and their values are dropped.
 
         A loss over outcomes must respect `rows.mask`: None if every column is an outcome, else True inside the support
-        (the target of a pair is outside, and so is a false negative). Use `functional.log_mean_exp(x, rows.mask)`, or fill the columns outside with
-        a large negative finite number, `margins.masked_fill(~rows.mask, -1e30)`: with -inf the gradient of tau is NaN.
+        (the target of a pair is outside, and so is a false negative). Use `functional.log_mean_exp(x, rows.mask)`, or
+        fill the columns outside with a large negative finite number, `margins.masked_fill(~rows.mask, -1e30)`: with
+        -inf the gradient of tau is NaN.
         """
 
     def check_rows(self, rows: Rows) -> None:

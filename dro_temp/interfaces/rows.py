@@ -159,7 +159,7 @@ class LinearScores:
 
     def _mirrors(self, other: "LinearScores", ours: Features, theirs: Features) -> bool:
         plain = self.bias is None and other.bias is None and self.transform is other.transform is None
-        return plain and _same(self.queries, theirs) and _same(ours, other.queries)
+        return plain and same_memory(self.queries, theirs) and same_memory(ours, other.queries)
 
     def select(self, rows: slice | RowIndex) -> "LinearScores":
         """The scores of some of the rows."""
@@ -204,7 +204,7 @@ def _check_selection(rows: Any) -> None:
         )
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def same_memory(a: Tensor, b: Tensor) -> bool:
     """Whether both are the same memory (the rows of a frozen host are detached separately)."""
     if a is b:
         return True
@@ -432,7 +432,9 @@ class Rows:
             return False
         if isinstance(self.scores, LinearScores) and self.scores.local_keys is not None:
             return True
-        return all(_same(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None)
+        return all(
+            same_memory(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None
+        )
 
     @property
     def excluded(self) -> Mask | None:

@@ -7,6 +7,7 @@ from dro_temp.losses.likelihood import InfoNCELoss, LikelihoodLoss, ScaledLikeli
 from dro_temp.losses.log_mean_exp import LogMeanExpLoss
 from dro_temp.losses.queued import KeyQueue, QueuedLoss
 from dro_temp.losses.sigmoid import SigmoidLoss
+from dro_temp.losses.supervised import SupervisedContrastiveLoss
 
 __all__ = [
     "CyclicPenalty",
@@ -22,4 +23,5 @@ __all__ = [
     "SelectiveSmoothingLoss",
     "SelfWeightedLoss",
     "SigmoidLoss",
+    "SupervisedContrastiveLoss",
 ]

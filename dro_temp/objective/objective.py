@@ -165,8 +165,8 @@ class Objective(Committable):
             *args: the host's arguments.
             count: divide each view's weighted sum by this instead of by its sum of weights: the number of rows
                 in a whole accumulation window, say. In several processes, that of all of them. Not beside a risk.
-            group: [n] number of each row's group, for a risk that needs it; without such a risk, for a host of pairs,
-                whose pairs of one group are no negatives of each other. Where both need groups, pass the host's by place.
+            group: [n] number of each row's group, for a risk that needs it; without such a risk, for a host of pairs:
+                those of one group are no negatives of each other. Where both need groups, pass the host's by place.
             **batch: what the host takes.
         """
         if _faults.pending.checks:

@@ -201,8 +201,14 @@ def tau_loss_terms(
         if replayed is not None and len(replayed.values):
             # Replayed rows have weight one. Every process replays the same, and has its own part of the batch.
             batch = distributed.sum_over_processes(weight.sum()) if trains else weight.sum()
-            share = len(replayed.values) / (len(replayed.values) + batch)
-            term = share * replayed.values.mean() * (1.0 if count is None else batch / count)
+            if replayed.weight is None:
+                number: float | Tensor = len(replayed.values)
+                mean = replayed.values.mean()
+            else:
+                number = replayed.weight.sum().to(values.dtype)
+                mean = (replayed.values * replayed.weight).sum() / number.clamp(min=1.0)
+            share = number / (number + batch)
+            term = share * mean * (1.0 if count is None else batch / count)
             means[view] = (1 - share) * means[view] + term
     return means
 

@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
+from dro_temp import functional as F
 from dro_temp.estimators.moving_average import Schedule
 from dro_temp.functional import ScoreTransform
 from dro_temp.interfaces import (
@@ -122,6 +123,8 @@ class LossCase(Case[RobustLoss]):
             outcome, that of a pair is not. False for one whose target always counts, as in cross-entropy.
         margins_only: False for a loss that reads the scores themselves: a constant in all of them then matters.
         trains_host: False for a loss that teaches temperatures alone, and refuses scores that require gradient.
+        positives: True for a loss whose rows learn from all columns of their group, as further positives; for others
+            these are no outcomes.
         outcomes: columns of the rows that it is fed.
         num_samples: size of the data set.
     """
@@ -131,6 +134,7 @@ class LossCase(Case[RobustLoss]):
     excludes_target: bool = True
     margins_only: bool = True
     trains_host: bool = True
+    positives: bool = False
     outcomes: int = 12
     num_samples: int = 50
 
@@ -142,6 +146,17 @@ class LossCase(Case[RobustLoss]):
         target = torch.randint(self.outcomes, (n,), generator=generator)
         parts: dict[str, Any] = {"scores": scores, "target": target, "index": index}
         return Rows(**(parts | {"target_in_support": not pairs} | changes))
+
+    def groups(self, rows: Rows, *, seed: int = 0) -> dict[str, Tensor]:
+        """Groups for rows: some columns of the row's own, some left out, and outcomes for every row."""
+        generator = torch.Generator().manual_seed(seed + 2)
+        group = torch.randint(-1, 3, (len(rows),), generator=generator)
+        column_group = torch.randint(-1, 3, (self.outcomes,), generator=generator)
+        free = torch.arange(self.outcomes) % 3
+        return {
+            "group": group,
+            "column_group": column_group.where(free > 0, F.UNGROUPED).where(free < 2, F.LEFT_OUT),
+        }
 
     def learned(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The tensors, requiring gradient; none of them if the loss trains no host."""

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dro_temp import functional as F
 from dro_temp.functional import ScoreTransform
 from dro_temp.interfaces import LinearScores
 from dro_temp.kernels.dispatch import BackendOption
@@ -54,12 +55,17 @@ def works_row_by_row(case: LossCase) -> None:
 
 
 def _assert_streams(
-    loss: StreamingLoss, case: LossCase, pairs: bool, transform: ScoreTransform | None = None
+    loss: StreamingLoss,
+    case: LossCase,
+    pairs: bool,
+    transform: ScoreTransform | None = None,
+    groups: dict[str, Tensor] | None = None,
 ) -> None:
     generator, tau = torch.Generator().manual_seed(0), case.tau(5).requires_grad_()
     queries, keys = (torch.randn(n, 4, generator=generator, dtype=torch.float64) for n in (5, case.outcomes))
     leaves = (*case.learned(queries, keys), tau)
-    rows = case.rows(5, pairs=pairs, scores=LinearScores(queries, keys, transform=transform))
+    scores = LinearScores(queries, keys, transform=transform)
+    rows = case.rows(5, pairs=pairs, scores=scores, **(groups or {}))
 
     def run(backend: BackendOption) -> tuple[Tensor, ...]:
         loss.backend = backend
@@ -81,6 +87,44 @@ def streams_what_it_computes(case: LossCase) -> None:
     for pairs in _KINDS:
         if isinstance(loss := case.build(), StreamingLoss):
             _assert_streams(loss, case, pairs)
+
+
+def leaves_excluded_outcomes_out(case: LossCase) -> None:
+    """What `Rows.excluded` says is no outcome has no influence and gets no gradient; a group alone has no effect."""
+    for pairs in _KINDS:
+        rows, tau = case.rows(5, pairs=pairs), case.tau(5)
+        scores = rows.dense_scores.clone()
+        alone = {"group": rows.target * 0 + F.UNGROUPED, "column_group": torch.arange(case.outcomes)}
+        what = f"values where each row is alone in its group, and without groups (pairs={pairs})"
+        assert_same(
+            case.build()(replace(rows, **alone), tau), case.build()(rows, tau), what, rtol=1e-9, atol=1e-12
+        )
+        groups = case.groups(rows)
+        if case.positives:  # of a group: outcomes; what is left out is none
+            groups["column_group"] = groups["column_group"].clamp(max=F.UNGROUPED)
+        grouped = case.rows(5, pairs=pairs, **groups)
+        excluded = grouped.excluded
+        assert excluded is not None
+        assert excluded.any()
+        learned = case.learned(scores)
+        values = case.build()(replace(grouped, scores=scores), tau)
+        for gradient in torch.autograd.grad(values.sum(), learned) if learned else ():
+            some = gradient[excluded].any()
+            assert not some, (
+                f"expected no gradient of scores that groups exclude, received some (pairs={pairs})"
+            )
+        for other in (scores.detach() + 3.0, torch.full_like(scores, 1e4)):
+            moved = torch.where(excluded, other, scores.detach())
+            again = case.build()(replace(grouped, scores=moved), tau)
+            what = f"values with other scores where groups exclude them, and before (pairs={pairs})"
+            assert_same(again.detach(), values.detach(), what, rtol=1e-9, atol=1e-12)
+
+
+def streams_with_groups(case: LossCase) -> None:
+    """Where scores are products, values and gradients of rows with groups are those of the score matrix as well."""
+    for pairs in _KINDS:
+        if isinstance(loss := case.build(), StreamingLoss):
+            _assert_streams(loss, case, pairs, groups=case.groups(case.rows(5)))
 
 
 def knows_whether_the_target_is_an_outcome(case: LossCase) -> None:

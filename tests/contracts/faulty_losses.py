@@ -27,6 +27,20 @@ class TargetNeverAnOutcome(Dual):
         return super().values(replace(rows, target_in_support=False, target_distribution=None), tau)
 
 
+class IgnoresGroups(Dual):
+    def values(self, rows, tau):
+        return super().values(replace(rows, group=None, column_group=None), tau)
+
+
+class CountsExcludedOutcomes(Dual):
+    """No gradient flows to what is excluded, and it moves the value all the same."""
+
+    def values(self, rows, tau):
+        values = super().values(rows, tau)
+        excluded = rows.excluded
+        return values if excluded is None else values + (rows.dense_scores.detach() * excluded).sum(1)
+
+
 class BestCase(Dual):
     def values(self, rows, tau):
         return -tau * F.log_mean_exp(-rows.margins / tau[:, None], rows.mask)
@@ -151,6 +165,18 @@ FAULTS = (
         "knows_whether_the_target_is_an_outcome",
         "excludes_target=False",
         excludes_target=False,
+    ),
+    _loss(
+        "groups are ignored",
+        IgnoresGroups,
+        "leaves_excluded_outcomes_out",
+        "expected no gradient of scores that groups exclude",
+    ),
+    _loss(
+        "excluded outcomes count",
+        CountsExcludedOutcomes,
+        "leaves_excluded_outcomes_out",
+        "values with other scores where groups exclude them",
     ),
     _loss("the best case", BestCase, "takes_the_worst_case", "robust=True: expected values above the mean"),
     _loss(

@@ -29,6 +29,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from torch import nn
 
 import dro_temp as dt
+from dro_temp.integrations._duplicate_texts import text_numbers
 from dro_temp.integrations.sentence_transformers import RobustRankingLoss, number_samples
 
 PAIRS = 16
@@ -563,3 +564,94 @@ def test_numbering():
     both = datasets.DatasetDict({"train": data(numbered=False)})
     with pytest.raises(TypeError, match=r"received DatasetDict.*Number each split by itself"):
         number_samples(both)
+
+
+# --- False negatives ------------------------------------------------------------------------------------------
+
+ANCHORS = ["w1 w2", "w3", "w1 w2", "w4 w5", "w6", "w7 w8"]
+POSITIVES = ["w10", "w11 w12", "w13", "w11 w12", "w14", "w15"]
+NEGATIVES = ["w11 w12", "w20", "w13", "w21", "w22", "w10"]
+#: Pairs 0 and 2 share an anchor, 1 and 3 a positive.
+SAME = torch.tensor([0, 1, 0, 1, 2, 3])
+#: The pairs' group of each hard negative that equals a positive.
+SAME_NEGATIVES = torch.tensor([1, -1, 0, -1, -1, 0])
+
+
+def test_equal_tokens_have_equal_numbers_however_they_are_padded():
+    long = torch.tensor([[0, 0, 5, 6], [0, 3, 5, 6], [0, 0, 6, 5]])
+    left = text_numbers({"input_ids": long, "attention_mask": (long > 0).long()})
+    short = torch.tensor([[5, 6, 0], [3, 5, 6], [6, 5, 0]])
+    right = text_numbers({"input_ids": short, "attention_mask": (short > 0).long()})
+    bag = text_numbers({"input_ids": torch.tensor([5, 6, 3, 5, 6, 6, 5]), "offsets": torch.tensor([0, 2, 5])})
+    assert left.tolist() == right.tolist() == bag.tolist()
+    assert len(set(left.tolist())) == 3
+    assert (left >= 0).all()
+    many = torch.randint(30_000, (20_000, 6), generator=torch.Generator().manual_seed(0))
+    assert len(set(text_numbers({"input_ids": many}).tolist())) == len(many.unique(dim=0))
+    with pytest.raises(ValueError, match="pass groups="):
+        text_numbers({"pixel_values": torch.zeros(2, 3)})
+
+
+def _columns(negatives=True):
+    model = tiny.sentence_encoder()
+    return [
+        dict(model.preprocess(texts)) for texts in (ANCHORS, POSITIVES, NEGATIVES)[: 3 if negatives else 2]
+    ]
+
+
+@pytest.mark.parametrize("negatives", [False, True])
+def test_equal_texts_are_no_negatives(negatives):
+    found, columns = infonce(exclude_duplicates=True), _columns(negatives)
+    loss = found(columns)
+    host = found.objective.host
+    anchor, positive, *others = columns
+    expected = host(
+        anchor, positive, others, group=SAME, negatives_group=SAME_NEGATIVES if negatives else None
+    )
+    values = [dt.InfoNCELoss()(rows, 0.1).mean() for rows in expected.values()]
+    torch.testing.assert_close(loss, sum(values) / 2)
+    assert not torch.isclose(loss, infonce()(columns))
+    with torch.no_grad():  # held-out data as well
+        torch.testing.assert_close(found(columns), loss.detach())
+
+
+@pytest.mark.parametrize("mini_batch_size", [None, 4])
+def test_groups_of_samples_are_looked_up_by_their_numbers(mini_batch_size):
+    table = torch.full((20,), -1)
+    index = torch.tensor([3, 9, 4, 1, 0, 7])
+    table[index] = SAME + 5
+    grouped = infonce(groups=table, mini_batch_size=mini_batch_size)
+    columns = _columns(False)
+    torch.testing.assert_close(grouped(columns, index), infonce(exclude_duplicates=True)(columns))
+    assert "groups" not in grouped.state_dict()
+    with pytest.raises(IndexError, match="from 0 to 19"):
+        grouped(columns, index + 15)
+    with pytest.raises(ValueError, match="expected sample numbers"):
+        grouped(columns)
+    alone = {"groups": torch.full((20,), -1)}
+    torch.testing.assert_close(infonce(**alone)(columns, index), infonce()(columns))
+    both = infonce(exclude_duplicates=True, groups=torch.where(torch.arange(20) < 2, 8, -1))
+    rows = both.objective.host(*columns, group=torch.tensor([0, 1, 0, 1, 1, 3]))
+    values = [dt.InfoNCELoss()(r, 0.1).mean() for r in rows.values()]
+    torch.testing.assert_close(both(columns, index), sum(values) / 2)
+
+
+def _gradient_of_share(rank: int, world: int) -> list[float]:
+    loss = infonce(exclude_duplicates=True)
+    columns = [
+        {name: x.tensor_split(world)[rank] if torch.is_tensor(x) else x for name, x in column.items()}
+        for column in _columns()
+    ]
+    loss(columns).backward()
+    gradient = torch.cat([p.grad.flatten() for p in loss.model.parameters() if p.grad is not None])
+    if world > 1:
+        torch.distributed.all_reduce(gradient)
+        gradient /= world
+    return gradient.tolist()
+
+
+@pytest.mark.slow
+def test_texts_of_all_processes_are_compared():
+    alone = torch.tensor(_gradient_of_share(0, 1))
+    for found in in_processes(2, _gradient_of_share):
+        torch.testing.assert_close(torch.tensor(found), alone, rtol=1e-4, atol=1e-6)

@@ -1,6 +1,7 @@
 """The loss over a queue of keys, and predictors that learn from another loss than the host."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -37,6 +38,46 @@ def test_the_value_is_that_of_loops_over_queue_and_batch(seed, size, n, steps):
         scores = rows.scores.detached()
         expected = values_by_hand(scores.queries, scores.keys, rows.index, tau, earlier[-size:])
         torch.testing.assert_close(found.tolist(), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_earlier_keys_of_a_row_s_own_group_are_left_out(apart):
+    """Groups of images and of texts may differ: a row's is compared with those of the keys."""
+    host, loss, earlier = pair_host(), _queued(9), []
+    loss.queue.double()
+    for step in range(4):
+        batch = pair_batch(5, step)
+        images = batch["index"] % 6 - 1
+        texts = images.roll(2) if apart else images
+        rows = host(**batch, group=(images, texts) if apart else images)["image"].detached()
+        tau = torch.linspace(0.3, 0.9, 5, dtype=torch.float64)
+        found = loss(rows, tau)
+        if step >= 2:
+            keys = torch.cat([torch.stack([key for key, _, _ in earlier[-9:]]), rows.scores.keys])
+            groups = torch.tensor([group for _, _, group in earlier[-9:]] + texts.tolist())
+            stale = torch.tensor([number in batch["index"] for _, number, _ in earlier[-9:]] + [False] * 5)
+            for i in range(5):
+                mine = (groups == images[i]) & (images[i] >= 0)
+                outcomes = ~(mine | stale)
+                outcomes[9 + i] = False
+                h = (keys @ rows.scores.queries[i] - rows.scores.keys[i] @ rows.scores.queries[i])[outcomes]
+                log_g = (h / tau[i]).logsumexp(0) - math.log(len(h))
+                torch.testing.assert_close(found[i], tau[i] * (log_g + RHO), rtol=1e-9, atol=1e-12)
+        loss.queue.commit()
+        earlier += list(zip(rows.scores.keys, batch["index"].tolist(), texts.tolist(), strict=True))
+
+
+def test_how_full_a_queue_is_follows_what_is_loaded():
+    """The number is remembered on the host, and read anew where the buffer has changed."""
+    loss, other = _queued(4), _queued(4)
+    loss.queue.stage(torch.zeros(3, WIDTH), torch.arange(3))
+    loss.queue.commit()
+    assert (len(loss.queue), len(other.queue)) == (3, 0)
+    other.load_state_dict(loss.state_dict())
+    assert len(other.queue) == 3
+    assert len(copy.deepcopy(other).queue) == 3
+    other.queue.seen.zero_()
+    assert len(other.queue) == 0
 
 
 def test_forward_reads_and_commit_writes():

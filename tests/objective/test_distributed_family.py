@@ -34,6 +34,14 @@ RECIPES = {
     "tempnet-in-chunks": lambda host: R.tempnet(
         dt.hosts.InChunks(host, size=2), small.N, 4, rho=1.0, tau_min=0.05, tau_max=0.5, gamma=GAMMA
     ),
+    "supcon+groups": lambda host: R.supcon(host, tau=0.2),
+    "supcon-two-views+groups": lambda host: R.supcon(dt.hosts.TwoViews(host.image_encoder), tau=0.2),
+    "infonce+groups": lambda host: R.infonce(host),
+    "siglip+groups": lambda host: R.siglip(host),
+    "isogclr+groups": lambda host: R.isogclr(host, small.N, rho=1.0, tau_max=0.5, gamma=GAMMA),
+    "two-views+groups": lambda host: R.sogclr(
+        dt.hosts.TwoViews(host.image_encoder), small.N, tau=0.2, gamma=GAMMA
+    ),
     "two-views": lambda host: R.sogclr(dt.hosts.TwoViews(host.image_encoder), small.N, tau=0.2, gamma=GAMMA),
 }
 STEPS = 20
@@ -54,7 +62,7 @@ def _objective(name: str, backend: str) -> dt.Objective:
     for module in objective.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # processes draw different numbers
-        if isinstance(module, dt.losses.LogMeanExpLoss | dt.SigmoidLoss):
+        if isinstance(module, dt.losses.log_mean_exp.StreamingLoss):
             module.backend = backend
     return objective.double()
 
@@ -67,7 +75,9 @@ def _train(name: str, backend: str, rank: int = 0, world: int = 1) -> tuple[list
     losses = []
     for index in _plan():
         mine = index.tensor_split(world)[rank]
-        output = model(images[mine], texts[mine], index=mine)
+        # Four groups, a third of the pairs alone: some pairs have few negatives, and no batch leaves them all without.
+        groups = {"group": torch.where(mine % 3 == 0, -1, mine % 4)} if name.endswith("+groups") else {}
+        output = model(images[mine], texts[mine], index=mine, **groups)
         output.loss.backward()
         losses.append(float(output.loss.detach()))
         opt.step()

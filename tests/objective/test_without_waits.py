@@ -120,6 +120,11 @@ CASES = {
         BATCH,
         {"index": INDEX},
     ),
+    "queue with false negatives": (
+        lambda: two_towers("tempnet_queued", num_samples=20, width=8, queue=12, replay=4, rho=1.0),
+        BATCH,
+        {"index": INDEX, "group": torch.tensor([3, 3, -1, 4, 5, 4])},
+    ),
     "classifier": (classifier, (BATCH[0], INDEX), {}),
     "streamed labels": (streaming_classifier, (BATCH[0], torch.tensor([3, -100, 4, 1, -100, 9])), {}),
     "recorded risk": (recorded, BATCH, {"index": INDEX}),
@@ -142,16 +147,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case != "queue"]
-)  # how full a queue is, is still read
+@pytest.mark.parametrize("case", CASES)
 def test_a_training_step_reads_nothing(case, elsewhere):
     make, args, batch = CASES[case]
     objective = make()
     optimizer = dt.CompositionalOptimizer(
         torch.optim.SGD(objective.param_groups(lr=0.01), foreach=False), objective
     )
-    for _ in range(2):
+    for _ in range(4):  # a queue is full in the third
         with Refused():
             loss = objective(*args, **batch).loss
         loss.backward()  # not inside: the engine itself reads nothing, and a mode sees the optimizer's own steps
@@ -169,7 +172,7 @@ def test_a_step_that_reads_nothing_is_the_same_step(case, monkeypatch):
         objective = make().double()
         optimizer = dt.CompositionalOptimizer(torch.optim.SGD(objective.param_groups(lr=0.1)), objective)
         inputs = [x.double() if x.is_floating_point() else x for x in args]
-        for _ in range(3):
+        for _ in range(4):
             optimizer.zero_grad()
             objective(*inputs, **batch).loss.backward()
             optimizer.step()

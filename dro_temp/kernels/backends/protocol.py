@@ -14,7 +14,6 @@ from torch import Tensor
 from dro_temp._typing import Features, PerRow, RowIndex, Scores
 from dro_temp.functional.statistics import ScoreProfile
 
-
 #: Numbers of rows and of columns, int32: a score is excluded where two are equal, or either is `functional.LEFT_OUT`,
 #: but for targets.
 Groups: TypeAlias = tuple[Tensor, Tensor]

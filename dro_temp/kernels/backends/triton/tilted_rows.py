@@ -121,10 +121,7 @@ def tilted_rows_kernel(  # type: ignore[no-untyped-def]
     temperature = tl.load(tau + row)
     rate = LOG2E / temperature
     own = tl.load(target + row)
-    if HAS_GROUPS:
-        group = tl.load(row_groups + row)
-    else:
-        group = own
+    group = tl.load(row_groups + row) if HAS_GROUPS else own
     lanes = tl.arange(0, TILE)
     if SUMS:
         highest = tl.full([], LOWEST, dtype)
