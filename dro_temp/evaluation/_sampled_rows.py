@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dro_temp._typing import PerRow, Scores
 from dro_temp.evaluation._batches import SCORES_AT_A_TIME, weight_of, with_progress
-from dro_temp.functional.kl import log_tau_at
+from dro_temp.functional import UNGROUPED
+from dro_temp.functional.kl import IMPOSSIBLE, log_tau_at
 from dro_temp.functional.resampling import generator
 from dro_temp.interfaces import LinearScores, Rows, TemperaturePredictor
 
@@ -49,6 +50,7 @@ class RowSample:
         self._parts: list[Part] = []
         self._rng = generator(seed)
         self._batches: list[LinearScores] = []  # without queries: the keys of all pairs
+        self._groups: list[Tensor] = []  # of these keys, where a batch has any
 
     def offer(self, rows: Rows) -> None:
         """Sample from the rows of a batch."""
@@ -105,6 +107,8 @@ class RowSample:
             )
         before = sum(batch.shape[1] for batch in self._batches)
         self._batches.append(scores.select(slice(0)))
+        alone = pairs.target.new_full((scores.shape[1],), UNGROUPED, dtype=torch.long)
+        self._groups.append(alone if pairs.column_group is None else pairs.column_group.long())
         return replace(pairs, target=pairs.target.long() + before)
 
     def _over_all_keys(self, parts: list[Rows]) -> Rows:
@@ -117,7 +121,17 @@ class RowSample:
             self._batches[0].transform,
         )
         target, weight = torch.cat([r.target for r in parts]), torch.cat([weight_of(r) for r in parts])
-        return Rows(scores, target, target_in_support=False, weight=weight)
+        rows = Rows(scores, target, target_in_support=False, weight=weight)
+        if all(part.group is None for part in parts):
+            return rows
+        alone = [torch.full_like(part.target.long(), UNGROUPED) for part in parts]
+        group = torch.cat(
+            [a if part.group is None else part.group.long() for a, part in zip(alone, parts, strict=True)]
+        )
+        rows = replace(rows, group=group, column_group=torch.cat(self._groups))
+        # A row without outcomes in the whole data set says nothing of its temperature.
+        valid = rows.valid
+        return replace(rows, group=torch.where(valid, group, UNGROUPED), weight=weight * valid)
 
 
 class Margins:
@@ -129,10 +143,13 @@ class Margins:
 
     def __init__(self, rows: Rows, rho: float) -> None:
         dtype = torch.float32 if rows.target.device.type == "mps" else torch.float64
-        h = replace(rows, scores=rows.dense_scores.to(dtype)).margins
+        h, excluded = replace(rows, scores=rows.dense_scores.to(dtype)).margins, rows.excluded
+        h = h if excluded is None else h.masked_fill_(excluded, IMPOSSIBLE)
         if not rows.target_in_support:  # the last outcome takes the target's place
             h = h.scatter_(1, rows.target.long()[:, None], h[:, -1:].clone())[:, :-1]
-        self.rho, self.log_size = rho, math.log(h.shape[1])
+        self.rho, self.log_size = rho, h.new_full((len(h),), math.log(h.shape[1]))
+        if rows.group is not None:
+            self.log_size = rows.log_support_sizes(h)
         self.top = h.amax(1)
         self._below: Scores = h.sub_(self.top[:, None])
 
@@ -141,13 +158,14 @@ class Margins:
 
         One temperature each; `rows` are the numbers of some of them.
         """
-        below, top = (self._below, self.top) if rows is None else (self._below[rows], self.top[rows])
+        parts = (self._below, self.top, self.log_size)
+        below, top, log_size = parts if rows is None else (x[rows] for x in parts)
         z = (below / tau[:, None]).clamp_(min=_UNDERFLOWS)
         p = z.exp()
         total = p.sum(1)
         mean = torch.linalg.vecdot(p, z) / total
         square = torch.linalg.vecdot(p.mul_(z), z) / total
-        log_g = total.log() - self.log_size
+        log_g = total.log() - log_size
         return tau * (log_g + self.rho) + top, mean - log_g, (square - mean.square()).clamp_(min=0)
 
     def optimum(self, tau_min: float, tau_max: float) -> PerRow:

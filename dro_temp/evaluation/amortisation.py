@@ -23,7 +23,7 @@ from dro_temp.evaluation._reports import SHARES, TAU_TITLES, Report, recovered_s
 from dro_temp.evaluation._sampled_rows import RobustLosses, RowSample, robust_losses
 from dro_temp.functional.ranks import places, rank_correlation
 from dro_temp.functional.resampling import generator, interval, times_drawn
-from dro_temp.interfaces import TemperaturePredictor
+from dro_temp.interfaces import Rows, TemperaturePredictor
 from dro_temp.losses import KLRobustLoss
 from dro_temp.objective import Objective
 
@@ -167,7 +167,8 @@ def amortisation_gap(
     The constant, unlike a predictor, is chosen on the very rows that it is judged on: the share is conservative.
 
     The support of rows of classes and tokens is their own; that of rows of pairs is all *other* items of `batches`,
-    however these are batched, as the loss estimates it in training: pass the whole data set of interest.
+    however these are batched, as the loss estimates it in training: pass the whole data set of interest. Items of one
+    group (false negatives) are no outcomes of each other; a group's number must mean the same in every batch.
 
     Data are read once. Scores exist a block of rows at a time; in memory are the embeddings of all items for pairs,
     and the sampled rows of a host that gives a score matrix. Modes, random numbers, memories and proposals are
@@ -344,7 +345,7 @@ class GapLog:
     def _gap(self, sample: RowSample, bounds: Pair) -> tuple[AmortisationGap, PerRow]:
         view, (rows, tau), loss = sample.view, sample.drawn(), self.objective.losses[sample.view]
         assert isinstance(loss, KLRobustLoss)
-        rho, m = loss.rho, min(r.support_size for r in rows)
+        rho, m = loss.rho, min(_fewest_outcomes(r) for r in rows)
         if m == 0 or 0 < rho >= math.log(m):
             more = "" if rows[0].target_in_support else "more data, all that the loss was trained on, or "
             raise ValueError(
@@ -387,6 +388,12 @@ class GapLog:
         for name, value, column in zip(_WITH_INTERVALS, whole, drawn.unbind(1), strict=True):
             means |= {name: value, f"{name}_interval": interval(column, self._confidence)}
         return means
+
+
+def _fewest_outcomes(rows: Rows) -> int:
+    """Of a row that counts; with groups they differ."""
+    sizes, counts = rows.support_sizes, rows.valid
+    return rows.support_size if sizes is None or not bool(counts.any()) else int(sizes[counts].amin())
 
 
 def _spread(losses: RobustLosses, tau: PerRow, bounds: Pair) -> TemperatureSpread:

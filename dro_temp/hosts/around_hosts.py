@@ -93,7 +93,7 @@ class InChunks(HostAdapter):
             group = torch.cat(groups)
             if any(a is not b for a, b in zip(groups, other_groups, strict=True)):
                 group = group, torch.cat(other_groups)
-        views = {"views": (one, other), "gathers": gathers}
+        views: Any = {"views": (one, other), "gathers": gathers}
         return pair_rows(torch.cat(first), torch.cat(second), index, group=group, **views)
 
     def _features(self, args: Any, batch: Any) -> tuple[Tensor | None, ...]:

@@ -301,7 +301,7 @@ def _against_both(rows: Rows, mirror: Rows) -> Rows:
             scores = torch.cat(
                 [(x @ own_view.T).scatter(1, rows.target[:, None], NOT_AN_OUTCOME), x @ other_view.T], 1
             )
-        groups = {"group": group[rows.target], "column_group": group.repeat(2)}
+        groups: Any = {"group": group[rows.target], "column_group": group.repeat(2)}
         return replace(rows, scores=scores, target=rows.target + len(own_view), **groups)
     others = torch.arange(max(len(own_view) - 1, 0), device=x.device).expand(len(x), -1)
     others = others + (others >= rows.target[:, None])

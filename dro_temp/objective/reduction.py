@@ -205,8 +205,8 @@ def tau_loss_terms(
                 number: float | Tensor = len(replayed.values)
                 mean = replayed.values.mean()
             else:
-                number = replayed.weight.sum().to(values.dtype)
-                mean = (replayed.values * replayed.weight).sum() / number.clamp(min=1.0)
+                counted = replayed.weight.sum().to(values.dtype)
+                number, mean = counted, (replayed.values * replayed.weight).sum() / counted.clamp(min=1.0)
             share = number / (number + batch)
             term = share * mean * (1.0 if count is None else batch / count)
             means[view] = (1 - share) * means[view] + term

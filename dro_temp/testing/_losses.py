@@ -65,7 +65,7 @@ def _assert_streams(
     queries, keys = (torch.randn(n, 4, generator=generator, dtype=torch.float64) for n in (5, case.outcomes))
     leaves = (*case.learned(queries, keys), tau)
     scores = LinearScores(queries, keys, transform=transform)
-    rows = case.rows(5, pairs=pairs, scores=scores, **(groups or {}))
+    rows = case.rows(5, pairs=pairs, scores=scores, **dict[str, Any](groups or {}))
 
     def run(backend: BackendOption) -> tuple[Tensor, ...]:
         loss.backend = backend
@@ -94,12 +94,12 @@ def leaves_excluded_outcomes_out(case: LossCase) -> None:
     for pairs in _KINDS:
         rows, tau = case.rows(5, pairs=pairs), case.tau(5)
         scores = rows.dense_scores.clone()
-        alone = {"group": rows.target * 0 + F.UNGROUPED, "column_group": torch.arange(case.outcomes)}
+        alone: Any = {"group": rows.target * 0 + F.UNGROUPED, "column_group": torch.arange(case.outcomes)}
         what = f"values where each row is alone in its group, and without groups (pairs={pairs})"
         assert_same(
             case.build()(replace(rows, **alone), tau), case.build()(rows, tau), what, rtol=1e-9, atol=1e-12
         )
-        groups = case.groups(rows)
+        groups: Any = case.groups(rows)
         if case.positives:  # of a group: outcomes; what is left out is none
             groups["column_group"] = groups["column_group"].clamp(max=F.UNGROUPED)
         grouped = case.rows(5, pairs=pairs, **groups)

@@ -639,3 +639,28 @@ def test_refuses(change, error, said):
     given = {"objective": classifier, "batches": [labelled()]} | change
     with pytest.raises(error, match=said):
         amortisation_gap(given.pop("objective")(), given.pop("batches"), **given)
+
+
+@pytest.mark.parametrize("size", [5, 11, 24])
+def test_false_negatives_are_no_outcomes_in_any_batch(size):
+    torch.manual_seed(0)
+    host = dt.hosts.TwoTower(nn.Linear(6, 4), nn.Linear(5, 4)).double()
+    tempnets = {view: dt.TempNet(4, tau_min=0.1, tau_max=1.0).double() for view in host.views}
+    objective = dt.Objective(host, tempnets, dt.KLRobustLoss(1.0))
+    images, texts = torch.randn(24, 6).double(), torch.randn(24, 5).double()
+    group = torch.randint(-1, 4, (24,))
+    batches = [
+        {"images": i, "texts": t, "group": g}
+        for i, t, g in zip(*(x.split(size) for x in (images, texts, group)), strict=True)
+    ]
+    found = amortisation_gap(objective, batches, resamples=10)
+    objective.eval()
+    rows = host(images, texts, group=group)
+    for view, r in rows.items():
+        tau = tempnets[view].predict(r)
+        values = F.kl_dual(r.margins, tau, rho=1.0, mask=r.mask)
+        best = F.optimal_tau(r.margins, rho=1.0, tau_min=0.1, tau_max=1.0, mask=r.mask)
+        optima = F.kl_dual(r.margins, best, rho=1.0, mask=r.mask)
+        assert found[view].loss == pytest.approx(float(values.mean().detach()), rel=1e-6)
+        assert found[view].loss_optimum == pytest.approx(float(optima.mean().detach()), rel=1e-6)
+        assert found[view].outcomes == int(r.support_sizes.amin())

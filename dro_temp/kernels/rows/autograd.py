@@ -127,7 +127,7 @@ def log_mean_exp_rows(
         reads_label,
         differentiable and not _OF_SOFTMAX.isdisjoint(names),
         None if rows.group is None else Exclusions.of(rows),
-        None if rows.group is None else rows.log_support_sizes(rows.scores.queries.new_empty(0, dtype=dtype)),
+        None if rows.group is None else rows.log_support_sizes(scores.queries.new_empty(0, dtype=dtype)),
     )
     factors = (scores.queries, scores.keys, scores.bias)
     records_graph = torch.is_grad_enabled()  # in the forward of a Function it is off

@@ -67,7 +67,7 @@ class _LogMeanExp(torch.autograd.Function):
         tau: PerRow,
     ) -> PerRow:
         scores = scores if scores.stride(1) == 1 else scores.contiguous()
-        rows = kernels.tilt_rows(RowBlock(scores, target, *support, groups=groups), tau)
+        rows = kernels.tilt_rows(RowBlock(scores, target, support[0], support[1], groups=groups), tau)
         ctx.kernels, ctx.support, ctx.groups = kernels, support, groups
         sums = (rows.target_score, rows.mean, rows.row_max, rows.sum_exp)
         ctx.save_for_backward(scores, target, tau, rows.log_g, *sums)
@@ -81,7 +81,7 @@ class _LogMeanExp(torch.autograd.Function):
         scores_grad = tau_grad = None
         if ctx.needs_input_grad[3]:
             scores_grad = torch.empty_like(scores)
-            block = RowBlock(scores, target, *ctx.support, groups=ctx.groups)
+            block = RowBlock(scores, target, ctx.support[0], ctx.support[1], groups=ctx.groups)
             ctx.kernels.write_gradient(block, tau, rows, Coefficients(u), out=scores_grad)
         if ctx.needs_input_grad[5]:
             tau_grad = u * (target_score - mean) / tau.square()
