@@ -2,7 +2,7 @@
 
 from dro_temp.datasets.glyph_scripts import GlyphScripts
 from dro_temp.datasets.glyphs import GlyphCaptions
-from dro_temp.datasets.groups import group_numbers, merged_groups, near_duplicate_groups
+from dro_temp.datasets.groups import group_numbers, merged_groups
 from dro_temp.datasets.indexed import Indexed, SampleTable
 from dro_temp.datasets.python_text import PythonText
 from dro_temp.datasets.tokens import WordTokenizer, token_blocks
@@ -16,6 +16,5 @@ __all__ = [
     "WordTokenizer",
     "group_numbers",
     "merged_groups",
-    "near_duplicate_groups",
     "token_blocks",
 ]

@@ -1,17 +1,14 @@
-"""Numbers of groups, whose members are no negatives of each other: equal keys, near-duplicates, and both together."""
+"""Numbers of groups, whose members are no negatives of each other: of equal keys, and of several groupings together."""
 
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from dro_temp._checks import check_inside, check_integers, check_matrix
-from dro_temp._typing import Features, RowIndex
+from dro_temp._checks import check_integers, check_several
+from dro_temp._typing import RowIndex
 from dro_temp.datasets.indexed import SampleKey, SampleTable
 from dro_temp.functional import UNGROUPED
-
-# Similarities in memory at a time.
-_AT_A_TIME = 2**24
 
 
 def group_numbers(keys: Iterable[SampleKey | None]) -> RowIndex:
@@ -33,47 +30,16 @@ def group_numbers(keys: Iterable[SampleKey | None]) -> RowIndex:
         (True, False, -1)
     """
     table = SampleTable(2**62)
-    if isinstance(keys, str | bytes):
+    check_several("keys", keys, "Pass keys=captions, one for each pair.")
+    if isinstance(keys, bytes):
         return table.numbers(keys)  # whose error says what to type
     return torch.tensor([UNGROUPED if key is None else table(key) for key in keys], dtype=torch.int64)
 
 
-@torch.no_grad()
-def near_duplicate_groups(embeddings: Features, threshold: float) -> RowIndex:
-    r"""Numbers of groups of near-duplicates: samples joined by chains of pairs of cosine similarity above a threshold.
-
-    Similarities are computed for some rows at a time, $n^2 d$ multiplications in all; no [n n] is held.
-
-    Args:
-        embeddings: [n d], of an encoder of your own, on any device.
-        threshold: between -1 and 1: 0.95, say. A chain may join samples that are less similar.
-
-    Returns:
-        [n] from 0 on, on the device of the embeddings; -1 for a sample without a near-duplicate.
-
-    Raises:
-        TypeError, ValueError: embeddings that are not a matrix of floats, a threshold out of range.
-
-    Example:
-        >>> near_duplicate_groups(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [0.1, 1.0], [-1.0, 0.0]]), 0.9)
-        tensor([ 0,  1,  0,  1, -1])
-    """
-    check_matrix("embeddings", embeddings)
-    check_inside("threshold", threshold, -1.0, 1.0)
-    n = len(embeddings)
-    vectors = torch.nn.functional.normalize(embeddings.float(), dim=1)
-    root = torch.arange(n, device=embeddings.device)
-    step = max(_AT_A_TIME // max(n, 1), 1)
-    for start in range(0, n, step):
-        rows = vectors[start : start + step]
-        similar = rows @ vectors[start:].T > threshold  # earlier columns were rows
-        a, b = similar.nonzero().unbind(1)
-        root = _joined(root, a + start, b + start)
-    return _numbered(root)
-
-
 def merged_groups(*groups: RowIndex) -> RowIndex:
     """Groups of samples that share a group in any of several groupings, directly or through others.
+
+    Of captions and of images, say: `group_numbers` of the captions, `evaluation.near_duplicate_groups` of the images.
 
     Args:
         *groups: numbers of the same samples' groups, [n] each; a negative one is alone.
@@ -98,11 +64,11 @@ def merged_groups(*groups: RowIndex) -> RowIndex:
     for group in groups:
         ordered, order = group.long().sort(stable=True)
         same = (ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0)
-        root = _joined(root, order[1:][same], order[:-1][same])
-    return _numbered(root)
+        root = joined_roots(root, order[1:][same], order[:-1][same])
+    return numbered_roots(root)
 
 
-def _joined(root: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def joined_roots(root: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Roots of the components, each its least member, after samples a and b of each pair are joined."""
     while True:
         low, high = torch.minimum(root[a], root[b]), torch.maximum(root[a], root[b])
@@ -115,7 +81,7 @@ def _joined(root: Tensor, a: Tensor, b: Tensor) -> Tensor:
             root = further
 
 
-def _numbered(root: Tensor) -> RowIndex:
+def numbered_roots(root: Tensor) -> RowIndex:
     """Numbers from 0 on of components of two members or more, in the order of their least; -1 for the others."""
     of_sizes = torch.bincount(root, minlength=len(root)) > 1
     return torch.where(of_sizes[root], (of_sizes.long().cumsum(0) - 1)[root], UNGROUPED)

@@ -14,6 +14,7 @@ from dro_temp.evaluation.classifier import (
 from dro_temp.evaluation.concepts import (
     NeighbourConsistency,
     SemanticConsistency,
+    near_duplicate_groups,
     near_duplicates,
     neighbour_consistency,
     same_concept,
@@ -55,6 +56,7 @@ __all__ = [
     "expected_calibration_error",
     "knn_accuracy",
     "linear_probe",
+    "near_duplicate_groups",
     "near_duplicates",
     "neighbour_consistency",
     "reliability",

@@ -1,6 +1,7 @@
 """Do inputs of one concept get one temperature? Variance within concepts, neighbours, near-duplicates."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dro_temp._checks import check_count, check_inside, check_within
+from dro_temp.datasets.groups import joined_roots, numbered_roots
 from dro_temp.evaluation._batches import with_progress
 from dro_temp.evaluation._inputs import ROUNDING, check_features, check_labels, check_tau, in_blocks, unit
 from dro_temp.evaluation.features import BANK, nearest
@@ -338,16 +340,53 @@ def near_duplicates(
         tensor([1, 1, 0])
     """
     check_features(features=features)
-    check_within("threshold", threshold, 0.0, 1.0)
-    with torch.no_grad():
-        bank, count = unit(features), torch.zeros(len(features), dtype=torch.long, device=features.device)
-        first = 0
-        for queries, others in with_progress(
-            in_blocks(BANK, bank, count), "near-duplicates" if progress else None
-        ):
-            for start in range(0, len(bank), BANK):
-                near = queries @ bank[start : start + BANK].T >= threshold - ROUNDING
-                near.diagonal(first - start).fill_(False)  # an item is no other
-                others += near.sum(dim=1)
-            first += len(queries)
+    count = torch.zeros(len(features), dtype=torch.long, device=features.device)
+    for first, _, near in _near_pairs(features, threshold, progress):
+        count[first : first + len(near)] += near.sum(dim=1)
     return count
+
+
+def near_duplicate_groups(
+    features: Float[Tensor, "n d"], *, threshold: float = 0.95, progress: bool = False
+) -> Int[Tensor, "n"]:
+    r"""Number of each item's group of near-duplicates, which a chain of `near_duplicates` joins; -1 for an item alone.
+
+    As the `group` of a host of pairs they are false negatives: no negatives of each other. A chain may join items
+    whose own similarity is lower. Computed tile by tile, as `near_duplicates`.
+
+    Args:
+        features: one vector per item, of any length, of an encoder of your own.
+        threshold: minimum similarity, in [0, 1], up to rounding ($2^{-20}$): 1 joins exact duplicates.
+        progress: show a progress bar.
+
+    Returns:
+        Numbers from 0 on.
+
+    Raises:
+        ValueError: features that are not a finite matrix, or a threshold outside [0, 1].
+        TypeError: features that are not floating point.
+
+    Example:
+        >>> near_duplicate_groups(torch.tensor([[1.0, 0.0], [2.0, 0.1], [0.0, 1.0]]))
+        tensor([ 0,  0, -1])
+    """
+    check_features(features=features)
+    root = torch.arange(len(features), device=features.device)
+    for first_row, first_column, near in _near_pairs(features, threshold, progress):
+        if first_column + near.shape[1] > first_row:  # the others were met as rows
+            row, column = near.nonzero().unbind(1)
+            root = joined_roots(root, row + first_row, column + first_column)
+    return numbered_roots(root)
+
+
+@torch.no_grad()
+def _near_pairs(features: Tensor, threshold: float, progress: bool) -> Iterator[tuple[int, int, Tensor]]:
+    """First row and first column of each tile of items by items, and True where two others are near."""
+    check_within("threshold", threshold, 0.0, 1.0)
+    bank, first = unit(features), 0
+    for (queries,) in with_progress(in_blocks(BANK, bank), "near-duplicates" if progress else None):
+        for start in range(0, len(bank), BANK):
+            near = queries @ bank[start : start + BANK].T >= threshold - ROUNDING
+            near.diagonal(first - start).fill_(False)  # an item is no other
+            yield first, start, near
+        first += len(queries)

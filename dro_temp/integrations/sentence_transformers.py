@@ -56,7 +56,7 @@ class RobustRankingLoss(nn.Module):
             positive are no negatives of each other, nor is a hard negative that equals the positive. Equal are texts
             of equal tokens, on all processes together; each step reads them from the device.
         groups: [num_samples] number of each sample's group, whose pairs are no negatives of each other; -1: alone. In
-            training, with sample numbers. `datasets.near_duplicate_groups` makes them.
+            training, with sample numbers. `evaluation.near_duplicate_groups` makes them.
         mini_batch_size: encode so many texts at a time, with the loss and gradient of the whole batch, as the package's
             `CachedMultipleNegativesRankingLoss` does; None: all at once.
         **options: of `Objective`: risk=RecordedRisk(risk, len(dataset)) for pairs some of which are wrong, say, or

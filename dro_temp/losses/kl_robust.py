@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dro_temp import _faults
+from dro_temp import _faults, distributed
 from dro_temp import functional as F
 from dro_temp._autograd import refuse_second_derivative
 from dro_temp._checks import check_feasible, check_kind, check_radius, values_can_be_read
@@ -104,9 +104,16 @@ class KLRobustLoss(EstimatedLoss):
     def _check_smallest_support(self, rows: Rows, instead: str | None) -> None:
         """Check the row with the fewest outcomes, of those that have some; on a device without waiting for it."""
         sizes, counted = rows.support_sizes, rows.valid
-        if torch.compiler.is_compiling() or sizes is None or not len(sizes):
+        if torch.compiler.is_compiling() or sizes is None:
             return
-        smallest = torch.where(counted, sizes, rows.support_size).amin()
+        smallest = torch.where(counted, sizes, rows.support_size)
+        if distributed.world_size() > 1 and self.training and torch.is_grad_enabled():
+            smallest, _ = distributed.gather_rows(
+                smallest
+            )  # one that raised alone would leave the others waiting
+        if not len(smallest):
+            return
+        smallest = smallest.amin()
 
         def error(size: int) -> ValueError | None:
             try:

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import seeds
 
-from dro_temp.datasets import group_numbers, groups, merged_groups, near_duplicate_groups
+from dro_temp.datasets import group_numbers, merged_groups
+from dro_temp.evaluation import concepts, near_duplicate_groups, near_duplicates
 
 
 def components(n, edges):
@@ -30,16 +31,19 @@ def components(n, edges):
 
 
 @settings(deadline=None, max_examples=30)
-@given(seeds, st.integers(0, 14), st.sampled_from([0.3, 0.8, 0.95]), st.sampled_from([1, 20, 2**24]))
-def test_near_duplicates_are_joined_by_chains(seed, n, threshold, at_a_time):
+@given(seeds, st.integers(1, 14), st.sampled_from([0.3, 0.8, 0.95]), st.sampled_from([3, 8192]))
+def test_near_duplicates_are_joined_by_chains(seed, n, threshold, tile):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, 3, generator=generator)
     x[n // 2 :] = 2.0 * x[: n - n // 2] + 0.1 * torch.randn(n - n // 2, 3, generator=generator)
     unit = torch.nn.functional.normalize(x, dim=1)
-    edges = [(i, j) for i in range(n) for j in range(i) if unit[i] @ unit[j] > threshold]
+    edges = [(i, j) for i in range(n) for j in range(i) if unit[i] @ unit[j] >= threshold]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(groups, "_AT_A_TIME", at_a_time)
-        assert near_duplicate_groups(x, threshold).tolist() == components(n, edges)
+        patch.setattr(concepts, "BANK", tile)
+        patch.setattr("dro_temp.evaluation._inputs.BLOCK", 4 * tile)
+        found = near_duplicate_groups(x, threshold=threshold)
+        assert found.tolist() == components(n, edges)
+        assert torch.equal(near_duplicates(x, threshold=threshold) > 0, found >= 0)
 
 
 @settings(deadline=None, max_examples=30)
@@ -60,7 +64,7 @@ def test_merged_groups_are_components_of_all(numbers):
 def test_a_long_chain_is_one_group():
     angle = torch.arange(300) * 0.02
     chain = torch.stack([angle.cos(), angle.sin()], 1)[torch.randperm(300)]
-    assert not near_duplicate_groups(chain, 0.999).any()
+    assert not near_duplicate_groups(chain, threshold=0.999).any()
 
 
 def test_numbers_of_keys_are_the_same_everywhere():
@@ -72,14 +76,15 @@ def test_numbers_of_keys_are_the_same_everywhere():
 
 
 def test_wrong_arguments_are_refused(no_shape_checks):
-    with pytest.raises(TypeError, match="expected many keys"):
-        group_numbers("abc")
+    for keys in ("abc", b"abc", {"a": 1}):
+        with pytest.raises(TypeError, match="keys"):
+            group_numbers(keys)
     with pytest.raises(TypeError, match="expected a key as"):
         group_numbers([0.5])
     with pytest.raises(ValueError, match="threshold"):
-        near_duplicate_groups(torch.randn(3, 2), 1.0)
-    with pytest.raises(ValueError, match="embeddings of shape"):
-        near_duplicate_groups(torch.randn(3), 0.9)
+        near_duplicate_groups(torch.randn(3, 2), threshold=1.1)
+    with pytest.raises(ValueError, match="features"):
+        near_duplicate_groups(torch.randn(3))
     with pytest.raises(ValueError, match="expected numbers of the same samples"):
         merged_groups(torch.arange(3), torch.arange(4))
     with pytest.raises(TypeError, match="integer"):

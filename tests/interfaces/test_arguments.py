@@ -57,6 +57,7 @@ CALLS = {
         "on_host": False,
     },
     dt.InfoNCELoss: lambda: {"backend": "auto"},
+    dt.SupervisedContrastiveLoss: lambda: {"backend": "auto"},
     dt.losses.KeyQueue: lambda: {"size": 3, "features": 2, "queries": False},
     dt.KLRisk: lambda: {
         "rho": 0.5,
@@ -171,6 +172,7 @@ CALLS = {
     dt.recipes.fastclip_v1: lambda: {"host": host(), **FASTCLIP, "tau": 0.1},
     dt.recipes.fastclip_v2: lambda: {"host": host(), **FASTCLIP, **LEARNABLE, "rho": 1.0, "tau_step": 0.1},
     dt.recipes.fastclip_v3: lambda: {"host": host(), **FASTCLIP, **LEARNABLE, "rho": 1.0},
+    dt.recipes.supcon: lambda: {"host": host(), "tau": 0.1},
     dt.recipes.infonce: lambda: {"host": host(), "tau_init": 0.2},
     dt.recipes.isogclr: lambda: {
         "host": host(),
@@ -247,6 +249,7 @@ CALLS = {
         "strengths": (1.0,),
         "steps": 2,
     },
+    E.near_duplicate_groups: lambda: {"features": ITEMS, "threshold": 0.9},
     E.near_duplicates: lambda: {"features": ITEMS, "threshold": 0.9},
     E.neighbour_consistency: lambda: {
         "tau": TAU,
@@ -274,6 +277,7 @@ CALLS = {
     },
     E.zero_shot_accuracy: lambda: {"images": ITEMS, "classes": ITEMS[:10], "label": LABEL, "ks": (1, 2)},
     dt.datasets.SampleTable: lambda: {"size": 3},
+    dt.datasets.group_numbers: lambda: {"keys": ["a", "b", None]},
     dt.datasets.token_blocks: lambda: {"tokens": torch.arange(9), "length": 3},
     dt.plotting.training_curves: lambda: {"runs": {"a": {"loss": [1.0, 2.0]}}},
     dt.plotting.image_extremes: lambda: {

@@ -269,3 +269,19 @@ def test_alone_everything_is_the_identity():
     assert torch.equal(distributed.gather_rows(x)[0], x)
     assert torch.equal(distributed.sum_over_processes(x), x)
     assert (distributed.world_size(), distributed.rank()) == (1, 0)
+
+
+def _few_outcomes_on_one(rank: int, world: int) -> str:
+    torch.manual_seed(0)
+    host = dt.hosts.TwoTower(torch.nn.Linear(3, 2), torch.nn.Linear(3, 2))
+    objective = dt.Objective(host, dt.ConstantTemperature(0.5), dt.KLRobustLoss(1.2))
+    group = torch.tensor([7, 7, 7]) if rank else torch.tensor([0, 1, 2])  # three outcomes there, five here
+    with pytest.raises(ValueError, match="outcomes in the support") as caught:
+        objective(torch.randn(3, 3), torch.randn(3, 3), group=group)
+    return str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_radius_too_large_for_one_process_is_refused_on_all():
+    for message in in_processes(2, _few_outcomes_on_one):
+        assert "rho=1.2 with m=3 outcomes" in message
