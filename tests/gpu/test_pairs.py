@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import dro_temp as dt
 from benchmarks.pairs.problem import UnitFeatures
 from dro_temp.kernels.dispatch import triton_backend
+from dro_temp.kernels.exclusions import Exclusions
 from dro_temp.kernels.pairs import exchanged_log_sums, pair_log_sums
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
@@ -27,7 +28,7 @@ def features(size, dtype):
     return x.to(dtype), y.to(dtype), *taus, *(normal(size.pairs) / size.pairs for _ in range(2))
 
 
-def truth(x, y, tau_x, tau_y, u, w):
+def truth(x, y, tau_x, tau_y, u, w, group=None):
     """Log-sums of both sides and gradients of features and temperatures, by autograd on blocks of float64 scores."""
     leaves = [t.double().requires_grad_() for t in (x, y, tau_x, tau_y)]
     x, y, tau_x, tau_y = leaves
@@ -40,7 +41,11 @@ def truth(x, y, tau_x, tau_y, u, w):
             own = torch.arange(at.start, at.stop, device=x.device)[:, None]
             paired = scores.gather(1, own)
             margins = (scores - paired) / tau[at, None]
-            part = margins.scatter(1, own, -torch.inf).logsumexp(1)
+            margins = margins.scatter(1, own, -torch.inf)
+            if group is not None:
+                same = (group[at, None] == group) & (group >= 0)
+                margins = margins.masked_fill(same, -torch.inf)
+            part = margins.logsumexp(1)
             (part * upstream[at]).sum().backward()
             parts.append(part.detach())
         sides.append(torch.cat(parts))
@@ -65,6 +70,20 @@ def test_both_sides(size, dtype):
     ((sums.rows * u).sum() + (sums.columns * w).sum()).backward()
     found = (sums.rows.detach(), sums.columns.detach()), [leaf.grad for leaf in leaves]
     assert_near(found, truth(x, y, tau_x, tau_y, u, w), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_both_sides_without_false_negatives(size, dtype):
+    x, y, tau_x, tau_y, u, w = features(size, dtype)
+    n = size.pairs
+    place = torch.arange(n, device=size.device)
+    group = torch.where(place % 5 == 0, -1, place % (n // 3))  # threes, and a fifth alone
+    leaves = [t.clone().requires_grad_() for t in (x, y, tau_x, tau_y)]
+    exclusions = Exclusions(group, group, place)
+    sums = pair_log_sums(*leaves, exclusions=exclusions, backend=triton_backend(size.device))
+    ((sums.rows * u).sum() + (sums.columns * w).sum()).backward()
+    found = (sums.rows.detach(), sums.columns.detach()), [leaf.grad for leaf in leaves]
+    assert_near(found, truth(x, y, tau_x, tau_y, u, w, group), dtype)
 
 
 @pytest.mark.parametrize("processes", [1, 4])
