@@ -1,5 +1,6 @@
 """False negatives: losses over rows with groups, against formulas with an explicit mask [n m] in float64."""
 
+import itertools
 import math
 
 import pytest
@@ -112,11 +113,26 @@ def assert_equal(found, expected, dtype):
         torch.testing.assert_close(a.to(float64), b.to(float64), **tolerance)
 
 
+def _cases(*names):
+    """Of every backend; those in which the interpreter shows nothing new are slow."""
+    usual = {
+        ("kl", "plain"),
+        ("kl", "cap"),
+        ("infonce", "bias"),
+        ("sigmoid", "plain"),
+        ("logits",),
+        ("statistics",),
+    }
+
+    def marks(case):
+        return [pytest.mark.slow] if case[0] == "triton" and case[1:] not in usual else []
+
+    return [pytest.param(*case, marks=marks(case)) for case in itertools.product(BACKENDS, *names)]
+
+
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("pairs", [True, False])
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "loss", "head"), _cases(LOSSES, HEADS))
 def test_values_and_gradients_are_those_of_a_mask(backend, loss, head, pairs):
     dtype = precision(backend)
     group, column_group, target = groups(pairs=pairs)
@@ -216,8 +232,7 @@ def _predicted(backend, predictor, pairs, keys):
 
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("pairs", [True, False])
-@pytest.mark.parametrize("predictor", PREDICTORS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "predictor"), _cases(PREDICTORS))
 def test_what_is_excluded_is_not_read(backend, predictor, pairs):
     """By networks over scores or statistics, nor by the statistics that a loss returns; all backends read the same."""
     (_, keys, _, _), _ = problem()

@@ -35,8 +35,6 @@ RECIPES = {
         dt.hosts.InChunks(host, size=2), small.N, 4, rho=1.0, tau_min=0.05, tau_max=0.5, gamma=GAMMA
     ),
     "supcon+groups": lambda host: R.supcon(host, tau=0.2),
-    "supcon-two-views+groups": lambda host: R.supcon(dt.hosts.TwoViews(host.image_encoder), tau=0.2),
-    "infonce+groups": lambda host: R.infonce(host),
     "siglip+groups": lambda host: R.siglip(host),
     "isogclr+groups": lambda host: R.isogclr(host, small.N, rho=1.0, tau_max=0.5, gamma=GAMMA),
     "two-views+groups": lambda host: R.sogclr(
