@@ -49,9 +49,9 @@ def pair_rows(
         text: vectors y of the second side, [n d].
         index: the pairs' numbers in the data set, also as a list or an array.
         group: numbers of the pairs' groups, also as a list or an array: pairs of one group (duplicates, captions of one
-            image, a class) are not each other's negatives. -1: alone. Or a tuple of two, of the images and of the
-            texts: image i and text j are no negatives of each other where their numbers are equal. On all processes,
-            or on none.
+            image, a class) are not each other's negatives. -1: alone; -2 (`functional.LEFT_OUT`): nobody's negative,
+            and without negatives. Or a tuple of two, of the images and of the texts: image i and text j are no
+            negatives of each other where their numbers are equal. On all processes, or on none.
         negatives: vectors [k d] of the second side that belong to no pair: columns without rows.
         negatives_group: their groups, [k]: no negatives of the images of the same group.
         gathers: True to take columns from all processes: `self.objective_trains` of a host. False where one process may

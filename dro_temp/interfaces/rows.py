@@ -173,8 +173,23 @@ class LinearScores:
 
 #: Where rows keep `has_weight`, with the version of the weights that it was computed from.
 _COUNTS = "_counts"
-#: Where rows with groups keep `support_sizes`.
+#: Where rows with groups keep `support_sizes`, with the versions of what they were computed from.
 _SIZES = "_sizes"
+
+
+def _may_be_kept(*parts: Tensor) -> bool:
+    """Whether what is computed from these tensors may be kept until one of them changes."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch.is_inference_mode_enabled()
+        or any(part.is_inference() for part in parts)
+        or _faults.is_capturing()  # a replay finds other values
+    )
+
+
+def _versions(*parts: Tensor) -> tuple[int, ...]:
+    return tuple(part._version for part in parts)
 
 
 def _derived(x: T, **changes: Any) -> T:
@@ -405,16 +420,24 @@ class Rows:
     @property
     def support_sizes(self) -> RowIndex | None:
         """Number of outcomes in each row's own support, without what groups exclude; None without groups."""
-        if self.group is None or self.column_group is None:
+        if self.group is None:
             return None
-        known: RowIndex | None = vars(self).get(_SIZES)
-        if known is None:
-            known = support_sizes(
-                self.group, self.column_group, self.target, target_in_support=self.target_in_support
-            )
-            if not torch.compiler.is_compiling():
-                vars(self)[_SIZES] = known
-        return known
+        parts = self._grouping
+        if not _may_be_kept(*parts):
+            return support_sizes(*parts, target_in_support=self.target_in_support)
+        versions = _versions(*parts)
+        known: tuple[tuple[int, ...], RowIndex] | None = vars(self).get(_SIZES)
+        if known is None or known[0] != versions:
+            sizes = support_sizes(*parts, target_in_support=self.target_in_support)
+            known = vars(self)[_SIZES] = versions, sizes
+        return known[1]
+
+    @property
+    def _grouping(self) -> tuple[RowIndex, Tensor, RowIndex]:
+        """What `support_sizes` are computed from."""
+        assert self.group is not None
+        assert self.column_group is not None
+        return self.group, self.column_group, self.target
 
     def log_support_sizes(self, like: Tensor) -> PerRow:
         """Log of `support_sizes`, of rows with groups, with the dtype of `like`; 0 for a row without outcomes."""
@@ -501,13 +524,7 @@ class Rows:
         weight = self.weight
         if weight is None:
             return torch.ones_like(self.target, dtype=torch.bool)
-        if (
-            torch.compiler.is_compiling()
-            or torch._C._are_functorch_transforms_active()
-            or torch.is_inference_mode_enabled()
-            or weight.is_inference()
-            or _faults.is_capturing()  # a replay finds other weights
-        ):
+        if not _may_be_kept(weight):
             return weight > 0
         # Asked for half a dozen times in a step, each of which would be a launch.
         known: tuple[int, RowMask] | None = vars(self).get(_COUNTS)
@@ -526,7 +543,9 @@ class Rows:
         names = ("target", "features", "index", "weight", "target_distribution", "group")
         selected = _derived(self, scores=scores, **_of_each(self, lambda x: x[rows], *names))
         if _SIZES in vars(self):
-            vars(selected)[_SIZES] = vars(self)[_SIZES][rows]
+            sizes = self.support_sizes
+            assert sizes is not None
+            vars(selected)[_SIZES] = _versions(*selected._grouping), sizes[rows]
         return selected
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Rows":

@@ -108,16 +108,17 @@ class KLRobustLoss(EstimatedLoss):
             return
         smallest = torch.where(counted, sizes, rows.support_size)
         if distributed.world_size() > 1 and self.training and torch.is_grad_enabled():
-            smallest, _ = distributed.gather_rows(
-                smallest
-            )  # one that raised alone would leave the others waiting
+            # One that raised alone would leave the others waiting.
+            smallest, _ = distributed.gather_rows(smallest)
         if not len(smallest):
             return
         smallest = smallest.amin()
 
         def error(size: int) -> ValueError | None:
             try:
-                check_feasible(self.rho, self.estimator.population(size), instead=instead)
+                advice = instead or "Lower rho below the log of that, or mix groups in larger batches."
+                of_group = f"A row has {size} outcomes left beside its own group. {advice}"
+                check_feasible(self.rho, self.estimator.population(size), instead=of_group)
             except ValueError as error:
                 return error
             return None

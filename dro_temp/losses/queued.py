@@ -171,6 +171,8 @@ class QueuedLoss(RobustLoss):
     gradient. Meant as the `tau_loss` of an `Objective`, from which only temperatures learn: no encoder learns from
     outdated keys.
 
+    As the main loss of an `Objective` a row without outcomes in its batch does not count, whatever the queue holds.
+
     Until the queue is full every value is zero, and temperatures do not change. After that, earlier keys of the
     batch's own samples are left out by their numbers, and those of a row's own group (`Rows.group`), whose number must
     mean the same in every batch. Scores stream, and no step waits for a device.

@@ -102,7 +102,9 @@ class SupervisedContrastiveLoss(StreamingLoss):
             return None
         if any(isinstance(t, TemperaturePredictor) and t.reads_scores for t in taus):
             return None
-        first, second = (_without_positives(r) for r in rows)
+        # By both views alike: the columns' groups are those of all processes, which must all make the same choice.
+        left_out = any(_may_leave_out(r) for r in rows)
+        first, second = (_without_positives(r, left_out=left_out) for r in rows)
         if first.group is not None and second.group is not None and rows[0].has_mirrored_groups(rows[1]):
             scores = first.scores
             assert isinstance(scores, LinearScores)
@@ -114,15 +116,24 @@ class SupervisedContrastiveLoss(StreamingLoss):
         return _of_positives(rows[0], outputs[0]), _of_positives(rows[1], outputs[1])
 
 
-def _without_positives(rows: Rows) -> Rows:
-    """The rows with every column in their support that is not left out."""
+def _may_leave_out(rows: Rows) -> bool:
+    """Whether rows or columns are left out; True where groups cannot be read."""
+    groups = [x for x in (rows.group, rows.column_group) if x is not None]
+    return bool(groups) and not (
+        values_can_be_read(*groups) and not any(bool((x == F.LEFT_OUT).any()) for x in groups)
+    )
+
+
+def _without_positives(rows: Rows, *, left_out: bool | None = None) -> Rows:
+    """The rows with every column in their support that is not left out; `left_out` says whether any may be."""
     if rows.group is None or rows.column_group is None:
         return rows
-    groups: dict[str, Any] = {}
-    sides = {"group": rows.group, "column_group": rows.column_group}
-    if values_can_be_read(*sides.values()) and not any(bool((x == F.LEFT_OUT).any()) for x in sides.values()):
+    if not (_may_leave_out(rows) if left_out is None else left_out):
         return replace(rows, group=None, column_group=None)
-    groups = {name: torch.where(x == F.LEFT_OUT, F.LEFT_OUT, F.UNGROUPED) for name, x in sides.items()}
+    sides = {"group": rows.group, "column_group": rows.column_group}
+    groups: dict[str, Any] = {
+        name: torch.where(x == F.LEFT_OUT, F.LEFT_OUT, F.UNGROUPED) for name, x in sides.items()
+    }
     return replace(rows, **groups)
 
 
@@ -145,6 +156,11 @@ def _mean_margin(rows: Rows) -> PerRow:
     assert rows.column_group is not None
     dtype, target, m = work_dtype(scores.queries, scores.keys), rows.target.long(), scores.shape[1]
     group, column_group = comparable_groups(rows.group, rows.column_group)
+    if scores.bias is not None:
+        # A column that cannot happen is nobody's positive.
+        impossible = scores.bias.detach() <= NOT_AN_OUTCOME / 2
+        scores = replace(scores, bias=scores.bias.masked_fill(impossible, 0.0))
+        column_group = column_group.masked_fill(impossible, F.LEFT_OUT)
     ordered = column_group.sort().values
     # Columns of one group add up at the place of its first member.
     of_columns = torch.searchsorted(ordered, column_group)

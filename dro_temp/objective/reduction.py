@@ -282,7 +282,8 @@ def check_for_risks(
         names = ", ".join(sorted({type(risk).__name__ for risk in risks.values()})) or "no risk"
         raise ValueError(
             f"expected a risk that reads groups, received group=... and {names}. Pass "
-            "Objective(..., risk=GroupRisk(num_groups)), or leave group out."
+            "Objective(..., risk=GroupRisk(num_groups)), or leave group out. Groups of false negatives are for hosts "
+            "of pairs, such as TwoTower."
         )
     for view, risk in readers.items():
         if group is None:
@@ -337,7 +338,7 @@ def _risk_of(
 ) -> Tensor:
     """The risk of the rows of one or several views, of all processes in training."""
     values = torch.cat([values for _, values, _ in parts])
-    weight = torch.cat([torch.ones_like(values) if w is None else w for _, values, w in parts])
+    weight = torch.cat([torch.ones_like(v) if w is None else w for _, v, w in parts])
     members = torch.cat([group] * len(parts)) if risk.needs_groups and group is not None else None
     index = None
     if risk.needs_index and all(rows.index is not None for rows, _, _ in parts):

@@ -3,10 +3,10 @@
 import math
 
 from dro_temp import functional as F
-from dro_temp._checks import check_count, check_feasible, check_radius, check_real
+from dro_temp._checks import check_count, check_feasible, check_radius, check_real, values_can_be_read
 from dro_temp._tensors import at_least_float32
 from dro_temp._typing import PerRow
-from dro_temp.interfaces import PredictorInputs, TemperaturePredictor
+from dro_temp.interfaces import PredictorInputs, Support, TemperaturePredictor
 
 
 class OptimalTemperature(TemperaturePredictor):
@@ -85,14 +85,15 @@ class OptimalTemperature(TemperaturePredictor):
     def raw(self, inputs: PredictorInputs) -> PerRow:
         """The solution."""
         support = inputs.support
-        if self.outcomes not in (None, support.size):
-            raise ValueError(
-                f"expected rows of {self.outcomes} outcomes, received {support.size}: the radius would stand "
-                f"for another entropy. Build OptimalTemperature.for_entropy(..., outcomes={support.size})."
-            )
-        if support.size > 0:
-            instead = "Lower rho, or raise m: rows with more outcomes, such as a larger batch of pairs."
-            check_feasible(self.rho, support.size, instead=instead)
+        for size in _sizes(support):
+            if self.outcomes not in (None, size):
+                raise ValueError(
+                    f"expected rows of {self.outcomes} outcomes, received {size}: the radius would stand "
+                    f"for another entropy. Build OptimalTemperature.for_entropy(..., outcomes={size})."
+                )
+            if size > 0:
+                instead = "Lower rho, or raise m: rows with more outcomes, such as a larger batch of pairs."
+                check_feasible(self.rho, size, instead=instead)
         # KL(p||U) does not change when a constant is added to a row: scores serve as well as margins, and the
         # target's identity is not needed.
         return F.optimal_tau(
@@ -112,3 +113,12 @@ class OptimalTemperature(TemperaturePredictor):
     def bound(self, raw: PerRow) -> PerRow:
         """Clipped against rounding; the solver stays inside."""
         return raw.clamp(self.tau_min, self.tau_max)
+
+
+def _sizes(support: Support) -> tuple[int, ...]:
+    """Fewest and most outcomes of a row that has some; those of all columns where the mask cannot be read."""
+    if support.mask is None or not len(support.scores) or not values_can_be_read(support.mask):
+        return (support.size,)
+    sizes = support.mask.sum(1)
+    smallest, largest = (int(x) for x in sizes.masked_fill(sizes == 0, sizes.amax()).aminmax())
+    return (smallest, largest) if smallest < largest else (smallest,)

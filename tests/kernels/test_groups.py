@@ -13,6 +13,7 @@ from torch import nn
 
 import dro_temp as dt
 from dro_temp import _faults
+from dro_temp import functional as F
 from dro_temp.functional import LEFT_OUT, SoftCap, excluded_by_group, support_sizes
 from dro_temp.kernels import STATISTICS
 from dro_temp.kernels.dispatch import cpu_runs_on
@@ -387,3 +388,26 @@ def test_selected_and_moved_rows_keep_their_groups():
         assert torch.equal(part.support_sizes, fresh.support_sizes)
     assert rows.support_sizes is not None
     assert torch.equal(rows.select(some).support_sizes, rows.support_sizes[some])
+
+
+def test_groups_that_change_in_place_are_read_anew():
+    group = torch.tensor([0, 0, 0, 1])
+    rows = dt.Rows(torch.randn(4, 4), torch.arange(4), group=group, column_group=group)
+    assert rows.support_sizes.tolist() == [2, 2, 2, 4]
+    group.copy_(torch.arange(4))
+    assert rows.support_sizes.tolist() == [4, 4, 4, 4]
+
+
+def test_an_optimal_temperature_is_that_of_the_rows_own_support():
+    group = torch.tensor([0, 0, 0, 1, 2, 3])
+    torch.manual_seed(0)
+    rows = dt.Rows(torch.randn(6, 6), torch.arange(6), group=group, column_group=group)
+    predictor = dt.OptimalTemperature(1.2, tau_min=0.001, tau_max=100.0)
+    tau = predictor.predict(rows)
+    kl = F.kl_divergence(rows.margins, tau, rows.mask)
+    torch.testing.assert_close(kl, torch.full((6,), 1.2), atol=1e-3, rtol=0)
+    with pytest.raises(ValueError, match=r"rho=1.4 with m=4 outcomes"):
+        dt.OptimalTemperature(1.4, tau_min=0.001, tau_max=100.0).predict(rows)
+    of_six = dt.OptimalTemperature.for_entropy(1.0, outcomes=6, tau_min=0.001, tau_max=100.0)
+    with pytest.raises(ValueError, match="expected rows of 6 outcomes, received 4"):
+        of_six.predict(rows)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from processes import in_processes
 from torch import nn
 
 import dro_temp as dt
@@ -144,3 +145,39 @@ def test_the_mean_of_positives_needs_no_matrix():
     expected = (q * (keys[group] - k[:1000])).sum(1)
     here = rows.column_group[rows.target] == group
     torch.testing.assert_close(margins[here], expected[here])
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+def test_a_column_that_cannot_happen_is_no_positive(backend):
+    _needs(backend)
+    torch.manual_seed(0)
+    queries, keys, bias = torch.randn(3, 4), torch.randn(6, 4), torch.zeros(6)
+    bias[2] = -torch.inf
+    group, columns = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0, 1, -1, 0])
+    options = {"target_in_support": False, "group": group}
+    loss = dt.SupervisedContrastiveLoss(backend=backend)
+    products = dt.LinearScores(queries, keys, bias)
+    found = loss(dt.Rows(products, torch.tensor([0, 5, 1]), column_group=columns, **options), TAU)
+    kept = [0, 1, 3, 4, 5]
+    scores = queries @ keys[kept].T
+    expected = loss(dt.Rows(scores, torch.tensor([0, 4, 1]), column_group=columns[kept], **options), TAU)
+    torch.testing.assert_close(found, expected)
+
+
+def _left_out_on_one(rank: int, world: int) -> float:
+    torch.manual_seed(0)
+    host = dt.hosts.TwoTower(nn.Linear(6, 4), nn.Linear(5, 4))
+    images, texts = torch.randn(8, 6), torch.randn(8, 5)
+    of_images = torch.tensor([0, 1, 2, 3, 0, 4, 5, 6])
+    of_texts = torch.tensor([0, 1, 2, 3, 0, 1, LEFT_OUT, 6])
+    mine = slice(4 * rank, 4 * rank + 4)
+    loss = dt.recipes.supcon(host)(images[mine], texts[mine], group=(of_images[mine], of_texts[mine])).loss
+    loss.backward()
+    return float(loss)
+
+
+@pytest.mark.slow
+def test_processes_choose_alike_where_one_leaves_rows_out():
+    one, other = in_processes(2, _left_out_on_one)
+    assert one == one
+    assert other == other
