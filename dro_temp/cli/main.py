@@ -2,51 +2,21 @@
 
 import argparse
 import gc
-import inspect
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import dro_temp
 from dro_temp.cli.checkpoints import newest_complete
-from dro_temp.cli.fit import fit
+from dro_temp.cli.group import Group, Parameters
+from dro_temp.cli.lm import LM
 from dro_temp.cli.messages import TRACEBACK, is_list, parser_error, require, sentence, unknown_keys
 from dro_temp.cli.run import Run
-from dro_temp.cli.use import evaluate, generate, view
 
-COMMANDS: dict[str, Callable[..., None]] = {"fit": fit, "eval": evaluate, "generate": generate, "view": view}
-EXAMPLES = {
-    "fit": """
-examples
-  dro-temp lm fit runs/first                              offline: a small GPT-2 on Python's own source, in minutes
-  dro-temp lm fit runs/smollm2 --model smollm2 --objective likelihood     a real model, from a Python package
-  dro-temp lm fit runs/mine --model ./my-llama --data texts.jsonl --steps 5000
-  dro-temp lm fit runs/mine --model ./my-llama --data allenai/c4:en --rho 8.5 --inputs '[logits]' --centred true
-  dro-temp lm fit runs/joint --frozen false --host_lr 5e-5
-  dro-temp lm fit runs/mine                               after an interruption: resumes where it stopped
-  dro-temp lm fit runs/mine --steps 9000                  after the end: trains for longer
-  dro-temp lm fit --config runs/mine/config.yaml          the same run again
-  accelerate launch -m dro_temp.cli lm fit runs/mine      several processes
-""",
-    "eval": """
-examples
-  dro-temp lm eval runs/first
-  dro-temp lm eval runs/mine --data held-out.txt
-  dro-temp lm eval runs/mine --tasks '[lambada_openai, piqa]'
-""",
-    "generate": """
-examples
-  dro-temp lm generate runs/first 'def read(path):'
-  dro-temp lm generate runs/mine 'Once upon a time' --tokens 200 --temperature 0.9 --seed 1
-""",
-    "view": """
-examples
-  dro-temp lm view runs/first --out page.html
-  dro-temp lm view runs/mine --text story.txt --out story.html
-""",
-}
+GROUPS: dict[str, Group] = {"lm": LM}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,11 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, options = "dro-temp", {}
     try:
         config = _parsed(_one_spelling(sys.argv[1:] if argv is None else argv))
-        group = config[config.subcommand]
-        name = group.subcommand
-        command = f"dro-temp lm {name}"
-        options = {k: v for k, v in group[name].items() if k != "config"}
-        COMMANDS[name](**options)
+        word = config.subcommand
+        name = config[word].subcommand
+        command = f"dro-temp {word} {name}"
+        options = {k: v for k, v in config[word][name].items() if k != "config"}
+        GROUPS[word].commands[name](**options)
         return 0
     except KeyboardInterrupt:
         # A bar, or the ^C of a terminal, may stand on the line.
@@ -85,7 +55,7 @@ def _one_spelling(arguments: Sequence[str]) -> list[str]:
 
     Help and examples write --host_lr, as config.yaml does, and '[word]'.
     """
-    known = {k: v for f in COMMANDS.values() for k, v in inspect.signature(f).parameters.items()}
+    known = _parameters_of(arguments)
     spelled: list[str] = []
     for argument in arguments:
         option, equals, value = argument.partition("=")
@@ -100,6 +70,12 @@ def _one_spelling(arguments: Sequence[str]) -> list[str]:
     return spelled
 
 
+def _parameters_of(arguments: Sequence[str]) -> Parameters:
+    """The options of the command that is typed; none where there is no such command."""
+    words = [argument for argument in arguments if not argument.startswith("-")]
+    return GROUPS[words[0]].parameters(words[1]) if len(words) > 1 and words[0] in GROUPS else {}
+
+
 def _as_list(value: str) -> str:
     return value if value.strip().startswith(("[", "(")) else f"[{value}]"
 
@@ -108,10 +84,11 @@ def _parsed(arguments: list[str]) -> Any:
     """The options; those of `fit` that were not typed are those that the run in its folder was started with."""
     parser = _parser()
     config = parser.parse_args(arguments)
-    group = config[config.subcommand]
-    if group.subcommand != "fit" or group.fit.config:
+    word = config.subcommand
+    given = config[word]
+    if given.subcommand != "fit" or given.fit.config:
         return config
-    started_with = Run(group.fit.output).config
+    started_with = GROUPS[word].run(given.fit.output).config
     if not started_with.is_file():
         return config
     at = arguments.index("fit") + 1
@@ -131,12 +108,12 @@ def _parser() -> Any:
             if not self.exit_on_error:
                 raise jsonargparse.ArgumentError(None, message) from ex
             parser = getattr(ex, "subcommand_parser", None) or self
-            print(parser_error(parser.command(), message, COMMANDS), file=sys.stderr)
+            print(parser_error(parser.command(), message, GROUPS), file=sys.stderr)
             sys.exit(2)
 
         def command(self) -> str:
             """What is typed to reach this parser."""
-            return str(self.prog).replace(" [options]", "").replace(" {lm} ...", "")
+            return re.sub(r" \[options\]| \{[\w,]*\} \.\.\.", "", str(self.prog))
 
     class Lines(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):  # type: ignore[misc, name-defined]
         """Examples keep their lines."""
@@ -147,7 +124,8 @@ def _parser() -> Any:
         def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
             super().__call__(parser, cfg, values, option_string)
             command = parser.command()
-            parameters = inspect.signature(COMMANDS[command.rpartition(" ")[2]]).parameters
+            _, word, name = command.split()
+            parameters = GROUPS[word].parameters(name)
             if others := [key for key in vars(cfg) if key not in {*parameters, "config"}]:
                 parser.exit(2, unknown_keys(command, values, others, parameters) + "\n")
 
@@ -156,15 +134,17 @@ def _parser() -> Any:
         description="Personalised temperatures for the models you have.",
         version=dro_temp.__version__,
     )
-    lm = Parser(description="Language models: one temperature per token.")
-    parser.add_subcommands(required=True).add_subcommand("lm", lm, help="language models")
-    names = lm.add_subcommands(required=True)
-    for name, command in COMMANDS.items():
-        about = str(command.__doc__).strip().splitlines()[0]
-        sub = Parser(description=about, epilog=EXAMPLES[name])
-        from_run = "with these options: every run leaves one in its folder, config.yaml"
-        what = from_run if name == "fit" else "with options of this command"
-        sub.add_argument("--config", action=Config, help=f"a YAML file {what}")
-        sub.add_function_arguments(command, as_positional=True)
-        names.add_subcommand(name, sub, help=about)
+    words = parser.add_subcommands(required=True)
+    for word, group in GROUPS.items():
+        below = Parser(description=group.detail)
+        words.add_subcommand(word, below, help=group.about)
+        names = below.add_subcommands(required=True)
+        for name, command in group.commands.items():
+            about = str(command.__doc__).strip().splitlines()[0]
+            sub = Parser(description=about, epilog=group.examples[name])
+            from_run = "with these options: every run leaves one in its folder, config.yaml"
+            what = from_run if name == "fit" else "with options of this command"
+            sub.add_argument("--config", action=Config, help=f"a YAML file {what}")
+            sub.add_function_arguments(command, as_positional=True)
+            names.add_subcommand(name, sub, help=about)
     return parser

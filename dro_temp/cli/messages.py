@@ -6,8 +6,8 @@ import inspect
 import os
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 from dro_temp._optional import optional_module
 
@@ -65,7 +65,7 @@ def sentence(error: BaseException) -> str:
     if type(error).__name__ == "OutOfMemoryError":
         return (
             f"expected a model and a batch that fit into the memory of the device, received: {message} Pass a smaller "
-            "--batch (with --accumulate for fit), or a smaller --block."
+            "--batch (for fit of language models with --accumulate, or a smaller --block), or for pairs --chunk 32."
         )
     return (
         "expected the command to end without an error, received one that was not foreseen: "
@@ -87,21 +87,36 @@ def _place_and_reason(error: OSError) -> tuple[str, str]:
     return place, error.strerror or type(error).__name__
 
 
-def parser_error(command: str, message: str, commands: Mapping[str, Callable[..., None]]) -> str:
+class Commands(Protocol):
+    """What can be typed after one word."""
+
+    @property
+    def commands(self) -> Mapping[str, object]:
+        """Commands by name."""
+
+    def parameters(self, command: str) -> _Parameters:
+        """Their options; none where there is no such command."""
+
+
+def parser_error(command: str, message: str, groups: Mapping[str, Commands]) -> str:
     """A message of the parser of `command`, "dro-temp lm fit" or one above it, in one sentence that begins with it."""
     message = in_one_line(message)
     missing = re.fullmatch(r"the following arguments are required: (.*)", message)
     names = [] if missing is None else missing[1].split(", ")
     if names and "." in names[0]:  # with the commands in front, lm.fit.output
         command = f"dro-temp {' '.join(names[0].split('.')[:-1])}"
-    function = commands.get(command.rpartition(" ")[2])
-    parameters = {} if function is None else inspect.signature(function).parameters
+    _, word, name = [*command.split(), "", ""][:3]
+    parameters: _Parameters = groups[word].parameters(name) if word in groups else {}
     if names:
         values = " and ".join(name.rpartition(".")[2] for name in names)
         usage = f"{command} {_required(parameters)}"
         said = f"a value for {values}, received none. Type {usage}; --help has examples."
     elif re.fullmatch(r'expected "[\w.]+" to be one of \{.*\}, but it was not provided\.?', message):
-        said = f"a command, received none. Type dro-temp lm and one of {', '.join(commands)}."
+        below = {
+            word: group for word, group in groups.items() if command == "dro-temp" or command.endswith(word)
+        }
+        typed = (f"dro-temp {word} and one of {', '.join(group.commands)}" for word, group in below.items())
+        said = f"a command, received none. Type {', or '.join(typed)}."
     else:
         said = _of_values(command, message, parameters)
     return f"{command}: expected {said}"

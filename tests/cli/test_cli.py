@@ -17,11 +17,11 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("jsonargparse")
 
 import dro_temp  # noqa: E402
-from dro_temp.cli import text  # noqa: E402
 from dro_temp.cli.checkpoints import COMPLETE, newest_complete  # noqa: E402
-from dro_temp.cli.main import EXAMPLES, main  # noqa: E402
+from dro_temp.cli.lm import LM, text  # noqa: E402
+from dro_temp.cli.lm.options import check_room  # noqa: E402
+from dro_temp.cli.main import main  # noqa: E402
 from dro_temp.cli.messages import sentence  # noqa: E402
-from dro_temp.cli.options import check_room  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -616,8 +616,8 @@ def test_help_keeps_the_lines_of_its_examples(command, capsys):
     with pytest.raises(SystemExit):
         main(["lm", command, "--help"])
     said = capsys.readouterr().out
-    assert EXAMPLES[command].strip() in said
-    for option in re.findall(r"--[a-z][\w-]*", EXAMPLES[command]):
+    assert LM.examples[command].strip() in said
+    for option in re.findall(r"--[a-z][\w-]*", LM.examples[command]):
         assert f"{option} " in said.partition("examples")[0], option
 
 

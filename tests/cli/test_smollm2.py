@@ -11,7 +11,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("jsonargparse")
 pytest.importorskip("accelerate")
 
-from dro_temp.cli import models  # noqa: E402
+from dro_temp.cli.lm import models  # noqa: E402
 from dro_temp.cli.main import main  # noqa: E402
 
 pytestmark = [

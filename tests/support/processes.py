@@ -38,7 +38,7 @@ def _run(rank: int, world: int, port: int, job, args, results) -> None:
 
 def _server():
     """A context whose processes are forked from one that has imported what takes seconds, and has run nothing."""
-    slow = ("torch.distributed", "dro_temp.cli.fit", "transformers.trainer", "sentence_transformers")
+    slow = ("torch.distributed", "dro_temp.cli.lm.fit", "transformers.trainer", "sentence_transformers")
     found = [name for name in slow if importlib.util.find_spec(name.partition(".")[0]) is not None]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(found)

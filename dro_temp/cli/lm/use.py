@@ -8,10 +8,11 @@ import torch
 
 from dro_temp._checks import check_count, check_positive
 from dro_temp._files import check_writable, whole_file
+from dro_temp.cli.lm.options import check_radius, check_room
+from dro_temp.cli.lm.run import LmRun
+from dro_temp.cli.lm.text import PYTHON, blocks, check_vocabulary, documents
 from dro_temp.cli.messages import require
-from dro_temp.cli.options import check_radius, check_room, check_seed
-from dro_temp.cli.run import Run
-from dro_temp.cli.text import PYTHON, blocks, check_vocabulary, documents
+from dro_temp.cli.options import check_seed
 from dro_temp.datasets import PythonText
 from dro_temp.evaluation import evaluate_language
 from dro_temp.hosts import CausalLM
@@ -47,7 +48,7 @@ def evaluate(
     if task_folder is not None and not task_folder.is_dir():
         raise ValueError(f"expected a folder of tasks, received --task_folder {task_folder}. Check the path.")
     check_writable(run)
-    model, tokenizer, tempnet, options = Run(run).load()
+    model, tokenizer, tempnet, options = LmRun(run).load()
     host = CausalLM(model, frozen=True)
     check_vocabulary(tokenizer, host.vocabulary)
     source = data or options["data"]
@@ -136,7 +137,7 @@ def generate(
             f"expected --top_p above 0 and at most 1, received --top_p {top_p}. Pass --top_p 0.9, say."
         )
     check_seed(seed)
-    model, tokenizer, tempnet, _ = Run(run).load()
+    model, tokenizer, tempnet, _ = LmRun(run).load()
     require("transformers").set_seed(seed)
     inputs = tokenizer(prompt, return_tensors="pt", verbose=False).to(model.device)
     length = inputs["input_ids"].shape[1]
@@ -177,7 +178,7 @@ def view(
             f"expected a file to write the page into, received the folder {str(page)!r}. Pass --out."
         )
     check_writable(page.parent)
-    model, tokenizer, tempnet, options = Run(run).load()
+    model, tokenizer, tempnet, options = LmRun(run).load()
     if text is None:
         held_out = PythonText("test")
         shown, title = held_out.texts[0], held_out.files[0]

@@ -15,8 +15,8 @@ from torch import Tensor
 from dro_temp._files import check_writable, default_root
 from dro_temp._optional import optional_folder, optional_module
 from dro_temp.cli.checkpoints import complete, lacks
+from dro_temp.cli.lm.text import blocks
 from dro_temp.cli.messages import in_one_line, require
-from dro_temp.cli.text import blocks
 from dro_temp.datasets import PythonText
 
 #: The model that needs no network.

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from dro_temp.cli.checkpoints import Checkpoint, checkpoint_callback
+from dro_temp.cli.lm.models import OFFLINE, load_model
+from dro_temp.cli.lm.options import check_fit, check_positions, check_radius
+from dro_temp.cli.lm.run import LmRun
+from dro_temp.cli.lm.text import PYTHON, blocks, check_vocabulary, documents
 from dro_temp.cli.messages import require
-from dro_temp.cli.models import OFFLINE, load_model
-from dro_temp.cli.options import check_fit, check_positions, check_radius
-from dro_temp.cli.run import Run
-from dro_temp.cli.text import PYTHON, blocks, check_vocabulary, documents
 from dro_temp.hosts import CausalLM
 from dro_temp.interfaces import RobustLoss, ScoreStatistics
 from dro_temp.losses import KLRobustLoss, LikelihoodLoss, SelectiveSmoothingLoss, SelfWeightedLoss
@@ -88,7 +88,7 @@ def fit(
     """
     options = {**locals(), "output": str(output), "inputs": list(inputs)}
     check_fit(options)
-    run = Run(output)
+    run = LmRun(output)
     run.check_options(options)
     start = run.start(steps)
     if start is None:
@@ -116,7 +116,9 @@ def fit(
         print(f"wrote {run.tempnet}; next: dro-temp lm eval {output}")
 
 
-def _train(run: Run, objective: Objective, rows: Tensor, options: dict[str, Any], start: Checkpoint) -> bool:
+def _train(
+    run: LmRun, objective: Objective, rows: Tensor, options: dict[str, Any], start: Checkpoint
+) -> bool:
     """Train from the checkpoint on; whether this process is the one that writes the result."""
     from dro_temp.integrations.transformers import TrainableLM
 
