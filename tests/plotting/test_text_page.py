@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import dro_temp as dt
 from dro_temp.plotting import TokenTemperatures, text_page, token_temperatures
-from dro_temp.plotting.token_page.page import ColourScale, harmless, shown
+from dro_temp.plotting.pages.rendering import ColourScale, harmless
+from dro_temp.plotting.token_page.page import shown
 
 NASTY = ["</script><b>", "<!--", "<img src=x onerror=alert(1)>", '"><svg onload=alert(1)>', "&lt;", "&amp", "{title}",
          "\n", "\n        ", " ", "\t", "\u2028", "\u202e", "'", '"', "\\", "\x00", "\r", "é", "漢字", "🜚",

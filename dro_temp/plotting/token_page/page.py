@@ -1,29 +1,19 @@
 """A text as a web page: what its template shows."""
 
-import base64
-import hashlib
 import math
 import re
 from collections.abc import Sequence
-from importlib import resources
 
 import torch
 from torch import Tensor
 
-_SHADES = 6  # on either side of the middle
-_TAIL = 0.02  # share of tokens at either end that share the strongest colour
-_BARS = 40  # of the histogram
+from dro_temp.plotting.pages.rendering import ColourScale, bars, harmless, number, rendered
+
 _EXTREMES = 10
 _BEFORE, _AFTER = 6, 3  # tokens of context in the tables,
 _CONTEXT = 32  # and characters of either side
 _LONGEST = 40  # characters of a token in a card or table
 _VISIBLE = str.maketrans("\n\t\r", "↵⇥␍")
-
-# Controls, surrogates and codes that are not characters; marks that reverse what follows them.
-_UNFIT = ((0x7F, 0x9F), (0xD800, 0xDFFF), (0xFDD0, 0xFDEF), (0x202A, 0x202E), (0x2066, 0x2069))
-_HARMLESS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
-_HARMLESS |= {code: 0xFFFD for first, last in _UNFIT for code in range(first, last + 1)}
-_HARMLESS |= {plane + code: 0xFFFD for plane in range(0, 0x110000, 0x10000) for code in (0xFFFE, 0xFFFF)}
 
 #: The most likely tokens at one place: (token, probability), in falling order.
 Candidates = Sequence[tuple[str, float]]
@@ -66,29 +56,20 @@ def text_page(
     """
     taus = torch.as_tensor(tau).detach().cpu().double().flatten().tolist()
     _check(tokens, taus, candidates_before, candidates_after)
-    from jinja2 import Environment, StrictUndefined  # a dependency of torch
-
     ranked = sorted((i for i, t in enumerate(taus) if not math.isnan(t)), key=taus.__getitem__)
     known, k = [taus[i] for i in ranked], min(_EXTREMES, len(ranked) // 2)
     ends = {"Lowest temperatures": ranked[:k], "Highest temperatures": ranked[::-1][:k]}
-    scale, script = ColourScale(known), _file("page.js")
     cards = [_card(*row) for row in zip(tokens, taus, candidates_before, candidates_after, strict=True)]
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, finalize=lambda x: harmless(x) if type(x) is str else x
-    )
-    environment.filters |= {"number": number, "shown": shown}
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
-    return environment.from_string(_file("page.html")).render(
+    return rendered(
+        __package__,
+        cards,
+        {"shown": shown},
         title=title,
         tokens=list(zip(tokens, taus, strict=True)),
         known=known,
-        scale=scale,
-        bars=_bars(known) if known else [],
+        scale=ColourScale(known),
+        bars=bars(known) if known else [],
         extremes={heading: [(i, *_context(tokens, i)) for i in rows] for heading, rows in ends.items() if k},
-        style=_file("page.css"),
-        cards=cards,
-        script=script,
-        hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
@@ -118,37 +99,6 @@ def _check(
             )
 
 
-def _file(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-class ColourScale:
-    """Blue below the median of the temperatures, orange above, both stronger further away, up to the tails."""
-
-    #: Names of the classes, from the lowest temperatures to the highest.
-    classes = tuple(f"c{i}" for i in range(2 * _SHADES + 1))
-
-    def __init__(self, taus: list[float]) -> None:
-        ranked = sorted(taus) or [1.0]
-        self.low, self.middle, self.high = (
-            ranked[round(q * (len(ranked) - 1))] for q in (_TAIL, 0.5, 1 - _TAIL)
-        )
-
-    def class_of(self, tau: float) -> str:
-        """Class of a temperature; the empty string for NaN."""
-        if math.isnan(tau):
-            return ""
-        distance = math.log(tau / self.middle)
-        end = math.log((self.high if distance > 0 else self.low) / self.middle)
-        share = min(1.0, distance / end) if abs(end) > 1e-4 else 0.0  # equal up to rounding: one colour
-        return self.classes[_SHADES + round(math.copysign(share * _SHADES, distance))]
-
-
-def number(tau: float) -> str:
-    """Three significant digits."""
-    return f"{tau:#.3g}" if tau < 1000 else f"{tau:.0f}"
-
-
 def _card(token: str, tau: float, *candidates: Candidates) -> dict[str, object]:
     """Content of the hover card."""
     before, after = (
@@ -158,25 +108,11 @@ def _card(token: str, tau: float, *candidates: Candidates) -> dict[str, object]:
     return {"token": shown(token), "tau": known, "before": before, "after": after}
 
 
-def _bars(known: list[float]) -> list[tuple[float, float, int]]:
-    """The ends of each bar of the histogram of ascending temperatures, and how many lie in it."""
-    low, high = known[0], known[-1]
-    if high <= low * (1 + 1e-6):
-        low, high = 0.95 * low, 1.05 * low
-    counts, edges = torch.histogram(torch.tensor(known, dtype=torch.float64), _BARS, range=(low, high))
-    return list(zip(edges[:-1].tolist(), edges[1:].tolist(), counts.int().tolist(), strict=True))
-
-
 def _context(tokens: Sequence[str], i: int) -> tuple[str, str]:
     """What stands before and after a token, on one line."""
     sides = tokens[max(0, i - _BEFORE) : i], tokens[i + 1 : i + 1 + _AFTER]
     before, after = (re.sub(r"\s+", " ", "".join(side)) for side in sides)
     return before[-_CONTEXT:].lstrip(), after[:_CONTEXT]
-
-
-def harmless(text: str) -> str:
-    """The text, with pictures in place of what HTML cannot hold or what would reverse it; newlines and tabs stay."""
-    return text.translate(_HARMLESS)
 
 
 def shown(token: str) -> str:
