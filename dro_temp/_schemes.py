@@ -3,7 +3,6 @@
 A recipe's own signature and docstring are the only table: a new recipe is an option of every command at once.
 """
 
-import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +14,7 @@ from dro_temp._checks import check_choice
 from dro_temp.interfaces import HostAdapter
 from dro_temp.objective import Objective
 
-__all__ = ["FACTS", "Option", "Recipe", "make_objective", "options_of", "schemes"]
+__all__ = ["FACTS", "Option", "Recipe", "chosen_options", "make_objective", "options_of", "schemes"]
 
 Recipe = Callable[..., Objective]
 
@@ -74,7 +73,7 @@ def options_of(of: Mapping[str, Recipe] | None = None) -> dict[str, Option]:
 def make_objective(
     scheme: str,
     host: HostAdapter,
-    facts: Mapping[str, int],
+    facts: Mapping[str, Any],
     options: Mapping[str, float | None],
     spelled: Callable[[str], str] = lambda name: f"--{name.replace('_', '-')}",
 ) -> Objective:
@@ -99,24 +98,46 @@ def make_objective(
           (estimator): LogMovingAverage(100)
         )
     """
+    chosen = chosen_options(scheme, facts, options, spelled)
+    recipe = schemes(facts)[scheme]
+    given = {name: value for name, value in facts.items() if name in _arguments(recipe)}
+    return recipe(host, **given, **chosen)
+
+
+def chosen_options(
+    scheme: str,
+    facts: Iterable[str],
+    options: Mapping[str, float | None],
+    spelled: Callable[[str], str] = lambda name: f"--{name.replace('_', '-')}",
+) -> dict[str, float]:
+    """The options that the user chose, checked to be those of the scheme: possible before there is a host.
+
+    Arguments are those of `make_objective`, of whose facts the names are enough.
+
+    Raises:
+        ValueError: an unknown scheme, or an option that it does not have.
+
+    Example:
+        >>> chosen_options("sogclr", FACTS, {"tau": 0.1, "rho": None})
+        {'tau': 0.1}
+    """
+    facts = set(facts)
     known = schemes(facts)
     check_choice(spelled("scheme"), scheme, known)
     arguments = _arguments(known[scheme])
     chosen = {name: value for name, value in options.items() if value is not None}
     for name in chosen:
-        if name not in arguments or name in FACTS:
-            takes = ", ".join(spelled(n) for n in arguments if n not in FACTS)
+        if name not in arguments or name in facts:
+            takes = ", ".join(spelled(n) for n in arguments if n not in facts)
             others = [other for other, recipe in known.items() if name in _arguments(recipe)]
             instead = f", or choose a scheme that has it: {', '.join(others)}" if others else ""
             raise ValueError(
                 f"expected options of {spelled('scheme')} {scheme} ({takes}), received {spelled(name)}. Leave it "
                 f"out{instead}."
             )
-    given = {name: value for name, value in facts.items() if name in arguments}
-    return known[scheme](host, **given, **chosen)
+    return chosen
 
 
-@functools.cache
 def _arguments(recipe: Recipe) -> dict[str, inspect.Parameter]:
     """What a recipe takes after its host."""
     _, *rest = inspect.signature(recipe).parameters.values()

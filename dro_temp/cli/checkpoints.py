@@ -60,23 +60,37 @@ def checkpoint_callback() -> Any:
 
     class CheckpointCallback(base):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if args.should_save:  # their lists do not describe what is about to be written over them
-                for step, place in _newest_first(Path(args.output_dir)):
-                    if step > state.global_step:
-                        (place / COMPLETE).unlink(missing_ok=True)
+            if args.should_save:
+                forget_after(Path(args.output_dir), state.global_step)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             require("accelerate").PartialState().wait_for_everyone()  # each writes a file of its own
             if args.should_save:
-                folder = Path(args.output_dir)
-                complete(folder / f"checkpoint-{state.global_step}")
-                older = [place for step, place in _newest_first(folder) if step < state.global_step]
-                kept = next((place for place in older if lacks(place) is None), None)
-                for place in older:
-                    if place != kept:
-                        shutil.rmtree(place, ignore_errors=True)
+                keep(Path(args.output_dir), state.global_step)
 
     return CheckpointCallback()
+
+
+def place_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"checkpoint-{step}"
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Make the checkpoints after a step incomplete: their lists do not describe what is about to be written."""
+    for later, place in _newest_first(folder):
+        if later > step:
+            (place / COMPLETE).unlink(missing_ok=True)
+
+
+def keep(folder: Path, step: int) -> None:
+    """Declare the checkpoint of a step complete; of those before it, one that is complete is left, the others not."""
+    complete(place_of(folder, step))
+    older = [place for earlier, place in _newest_first(folder) if earlier < step]
+    kept = next((place for place in older if lacks(place) is None), None)
+    for place in older:
+        if place != kept:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _newest_first(folder: Path) -> list[tuple[int, Path]]:
@@ -126,7 +140,7 @@ def damaged(folder: Path) -> str | None:
             elif file.suffix == ".safetensors":
                 with safetensors.safe_open(file, "pt"):  # compares the header with the file's size
                     pass
-            elif file.suffix in (".pt", ".pth", ".bin"):
+            elif file.suffix in (".pt", ".pth", ".bin", ".pkl"):
                 with zipfile.ZipFile(file) as archive:  # which has checksums
                     if archive.testzip() is not None:
                         return f"{file.name} is damaged"

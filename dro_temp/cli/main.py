@@ -11,12 +11,14 @@ from typing import Any, NoReturn
 
 import dro_temp
 from dro_temp.cli.checkpoints import newest_complete
+from dro_temp.cli.clip import CLIP
 from dro_temp.cli.group import Group, Parameters
 from dro_temp.cli.lm import LM
 from dro_temp.cli.messages import TRACEBACK, is_list, parser_error, require, sentence, unknown_keys
 from dro_temp.cli.run import Run
+from dro_temp.cli.vision import VISION
 
-GROUPS: dict[str, Group] = {"lm": LM}
+GROUPS: dict[str, Group] = {"lm": LM, "clip": CLIP, "vision": VISION}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

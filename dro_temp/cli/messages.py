@@ -111,10 +111,11 @@ def parser_error(command: str, message: str, groups: Mapping[str, Commands]) -> 
         values = " and ".join(name.rpartition(".")[2] for name in names)
         usage = f"{command} {_required(parameters)}"
         said = f"a value for {values}, received none. Type {usage}; --help has examples."
-    elif re.fullmatch(r'expected "[\w.]+" to be one of \{.*\}, but it was not provided\.?', message):
-        below = {
-            word: group for word, group in groups.items() if command == "dro-temp" or command.endswith(word)
-        }
+    elif lacking := re.fullmatch(
+        r'expected "([\w.]+)" to be one of \{.*\}, but it was not provided\.?', message
+    ):
+        word = lacking[1].rpartition(".")[0]
+        below = {word: groups[word]} if word in groups else groups
         typed = (f"dro-temp {word} and one of {', '.join(group.commands)}" for word, group in below.items())
         said = f"a command, received none. Type {', or '.join(typed)}."
     else:

@@ -37,9 +37,15 @@ class Run:
         """Length, in units, after which the result was written; None before the run is finished."""
         if not (self.result.exists() and self._finished.exists()):
             return None
+        return int(self.written()[self.unit])
+
+    def written(self) -> dict[str, Any]:
+        """What `finished` wrote down."""
         try:
-            return int(json.loads(self._finished.read_text(encoding="utf-8"))[self.unit])
-        except (ValueError, KeyError, TypeError):
+            written: dict[str, Any] = json.loads(self._finished.read_text(encoding="utf-8"))
+            int(written[self.unit])
+            return written
+        except (OSError, ValueError, KeyError, TypeError):
             raise ValueError(
                 f"expected the number of {self.unit} of a finished run in {str(self._finished)!r}, received a damaged "
                 f"file. Remove it and type {self.typed('fit')} with the options of {str(self.config)!r}."

@@ -30,11 +30,11 @@ class Report:
 
     def table(self) -> str:
         """A Markdown table, aligned to be read as plain text too."""
-        return _aligned(self._lines())
+        return aligned(self._lines())
 
     def _repr_markdown_(self) -> str:
         """The same in a notebook; names are shown as text, whatever they hold."""
-        table = _aligned([[_as_text(cell) for cell in line] for line in self._lines()])
+        table = aligned([[_as_text(cell) for cell in line] for line in self._lines()])
         return f"{_as_text(self._heading())}\n\n{table}"
 
 
@@ -43,7 +43,7 @@ def _as_text(text: str) -> str:
     return re.sub(r"[^\w\s.,:;/%()=+–-]|_", lambda mark: f"&#{ord(mark[0])};", text)
 
 
-def _aligned(lines: list[list[str]]) -> str:
+def aligned(lines: list[list[str]]) -> str:
     first, *rest = (max(map(len, column)) for column in zip(*lines, strict=True))
     ruler = ["-" * first, *("-" * (width - 1) + ":" for width in rest)]
     form = " | ".join([f"| {{:<{first}}}", *(f"{{:>{width}}}" for width in rest)]) + " |"

@@ -13,6 +13,7 @@ from dro_temp.cli.lm.run import LmRun
 from dro_temp.cli.lm.text import PYTHON, blocks, check_vocabulary, documents
 from dro_temp.cli.messages import require
 from dro_temp.cli.options import check_seed
+from dro_temp.cli.pages import page_path, write_page
 from dro_temp.datasets import PythonText
 from dro_temp.evaluation import evaluate_language
 from dro_temp.hosts import CausalLM
@@ -172,12 +173,7 @@ def view(
     """
     check_count("--characters", characters)
     check_count("--k", k)
-    page = out or run / "page.html"
-    if page.is_dir():
-        raise ValueError(
-            f"expected a file to write the page into, received the folder {str(page)!r}. Pass --out."
-        )
-    check_writable(page.parent)
+    page = page_path(run, out)
     model, tokenizer, tempnet, options = LmRun(run).load()
     if text is None:
         held_out = PythonText("test")
@@ -188,7 +184,4 @@ def view(
         raise ValueError(f"expected a text file, received {str(text)!r}, which is not there. Check --text.")
     host = CausalLM(model, frozen=True)
     read = token_temperatures(host, tokenizer, tempnet, shown[:characters], k=k, window=options["block"])
-    page.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(page) as file:
-        file.write(text_page(*read, title=f"{title}, read by {options['model']}").encode())
-    print(f"wrote {page}; open it in a browser")
+    write_page(page, text_page(*read, title=f"{title}, read by {options['model']}"))
