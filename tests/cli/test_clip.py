@@ -395,6 +395,43 @@ def test_models_may_have_towers_of_timm(tmp_path):
 
 
 @pytest.mark.slow
+def test_models_may_have_towers_of_hugging_face(given, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    captions = [files.picture(i)[1] for i in range(PAIRS)]
+    words = {
+        word: k
+        for k, word in enumerate(["<pad>", "<end>", *sorted({w for c in captions for w in c.split()})])
+    }
+    inner = Tokenizer(models.WordLevel(words, unk_token="<end>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", unk_token="<end>"
+    )
+    tower = tmp_path / "tower"
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    transformers.BertConfig(**sizes, vocab_size=len(words), max_position_embeddings=16).save_pretrained(tower)
+    tokenizer.save_pretrained(tower)
+    text = {
+        "hf_model_name": str(tower),
+        "hf_model_pretrained": False,
+        "hf_tokenizer_name": str(tower),
+        "hf_proj_type": "linear",
+        "hf_pooler_type": "mean_pooler",
+        "context_length": 8,
+    }
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(files.ARCHITECTURE | {"text_cfg": text}))
+    run = tmp_path / "run"
+    assert main(command(given | {"model": path}, run, "--epochs", "1")) == 0
+    assert main(["clip", "eval", str(run)]) == 0
+    assert (
+        load(str(run / "model")).tokens(captions[3]).tolist() == load(str(path)).tokens(captions[3]).tolist()
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2, 3, 5])
 @pytest.mark.parametrize(
     ("data", "scheme"), [("csv", "tempnet_queued"), ("csv", "isogclr"), ("shards", "fastclip_v3")]

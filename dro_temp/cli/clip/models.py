@@ -92,10 +92,11 @@ def load(name: str, weights: str | None = None, scale: tuple[float, float] | Non
     try:
         name, config = _registered(open_clip, name)
         saved = name.startswith(("local-dir:", "hf-hub:"))
+        loads = saved or weights is not None
+        # A text tower of Hugging Face starts from its own weights, unless its configuration says otherwise.
+        text = not loads and config.get("text_cfg", {}).get("hf_model_pretrained", True)
         with _quiet():
-            model = open_clip.create_model(
-                name, pretrained=weights, load_weights=saved or weights is not None
-            )
+            model = open_clip.create_model(name, pretrained=weights, load_weights=loads, pretrained_text=text)
         tokenizer = open_clip.get_tokenizer(name)
     except ImportError:
         raise

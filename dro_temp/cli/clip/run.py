@@ -41,9 +41,7 @@ class ClipRun(ModelRun):
         host = OpenCLIP(clip.model)
         sizes = self.written()["sizes"] | {"epochs": options["epochs"]}
         reference = (
-            OpenCLIP(copy.deepcopy(clip.model), frozen=True)
-            if needs_reference(options["scheme"])
-            else None
+            OpenCLIP(copy.deepcopy(clip.model), frozen=True) if needs_reference(options["scheme"]) else None
         )
         objective = build(
             options,
