@@ -12,6 +12,7 @@ from benchmarks.studies.classifier_gap.compare import table as classifier_gap
 from benchmarks.studies.common.summary import Summary, published
 from benchmarks.studies.hash_collisions.measure import table as hash_collisions
 from benchmarks.studies.language_models.tables import table as language_models
+from benchmarks.studies.mixed_sources.tables import table as mixed_sources
 from benchmarks.studies.real_language.tables import table as real_language
 from benchmarks.studies.self_supervised.compare import at_the_same_temperature
 from benchmarks.studies.self_supervised.compare import table as self_supervised
@@ -26,6 +27,7 @@ TABLES = {
     "classifier_gap": lambda section, summary: classifier_gap(summary),
     "hash_collisions": lambda section, summary: hash_collisions(summary),
     "language_models": language_models,
+    "mixed_sources": lambda section, summary: mixed_sources(summary),
     "real_language": real_language,
     "self_supervised": lambda section, summary: "\n\n".join(
         [self_supervised(summary), *at_the_same_temperature(summary)]

@@ -20,6 +20,7 @@ PAGES = {
     "docs/language-models.md": ("language_models",),
     "docs/real-language.md": ("real_language",),
     "docs/wrong-labels.md": ("wrong_labels",),
+    "docs/wrong-captions.md": ("mixed_sources",),
     "docs/calibration.md": ("calibration",),
     "docs/self-supervised.md": ("self_supervised",),
     "docs/two-towers-libraries.md": ("hash_collisions",),

@@ -30,7 +30,7 @@ from benchmarks.studies.mixed_sources.tables import TITLE, metrics, table
 from benchmarks.studies.mixed_sources.training import trained
 
 #: Methods that all others are compared with.
-REFERENCES = ("sogclr", "optimistic")
+REFERENCES = ("sogclr", "entropic-constant", "optimistic")
 
 
 def run(method: str, seed: int, options: Options, **rest: Any) -> dict[str, Any]:
