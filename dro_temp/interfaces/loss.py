@@ -78,6 +78,9 @@ class RobustLoss(ShapeChecked, ABC):
     `LogMeanExpLoss` instead, and streams.
     """
 
+    #: True if `replayed` has rows of earlier batches, whose features are all that is known of them.
+    replays: bool = False
+
     @abstractmethod
     def values(self, rows: Rows, tau: PerRow) -> PerRow:
         """One value per row. Scores of rows that do not count are zero, and their values are dropped.

@@ -186,7 +186,8 @@ class QueuedLoss(RobustLoss):
         features: width d of the keys.
         replay: number of rows drawn from the queue at each step, at most, from which the predictor learns besides the
             batch's own; for predictors that read features or nothing, and rows that are plain products (no bias, no
-            transform) whose features are their queries.
+            transform) whose features are their queries. An `Objective` refuses it for a view that takes its
+            temperatures from another (`tau_from`), and with a `LevelTemperature`.
 
     Memory: 4 size (d + 4) bytes per view, 4 size (2 d + 6) with `replay`.
 
@@ -218,7 +219,8 @@ class QueuedLoss(RobustLoss):
             )
         self.loss = loss
         self.replay = check_count("replay", replay, minimum=0)
-        self.queue = KeyQueue(size, features, queries=replay > 0)
+        self.replays = self.replay > 0
+        self.queue = KeyQueue(size, features, queries=self.replays)
         if replay > size:
             raise ValueError(
                 f"expected replay of at most {size}, the size of the queue, received {replay}. Pass a smaller one, or "

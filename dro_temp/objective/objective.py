@@ -78,7 +78,8 @@ class Objective(Committable):
             one with memory must be passed per view. A `RecordedRisk`, which knows samples by number, is one risk over
             the samples, with the rows of all views. Values of a `tau_loss` are still averaged.
         tau_from: `{"text": "image"}` for text rows at the temperatures of their images: views that take those of
-            another view's rows at the same places, which are predicted once. Their own predictor is not used.
+            another view's rows at the same places, which are predicted once. Their own predictor is not used, and a
+            state saved without `tau_from` does not load.
         check_finite: True to stop with the row's number at the first NaN or infinity in features, temperatures or
             values. On a device it does not wait: the error comes at the next forward, commit or save, when the step may
             have been taken (go on from a checkpoint), and `state.checks_now()` raises it where the fault is. In
@@ -90,7 +91,8 @@ class Objective(Committable):
     Raises:
         TypeError: a host, predictor, loss or penalty of the wrong type.
         ValueError: parts missing for a view, parts for unknown views, one memory used by two views, two penalties of
-            one name, a penalty that does not support the host.
+            one name, a penalty that does not support the host, a `tau_loss` that replays rows whose temperatures are
+            those of another view or are kept at a level.
         FloatingPointError: non-finite features or values.
 
     Example:
@@ -136,6 +138,7 @@ class Objective(Committable):
             risk=self.risks,
         )
         self.predictors.update({view: self.predictors[source] for view, source in self._tau_from.items()})
+        views.refuse_replay(self.tau_losses, self.predictors, self._tau_from)
         self.penalties = nn.ModuleDict(views.named_penalties(penalties, host))
         check_flag("check_finite", check_finite)
         check_flag("monitor", monitor)
@@ -291,7 +294,7 @@ class Objective(Committable):
         """Initialise each view's prototypes from the features of the other views in one batch, as the paper does.
 
         Call it once, before training, with a batch of a few hundred samples, as the host takes it. Predictors without
-        prototypes do not change.
+        prototypes do not change; under `tau_from` a predictor starts from the views other than the one that it reads.
 
         Raises:
             ValueError: the host has one view only.
@@ -303,6 +306,8 @@ class Objective(Committable):
             )
         rows = self.host(*args, **batch)
         for view in self.host.views:
+            if view in self._tau_from:  # its predictor is that of another view, and starts there
+                continue
             others = [r.features for other, r in rows.items() if other != view and r.features is not None]
             self.predictors[view].start_prototypes(torch.cat(others))  # type: ignore[operator]
 
@@ -356,6 +361,10 @@ class Objective(Committable):
         # Without the host: models may convert their state while loading.
         names = ("predictors", "losses", "tau_losses", "risks", "penalties")
         return [(f"{prefix}{name}.", getattr(self, name)) for name in names]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        views.refuse_state_of_own_temperatures(self._tau_from, state_dict, f"{prefix}predictors.")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and drop the proposals that belong to them."""

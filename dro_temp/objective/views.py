@@ -97,6 +97,48 @@ def taken_temperatures(
     return taus
 
 
+def refuse_replay(tau_losses: nn.ModuleDict, predictors: nn.ModuleDict, sources: Mapping[str, str]) -> None:
+    """Raise if a loss replays rows of which the predictor is not given what it needs: their own features alone."""
+    for view, loss in tau_losses.items():
+        if not getattr(loss, "replays", False):
+            continue
+        predictor: Any = predictors[view]
+        if view in sources:
+            why = f"whose temperatures come from features of view {sources[view]!r}, which are not stored"
+        elif predictor.observes_tau:
+            why = f"whose {type(predictor).__name__} is shown the temperatures of the batch's own rows only"
+        else:
+            continue
+        raise ValueError(
+            f"expected no replayed rows in the tau_loss of view {view!r}, {why}, received a "
+            f"{type(loss).__name__} that replays. Pass replay=0."
+        )
+
+
+def refuse_state_of_own_temperatures(
+    sources: Mapping[str, str], state: Mapping[str, Any], prefix: str
+) -> None:
+    """Raise if a state has another predictor for a view than for the one whose temperatures it takes."""
+    for view, source in sources.items():
+        own, taken = f"{prefix}{view}.", f"{prefix}{source}."
+        for name, value in state.items():
+            other = state.get(taken + name.removeprefix(own)) if name.startswith(own) else None
+            if isinstance(value, Tensor) and isinstance(other, Tensor) and not _may_be_same(value, other):
+                raise RuntimeError(
+                    f"expected a state saved with tau_from={{{view!r}: {source!r}}}, received one whose predictors of "
+                    f"views {view!r} and {source!r} differ in {name.removeprefix(own)}. Load it into an objective "
+                    f"without tau_from, or copy the entries {taken}* over {own}* first; nothing was loaded."
+                )
+
+
+def _may_be_same(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, NaN included, as far as they can be compared."""
+    if x is y or x.shape != y.shape or x.is_meta or y.is_meta or not {type(x), type(y)} <= {Tensor, nn.Parameter}:
+        return x.shape == y.shape
+    y = y.to(x.device)
+    return bool(((x == y) | ((x != x) & (y != y))).all())
+
+
 def named_penalties(penalties: Iterable[Penalty], host: HostAdapter) -> dict[str, Penalty]:
     """Penalties by name, each checked against the host."""
     if not isinstance(penalties, Iterable):

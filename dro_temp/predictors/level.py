@@ -19,7 +19,7 @@ class RunningLevel(Staged):
     """Running mean of what a predictor computes of the rows; an optimizer step moves it.
 
     Args:
-        gamma: weight of a new batch, in (0, 1]; the first one counts fully.
+        gamma: weight of a new batch, in (0, 1]; the first one in which a row counts does so fully.
     """
 
     memory = ("mean", "steps")
@@ -49,7 +49,7 @@ class RunningLevel(Staged):
             distance, count = parts[0].sum(0).to(self.mean.dtype)
             share = torch.where(self.steps == 0, 1.0, self.gamma).to(self.mean.dtype)
             self.mean += share * distance / count.clamp(min=1.0)
-            self.steps += 1
+            self.steps += (count > 0).to(self.steps.dtype)  # of a batch in which no row counts nothing is known
 
 
 class LevelTemperature(TemperaturePredictor):
@@ -62,8 +62,10 @@ class LevelTemperature(TemperaturePredictor):
     $z_i$ is what the wrapped predictor computes before its bounds, which do not count. $\bar z$ is memory: an
     `Objective` shows it the temperatures of each training forward, an optimizer step moves it, and evaluation, export
     and serving use it as it is. It follows temperatures after their bounds, so that the level holds where some rows lie
-    at one. The part of the gradient that is common to all rows would only move the level, and is taken out; not under
-    `torch.compile`, nor for a predictor of scores inside a streaming loss, where the level then lags behind.
+    at one; where many do, as at a start far from the level, a step sees only what the bounds leave of the distance, and
+    the level takes many of them. The part of the gradient that is common to all rows would only move the level, and is
+    taken out; not under `torch.compile`, nor for a predictor of scores inside a streaming loss, where the level then
+    lags behind.
 
     Args:
         predictor: computes z: a `TempNet`, say.

@@ -90,6 +90,14 @@ def test_forward_reads_and_step_writes():
     assert level.steps == 1
 
 
+def test_the_first_batch_with_a_row_that_counts_does_so_fully():
+    predictor, features = _level(gamma=0.1), torch.randn(16, 4)
+    for counts in (torch.zeros(16, dtype=torch.bool), None):
+        predictor.observe_tau(predictor(features), counts)
+        predictor.level.commit()
+    assert predictor(features).log().mean().exp().item() == pytest.approx(TAU, rel=1e-4)
+
+
 def test_parts_of_a_window_move_the_level_once():
     images, texts = small.data()
     levels = []
@@ -118,6 +126,36 @@ def test_text_rows_take_their_images_temperatures_which_learn_from_both():
     ]
     assert all(bool(view.any()) for view in views)
     torch.testing.assert_close(both, views[0] + views[1])
+
+
+def test_prototypes_of_a_taken_predictor_start_from_the_views_that_it_does_not_read():
+    host, images_texts = small.two_tower().float(), small.data(dtype=torch.float32)
+    objective = dt.Objective(host, _tempnets(host), dt.InfoNCELoss(), tau_from={"text": "image"})
+    reference = dt.TempNet(4, tau_min=0.05, tau_max=1.0, prototypes=6)
+    torch.manual_seed(5)
+    reference.start_prototypes(host(*images_texts)["text"].features)
+    torch.manual_seed(5)
+    objective.start_prototypes(*images_texts)
+    assert torch.equal(objective.predictors["image"].encoder.prototypes, reference.encoder.prototypes)
+
+
+def _tempnets(host) -> dict[str, dt.TempNet]:
+    return {view: dt.TempNet(4, tau_min=0.05, tau_max=1.0, prototypes=6) for view in host.views}
+
+
+def test_a_state_of_other_sources_is_refused():
+    def made(**options):
+        host = small.two_tower()
+        return dt.Objective(host, _tempnets(host), dt.InfoNCELoss(), **options)
+
+    saved, objective = made().state_dict(), made(tau_from={"text": "image"})
+    before = {name: value.clone() for name, value in objective.state_dict().items()}
+    with pytest.raises(RuntimeError, match="expected a state saved with tau_from.*received.*Load it"):
+        objective.load_state_dict(saved)
+    assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
+    of_its_own = made(tau_from={"text": "image"})
+    of_its_own.load_state_dict(copy.deepcopy(before))
+    assert all(torch.equal(value, before[name]) for name, value in of_its_own.state_dict().items())
 
 
 def test_taken_temperatures_without_a_tau_loss():
@@ -232,7 +270,22 @@ BAD = [
     (lambda: _with(tau_from={"text": "words"}), ValueError, "views out of"),
     (lambda: _with(tau_from={"text": "image", "image": "text"}), ValueError, "views out of"),
     (lambda: _with("individual", tau_from={"text": "image"}), ValueError, "updates itself"),
+    (
+        lambda: _with(tau_from={"text": "image"}, tau_loss=_replaying()),
+        ValueError,
+        "features of view 'image'.*Pass replay=0",
+    ),
+    (lambda: _of_levels(_replaying()), ValueError, "LevelTemperature.*Pass replay=0"),
 ]
+
+
+def _replaying() -> dict[str, dt.QueuedLoss]:
+    return {v: dt.QueuedLoss(dt.LikelihoodLoss(), size=9, features=4, replay=3) for v in ("image", "text")}
+
+
+def _of_levels(tau_loss) -> dt.Objective:
+    host = small.two_tower()
+    return dt.Objective(host, {v: _level() for v in host.views}, dt.KLRobustLoss(0.5), tau_loss=tau_loss)
 
 
 def _with(predictor: str = "tempnet", **options) -> dt.Objective:
