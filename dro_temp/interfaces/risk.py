@@ -56,6 +56,14 @@ class SampleRisk(ShapeChecked, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} declares needs_index but does not read the index")
 
+    def check_radius(self, rho: float, weight: PerRow) -> None:
+        """Raise if training batches are too small for a radius; for risks whose ball may hold every distribution.
+
+        Args:
+            rho: the radius, or the largest that it will have.
+            weight: >= 0, of this batch's samples.
+        """
+
     def check_index(self, index: Tensor | None) -> None:
         """Raise unless these are sample numbers to train with; only for `needs_index`."""
 

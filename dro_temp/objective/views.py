@@ -133,7 +133,8 @@ def refuse_state_of_own_temperatures(
 
 def _may_be_same(x: Tensor, y: Tensor) -> bool:
     """Whether two tensors hold the same numbers, NaN included, as far as they can be compared."""
-    if x is y or x.shape != y.shape or x.is_meta or y.is_meta or not {type(x), type(y)} <= {Tensor, nn.Parameter}:
+    known = {type(x), type(y)} <= {Tensor, nn.Parameter} and not (x.is_meta or y.is_meta)
+    if x is y or x.shape != y.shape or not known:
         return x.shape == y.shape
     y = y.to(x.device)
     return bool(((x == y) | ((x != x) & (y != y))).all())

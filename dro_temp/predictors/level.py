@@ -49,7 +49,8 @@ class RunningLevel(Staged):
             distance, count = parts[0].sum(0).to(self.mean.dtype)
             share = torch.where(self.steps == 0, 1.0, self.gamma).to(self.mean.dtype)
             self.mean += share * distance / count.clamp(min=1.0)
-            self.steps += (count > 0).to(self.steps.dtype)  # of a batch in which no row counts nothing is known
+            # A batch in which no row counts says nothing of the level.
+            self.steps += (count > 0).to(self.steps.dtype)
 
 
 class LevelTemperature(TemperaturePredictor):

@@ -1,12 +1,13 @@
 """Risks whose adversary pays for its KL distance from the data, or stays within a ball of it."""
 
+import math
 from functools import partial
 
 import torch
 
 from dro_temp import _faults
 from dro_temp import functional as F
-from dro_temp._checks import check_feasible, check_kind, check_radius, check_tilt
+from dro_temp._checks import check_kind, check_radius, check_tilt
 from dro_temp._typing import PerRow, RowIndex, Scalar
 from dro_temp.estimators import Exact
 from dro_temp.interfaces import Estimator, TemperaturePredictor
@@ -65,7 +66,9 @@ class KLRisk(StandaloneRisk):
     The dual of a batch is biased, as `TiltedRisk` is; an estimator of one number corrects that.
 
     Args:
-        rho: radius of the ball in nats, 0 <= rho < log n. The worst case rests on about $e^{-\rho} n$ samples.
+        rho: radius of the ball in nats, >= 0. The worst case rests on about $e^{-\rho} n$ samples. From log n on the
+            ball holds every distribution, and the worst case is the greatest loss: so for a short last batch, and in
+            evaluation. Training needs batches with rho < log n.
         tau: a predictor that reads nothing of a sample: `LearnableTemperature` or `ConstantTemperature`, in units of
             the losses; each batch's best if None.
         estimator: with a `tau`, `LogMovingAverage(1)`, say, whose memory needs a `CompositionalOptimizer`; None: the
@@ -73,8 +76,8 @@ class KLRisk(StandaloneRisk):
 
     Raises:
         TypeError: `rho` is not a number, `tau` not a TemperaturePredictor, or `estimator` not an Estimator.
-        ValueError: rho < 0, or, at a call without an estimator, rho >= log n; a tau that reads samples; an estimator
-            without a tau.
+        ValueError: rho < 0; a tau that reads samples; an estimator without a tau; in training without an estimator,
+            rho >= log n of the first batch, and of each until one has been larger.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -104,16 +107,36 @@ class KLRisk(StandaloneRisk):
         self.rho = float(rho)
         self.tau = tau
         self.estimator = _checked_estimator(estimator)
+        self._most_samples = 0  # of a training batch: which of them are short is no part of a state
+
+    def check_radius(self, rho: float, weight: PerRow) -> None:
+        """Raise if no training batch so far has had samples enough for this radius."""
+        # An estimator has seen an unknown number of samples.
+        if torch.compiler.is_compiling() or not (self.estimator.row_by_row and self.training):
+            return
+        if not torch.is_grad_enabled() or rho < math.log(max(self._most_samples, 1)):
+            return
+        count = (weight > 0).sum()
+        if count.is_cuda or _faults.everywhere:  # how many count is told later: reading it would wait
+            _faults.check(count, partial(self._too_few, rho))
+        elif (error := self._too_few(rho, int(count))) is not None:
+            raise error
+
+    def _too_few(self, rho: float, count: int) -> ValueError | None:
+        """The error of a ball that holds every distribution over all batches until this one, of so many samples."""
+        self._most_samples = most = max(self._most_samples, count)
+        if rho == 0.0 or count == 0 or rho < math.log(most):
+            return None
+        enough = f" of {math.floor(math.exp(rho)) + 1} samples or more" if rho < 30.0 else ""
+        return ValueError(
+            f"expected rho < log n, received rho={rho} with batches of n={most} samples (log n = "
+            f"{math.log(most):.4g}): the KL ball holds every distribution, and one sample alone would count. Lower rho, "
+            f"or take larger batches{enough}."
+        )
 
     def value(self, losses: PerRow, weight: PerRow, group: RowIndex | None) -> Scalar:
         """The worst case of the batch, or the dual at the given temperature."""
-        # An estimator has seen an unknown number of samples.
-        if self.estimator.row_by_row and self.rho > 0.0 and not torch.compiler.is_compiling():
-            count = (weight > 0).sum()
-            if count.is_cuda or _faults.everywhere:  # how many count is told later: reading it would wait
-                _faults.check(count, partial(_infeasible, self.rho))
-            elif (error := _infeasible(self.rho, int(count))) is not None:
-                raise error
+        self.check_radius(self.rho, weight)
         if self.tau is None:
             return F.mean_under(F.kl_ball_weights(losses, weight, rho=self.rho), losses)
         tau = self.tau(shape=torch.Size([])).to(losses.dtype)
@@ -126,15 +149,6 @@ class KLRisk(StandaloneRisk):
         log_mean = _estimated_log_mean(self.estimator, log_g, weight)
         finite = log_mean.masked_fill(log_mean.isinf(), 0.0)
         return torch.where(log_mean.isinf(), fixed_tau * log_mean, tau * (finite + self.rho))
-
-
-def _infeasible(rho: float, count: int) -> ValueError | None:
-    """The error of a ball that holds every distribution over so many samples, of which there may be none."""
-    try:
-        check_feasible(rho, count or 2**62)
-    except ValueError as error:
-        return error
-    return None
 
 
 def _checked_estimator(estimator: Estimator | None) -> Estimator:

@@ -62,7 +62,8 @@ class RisingRadius(StandaloneRisk):
 
     Raises:
         TypeError: `risk` is no risk with a radius, `steps` not an int, or a radius not a number.
-        ValueError: steps < 1, or a radius that is negative or not finite; at a call, what the risk says of its radius.
+        ValueError: steps < 1, or a radius that is negative or not finite; at the first training call, what the
+            risk says of the largest radius.
 
     Example:
         >>> import torch, dro_temp as dt
@@ -107,6 +108,7 @@ class RisingRadius(StandaloneRisk):
 
     def value(self, losses: PerRow, weight: PerRow, group: RowIndex | None) -> Scalar:
         """The risk at the current radius."""
+        self.risk.check_radius(max(self.start, self.last), weight)  # at the first step, not at the last
         self.count.propose()
         return self.risk.value(losses, weight, group)
 

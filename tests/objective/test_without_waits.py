@@ -406,5 +406,5 @@ def test_large_tensors_are_reduced_before_they_are_looked_at(large, elsewhere, m
 def test_a_ball_that_holds_every_distribution_is_told_later(elsewhere):
     with Refused():
         dt.KLRisk(3.0)(torch.randn(4))
-    with pytest.raises(ValueError, match=r"rho < log m, received rho=3\.0 with m=4"):
+    with pytest.raises(ValueError, match=r"rho < log n, received rho=3\.0 with batches of n=4"):
         _faults.raise_faults(wait=True)

@@ -150,7 +150,7 @@ def test_a_state_of_other_sources_is_refused():
 
     saved, objective = made().state_dict(), made(tau_from={"text": "image"})
     before = {name: value.clone() for name, value in objective.state_dict().items()}
-    with pytest.raises(RuntimeError, match="expected a state saved with tau_from.*received.*Load it"):
+    with pytest.raises(RuntimeError, match=r"expected a state saved with tau_from.*received.*Load it"):
         objective.load_state_dict(saved)
     assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
     of_its_own = made(tau_from={"text": "image"})

@@ -101,8 +101,21 @@ def test_bad_arguments(arguments, options, error, words):
         RisingRadius(*arguments, **options)
 
 
-def test_a_radius_beyond_the_batch_is_told_when_it_is_reached():
-    risk = RisingRadius(dt.KLRisk(0.0), 3.0, steps=2)
-    stepped(risk, 1)
-    with pytest.raises(ValueError, match="log"):
+def test_a_radius_that_will_be_beyond_the_batches_is_told_at_the_first_step():
+    risk = dt.OptimisticRisk(RisingRadius(dt.KLRisk(0.0), 3.0, steps=200))
+    with pytest.raises(
+        ValueError, match=r"received rho=3\.0 with batches of n=4 samples.*21 samples or more"
+    ):
         risk(LOSSES)
+    assert risk.eval()(LOSSES) == pytest.approx(LOSSES.mean())
+
+
+def test_a_short_batch_rests_on_its_least_loss():
+    """The ball then holds every distribution: no step of a training is too short, nor an evaluation of one sample."""
+    risk = stepped(dt.OptimisticRisk(RisingRadius(dt.KLRisk(0.0), 1.2, steps=2)), 2)
+    losses = LOSSES[1:].clone().requires_grad_()
+    risk(losses).backward()
+    torch.testing.assert_close(losses.grad, torch.tensor([1.0, 0.0, 0.0]))
+    assert risk(LOSSES[:1]) == LOSSES[0]
+    assert dt.OptimisticRisk(dt.KLRisk(3.0)).eval()(LOSSES) == LOSSES[0]
+    assert dt.KLRisk(3.0).eval()(LOSSES) == LOSSES[3]
