@@ -130,8 +130,8 @@ class KLRisk(StandaloneRisk):
         enough = f" of {math.floor(math.exp(rho)) + 1} samples or more" if rho < 30.0 else ""
         return ValueError(
             f"expected rho < log n, received rho={rho} with batches of n={most} samples (log n = "
-            f"{math.log(most):.4g}): the KL ball holds every distribution, and one sample alone would count. Lower rho, "
-            f"or take larger batches{enough}."
+            f"{math.log(most):.4g}): the KL ball holds every distribution, and one sample alone would count. Lower "
+            f"rho, or take larger batches{enough}."
         )
 
     def value(self, losses: PerRow, weight: PerRow, group: RowIndex | None) -> Scalar:

@@ -1,7 +1,5 @@
 """A risk over the samples of a data set, which remembers the weight that it gave each of them."""
 
-import csv
-import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +17,8 @@ from dro_temp.state import Staged
 
 # Of a sample that no step has seen: weights are never negative.
 _UNSEEN = -1.0
+# Of a file: bounds the memory that numbers of a large table take as Python's.
+_LINES_AT_A_TIME = 2**16
 
 
 class Suspect(NamedTuple):
@@ -201,24 +201,29 @@ class RecordedRisk(StandaloneRisk):
         Args:
             k: how many, at most; all that were seen if None.
         """
-        average, last, loss = (x.cpu() for x in (self.record.average, self.record.last, self.record.loss))
-        seen = (average >= 0).nonzero()[:, 0]
-        seen = seen[loss[seen].argsort(descending=True, stable=True)]
-        seen = seen[average[seen].argsort(stable=True)]
-        seen = seen if k is None else seen[: check_count("k", k)]
-        columns = (seen, average[seen], last[seen], loss[seen])
-        return [Suspect(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+        columns = (column.tolist() for column in self._columns(k))
+        return [Suspect(*row) for row in zip(*columns, strict=True)]
 
     def write_csv(self, path: str | Path, k: int | None = None) -> None:
         """Write `suspects(k)` as a table with the columns sample, weight, last and loss: a whole file or none.
 
         Args:
-            path: the file, which is replaced.
+            path: the file, which is replaced; folders that are missing are made.
             k: how many samples, at most; all that were seen if None.
         """
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(Suspect._fields)
-        table.writerows((s.sample, *(f"{x:.6g}" for x in s[1:])) for s in self.suspects(k))
-        with whole_file(Path(path)) as file:
-            file.write(text.getvalue().encode())
+        columns, path = self._columns(k), Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            file.write(f"{','.join(Suspect._fields)}\n".encode())
+            for part in zip(*(torch.split(column, _LINES_AT_A_TIME) for column in columns), strict=True):
+                rows = zip(*(column.tolist() for column in part), strict=True)
+                file.write("".join(map("%d,%.6g,%.6g,%.6g\n".__mod__, rows)).encode())
+
+    def _columns(self, k: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Numbers, weights, last weights and losses of the samples of least weight, in order."""
+        average, last, loss = (x.cpu() for x in (self.record.average, self.record.last, self.record.loss))
+        seen = (average >= 0).nonzero()[:, 0]
+        seen = seen[loss[seen].argsort(descending=True, stable=True)]
+        seen = seen[average[seen].argsort(stable=True)]
+        seen = seen if k is None else seen[: check_count("k", k)]
+        return seen, average[seen], last[seen], loss[seen]

@@ -480,6 +480,20 @@ def test_a_key_may_be_made_of_several_fields():
 # Bad input -----------------------------------------------------------------------------------------------
 
 
+def test_memory_of_no_sample_needs_no_numbers():
+    level = dt.predictors.LevelTemperature(
+        dt.TempNet(4, tau_min=0.01, tau_max=1.0), tau=0.1, tau_min=0.01, tau_max=0.3
+    )
+    risk = dt.OptimisticRisk(dt.risks.RisingRadius(dt.KLRisk(0.0), 0.3, steps=5))
+    loss = OpenClipLoss(
+        {"image": level, "text": dt.ConstantTemperature(0.1)},
+        dt.InfoNCELoss(),
+        risk={"image": risk, "text": dt.risks.MeanRisk()},
+    )
+    sides = (torch.nn.functional.normalize(torch.randn(8, 4)) for _ in range(2))
+    assert loss(*sides).isfinite()
+
+
 def test_missing_numbers_are_refused():
     for predictor, estimator in (("constant", None), ("individual", dt.estimators.Exact)):
         with pytest.raises(

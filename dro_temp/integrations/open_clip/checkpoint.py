@@ -30,11 +30,14 @@ def without_temperatures(state: dict[str, Any]) -> tuple[dict[str, Any], dict[st
 
 
 def load_temperatures(optimizer: Optimizer, ours: dict[str, Any]) -> None:
-    """Load the group of temperatures into an optimizer that has the rest of its state already."""
+    """Load the group of temperatures into an optimizer that has the rest of its state already.
+
+    Its learning rate stays: that of the model may be another in the run that resumes.
+    """
     state = optimizer.state_dict()
     (group,) = (group for group in state["param_groups"] if group.get("name") == GROUP)
     entries = dict(zip(group["params"], ours["state"], strict=True))
-    group |= ours["options"]
+    group |= {name: value for name, value in ours["options"].items() if name != "lr"}
     optimizer.load_state_dict({**state, "state": state["state"] | {n: e for n, e in entries.items() if e}})
 
 

@@ -18,7 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         theirs = optional_module("open_clip_train.main", "whose training this command runs", extra="clip")
-        if {"-h", "--help"} & set(words):
+        # open_clip's parser takes these abbreviations for --help as well.
+        if {"-h", "--he", "--hel", "--help"} & set(words):
             print(help_text(theirs.parse_args))
             return 0
         options, rest = parsed(words)

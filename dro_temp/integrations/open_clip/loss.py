@@ -215,12 +215,10 @@ class OpenClipLoss(nn.Module):
             )
 
     def _check_index(self, index: Any, training: bool) -> None:
-        predictors: Any = self.objective.predictors.values()
-        required = any("index" in p.reads for p in predictors) or self.objective.memory_modules()
-        if index is None and training and required:
+        if index is None and training and self.objective.needs_index:
             raise ValueError(
-                "expected sample numbers for a loss or predictor that remembers samples, received index=None. Wrap "
-                "the data set in NumberedTexts (a stream: .map(NumberedStream(table))) and the model in "
+                "expected sample numbers for a loss, predictor or risk that remembers samples, received index=None. "
+                "Wrap the data set in NumberedTexts (a stream: .map(NumberedStream(table))) and the model in "
                 "read_numbers(model), or use parts without memory."
             )
 

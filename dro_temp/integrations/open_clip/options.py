@@ -44,7 +44,7 @@ class Options:
         table_size: entries of the table that the keys of shards are hashed into; None: four for each sample.
 
     Raises:
-        ValueError: a number out of range; an option that the scheme does not have.
+        ValueError: a number out of range; an option that the scheme does not have, or that has no effect on it.
     """
 
     scheme: str = "tempnet"
@@ -65,7 +65,16 @@ class Options:
             check_count("--table-size", self.table_size)
         # A recipe checks its numbers when it is made. Tables take no memory on this device.
         with torch.device("meta"):
-            self.objective(FeaturesHost(), num_samples=2**31, width=8, epochs=2, steps_per_epoch=2)
+            made = self.objective(FeaturesHost(), num_samples=2**31, width=8, epochs=2, steps_per_epoch=2)
+        trained = any(
+            p.requires_grad for name, p in made.named_parameters() if name.partition(".")[0] != "host"
+        )
+        for name, value in (("--tau-lr", self.tau_lr), ("--hold", self.hold)):
+            if value is not None and not trained:
+                raise ValueError(
+                    f"expected {name} for a scheme whose temperatures the optimizer trains, received {name} {value} "
+                    f"with --scheme {self.scheme}. Leave {name} out, or choose another scheme, such as tempnet."
+                )
 
     def objective(
         self, host: HostAdapter, *, num_samples: int, width: int, epochs: int, steps_per_epoch: int
@@ -163,11 +172,18 @@ def help_text(their_parser: Callable[[Sequence[str]], Any]) -> str:
 
 
 def refuse(options: Options, theirs: argparse.Namespace) -> None:
-    """Raise where an option of open_clip cannot work with this package's loss.
+    """Raise where an option of open_clip cannot work with this package's loss, or one of ours has no effect.
 
     Raises:
         ValueError: names the first such option, and what to type.
     """
+    kind, ending = theirs.dataset_type, str(theirs.train_data).rpartition(".")[2]
+    has_rows = kind in ("csv", "synthetic") or (kind == "auto" and ending in ("csv", "tsv"))
+    if options.table_size is not None and has_rows:
+        raise ValueError(
+            f"expected --table-size with shards, received --table-size {options.table_size} and a data set whose rows "
+            "are known by their place. Leave it out."
+        )
     plain = "or train with open_clip's own loss: python -m open_clip_train.main"
     for received, instead in _impossible(options, theirs):
         raise ValueError(

@@ -25,6 +25,8 @@ from dro_temp.risks import RecordedRisk
 _VERSIONS = "open_clip_torch>=3.0,<4"
 _HOLD = 0.3  # where the network learns from a queue, which says nothing while scores hardly differ
 
+_MOST_SUSPECTS = 100_000  # other processes wait while one writes them
+
 
 class Training:
     """One run of open_clip's main with a scheme of this package.
@@ -206,7 +208,8 @@ class Training:
             value = {**value, "optimizer": theirs, checkpoint.KEY: state}
             for risk in self.loss.objective.modules():
                 if isinstance(risk, RecordedRisk):
-                    risk.write_csv(Path(self._args.checkpoint_path).with_name("suspects.csv"))
+                    path = Path(self._args.checkpoint_path).with_name("suspects.csv")
+                    risk.write_csv(path, _MOST_SUSPECTS)
         real(value, *args, **options)
 
     # ----------------------------------------------------------------------------------------------------------
