@@ -42,13 +42,15 @@ class Option:
 def schemes(facts: Iterable[str] = FACTS) -> dict[str, Recipe]:
     """The recipes over one host that need nothing but these facts, by name.
 
+    `supcon` is not among them: it needs the groups of a batch's pairs, without which it is `simclr`.
+
     Example:
         >>> "tempnet" in schemes(), "tempnet" in schemes(["num_samples"]), "drrho" in schemes()
         (True, False, False)
     """
     known = set(facts)
     every = {name: getattr(recipes, name) for name in recipes.__all__}
-    return {name: recipe for name, recipe in every.items() if _required(recipe) <= known}
+    return {name: recipe for name, recipe in every.items() if name != "supcon" and _required(recipe) <= known}
 
 
 def options_of(of: Mapping[str, Recipe] | None = None) -> dict[str, Option]:

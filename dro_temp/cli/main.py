@@ -85,6 +85,10 @@ def _as_list(value: str) -> str:
 def _parsed(arguments: list[str]) -> Any:
     """The options; those of `fit` that were not typed are those that the run in its folder was started with."""
     parser = _parser()
+    if "fit" in arguments and "--config" in arguments:
+        at = arguments.index("fit") + 1
+        if not arguments[at].startswith("--"):  # a file of options that follows would name another folder
+            arguments = [*arguments[:at], *arguments[at + 1 :], arguments[at]]
     config = parser.parse_args(arguments)
     word = config.subcommand
     given = config[word]

@@ -22,6 +22,7 @@ from dro_temp.interfaces import (
     Rows,
     TemperaturePredictor,
 )
+from dro_temp.kernels.dispatch import BackendOption
 from dro_temp.losses.likelihood import InfoNCELoss
 from dro_temp.losses.log_mean_exp import StreamingLoss, Taus
 
@@ -51,9 +52,16 @@ class SupervisedContrastiveLoss(StreamingLoss):
     Source: arXiv 2004.11362 (SupCon), equation 2.
     """
 
+    def __init__(self, *, backend: BackendOption = "auto") -> None:
+        super().__init__(backend=backend)
+        self._of_targets = (InfoNCELoss(backend=backend),)  # a tuple: it is no part with parameters or a name
+
     @property
     def _likelihood(self) -> InfoNCELoss:
-        return InfoNCELoss(backend=self.backend)
+        (loss,) = self._of_targets
+        if loss.backend != self.backend:  # which may be set later
+            loss.backend = self.backend
+        return loss
 
     @final
     def values(self, rows: Rows, tau: PerRow) -> PerRow:

@@ -780,3 +780,13 @@ def test_a_typo_in_data(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", none)
     with pytest.raises(ValueError, match=r"expected a file.*received --data texst.*Check the name"):
         text.documents("texst")
+
+
+def test_a_folder_typed_before_a_file_of_options_counts(tmp_path):
+    from dro_temp.cli.main import _parsed
+
+    file = tmp_path / "config.yaml"
+    file.write_text("output: elsewhere\nsteps: 7\n")
+    for words in (["here", "--config", str(file)], ["--config", str(file), "here"]):
+        options = _parsed(["lm", "fit", *words]).lm.fit
+        assert (str(options.output), options.steps) == ("here", 7)

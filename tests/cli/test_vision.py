@@ -62,6 +62,7 @@ def test_a_run_leaves_a_model_that_timm_loads(finished):
     model = timm.create_model(f"local-dir:{finished / 'model'}", pretrained=True)
     assert model.num_classes == 4
     assert model.pretrained_cfg["label_names"] == ["blue", "green", "grey", "red"]
+    assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 32, 32)  # as it was trained
     other = timm.create_model(
         "test_resnet", num_classes=4, checkpoint_path=str(finished / "model" / "model.safetensors")
     )
@@ -78,6 +79,9 @@ def doubtful(run):
 def test_eval_and_view(finished, capsys):
     assert main(["vision", "eval", str(finished)]) == 0
     said = capsys.readouterr().out
+    written = json.loads((finished / "finished.json").read_text())
+    best = max(written["validations"], key=lambda found: found["accuracy"])
+    assert f"{best['accuracy']:.2f}" in said  # of the same images, read at the same size
     assert "best constant" in said
     assert "accuracy" in said
     rows = doubtful(finished)

@@ -48,6 +48,13 @@ FUNCTIONS = {
     "cvar_weights": lambda h, tau, mask, index: F.cvar_weights(tau, tau, alpha=0.4),
     "chi_square_weights": lambda h, tau, mask, index: F.chi_square_weights(tau, tau, rho=0.4),
     "kl_ball_weights": lambda h, tau, mask, index: F.kl_ball_weights(tau, tau, rho=0.4, iterations=6),
+    "excluded_by_group": lambda h, tau, mask, index: F.excluded_by_group(
+        index, torch.arange(h.shape[1]), index
+    ),
+    "support_sizes": lambda h, tau, mask, index: F.support_sizes(
+        index, torch.arange(h.shape[1]), index, target_in_support=False
+    ),
+    "rows_by_sample": lambda h, tau, mask, index: F.rows_by_sample(h[:, 0], tau, index)[:3],
     "SoftCap": lambda h, tau, mask, index: SOFT_CAP(h),
     "Scale": lambda h, tau, mask, index: SCALE(h),
 }
@@ -80,7 +87,7 @@ def counter():
 
 def test_every_function_is_here():
     named = {next((name.removesuffix(v) for v in VARIANTS if name.endswith(v)), name) for name in FUNCTIONS}
-    assert named | {"logit_between", "ScoreTransform"} == set(F.__all__)
+    assert named | {"logit_between", "ScoreTransform", "UNGROUPED", "LEFT_OUT"} == set(F.__all__)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -33,7 +33,7 @@ def test_facts_are_those_of_the_run_and_every_option_is_described():
 
 
 def test_recipes_that_need_more_are_not_offered():
-    assert set(dt.recipes.__all__) - set(schemes()) == {"drrho"}
+    assert set(dt.recipes.__all__) - set(schemes()) == {"drrho", "supcon"}
     assert "tempnet" not in schemes(["num_samples"])
     assert "infonce" in schemes([])
 

@@ -40,6 +40,9 @@ class Classifier:
     def save(self, folder: Path) -> None:
         """Write a folder that timm loads: timm.create_model("local-dir:FOLDER", pretrained=True)."""
         hub = optional_module("timm.models", "which writes a model", extra="vision")
+        # timm reads the size of images and their normalisation from here.
+        model: Any = self.model
+        model.pretrained_cfg = {**model.pretrained_cfg, **self.settings}
         config = {**self.settings, "label_names": list(self.names), "num_classes": len(self.names)}
         hub.save_for_hf(self.model, folder, model_config=config, safe_serialization=True)
 
