@@ -22,7 +22,7 @@ import dro_temp as dt
 from benchmarks.harness.memory import STATUS, _peak, _start_peak, in_fresh_process
 from benchmarks.harness.results import save
 from benchmarks.harness.timing import interleaved, machine, ratios
-from dro_temp.cli.models import load_model
+from dro_temp.cli.lm.models import load_model
 
 TITLE = "temperatures on SmolLM2-135M-Instruct"
 PROMPT = (
