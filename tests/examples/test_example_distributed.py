@@ -34,6 +34,7 @@ def _found(said):
     return float(loss), int(sent)
 
 
+@pytest.mark.slow
 def test_two_processes_say_what_one_says(tmp_path):
     loss, sent = _found(_run(sys.executable, out=tmp_path / "one"))
     assert sent == 0

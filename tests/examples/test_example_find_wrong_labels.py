@@ -9,6 +9,7 @@ for package in ("tyro", "sklearn", "matplotlib"):
     pytest.importorskip(package)
 
 
+@pytest.mark.slow
 def test_what_it_says_and_draws(tmp_path, capsys):
     with imported_example("find_wrong_labels") as example:
         example.run(example.Options(epochs=15, out=tmp_path))
