@@ -21,7 +21,7 @@ Options = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Facts:
-    """What a method is told of the training pairs; oracles are told what nobody knows.
+    """What a method is told of the training pairs; oracles are told what is unknown in practice.
 
     Args:
         steps: optimizer steps of the run.
@@ -50,11 +50,11 @@ class Method:
         build: the objective, from two encoders, the facts and a trial's options.
         tuned: the option that is tuned beside the learning rate, and its values.
         schedule: temperature of each step, of the share of the run that is over; None: the predictor's own.
-        right_only: whether wrong pairs are removed, which nobody can.
+        right_only: whether wrong pairs are removed, which is impossible in practice.
         hold: share of training in which temperatures stay at their start.
         tau_lr: learning rate of the temperatures.
         tau_beta: AdamW's second beta for the temperatures.
-        is_oracle: whether it uses what nobody knows.
+        is_oracle: whether it uses what is unknown in practice.
     """
 
     name: str

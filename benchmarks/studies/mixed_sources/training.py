@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import torch
+from glyphs.data import Pairs
 from glyphs.model import as_float
 from glyphs.retrieval import mean_r1, recalls
 from torch import Tensor
@@ -85,9 +86,7 @@ class MixedTraining(Training):
         found: dict[str, float] = {}
         for split in (f"{part}_seen", f"{part}_unseen"):
             for mark in marks:
-                pairs = with_mark(self.mixture.data.splits[split], mark)
-                by_name = recalls(self.objective.host, pairs, f"{split}/mark{mark}")  # type: ignore[arg-type]
-                found |= {name: value for name, value in by_name.items() if name.endswith("_r1")}
+                found |= self._r1(with_mark(self.mixture.data.splits[split], mark), f"{split}/mark{mark}")
         return found
 
     def noisy_recalls(self, seed: int) -> dict[str, float]:
@@ -96,9 +95,13 @@ class MixedTraining(Training):
         found: dict[str, float] = {}
         for split in ("val_seen", "val_unseen"):
             pairs = noisy(splits[split], self.setting, self.mixture.marks, seed)
-            by_name = recalls(self.objective.host, pairs, f"noisy_{split}")  # type: ignore[arg-type]
-            found |= {name: value for name, value in by_name.items() if name.endswith("_r1")}
+            found |= self._r1(pairs, f"noisy_{split}")
         return found
+
+    def _r1(self, pairs: Pairs, name: str) -> dict[str, float]:
+        """R@1 of some pairs, both ways."""
+        by_name = recalls(self.objective.host, pairs, name)  # type: ignore[arg-type]
+        return {name: value for name, value in by_name.items() if name.endswith("_r1")}
 
     @torch.no_grad()
     def signals(self) -> dict[str, float]:
